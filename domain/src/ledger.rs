@@ -1,0 +1,178 @@
+//! Double-entry bookkeeping in micro-USD.
+//!
+//! Every posting moves money between accounts and its entries sum to zero; its
+//! key makes posting it again a no-op.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CustomerId, JobId, LeaseId,
+    units::{MicroUsd, Overflow},
+};
+
+/// A place money can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Account {
+    /// Where credits come from; its balance is minus all credit ever given.
+    Funding,
+    /// What the market has earned.
+    Treasury,
+    /// What a customer can spend.
+    Available(CustomerId),
+    /// What is set aside for a customer's open jobs.
+    Held(CustomerId),
+}
+
+impl Account {
+    /// The customer it belongs to, if to one.
+    #[must_use]
+    pub fn customer(self) -> Option<CustomerId> {
+        match self {
+            Self::Funding | Self::Treasury => None,
+            Self::Available(customer) | Self::Held(customer) => Some(customer),
+        }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Funding => f.write_str("funding"),
+            Self::Treasury => f.write_str("treasury"),
+            Self::Available(customer) => write!(f, "available:{customer}"),
+            Self::Held(customer) => write!(f, "held:{customer}"),
+        }
+    }
+}
+
+/// What a posting is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum PostingKind {
+    /// Credit for a customer.
+    Credit,
+    /// Money set aside for a job.
+    Hold,
+    /// Payment for time used.
+    Charge,
+    /// A charge given back.
+    Refund,
+    /// What was set aside and not used.
+    Release,
+}
+
+impl PostingKind {
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Credit => "credit",
+            Self::Hold => "hold",
+            Self::Charge => "charge",
+            Self::Refund => "refund",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// A movement of money: `amount` leaves `from` and arrives at `to`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Posting {
+    /// Makes posting it again a no-op.
+    pub key: String,
+    /// What it is for.
+    pub kind: PostingKind,
+    /// The job it belongs to, if to one.
+    pub job: Option<JobId>,
+    /// Where the money leaves.
+    pub from: Account,
+    /// Where it arrives.
+    pub to: Account,
+    /// How much; never negative.
+    pub amount: MicroUsd,
+}
+
+impl Posting {
+    /// The two signed entries, which sum to zero.
+    ///
+    /// # Errors
+    /// [`Overflow`] when the amount cannot be negated.
+    pub fn entries(&self) -> Result<[(Account, MicroUsd); 2], Overflow> {
+        let out = MicroUsd::ZERO.minus(self.amount)?;
+        Ok([(self.from, out), (self.to, self.amount)])
+    }
+
+    /// Gives `customer` credit; `key` names the reason and makes it happen once.
+    #[must_use]
+    pub fn credit(key: &str, customer: CustomerId, amount: MicroUsd) -> Self {
+        Self {
+            key: format!("credit:{customer}:{key}"),
+            kind: PostingKind::Credit,
+            job: None,
+            from: Account::Funding,
+            to: Account::Available(customer),
+            amount,
+        }
+    }
+
+    /// Sets `amount` aside for `job`.
+    #[must_use]
+    pub fn hold(job: JobId, customer: CustomerId, amount: MicroUsd) -> Self {
+        Self {
+            key: format!("hold:{job}"),
+            kind: PostingKind::Hold,
+            job: Some(job),
+            from: Account::Available(customer),
+            to: Account::Held(customer),
+            amount,
+        }
+    }
+
+    /// Charges `amount` for `lease`, whose charges came to `total` with it.
+    #[must_use]
+    pub fn charge(
+        job: JobId,
+        customer: CustomerId,
+        lease: LeaseId,
+        amount: MicroUsd,
+        total: MicroUsd,
+    ) -> Self {
+        Self {
+            key: format!("charge:{lease}:{}", total.0),
+            kind: PostingKind::Charge,
+            job: Some(job),
+            from: Account::Held(customer),
+            to: Account::Treasury,
+            amount,
+        }
+    }
+
+    /// Gives back all that `lease` was charged.
+    #[must_use]
+    pub fn refund(job: JobId, customer: CustomerId, lease: LeaseId, amount: MicroUsd) -> Self {
+        Self {
+            key: format!("refund:{lease}"),
+            kind: PostingKind::Refund,
+            job: Some(job),
+            from: Account::Treasury,
+            to: Account::Held(customer),
+            amount,
+        }
+    }
+
+    /// Returns what `job` did not use.
+    #[must_use]
+    pub fn release(job: JobId, customer: CustomerId, amount: MicroUsd) -> Self {
+        Self {
+            key: format!("release:{job}"),
+            kind: PostingKind::Release,
+            job: Some(job),
+            from: Account::Held(customer),
+            to: Account::Available(customer),
+            amount,
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Pure types and rules of the Nave market.
+//!
+//! Nothing here does IO, reads a clock or draws randomness: callers pass `now`
+//! and snapshots in and get decisions back, so the same inputs give the same
+//! bytes everywhere.
+
+pub mod epoch;
+pub mod host;
+pub mod ids;
+pub mod job;
+pub mod lease;
+pub mod ledger;
+pub mod rate;
+pub mod units;
+
+pub use ids::{CustomerId, HostId, JobId, KeyId, LeaseId};
+pub use units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow, Timestamp};

@@ -1,0 +1,120 @@
+//! Prices and what a stretch of use costs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow};
+
+/// A price per hour in three parts, so that a host without GPUs earns too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// micro-USD per hour of one whole GPU.
+    pub gpu_hour: MicroUsd,
+    /// micro-USD per hour of one virtual CPU.
+    pub vcpu_hour: MicroUsd,
+    /// micro-USD per hour of one GiB (2³⁰ bytes) of memory.
+    pub gib_hour: MicroUsd,
+}
+
+/// What a lease occupies, in the parts a [`Rate`] prices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Thousandths of a GPU.
+    pub milli_gpu: MilliGpu,
+    /// Thousandths of a virtual CPU.
+    pub milli_cpu: MilliCpu,
+    /// Memory in bytes.
+    pub memory: Bytes,
+}
+
+/// Denominator of [`numerator`]: milliseconds per hour × thousandths × bytes per GiB.
+const DENOMINATOR: i128 = 3_600_000 * 1_000 * (1 << 30);
+
+/// Price of one millisecond of `size`, in 1/[`DENOMINATOR`] micro-USD.
+fn numerator(size: Size, rate: Rate) -> i128 {
+    let gib = 1_i128 << 30;
+    let part = |price: MicroUsd, amount: i64, scale: i128| i128::from(price.0) * i128::from(amount) * scale;
+    part(rate.gpu_hour, size.milli_gpu.0, gib)
+        + part(rate.vcpu_hour, size.milli_cpu.0, gib)
+        + part(rate.gib_hour, size.memory.0, 1_000)
+}
+
+/// Charge for `used` in total, in micro-USD, rounded down in the customer's favour.
+///
+/// A running total is charged as `charge(total) − already charged`, so rounding
+/// never accumulates.
+///
+/// # Errors
+/// [`Overflow`] above 2⁶³−1, the largest value a Postgres bigint holds.
+pub fn charge(size: Size, used: Millis, rate: Rate) -> Result<MicroUsd, Overflow> {
+    let total = numerator(size, rate).checked_mul(i128::from(used.0.max(0))).ok_or(Overflow)?;
+    i64::try_from(total / DENOMINATOR).map(MicroUsd).map_err(|_| Overflow)
+}
+
+/// Price of one hour of `size`, in micro-USD, rounded down.
+///
+/// # Errors
+/// [`Overflow`] as for [`charge`].
+pub fn hourly(size: Size, rate: Rate) -> Result<MicroUsd, Overflow> {
+    charge(size, Millis(3_600_000), rate)
+}
+
+/// The longest use of `size` that `cap` pays for; `None` when it costs nothing.
+#[must_use]
+pub fn affordable(size: Size, cap: MicroUsd, rate: Rate) -> Option<Millis> {
+    let per_milli = numerator(size, rate);
+    if per_milli <= 0 {
+        return None;
+    }
+    let span = i128::from(cap.0.max(0)) * DENOMINATOR / per_milli;
+    Some(Millis(i64::try_from(span).unwrap_or(i64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RATE: Rate =
+        Rate { gpu_hour: MicroUsd(2_000_000), vcpu_hour: MicroUsd(20_000), gib_hour: MicroUsd(3_000) };
+
+    fn size(milli_gpu: i64, milli_cpu: i64, gib: i64) -> Size {
+        Size {
+            milli_gpu: MilliGpu(milli_gpu),
+            milli_cpu: MilliCpu(milli_cpu),
+            memory: Bytes(gib * Bytes::GIB),
+        }
+    }
+
+    #[test]
+    fn an_hour_of_everything_costs_the_sum_of_its_parts() {
+        assert_eq!(hourly(size(1_000, 4_000, 10), RATE), Ok(MicroUsd(2_000_000 + 80_000 + 30_000)));
+    }
+
+    #[test]
+    fn a_host_without_gpus_earns_too() {
+        assert_eq!(hourly(size(0, 1_000, 1), RATE), Ok(MicroUsd(23_000)));
+    }
+
+    #[test]
+    fn what_costs_nothing_never_runs_out() {
+        assert_eq!(affordable(size(0, 0, 0), MicroUsd(1), RATE), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_charge_never_shrinks_and_an_affordable_span_never_exceeds_its_cap(
+            gpu in 0..8_000_i64, cpu in 1..64_000_i64, gib in 0..512_i64, ms in 0..10_000_000_i64, cap in 0..1_000_000_000_i64,
+        ) {
+            let size = size(gpu, cpu, gib);
+            let now = charge(size, Millis(ms), RATE).expect("in range");
+            prop_assert!(charge(size, Millis(ms + 1), RATE).expect("in range") >= now);
+            let span = affordable(size, MicroUsd(cap), RATE).expect("it costs something");
+            prop_assert!(charge(size, span, RATE).expect("in range") <= MicroUsd(cap));
+        }
+    }
+}

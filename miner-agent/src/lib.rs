@@ -1,0 +1,1 @@
+//! Runs leases on a host.

@@ -1,0 +1,3 @@
+//! What programs need to talk to a Nave market.
+
+pub mod wire;

@@ -1,0 +1,197 @@
+//! The host protocol: one document down, one up, and byte channels beside them.
+//!
+//! | Call | Meaning |
+//! |---|---|
+//! | `GET /host/v1/spec?after=G&wait_ms=W` | the [`HostSpec`], as soon as its generation exceeds `G`; 204 when `W` passes first |
+//! | `POST /host/v1/report` | a [`HostReport`]; answered with a [`ReportAck`] |
+//! | `POST /host/v1/leases/{lease}/logs/{stream}?offset=O` | bytes of a log from offset `O`; answered with a [`LogAck`] |
+//! | `PUT /host/v1/blobs/{sha256}` | bytes whose SHA-256 is the name; storing them again is a no-op |
+//!
+//! The agent reconciles what it has with the spec. There are no commands, so
+//! none can be lost: an order is there until its lease is closed.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, HostId, JobId, LeaseId, MilliCpu, Millis,
+    host::{HostState, Inventory},
+    job::Egress,
+    lease::StopReason,
+};
+use serde::{Deserialize, Serialize};
+
+/// The version of this protocol; another one is refused by name.
+pub const PROTOCOL: u16 = 1;
+/// Names the host on the local socket, where no mesh address does.
+pub const HOST_HEADER: &str = "x-nave-host";
+/// Largest report or spec, in bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// Largest piece of a log in one call, in bytes.
+pub const LOG_CHUNK_BYTES_MAX: usize = 256 << 10;
+/// Most that is kept of one stream of one lease, in bytes; the rest is dropped and said so.
+pub const LOG_BYTES_MAX: u64 = 16 << 20;
+/// Largest blob, in bytes.
+pub const BLOB_BYTES_MAX: usize = 32 << 20;
+
+/// What the control plane wants of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSpec {
+    /// [`PROTOCOL`].
+    pub protocol: u16,
+    /// Grows with every change.
+    pub generation: u64,
+    /// Whom it is for.
+    pub host: HostId,
+    /// Where the host stands.
+    pub state: HostState,
+    /// Time after which a host that hears nothing ends its jobs.
+    pub fence_ms: Millis,
+    /// Longest time between two reports.
+    pub report_ms: Millis,
+    /// Every open lease, by id.
+    pub leases: BTreeMap<LeaseId, Order>,
+}
+
+/// One lease to run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The job it is an attempt of.
+    pub job: JobId,
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// Set when the command must end; why.
+    pub stop: Option<StopReason>,
+    /// Image reference with its digest.
+    pub image: String,
+    /// The command as an argument vector.
+    pub argv: Vec<String>,
+    /// Environment variables.
+    pub env: BTreeMap<String, String>,
+    /// CPU limit.
+    pub milli_cpu: MilliCpu,
+    /// Memory limit.
+    pub memory: Bytes,
+    /// Size of the working directory.
+    pub disk: Bytes,
+    /// UUIDs of the GPUs it gets, whole.
+    pub devices: Vec<String>,
+    /// Which addresses it may reach.
+    pub egress: Egress,
+}
+
+/// What a host observes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostReport {
+    /// [`PROTOCOL`].
+    pub protocol: u16,
+    /// The newest spec generation the host has acted on; 0 before the first.
+    pub generation: u64,
+    /// Grows with every report of one agent process, so that a late one is not believed.
+    pub sequence: u64,
+    /// Random, new with every agent process.
+    pub session: u64,
+    /// What the host has.
+    pub inventory: Inventory,
+    /// Every lease the host knows, by id.
+    pub leases: BTreeMap<LeaseId, LeaseReport>,
+}
+
+/// What a host observes of one lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "phase", deny_unknown_fields)]
+pub enum LeaseReport {
+    /// The image or the container is being prepared.
+    Preparing,
+    /// The command runs.
+    Running,
+    /// The command has ended; logs and results are on their way.
+    Exited {
+        /// How it ended.
+        exit: Exit,
+    },
+    /// Everything has been delivered.
+    Finished {
+        /// How it ended.
+        exit: Exit,
+        /// The archive of the result files, where there are any.
+        result: Option<ResultRef>,
+    },
+}
+
+/// How a command ended, as the host sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Exit {
+    /// It exited by itself.
+    Code {
+        /// Its exit code; 128 + n for a signal n.
+        code: i32,
+    },
+    /// The kernel ended it for its memory limit.
+    OutOfMemory,
+    /// Something that was neither the agent nor the kernel's memory limit killed it.
+    Killed,
+    /// The agent ended it because the spec said so.
+    Stopped,
+    /// The agent ended it because it had not heard from the control plane in time.
+    Fenced,
+    /// It never started.
+    StartFailed {
+        /// One sentence; at most [`DETAIL_BYTES_MAX`] bytes.
+        detail: String,
+    },
+}
+
+/// Longest detail of a failure, in bytes.
+pub const DETAIL_BYTES_MAX: usize = 1024;
+
+/// A result archive: a gzip-free tar of the files in the job's output directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultRef {
+    /// SHA-256 of the archive, 64 hexadecimal digits.
+    pub sha256: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Set when files were left out because the archive would exceed [`BLOB_BYTES_MAX`].
+    pub truncated: bool,
+}
+
+/// The answer to a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportAck {
+    /// The newest spec generation; fetch the spec when it exceeds yours.
+    pub generation: u64,
+}
+
+/// The answer to a piece of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogAck {
+    /// Bytes of this stream stored so far: send from here on.
+    pub next_offset: u64,
+    /// Set when nothing more of this stream is kept.
+    pub full: bool,
+}
+
+/// One of a command's two output streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// The name in paths, JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The customers' REST API under `/v1`.
+//!
+//! | Call | Scope | Answer |
+//! |---|---|---|
+//! | `POST /v1/jobs` (header `Idempotency-Key`) | `jobs:write` | [`Job`], 201; 200 when the key was used for the same request |
+//! | `GET /v1/jobs?limit&before&state` | `jobs:read` | [`Page`] of [`Job`] |
+//! | `GET /v1/jobs/{job}?wait_ms` | `jobs:read` | [`Job`]; with `wait_ms` as soon as it is final |
+//! | `POST /v1/jobs/{job}/cancel` | `jobs:write` | [`Job`] |
+//! | `GET /v1/jobs/{job}/logs?after&tail&since&follow` | `jobs:read` | [`Logs`], or with `follow=true` server-sent events |
+//! | `GET /v1/jobs/{job}/result` | `jobs:read` | tar archive of the result files |
+//! | `GET /v1/jobs/{job}/receipt` | `jobs:read` | [`Receipt`] |
+//! | `GET /v1/offers` | `jobs:read` | list of [`Offer`] |
+//! | `GET /v1/hosts` | `hosts:read` | list of [`Host`] |
+//! | `GET /v1/balance` | `balance:read` | [`Balance`] |
+//! | `GET /v1/ledger?limit&before` | `balance:read` | [`Page`] of [`LedgerLine`] |
+//! | `GET /v1/keys`, `POST /v1/keys`, `DELETE /v1/keys/{key}` | `keys:write` | list of [`Key`], [`NewKey`], 204 |
+//! | `GET /v1/epochs?limit`, `GET /v1/epochs/{epoch}` | `jobs:read` | list of [`Epoch`], [`Epoch`] |
+//! | `GET /v1/health` | none | [`Health`] |
+//!
+//! Log events of a followed log: `event: log`, `id:` a cursor for `Last-Event-ID`,
+//! `data:` a [`LogLine`]; at the end `event: end` with the [`Job`].
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
+    epoch::EpochState,
+    host::{HostState, Inventory, Trust},
+    job::{JobRequest, JobState},
+    lease::{LeaseState, Outcome},
+    ledger::PostingKind,
+    rate::{Rate, Size},
+};
+use serde::{Deserialize, Serialize};
+
+use super::host::Stream;
+
+macro_rules! wire {
+    ($($(#[$doc:meta])* pub struct $name:ident { $($fields:tt)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        pub struct $name { $($fields)* }
+    )*};
+}
+
+wire! {
+/// A job as its customer sees it.
+pub struct Job {
+    /// Its id.
+    pub job: JobId,
+    /// Where it stands.
+    pub state: JobState,
+    /// What was asked for, with the image pinned to its digest.
+    pub request: JobRequest,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// When it reached a final state.
+    pub finished_at: Option<Timestamp>,
+    /// The exit code of the attempt that settled it.
+    pub exit_code: Option<i32>,
+    /// Why it failed or what it waits for, in one sentence.
+    pub reason: Option<Reason>,
+    /// What it has cost so far.
+    pub charged: MicroUsd,
+    /// Every attempt, oldest first, with its host, price and outcome.
+    pub attempts: Vec<Attempt>,
+    /// Whether result files can be fetched.
+    pub has_result: bool,
+    /// What can be done with it now: `cancel`, `logs`, `result`, `receipt`.
+    pub actions: Vec<String>,
+}
+
+/// A reason for a state.
+pub struct Reason {
+    /// Stable and machine-readable, such as `no_host_fits`.
+    pub code: String,
+    /// One sentence for a person, with what to do.
+    pub message: String,
+}
+
+/// One attempt of a job.
+pub struct Attempt {
+    /// Its lease.
+    pub lease: LeaseId,
+    /// Counted from 1.
+    pub attempt: u32,
+    /// The host it was placed on.
+    pub host: HostId,
+    /// The host's name.
+    pub host_name: String,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Its price per hour.
+    pub hourly: MicroUsd,
+    /// When the scheduler chose the host.
+    pub placed_at: Timestamp,
+    /// When the control plane heard that the command runs.
+    pub started_at: Option<Timestamp>,
+    /// When the control plane heard that it has ended.
+    pub ended_at: Option<Timestamp>,
+    /// Time charged.
+    pub used_ms: Millis,
+    /// What this attempt cost, refunds taken off.
+    pub charged: MicroUsd,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+}
+
+/// Logs of a job so far.
+pub struct Logs {
+    /// Pieces in the order they came.
+    pub lines: Vec<LogLine>,
+    /// Pass as `after` to continue.
+    pub cursor: String,
+    /// Whether the job is final and nothing more will come.
+    pub complete: bool,
+}
+
+/// A piece of output. It need not end with a line break.
+pub struct LogLine {
+    /// When the control plane received it.
+    pub at: Timestamp,
+    /// Which attempt wrote it.
+    pub attempt: u32,
+    /// Where it was written.
+    pub stream: Stream,
+    /// The text; bytes that are not UTF-8 are replaced by U+FFFD.
+    pub text: String,
+}
+
+/// What a job cost and why. Its lines equal the ledger's.
+pub struct Receipt {
+    /// The job.
+    pub job: JobId,
+    /// Who pays.
+    pub customer: CustomerId,
+    /// Where it stands; final receipts no longer change.
+    pub state: JobState,
+    /// The image that ran, with its digest.
+    pub image: String,
+    /// Every attempt with its host and metered time.
+    pub attempts: Vec<Metered>,
+    /// Every ledger posting for this job, in order.
+    pub lines: Vec<LedgerLine>,
+    /// Charges less refunds.
+    pub total: MicroUsd,
+    /// What is still set aside.
+    pub held: MicroUsd,
+    /// What the reader must know about the trust in these hosts.
+    pub notice: String,
+}
+
+/// One attempt in a receipt.
+pub struct Metered {
+    /// The attempt.
+    pub attempt: Attempt,
+    /// What was leased.
+    pub size: Size,
+    /// The rate it was leased at.
+    pub rate: Rate,
+    /// GPUs, by UUID.
+    pub devices: Vec<String>,
+    /// Who owns the host.
+    pub hotkey: String,
+    /// What runs the host's jobs: `docker` or `simulated`.
+    pub runtime: String,
+    /// How far the host's claims were tested.
+    pub trust: Trust,
+}
+
+/// A line of the ledger, as it touches one customer.
+pub struct LedgerLine {
+    /// When it was posted.
+    pub at: Timestamp,
+    /// What for.
+    pub kind: PostingKind,
+    /// The job, if for one.
+    pub job: Option<JobId>,
+    /// Account the money left.
+    pub from: String,
+    /// Account it arrived at.
+    pub to: String,
+    /// How much.
+    pub amount: MicroUsd,
+}
+
+/// A customer's money.
+pub struct Balance {
+    /// Whose.
+    pub customer: CustomerId,
+    /// What can be spent.
+    pub available: MicroUsd,
+    /// What is set aside for open jobs.
+    pub held: MicroUsd,
+}
+
+/// Capacity that can be rented now.
+pub struct Offer {
+    /// The host.
+    pub host: HostId,
+    /// Its name.
+    pub host_name: String,
+    /// Free capacity.
+    pub free: Capacity,
+    /// Whole capacity.
+    pub total: Capacity,
+    /// Price in its parts.
+    pub rate: Rate,
+    /// How far the host's claims were tested.
+    pub trust: Trust,
+    /// `docker` or `simulated`.
+    pub runtime: String,
+}
+
+/// Capacity in numbers.
+pub struct Capacity {
+    /// GPUs by model name.
+    pub gpus: BTreeMap<String, u32>,
+    /// Thousandths of a virtual CPU.
+    pub milli_cpu: i64,
+    /// Memory.
+    pub memory: Bytes,
+    /// Space for working directories.
+    pub disk: Bytes,
+}
+
+/// A host.
+pub struct Host {
+    /// Its id.
+    pub host: HostId,
+    /// Its name.
+    pub name: String,
+    /// Who owns it.
+    pub hotkey: String,
+    /// Where it stands.
+    pub state: HostState,
+    /// How far its claims were tested.
+    pub trust: Trust,
+    /// What it says it has; absent before its first report.
+    pub inventory: Option<Inventory>,
+    /// Its price.
+    pub rate: Rate,
+    /// When it was last heard.
+    pub heard_at: Option<Timestamp>,
+    /// Number of open leases.
+    pub leases: u32,
+}
+
+/// An API key without its secret.
+pub struct Key {
+    /// Its id.
+    pub key: KeyId,
+    /// What its owner calls it.
+    pub label: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A new API key. The token is shown this once and stored only as a hash.
+pub struct NewKey {
+    /// The key.
+    pub key: Key,
+    /// `nave_` and 64 hexadecimal digits; goes into `Authorization: Bearer`.
+    pub token: String,
+}
+
+/// An epoch and its weights.
+pub struct Epoch {
+    /// Counted from 1.
+    pub epoch: i64,
+    /// Where it stands.
+    pub state: EpochState,
+    /// When it began.
+    pub opened_at: Timestamp,
+    /// When its deliveries were fixed.
+    pub closed_at: Option<Timestamp>,
+    /// Time and value delivered, by miner hotkey.
+    pub delivered: BTreeMap<String, Delivered>,
+    /// Weight by miner hotkey; sums to 65535.
+    pub weights: BTreeMap<String, u16>,
+    /// The chain the weights go to, such as `local`.
+    pub chain: String,
+}
+
+/// What one miner delivered in an epoch.
+pub struct Delivered {
+    /// Time of all leases.
+    pub used_ms: Millis,
+    /// What it was worth at its rates.
+    pub value: MicroUsd,
+}
+
+/// Whether the control plane works.
+pub struct Health {
+    /// `ok` or `degraded`.
+    pub status: String,
+    /// Version of the control plane.
+    pub version: String,
+    /// What is wrong, if anything.
+    pub problems: Vec<String>,
+    /// The image a job gets that names none, with its digest.
+    pub default_image: Option<String>,
+}
+
+/// An error, as RFC 9457 describes it (`application/problem+json`).
+pub struct Problem {
+    /// `about:blank`; the code tells problems apart.
+    pub r#type: String,
+    /// The HTTP status in words.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What was attempted and what stopped it.
+    pub detail: String,
+    /// Stable and machine-readable, such as `balance_too_low`.
+    pub code: String,
+    /// Whether the same request may succeed later.
+    pub retryable: bool,
+    /// What to do about it.
+    pub suggestion: String,
+}
+}
+
+/// A piece of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Page<T> {
+    /// The items, newest first.
+    pub items: Vec<T>,
+    /// Pass as `before` for the next piece; absent at the end.
+    pub next: Option<String>,
+}
+
+/// A wish for a new key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct KeyRequest {
+    /// What to call it.
+    pub label: String,
+    /// What it may do; see [`SCOPES`].
+    pub scopes: Vec<String>,
+}
+
+/// Every scope a key can have.
+pub const SCOPES: [&str; 5] = ["jobs:read", "jobs:write", "balance:read", "hosts:read", "keys:write"];
+/// Longest `Idempotency-Key`, in bytes.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 200;
+/// Longest wait of one `wait_ms`.
+pub const WAIT_MS_MAX: Millis = Millis(60_000);

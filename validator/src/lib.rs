@@ -1,0 +1,1 @@
+//! Turns delivered service into charges and weights: the validator and treasury roles.
