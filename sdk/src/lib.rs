@@ -1,3 +1,6 @@
-//! What programs need to talk to a Nave market.
+//! What programs need to talk to a Nave market: [`wire`] types and, with the
+//! feature `client`, a [`client`] for them.
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod wire;
