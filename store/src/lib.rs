@@ -1,1 +1,79 @@
-//! All SQL of the Nave market, and the private Postgres of one machine.
+//! The only SQL of Nave.
+//!
+//! One module per aggregate; functions are named `noun_verb`. Rows are locked in the
+//! order job → lease → host → ledger account, so that transactions never deadlock.
+//! Every change that somebody waits for is announced with `NOTIFY`; the announcement
+//! only shortens the wait, polling finds the same.
+
+mod account;
+mod blob;
+mod clock;
+pub mod embedded;
+mod epoch;
+mod error;
+mod host;
+mod job;
+mod lease;
+mod ledger;
+mod log;
+mod notify;
+mod schedule;
+mod setting;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+use std::time::Duration;
+
+use nave_domain::Timestamp;
+use sqlx::{PgPool, postgres::PgPoolOptions};
+
+pub use account::{Caller, KeyRow};
+pub use epoch::{DeliveredRow, EpochRow};
+pub use error::StoreError;
+pub use host::{HostRow, NewHost, OrderRow, SpecRow};
+pub use job::{AttemptRow, JobRow, Submission, Submitted};
+pub use lease::{ChargeDue, OpenLease};
+pub use ledger::{BalanceRow, LedgerRow};
+pub use log::{Appended, LogRow};
+pub use notify::{Changes, Listener};
+pub use schedule::{Placement, QueuedJob, Snapshot, SupplyHost};
+
+/// The result of every store call.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// A connection pool to the market's database.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+    url: String,
+}
+
+impl Store {
+    /// Connects lazily; a database that is down shows on first use.
+    ///
+    /// # Errors
+    /// When `url` is not a Postgres connection string.
+    pub async fn connect(url: &str) -> Result<Self> {
+        let pool = PgPoolOptions::new()
+            .max_connections(16)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_lazy(url)?;
+        Ok(Self { pool, url: url.to_owned() })
+    }
+
+    /// Brings the schema up to date; concurrent callers wait for each other.
+    ///
+    /// # Errors
+    /// When a migration fails or the database is newer than this program.
+    pub async fn migrate(&self) -> Result<()> {
+        Ok(sqlx::migrate!("../migrations").run(&self.pool).await?)
+    }
+
+    /// The database's clock, which is the market's.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn now(&self) -> Result<Timestamp> {
+        Ok(Timestamp(sqlx::query_scalar!(r#"select now_ms() as "now!""#).fetch_one(&self.pool).await?))
+    }
+}

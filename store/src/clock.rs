@@ -1,0 +1,35 @@
+//! The control clock: time during which hosts could reach a gateway.
+
+use nave_domain::Millis;
+
+use crate::{Result, Store};
+
+/// Longest stretch one beat adds; a gateway beats twice as often.
+const BEAT_MS_MAX: i64 = 1_000;
+
+impl Store {
+    /// Advances the clock by the time since the last beat, at most one second: what is
+    /// longer was downtime. Several gateways may beat; together they add real time once.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn clock_beat(&self) -> Result<()> {
+        sqlx::query!(
+            "update control_clock set
+                up_ms = up_ms + greatest(0, least(now_ms() - beat_at_ms, $1)),
+                beat_at_ms = greatest(beat_at_ms, now_ms())",
+            BEAT_MS_MAX
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Total uptime, for comparing with an earlier reading.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn clock_up(&self) -> Result<Millis> {
+        Ok(Millis(sqlx::query_scalar!("select up_ms from control_clock").fetch_one(&self.pool).await?))
+    }
+}

@@ -1,0 +1,266 @@
+//! Hosts: enrolment, reports and specs.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Timestamp,
+    host::{self, HostEvent, HostState, Inventory, Trust},
+    job::JobRequest,
+    lease::StopReason,
+    rate::Rate,
+};
+use sqlx::PgConnection;
+
+use crate::{
+    Result, Store, StoreError, error,
+    notify::{Changes, announce},
+};
+
+/// A host to be enrolled.
+#[derive(Debug, Clone)]
+pub struct NewHost<'a> {
+    /// Its id.
+    pub host: HostId,
+    /// Its name, unique.
+    pub name: &'a str,
+    /// Who owns it.
+    pub hotkey: &'a str,
+    /// Its price.
+    pub rate: Rate,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRow {
+    /// Its id.
+    pub host: HostId,
+    /// Its name.
+    pub name: String,
+    /// Who owns it.
+    pub hotkey: String,
+    /// Where it stands.
+    pub state: HostState,
+    /// How far its claims were tested.
+    pub trust: Trust,
+    /// What it says it has.
+    pub inventory: Option<Inventory>,
+    /// Its price.
+    pub rate: Rate,
+    /// When it was last heard.
+    pub heard_at: Option<Timestamp>,
+    /// Number of open leases.
+    pub leases: u32,
+}
+
+/// What a host should do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecRow {
+    /// Grows with every change.
+    pub generation: u64,
+    /// Where the host stands.
+    pub state: HostState,
+    /// Its open leases.
+    pub orders: BTreeMap<LeaseId, OrderRow>,
+}
+
+/// One lease to run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderRow {
+    /// The job.
+    pub job: JobId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Why it must end, if it must.
+    pub stop: Option<StopReason>,
+    /// What the customer asked for.
+    pub request: JobRequest,
+    /// CPU limit.
+    pub milli_cpu: MilliCpu,
+    /// Memory limit.
+    pub memory: Bytes,
+    /// Working directory.
+    pub disk: Bytes,
+    /// GPUs.
+    pub devices: Vec<String>,
+}
+
+/// Announces that a host's spec has changed; the last row lock before money.
+pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    sqlx::query!("update hosts set generation = generation + 1 where host_id = $1", host.0)
+        .execute(&mut *tx)
+        .await?;
+    announce(tx, Changes::Host(host)).await
+}
+
+impl Store {
+    /// Makes a host known, or renews the price of a known one.
+    ///
+    /// # Errors
+    /// [`StoreError::Constraint`] when another host has this name.
+    pub async fn host_enrol(&self, new: &NewHost<'_>) -> Result<()> {
+        sqlx::query!(
+            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour) values ($1, $2, $3, $4, $5, $6)
+             on conflict (host_id) do update set
+                gpu_hour = excluded.gpu_hour, vcpu_hour = excluded.vcpu_hour, gib_hour = excluded.gib_hour",
+            new.host.0,
+            new.name,
+            new.hotkey,
+            new.rate.gpu_hour.0,
+            new.rate.vcpu_hour.0,
+            new.rate.gib_hour.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Takes note of a report: the host was heard, and what it has. Returns the generation
+    /// of its spec and whether the report is news: a late one from the same process is not.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is gone.
+    pub async fn host_hear(
+        &self,
+        id: HostId,
+        session: u64,
+        sequence: u64,
+        seen_generation: u64,
+        inventory: &Inventory,
+    ) -> Result<(u64, bool)> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            "select state, session, sequence, generation, inventory from hosts where host_id = $1 for update",
+            id.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::NotFound("host"))?;
+        let generation = row.generation.cast_unsigned();
+        if row.session == Some(session.cast_signed()) && sequence.cast_signed() <= row.sequence {
+            return Ok((generation, false));
+        }
+        let from: HostState = error::read_name("a host's state", row.state)?;
+        let to = host::next(from, HostEvent::Heard).ok_or(StoreError::Stale("host"))?;
+        let fresh = error::write_json(inventory)?;
+        let changed = from != to || row.inventory.as_ref() != Some(&fresh);
+        sqlx::query!(
+            "update hosts set state = $2, session = $3, sequence = $4, seen_generation = $5, inventory = $6,
+                heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
+             where host_id = $1",
+            id.0,
+            to.as_str(),
+            session.cast_signed(),
+            sequence.cast_signed(),
+            seen_generation.cast_signed(),
+            fresh
+        )
+        .execute(&mut *tx)
+        .await?;
+        if changed {
+            announce(&mut tx, Changes::Supply).await?;
+        }
+        tx.commit().await?;
+        Ok((generation, true))
+    }
+
+    /// What a host should do. The generation is read first, so it is never newer than the orders.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such host.
+    pub async fn host_spec(&self, host: HostId) -> Result<SpecRow> {
+        let row = sqlx::query!("select generation, state from hosts where host_id = $1", host.0)
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or(StoreError::NotFound("host"))?;
+        let orders = sqlx::query!(
+            "select l.lease_id, l.job_id, l.attempt, l.stop_reason, l.milli_cpu, l.memory, l.disk, l.devices, j.request
+             from leases l join jobs j using (job_id) where l.host_id = $1 and l.state <> 'closed'",
+            host.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let orders = orders.into_iter().map(|row| {
+            let order = OrderRow {
+                job: row.job_id.into(),
+                attempt: row.attempt.unsigned_abs(),
+                stop: row.stop_reason.map(|name| error::read_name("a stop reason", name)).transpose()?,
+                request: error::read_json("a job's request", row.request)?,
+                milli_cpu: MilliCpu(row.milli_cpu),
+                memory: Bytes(row.memory),
+                disk: Bytes(row.disk),
+                devices: row.devices,
+            };
+            Ok((row.lease_id.into(), order))
+        });
+        Ok(SpecRow {
+            generation: row.generation.cast_unsigned(),
+            state: error::read_name("a host's state", row.state)?,
+            orders: orders.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The generation of a host's spec.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such host.
+    pub async fn host_generation(&self, host: HostId) -> Result<u64> {
+        sqlx::query_scalar!("select generation from hosts where host_id = $1", host.0)
+            .fetch_optional(&self.pool)
+            .await?
+            .map(i64::cast_unsigned)
+            .ok_or(StoreError::NotFound("host"))
+    }
+
+    /// Every host that has not left, by name.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn host_list(&self) -> Result<Vec<HostRow>> {
+        let rows = sqlx::query!(
+            r#"select h.host_id, h.name, h.hotkey, h.state, h.trust, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
+                    h.heard_at_ms,
+                    (select count(*) from leases l where l.host_id = h.host_id and l.state <> 'closed') as "leases!"
+               from hosts h where h.state <> 'gone' order by h.name"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(HostRow {
+                    host: row.host_id.into(),
+                    name: row.name,
+                    hotkey: row.hotkey,
+                    state: error::read_name("a host's state", row.state)?,
+                    trust: error::read_name("a trust class", row.trust)?,
+                    inventory: row
+                        .inventory
+                        .map(|value| error::read_json("an inventory", value))
+                        .transpose()?,
+                    rate: Rate {
+                        gpu_hour: MicroUsd(row.gpu_hour),
+                        vcpu_hour: MicroUsd(row.vcpu_hour),
+                        gib_hour: MicroUsd(row.gib_hour),
+                    },
+                    heard_at: row.heard_at_ms.map(Timestamp),
+                    leases: u32::try_from(row.leases).unwrap_or(u32::MAX),
+                })
+            })
+            .collect()
+    }
+
+    /// Marks hosts suspect that have been silent for longer than `silent` on the control
+    /// clock; returns how many are so newly.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hosts_suspect(&self, silent: nave_domain::Millis) -> Result<u64> {
+        let done = sqlx::query!(
+            "update hosts set state = 'suspect'
+             where state = 'ready' and (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $1",
+            silent.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+}

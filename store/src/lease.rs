@@ -1,0 +1,476 @@
+//! Leases: what hosts report of them, what ends them, and what they cost.
+
+use nave_domain::{
+    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
+    job::{self, JobEvent, Limits},
+    lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
+    ledger::Posting,
+    rate::{Rate, Size, charge},
+};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Result, Store, StoreError, error, host,
+    job::{LockedJob, Why, advance, release},
+    ledger,
+    notify::{Changes, announce},
+};
+
+/// Longest gap between two reports that is charged; what is longer was an outage.
+const METERED_GAP_MS_MAX: i64 = 10_000;
+
+/// An open lease, as the scheduler watches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenLease {
+    /// Its id.
+    pub lease: LeaseId,
+    /// The job.
+    pub job: JobId,
+    /// Where it runs.
+    pub host: HostId,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// When the host was chosen.
+    pub placed_at: Timestamp,
+    /// When it was heard running.
+    pub started_at: Option<Timestamp>,
+    /// When it was heard to have ended.
+    pub ended_at: Option<Timestamp>,
+    /// The job's limits.
+    pub limits: Limits,
+    /// Longest run.
+    pub run_max: Millis,
+    /// Whether the spend cap is what bounds the run.
+    pub capped_by_spend: bool,
+    /// How long the host has been silent, on the control clock.
+    pub silent: Millis,
+}
+
+/// A lease whose use has not been charged in full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChargeDue {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The job.
+    pub job: JobId,
+}
+
+struct LockedLease {
+    lease: LeaseId,
+    host: HostId,
+    state: LeaseState,
+    size: Size,
+    rate: Rate,
+    used: Millis,
+    charged: MicroUsd,
+    stop_reason: Option<StopReason>,
+}
+
+async fn lock(tx: &mut PgConnection, id: LeaseId) -> Result<LockedLease> {
+    let row = sqlx::query!(
+        "select host_id, state, milli_gpu, milli_cpu, memory, gpu_hour, vcpu_hour, gib_hour, used_ms, charged,
+                stop_reason
+         from leases where lease_id = $1 for update",
+        id.0
+    )
+    .fetch_optional(tx)
+    .await?
+    .ok_or(StoreError::NotFound("lease"))?;
+    Ok(LockedLease {
+        lease: id,
+        host: row.host_id.into(),
+        state: error::read_name("a lease's state", row.state)?,
+        size: Size {
+            milli_gpu: MilliGpu(row.milli_gpu),
+            milli_cpu: MilliCpu(row.milli_cpu),
+            memory: Bytes(row.memory),
+        },
+        rate: Rate {
+            gpu_hour: MicroUsd(row.gpu_hour),
+            vcpu_hour: MicroUsd(row.vcpu_hour),
+            gib_hour: MicroUsd(row.gib_hour),
+        },
+        used: Millis(row.used_ms),
+        charged: MicroUsd(row.charged),
+        stop_reason: row.stop_reason.map(|name| error::read_name("a stop reason", name)).transpose()?,
+    })
+}
+
+/// The job of a lease, locked before the lease itself. `None` when this host holds no such lease.
+async fn lock_both(
+    tx: &mut PgConnection,
+    host: HostId,
+    id: LeaseId,
+) -> Result<Option<(LockedJob, LockedLease)>> {
+    let job =
+        sqlx::query_scalar!("select job_id from leases where lease_id = $1 and host_id = $2", id.0, host.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+    let Some(job) = job else { return Ok(None) };
+    let job = crate::job::lock(tx, job.into()).await?;
+    let lease = lock(tx, id).await?;
+    Ok(Some((job, lease)))
+}
+
+async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseEvent) -> Result<bool> {
+    let from = lease.state;
+    let Some(to) = lease::next(from, event) else { return Ok(false) };
+    sqlx::query!(
+        "update leases set state = $3,
+            started_at_ms = coalesce(started_at_ms, case when $4 then now_ms() end),
+            metered_at_ms = coalesce(metered_at_ms, case when $4 then now_ms() end),
+            ended_at_ms = coalesce(ended_at_ms, case when $3 = 'draining' then now_ms() end)
+         where lease_id = $1 and state = $2",
+        lease.lease.0,
+        from.as_str(),
+        to.as_str(),
+        event == LeaseEvent::Started
+    )
+    .execute(tx)
+    .await?;
+    lease.state = to;
+    Ok(true)
+}
+
+/// Adds up use since the last reading: never more than a tolerated gap, never after the
+/// control plane decided to stop it, never beyond the longest run.
+async fn meter(tx: &mut PgConnection, lease: &mut LockedLease) -> Result<()> {
+    let used = sqlx::query_scalar!(
+        "update leases set
+            used_ms = least(run_ms_max, used_ms + greatest(0, least(
+                least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, $2))),
+            metered_at_ms = now_ms()
+         where lease_id = $1 and metered_at_ms is not null and ended_at_ms is null
+         returning used_ms",
+        lease.lease.0,
+        METERED_GAP_MS_MAX
+    )
+    .fetch_optional(tx)
+    .await?;
+    if let Some(used) = used {
+        lease.used = Millis(used);
+    }
+    Ok(())
+}
+
+/// Tells the host of a job's open lease to end it.
+pub(crate) async fn stop_open(tx: &mut PgConnection, job: JobId, reason: StopReason) -> Result<()> {
+    let open =
+        sqlx::query_scalar!("select lease_id from leases where job_id = $1 and state <> 'closed'", job.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+    let Some(open) = open else { return Ok(()) };
+    let mut lease = lock(tx, open.into()).await?;
+    stop(tx, &mut lease, reason).await
+}
+
+async fn stop(tx: &mut PgConnection, lease: &mut LockedLease, reason: StopReason) -> Result<()> {
+    meter(tx, lease).await?;
+    if !set_state(tx, lease, LeaseEvent::Stop).await? {
+        return Ok(());
+    }
+    sqlx::query!(
+        "update leases set stop_reason = coalesce(stop_reason, $2), stop_at_ms = coalesce(stop_at_ms, now_ms())
+         where lease_id = $1",
+        lease.lease.0,
+        reason.as_str()
+    )
+    .execute(&mut *tx)
+    .await?;
+    host::bump(tx, lease.host).await
+}
+
+/// Charges what a lease has used and was not charged yet, within the job's hold.
+async fn charge_rest(tx: &mut PgConnection, job: &mut LockedJob, lease: &mut LockedLease) -> Result<()> {
+    let total = charge(lease.size, lease.used, lease.rate)?;
+    let room = job.max_spend.minus(job.charged)?;
+    let due = total.minus(lease.charged)?.min(room).max(MicroUsd::ZERO);
+    let total = lease.charged.plus(due)?;
+    let posting = Posting::charge(job.job, job.customer, lease.lease, due, total);
+    if ledger::post(tx, &posting).await? {
+        add_charged(tx, job, lease, due).await?;
+    }
+    Ok(())
+}
+
+async fn refund_all(tx: &mut PgConnection, job: &mut LockedJob, lease: &mut LockedLease) -> Result<()> {
+    let posting = Posting::refund(job.job, job.customer, lease.lease, lease.charged);
+    if ledger::post(tx, &posting).await? {
+        let back = MicroUsd::ZERO.minus(lease.charged)?;
+        add_charged(tx, job, lease, back).await?;
+    }
+    Ok(())
+}
+
+async fn add_charged(
+    tx: &mut PgConnection,
+    job: &mut LockedJob,
+    lease: &mut LockedLease,
+    amount: MicroUsd,
+) -> Result<()> {
+    job.charged = job.charged.plus(amount)?;
+    lease.charged = lease.charged.plus(amount)?;
+    sqlx::query!("update jobs set charged = $2 where job_id = $1", job.job.0, job.charged.0)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query!("update leases set charged = $2 where lease_id = $1", lease.lease.0, lease.charged.0)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Closes a lease for good: its outcome, its money, what it means for the job, and the
+/// host's spec, all in the caller's transaction.
+async fn close(
+    tx: &mut PgConnection,
+    job: &mut LockedJob,
+    lease: &mut LockedLease,
+    event: LeaseEvent,
+    outcome: &Outcome,
+) -> Result<()> {
+    if lease::next(lease.state, event) != Some(LeaseState::Closed) {
+        return Ok(());
+    }
+    meter(tx, lease).await?;
+    sqlx::query!(
+        "update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
+            ended_at_ms = coalesce(ended_at_ms, now_ms()),
+            used_ms = case when $3 then used_ms else settled_ms end
+         where lease_id = $1",
+        lease.lease.0,
+        error::write_json(outcome)?,
+        outcome.is_charged()
+    )
+    .execute(&mut *tx)
+    .await?;
+    lease.state = LeaseState::Closed;
+    settle_job(tx, job, outcome).await?;
+    host::bump(tx, lease.host).await?;
+    announce(tx, Changes::Supply).await?;
+    ledger::lock(tx, job.customer).await?;
+    if outcome.is_charged() {
+        charge_rest(tx, job, lease).await?;
+    } else {
+        refund_all(tx, job, lease).await?;
+    }
+    if job.state.is_final() { release(tx, job).await } else { Ok(()) }
+}
+
+async fn settle_job(tx: &mut PgConnection, job: &mut LockedJob, outcome: &Outcome) -> Result<()> {
+    let (command, host) = match outcome {
+        Outcome::Exited { .. } | Outcome::OutOfMemory => (1, 0),
+        other if other.is_hosts_fault() => (0, 1),
+        _ => (0, 0),
+    };
+    job.tries.command += command;
+    job.tries.host += host;
+    let event = job::after(outcome, job.tries, job.request.retries);
+    let kept = if event == JobEvent::Requeue { None } else { outcome.exit_code() };
+    sqlx::query!(
+        "update jobs set tries_command = tries_command + $2, tries_host = tries_host + $3, exit_code = $4
+         where job_id = $1",
+        job.job.0,
+        command.cast_signed(),
+        host.cast_signed(),
+        kept
+    )
+    .execute(&mut *tx)
+    .await?;
+    advance(tx, job, event, why(outcome)).await
+}
+
+/// Why a job is not where its customer wants it, after an attempt ended like this.
+fn why(outcome: &Outcome) -> Option<Why> {
+    let (code, message) = match outcome {
+        Outcome::Exited { code: 0 } => return None,
+        Outcome::Exited { code } => ("exited", format!("the command exited with code {code}")),
+        Outcome::OutOfMemory => ("out_of_memory", "the command used more memory than it asked for".into()),
+        Outcome::Killed => ("killed", "something on the host killed the command".into()),
+        Outcome::StartFailed { detail } => ("start_failed", format!("the container did not start: {detail}")),
+        Outcome::StartTimeout => {
+            ("start_timeout", "the container did not start within its start limit".into())
+        }
+        Outcome::RunTimeout => ("run_timeout", "the command ran into its run limit".into()),
+        Outcome::SpendCap => ("spend_cap", "the job used up its spend cap".into()),
+        Outcome::Cancelled => ("cancelled", "the customer cancelled it".into()),
+        Outcome::HostLost => ("host_lost", "the host fell silent; the attempt is not charged".into()),
+    };
+    Some((code, message))
+}
+
+impl Store {
+    /// A host says that some of its leases run: metering goes on.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn leases_heard(&self, host: HostId, leases: &[LeaseId]) -> Result<()> {
+        let ids: Vec<Uuid> = leases.iter().map(|lease| lease.0).collect();
+        sqlx::query!(
+            "update leases set
+                used_ms = least(run_ms_max, used_ms + greatest(0, least(
+                    least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, $3))),
+                metered_at_ms = now_ms()
+             where host_id = $1 and lease_id = any($2) and state in ('running', 'stopping')
+               and metered_at_ms is not null and ended_at_ms is null",
+            host.0,
+            &ids,
+            METERED_GAP_MS_MAX
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// A host says that a lease's command runs; charging begins. Closed leases stay closed.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_started(&self, host: HostId, id: LeaseId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        if set_state(&mut tx, &mut lease, LeaseEvent::Started).await?
+            && job::next(job.state, JobEvent::Start).is_some()
+        {
+            advance(&mut tx, &mut job, JobEvent::Start, None).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// A host says that a lease's command has ended; charging ends.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_exited(&self, host: HostId, id: LeaseId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        meter(&mut tx, &mut lease).await?;
+        set_state(&mut tx, &mut lease, LeaseEvent::Exited).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// A host has delivered all of a lease: it closes. A result counts when its bytes are here.
+    ///
+    /// An end that the control plane asked for is recorded under its reason, whatever the
+    /// host says about it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_finished(
+        &self,
+        host: HostId,
+        id: LeaseId,
+        outcome: Option<Outcome>,
+        result: Option<[u8; 32]>,
+    ) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        if lease.state == LeaseState::Closed {
+            return Ok(());
+        }
+        let outcome = match (outcome, lease.stop_reason) {
+            (Some(outcome), _) => outcome,
+            (None, Some(reason)) => reason.outcome(),
+            (None, None) => Outcome::HostLost,
+        };
+        if let Some(sha256) = result {
+            sqlx::query!(
+                "update jobs set result_sha256 = (select sha256 from blobs where sha256 = $2) where job_id = $1",
+                job.job.0,
+                sha256.as_slice()
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Gives a lease up: its host is lost, or has lost it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_lost(&self, host: HostId, id: LeaseId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Tells the host to end a lease.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_stop(&self, host: HostId, id: LeaseId, reason: StopReason) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        stop(&mut tx, &mut lease, reason).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Every open lease.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn leases_open(&self) -> Result<Vec<OpenLease>> {
+        let rows = sqlx::query!(
+            r#"select l.lease_id, l.job_id, l.host_id, l.state, l.placed_at_ms, l.started_at_ms, l.ended_at_ms,
+                    l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
+                    greatest(0, c.up_ms - coalesce(h.heard_up_ms, 0)) as "silent!"
+               from leases l join jobs j using (job_id) join hosts h using (host_id) cross join control_clock c
+               where l.state <> 'closed' order by l.lease_id"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(OpenLease {
+                    lease: row.lease_id.into(),
+                    job: row.job_id.into(),
+                    host: row.host_id.into(),
+                    state: error::read_name("a lease's state", row.state)?,
+                    placed_at: Timestamp(row.placed_at_ms),
+                    started_at: row.started_at_ms.map(Timestamp),
+                    ended_at: row.ended_at_ms.map(Timestamp),
+                    limits: error::read_json("a job's limits", row.limits)?,
+                    run_max: Millis(row.run_ms_max),
+                    capped_by_spend: row.capped_by_spend,
+                    silent: Millis(row.silent),
+                })
+            })
+            .collect()
+    }
+
+    /// Open leases whose use since the last charge is worth at least one micro-USD.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn charges_due(&self) -> Result<Vec<ChargeDue>> {
+        let rows = sqlx::query!(
+            "select lease_id, job_id from leases
+             where state in ('running', 'stopping', 'draining') and used_ms > 0 order by lease_id"
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| ChargeDue { lease: row.lease_id.into(), job: row.job_id.into() })
+            .collect())
+    }
+
+    /// Charges an open lease up to its last reading.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_charge(&self, due: ChargeDue) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let mut job = crate::job::lock(&mut tx, due.job).await?;
+        let mut lease = lock(&mut tx, due.lease).await?;
+        if lease.state == LeaseState::Closed {
+            return Ok(());
+        }
+        ledger::lock(&mut tx, job.customer).await?;
+        charge_rest(&mut tx, &mut job, &mut lease).await?;
+        Ok(tx.commit().await?)
+    }
+}

@@ -1,0 +1,95 @@
+//! Announcements of changes.
+//!
+//! An announcement says only that something may have changed; it can come without
+//! a change and a change can come without it.
+
+use std::time::Duration;
+
+use nave_domain::{HostId, JobId};
+use sqlx::{PgConnection, postgres::PgListener};
+use tokio::sync::broadcast;
+
+use crate::{Result, Store};
+
+/// What may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changes {
+    /// The queue, the hosts or their free capacity.
+    Supply,
+    /// A job's state, attempts or logs.
+    Job(JobId),
+    /// A host's spec.
+    Host(HostId),
+    /// Anything: announcements may have been missed.
+    Unknown,
+}
+
+/// Hands announcements to everyone who waits in this process.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    sender: broadcast::Sender<Changes>,
+}
+
+const CHANNEL: &str = "nave";
+
+impl Listener {
+    /// Announcements from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Changes> {
+        self.sender.subscribe()
+    }
+}
+
+impl Store {
+    /// Starts listening; ends with the process. While the database is away it keeps
+    /// trying, and announces [`Changes::Unknown`] when it is back.
+    #[must_use]
+    pub fn listen(&self) -> Listener {
+        let (sender, _) = broadcast::channel(1024);
+        let listener = Listener { sender: sender.clone() };
+        let url = self.url.clone();
+        tokio::spawn(async move {
+            loop {
+                if let Err(error) = relay(&url, &sender).await {
+                    tracing::debug!(%error, "listening for changes was interrupted");
+                }
+                drop(sender.send(Changes::Unknown));
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+        listener
+    }
+}
+
+async fn relay(url: &str, sender: &broadcast::Sender<Changes>) -> std::result::Result<(), sqlx::Error> {
+    let mut source = PgListener::connect(url).await?;
+    source.listen(CHANNEL).await?;
+    drop(sender.send(Changes::Unknown));
+    while let Some(notification) = source.try_recv().await? {
+        drop(sender.send(parse(notification.payload())));
+    }
+    Ok(())
+}
+
+fn parse(payload: &str) -> Changes {
+    if payload == "supply" {
+        return Changes::Supply;
+    }
+    match (payload.parse(), payload.parse()) {
+        (Ok(job), _) => Changes::Job(job),
+        (_, Ok(host)) => Changes::Host(host),
+        (Err(_), Err(_)) => Changes::Unknown,
+    }
+}
+
+/// Announces within a transaction; it is sent when that commits.
+pub(crate) async fn announce(tx: &mut PgConnection, change: Changes) -> Result<()> {
+    let payload = match change {
+        Changes::Supply => "supply".to_owned(),
+        Changes::Job(job) => job.to_string(),
+        Changes::Host(host) => host.to_string(),
+        Changes::Unknown => return Ok(()),
+    };
+    sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(tx).await?;
+    Ok(())
+}

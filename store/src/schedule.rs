@@ -1,0 +1,210 @@
+//! What the scheduler sees, and how it places.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::Inventory,
+    job::{JobEvent, JobRequest, JobState},
+    rate::{Rate, Size},
+};
+use uuid::Uuid;
+
+use crate::{
+    Result, Store, StoreError, error,
+    job::{advance, lock},
+    notify::{Changes, announce},
+};
+
+/// A consistent view of the queue and the supply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub now: Timestamp,
+    /// Jobs that wait, oldest first.
+    pub jobs: Vec<QueuedJob>,
+    /// Hosts that take jobs, by id.
+    pub hosts: BTreeMap<HostId, SupplyHost>,
+}
+
+/// A job that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedJob {
+    /// Its id; ids sort by age.
+    pub job: JobId,
+    /// What was asked for.
+    pub request: JobRequest,
+    /// What may still be spent on it.
+    pub left: MicroUsd,
+    /// Since when it waits.
+    pub queued_at: Timestamp,
+    /// How long it waited before.
+    pub queued: Millis,
+    /// Hosts on which an attempt ended through the host, latest last.
+    pub failed_on: Vec<HostId>,
+}
+
+/// A host that takes jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SupplyHost {
+    /// Generation of its spec; a placement is refused when it has moved on.
+    pub generation: u64,
+    /// Its price.
+    pub rate: Rate,
+    /// What it says it has.
+    pub inventory: Inventory,
+    /// CPU leased.
+    pub milli_cpu_used: MilliCpu,
+    /// Memory leased.
+    pub memory_used: Bytes,
+    /// Disk leased.
+    pub disk_used: Bytes,
+    /// GPUs leased.
+    pub devices_used: Vec<String>,
+}
+
+/// A decision to place a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The job.
+    pub job: JobId,
+    /// Where.
+    pub host: HostId,
+    /// Generation of the host in the snapshot that the decision is based on.
+    pub generation: u64,
+    /// What it occupies.
+    pub size: Size,
+    /// Working directory.
+    pub disk: Bytes,
+    /// GPUs.
+    pub devices: Vec<String>,
+    /// At which rate.
+    pub rate: Rate,
+    /// Longest run.
+    pub run_max: Millis,
+    /// Whether the spend cap is what bounds the run.
+    pub capped_by_spend: bool,
+}
+
+/// Most jobs in one snapshot; the rest waits for the next.
+const JOBS_MAX: i64 = 1_000;
+
+impl Store {
+    /// The queue and the supply at one moment.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
+        let now = sqlx::query_scalar!(r#"select now_ms() as "now!""#).fetch_one(&mut *tx).await?;
+        let jobs = sqlx::query!(
+            r#"select j.job_id, j.request, j.max_spend - j.charged as "left!", j.queued_at_ms as "queued_at_ms!",
+                    j.queued_ms,
+                    array(select l.host_id from leases l where l.job_id = j.job_id
+                          and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')
+                          order by l.attempt) as "failed_on!"
+               from jobs j where j.state = 'queued' order by j.job_id limit $1"#,
+            JOBS_MAX
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let hosts = sqlx::query!(
+            r#"select h.host_id, h.generation, h.gpu_hour, h.vcpu_hour, h.gib_hour, h.inventory as "inventory!",
+                    coalesce(sum(l.milli_cpu), 0)::bigint as "milli_cpu!", coalesce(sum(l.memory), 0)::bigint as "memory!",
+                    coalesce(sum(l.disk), 0)::bigint as "disk!"
+               from hosts h left join leases l on l.host_id = h.host_id and l.state <> 'closed'
+               where h.state = 'ready' and h.inventory is not null group by h.host_id"#
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let devices = sqlx::query!(
+            r#"select host_id, unnest(devices) as "device!" from leases where state <> 'closed'"#
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        let mut used: BTreeMap<Uuid, Vec<String>> = BTreeMap::new();
+        for row in devices {
+            used.entry(row.host_id).or_default().push(row.device);
+        }
+        let jobs = jobs.into_iter().map(|row| {
+            Ok(QueuedJob {
+                job: row.job_id.into(),
+                request: error::read_json("a job's request", row.request)?,
+                left: MicroUsd(row.left),
+                queued_at: Timestamp(row.queued_at_ms),
+                queued: Millis(row.queued_ms),
+                failed_on: row.failed_on.into_iter().map(HostId).collect(),
+            })
+        });
+        let hosts = hosts.into_iter().map(|row| {
+            let host = SupplyHost {
+                generation: row.generation.cast_unsigned(),
+                rate: Rate {
+                    gpu_hour: MicroUsd(row.gpu_hour),
+                    vcpu_hour: MicroUsd(row.vcpu_hour),
+                    gib_hour: MicroUsd(row.gib_hour),
+                },
+                inventory: error::read_json("an inventory", row.inventory)?,
+                milli_cpu_used: MilliCpu(row.milli_cpu),
+                memory_used: Bytes(row.memory),
+                disk_used: Bytes(row.disk),
+                devices_used: used.remove(&row.host_id).unwrap_or_default(),
+            };
+            Ok((row.host_id.into(), host))
+        });
+        Ok(Snapshot {
+            now: Timestamp(now),
+            jobs: jobs.collect::<Result<_>>()?,
+            hosts: hosts.collect::<Result<_>>()?,
+        })
+    }
+
+    /// Carries out a placement if neither the job nor the host has changed since the snapshot.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] otherwise; look again.
+    pub async fn job_place(&self, placement: &Placement) -> Result<LeaseId> {
+        let mut tx = self.pool.begin().await?;
+        let mut job = lock(&mut tx, placement.job).await?;
+        if job.state != JobState::Queued {
+            return Err(StoreError::Stale("job"));
+        }
+        let held = sqlx::query!(
+            "update hosts set generation = generation + 1 where host_id = $1 and generation = $2 and state = 'ready'",
+            placement.host.0,
+            placement.generation.cast_signed()
+        )
+        .execute(&mut *tx)
+        .await?;
+        if held.rows_affected() != 1 {
+            return Err(StoreError::Stale("host"));
+        }
+        let lease = LeaseId(Uuid::now_v7());
+        sqlx::query!(
+            "with next as (update jobs set attempts = attempts + 1 where job_id = $2 returning attempts)
+             insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
+                                 gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend)
+             select $1, $2, attempts, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 from next",
+            lease.0,
+            placement.job.0,
+            placement.host.0,
+            &placement.devices,
+            placement.size.milli_gpu.0,
+            placement.size.milli_cpu.0,
+            placement.size.memory.0,
+            placement.disk.0,
+            placement.rate.gpu_hour.0,
+            placement.rate.vcpu_hour.0,
+            placement.rate.gib_hour.0,
+            placement.run_max.0,
+            placement.capped_by_spend
+        )
+        .execute(&mut *tx)
+        .await?;
+        advance(&mut tx, &mut job, JobEvent::Place, None).await?;
+        announce(&mut tx, Changes::Host(placement.host)).await?;
+        tx.commit().await?;
+        Ok(lease)
+    }
+}

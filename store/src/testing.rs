@@ -1,0 +1,98 @@
+//! A private Postgres for tests: one server a process, one database a test.
+
+use std::{
+    os::unix::process::CommandExt,
+    path::PathBuf,
+    process::Child,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use crate::{Store, embedded::Postgres};
+
+static SERVER: OnceLock<Postgres> = OnceLock::new();
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A fresh, migrated database of its own.
+///
+/// # Panics
+/// When Postgres is not installed or does not start: a test cannot go on without it.
+pub async fn store() -> Store {
+    let (url, name) = database().await;
+    let store = Store::connect(&url).await.unwrap_or_else(|error| panic!("connect to {name}: {error}"));
+    store.migrate().await.unwrap_or_else(|error| panic!("migrate {name}: {error}"));
+    store
+}
+
+/// Connection string and name of a fresh, empty database.
+///
+/// # Panics
+/// As [`store`].
+pub async fn database() -> (String, String) {
+    let server = tokio::task::spawn_blocking(|| SERVER.get_or_init(start).clone())
+        .await
+        .unwrap_or_else(|error| panic!("start Postgres: {error}"));
+    server.ready().await.unwrap_or_else(|error| panic!("start Postgres: {error}"));
+    let name = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+    server.create_database(&name).await.unwrap_or_else(|error| panic!("create {name}: {error}"));
+    (server.url_of(&name), name)
+}
+
+/// Starts the server under a watcher that outlives this process and then removes it.
+///
+/// A test process can end without running destructors, so the clean-up is another
+/// process' duty: it holds the read end of a pipe whose write end dies with us.
+fn start() -> Postgres {
+    let dir = std::env::temp_dir().join(format!("nave-test-pg-{}", std::process::id()));
+    let postgres = Postgres::prepare(&dir).unwrap_or_else(|error| panic!("{error}"));
+    let mut command = postgres.command().unwrap_or_else(|error| panic!("{error}"));
+    command.arg("-c").arg("fsync=off").process_group(0);
+    let (sender, receiver) = mpsc::channel();
+    // The kernel's parent-death signal follows the thread that spawned: this one never ends.
+    thread::spawn(move || {
+        let child = command.spawn();
+        let watched = child.map(|child| watch(&child, dir));
+        drop(sender.send(watched));
+        loop {
+            thread::park();
+        }
+    });
+    match receiver.recv() {
+        Ok(Ok(())) => postgres,
+        Ok(Err(error)) => panic!("start Postgres: {error}"),
+        Err(error) => panic!("start Postgres: {error}"),
+    }
+}
+
+/// Leaves a process behind that waits for this one to end, then ends the server and removes `dir`.
+fn watch(server: &Child, dir: PathBuf) {
+    let watcher = std::process::Command::new("python3")
+        .arg("-c")
+        .arg(WATCHER)
+        .arg(server.id().to_string())
+        .arg(dir)
+        .stdin(std::process::Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap_or_else(|error| panic!("watch Postgres: {error}"));
+    // Kept open until this process ends; its end is the watcher's signal.
+    std::mem::forget(watcher);
+}
+
+const WATCHER: &str = "\
+import os, shutil, signal, sys, time
+pid, path = int(sys.argv[1]), sys.argv[2]
+sys.stdin.buffer.read()
+try:
+    os.kill(pid, signal.SIGQUIT)
+    for _ in range(100):
+        os.kill(pid, 0)
+        time.sleep(0.05)
+except ProcessLookupError:
+    pass
+shutil.rmtree(path, ignore_errors=True)
+";
