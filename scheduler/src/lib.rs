@@ -1,1 +1,10 @@
-//! Places jobs on hosts: a pure planner and the role that carries its plans out.
+//! Places jobs on hosts.
+//!
+//! [`plan`](planner::plan) and [`watch`](watch::watch) are pure: a snapshot and the
+//! time in, decisions out. [`role`] loads, calls and carries out.
+
+pub mod planner;
+pub mod role;
+pub mod watch;
+
+pub use role::run;

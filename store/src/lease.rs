@@ -35,6 +35,8 @@ pub struct OpenLease {
     pub placed_at: Timestamp,
     /// When it was heard running.
     pub started_at: Option<Timestamp>,
+    /// When it was told to end.
+    pub stop_at: Option<Timestamp>,
     /// When it was heard to have ended.
     pub ended_at: Option<Timestamp>,
     /// The job's limits.
@@ -351,8 +353,8 @@ impl Store {
 
     /// A host has delivered all of a lease: it closes. A result counts when its bytes are here.
     ///
-    /// An end that the control plane asked for is recorded under its reason, whatever the
-    /// host says about it.
+    /// Without an outcome the host ended it: for the reason the control plane gave it, or
+    /// because the host had lost contact.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -414,8 +416,8 @@ impl Store {
     /// When the database does not answer.
     pub async fn leases_open(&self) -> Result<Vec<OpenLease>> {
         let rows = sqlx::query!(
-            r#"select l.lease_id, l.job_id, l.host_id, l.state, l.placed_at_ms, l.started_at_ms, l.ended_at_ms,
-                    l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
+            r#"select l.lease_id, l.job_id, l.host_id, l.state, l.placed_at_ms, l.started_at_ms, l.stop_at_ms,
+                    l.ended_at_ms, l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
                     greatest(0, c.up_ms - coalesce(h.heard_up_ms, 0)) as "silent!"
                from leases l join jobs j using (job_id) join hosts h using (host_id) cross join control_clock c
                where l.state <> 'closed' order by l.lease_id"#
@@ -431,6 +433,7 @@ impl Store {
                     state: error::read_name("a lease's state", row.state)?,
                     placed_at: Timestamp(row.placed_at_ms),
                     started_at: row.started_at_ms.map(Timestamp),
+                    stop_at: row.stop_at_ms.map(Timestamp),
                     ended_at: row.ended_at_ms.map(Timestamp),
                     limits: error::read_json("a job's limits", row.limits)?,
                     run_max: Millis(row.run_ms_max),

@@ -1,0 +1,220 @@
+//! The planner: which job goes to which host.
+//!
+//! Jobs are taken oldest first. Each goes to the host with the least [`Score`] among
+//! those that fit, and occupies it for the rest of the plan. The same snapshot always
+//! gives the same plan.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    HostId, JobId, MicroUsd, MilliCpu, Millis,
+    host::Device,
+    job::GpuRequest,
+    rate::{affordable, hourly},
+};
+use nave_store::{Placement, QueuedJob, Snapshot, SupplyHost};
+
+/// What to do with the queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Jobs to place, in this order: later ones count on the generations of earlier ones.
+    pub placements: Vec<Placement>,
+    /// Jobs that wait, and for what.
+    pub waiting: Vec<(JobId, Reason)>,
+    /// Jobs that cannot be placed any more.
+    pub failed: Vec<(JobId, Reason)>,
+}
+
+/// Why a job is not placed: a code for programs and a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// Stable, such as `no_host_fits`.
+    pub code: &'static str,
+    /// With what to do about it.
+    pub message: String,
+}
+
+/// How good a host is for a job; the least is best, and the order of the fields is the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Score {
+    /// Attempts of this job that this host already ended.
+    failures_here: usize,
+    /// Whether a job without GPUs would occupy a host with GPUs.
+    wastes_gpus: bool,
+    /// Price per hour.
+    hourly: MicroUsd,
+    /// CPU left over: fuller hosts first, so that large jobs find room.
+    cpu_left: MilliCpu,
+    /// Makes ties repeatable.
+    host: HostId,
+}
+
+/// Shortest run worth starting.
+const RUN_MIN: Millis = Millis(1_000);
+
+/// Decides what becomes of every queued job.
+#[must_use]
+pub fn plan(snapshot: &Snapshot) -> Plan {
+    let mut hosts = snapshot.hosts.clone();
+    let mut plan = Plan::default();
+    for job in &snapshot.jobs {
+        match choose(snapshot, &hosts, job) {
+            Choice::Place(placement) => {
+                if let Some(host) = hosts.get_mut(&placement.host) {
+                    occupy(host, &placement);
+                }
+                plan.placements.push(placement);
+            }
+            Choice::Wait(reason) => plan.waiting.push((job.job, reason)),
+            Choice::Fail(reason) => plan.failed.push((job.job, reason)),
+        }
+    }
+    plan
+}
+
+enum Choice {
+    Place(Placement),
+    Wait(Reason),
+    Fail(Reason),
+}
+
+fn choose(snapshot: &Snapshot, hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Choice {
+    let waited = Millis(job.queued.0.saturating_add(snapshot.now.since(job.queued_at).0));
+    if waited > job.request.limits.queue_ms {
+        let limit = job.request.limits.queue_ms;
+        return Choice::Fail(reason(
+            "queue_timeout",
+            format!("no host was free within its queue limit of {limit}"),
+        ));
+    }
+    if snapshot.now < job.queued_at.after(pause(job.failed_on.len())) {
+        return Choice::Wait(reason(
+            "backing_off",
+            "a host failed to run it; it is tried again shortly".into(),
+        ));
+    }
+    let best = hosts
+        .iter()
+        .filter_map(|(id, host)| Some((score(*id, host, job)?, host)))
+        .min_by_key(|(score, _)| *score);
+    match best {
+        Some((score, host)) => place(score.host, host, job),
+        None => Choice::Wait(why_waiting(&snapshot.hosts, job)),
+    }
+}
+
+/// Wait before the next attempt after `failures` attempts that hosts ended: 0, 1, 2, 4 s.
+fn pause(failures: usize) -> Millis {
+    match failures {
+        0 => Millis::ZERO,
+        n => Millis(1_000 << (n - 1).min(6)),
+    }
+}
+
+/// The host's score, or `None` when the job does not fit now.
+fn score(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Option<Score> {
+    if lacks(host, job).is_some() {
+        return None;
+    }
+    let wanted = job.request.resources;
+    Some(Score {
+        failures_here: job.failed_on.iter().filter(|failed| **failed == id).count(),
+        wastes_gpus: wanted.gpu.is_none() && !host.inventory.devices.is_empty(),
+        hourly: hourly(wanted.size(), host.rate).ok()?,
+        cpu_left: MilliCpu(host.inventory.milli_cpu.0 - host.milli_cpu_used.0 - wanted.milli_cpu.0),
+        host: id,
+    })
+}
+
+/// The first thing a host does not have enough of for a job.
+fn lacks(host: &SupplyHost, job: &QueuedJob) -> Option<&'static str> {
+    let wanted = job.request.resources;
+    let has = &host.inventory;
+    if wanted.milli_cpu.0 > has.milli_cpu.0 - host.milli_cpu_used.0 {
+        return Some("CPU");
+    }
+    if wanted.memory.0 > has.memory.0 - host.memory_used.0 {
+        return Some("memory");
+    }
+    if wanted.disk.0 > has.disk.0 - host.disk_used.0 {
+        return Some("disk");
+    }
+    if !has.egress.contains(&job.request.egress) {
+        return Some("a way to enforce its egress policy");
+    }
+    match wanted.gpu {
+        Some(gpu) if devices(host, gpu).is_none() => Some("GPUs with that much memory"),
+        _ => None,
+    }
+}
+
+/// The devices for a request: the smallest that suffice, so that large ones stay free.
+fn devices(host: &SupplyHost, gpu: GpuRequest) -> Option<Vec<String>> {
+    let mut free: Vec<&Device> = host
+        .inventory
+        .devices
+        .iter()
+        .filter(|device| device.vram >= gpu.vram && !host.devices_used.contains(&device.uuid))
+        .collect();
+    free.sort_by(|a, b| a.vram.cmp(&b.vram).then_with(|| a.uuid.cmp(&b.uuid)));
+    let count = usize::from(gpu.count);
+    (free.len() >= count).then(|| free.iter().take(count).map(|device| device.uuid.clone()).collect())
+}
+
+fn place(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Choice {
+    let wanted = job.request.resources;
+    let size = wanted.size();
+    let limit = job.request.limits.run_ms;
+    let paid = affordable(size, job.left, host.rate);
+    let run_max = paid.map_or(limit, |paid| paid.min(limit));
+    if run_max < RUN_MIN.min(limit) {
+        let left = job.left;
+        let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
+        return Choice::Fail(reason("spend_cap", message));
+    }
+    Choice::Place(Placement {
+        job: job.job,
+        host: id,
+        generation: host.generation,
+        size,
+        disk: wanted.disk,
+        devices: wanted.gpu.and_then(|gpu| devices(host, gpu)).unwrap_or_default(),
+        rate: host.rate,
+        run_max,
+        capped_by_spend: run_max < limit,
+    })
+}
+
+fn occupy(host: &mut SupplyHost, placement: &Placement) {
+    host.generation += 1;
+    host.milli_cpu_used.0 += placement.size.milli_cpu.0;
+    host.memory_used.0 += placement.size.memory.0;
+    host.disk_used.0 += placement.disk.0;
+    host.devices_used.extend(placement.devices.iter().cloned());
+}
+
+/// Tells a wait for capacity from a wish that no host could meet even when empty.
+fn why_waiting(hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Reason {
+    if hosts.is_empty() {
+        return reason("no_hosts", "no host is ready; see `nave hosts`".into());
+    }
+    let empty = |host: &SupplyHost| SupplyHost {
+        milli_cpu_used: MilliCpu::ZERO,
+        memory_used: nave_domain::Bytes::ZERO,
+        disk_used: nave_domain::Bytes::ZERO,
+        devices_used: Vec::new(),
+        ..host.clone()
+    };
+    let missing: Vec<&'static str> = hosts.values().filter_map(|host| lacks(&empty(host), job)).collect();
+    if missing.len() < hosts.len() {
+        return reason("waiting_for_capacity", "every host that fits is busy".into());
+    }
+    let mut kinds = missing;
+    kinds.sort_unstable();
+    kinds.dedup();
+    reason("no_host_fits", format!("no host has enough {}; see `nave offers`", kinds.join(" and ")))
+}
+
+fn reason(code: &'static str, message: String) -> Reason {
+    Reason { code, message }
+}

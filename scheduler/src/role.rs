@@ -1,0 +1,100 @@
+//! The scheduling role: a thin shell around the planner and the watch.
+
+use std::{future::Future, time::Duration};
+
+use nave_domain::Timestamp;
+use nave_store::{Changes, OpenLease, Store, StoreError};
+use tokio::{sync::broadcast, time::timeout};
+
+use crate::{
+    planner::{Reason, plan},
+    watch::{Decision, Patience, watch},
+};
+
+/// Longest time between two looks at the market.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Schedules until `shutdown`.
+///
+/// # Errors
+/// None so far: what fails is logged and tried again.
+pub async fn run(patience: Patience, store: Store, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let mut changes = store.listen().subscribe();
+    tokio::pin!(shutdown);
+    loop {
+        if let Err(error) = look(&store, &patience).await {
+            tracing::warn!(%error, "could not schedule; trying again");
+        }
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            () = supply_changed(&mut changes) => {}
+        }
+    }
+}
+
+async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
+    let wait = async { while let Ok(Changes::Job(_) | Changes::Host(_)) = changes.recv().await {} };
+    drop(timeout(TICK, wait).await);
+}
+
+async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
+    place(store).await?;
+    guard(store, patience).await
+}
+
+async fn place(store: &Store) -> Result<(), StoreError> {
+    let plan = plan(&store.snapshot().await?);
+    for placement in &plan.placements {
+        match store.job_place(placement).await {
+            Ok(lease) => {
+                tracing::info!(job.id = %placement.job, host.id = %placement.host, lease.id = %lease, "placed a job");
+            }
+            Err(StoreError::Stale(_)) => {
+                tracing::debug!(job.id = %placement.job, "the market moved on; planning anew");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    for (job, Reason { code, message }) in &plan.waiting {
+        store.job_waits(*job, code, message).await?;
+    }
+    for (job, Reason { code, message }) in &plan.failed {
+        match store.job_fail_queued(*job, code, message).await {
+            Ok(()) => tracing::info!(job.id = %job, reason = code, "a job could not be placed"),
+            Err(StoreError::Stale(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn guard(store: &Store, patience: &Patience) -> Result<(), StoreError> {
+    if store.hosts_suspect(patience.suspect).await? > 0 {
+        tracing::info!("a host has fallen silent");
+    }
+    let leases = store.leases_open().await?;
+    let now = store.now().await?;
+    for lease in &leases {
+        act(store, lease, now, patience).await?;
+    }
+    Ok(())
+}
+
+async fn act(
+    store: &Store,
+    lease: &OpenLease,
+    now: Timestamp,
+    patience: &Patience,
+) -> Result<(), StoreError> {
+    match watch(lease, now, patience) {
+        None => Ok(()),
+        Some(Decision::Stop(reason)) => {
+            tracing::info!(lease.id = %lease.lease, reason = reason.as_str(), "ending a lease");
+            store.lease_stop(lease.host, lease.lease, reason).await
+        }
+        Some(Decision::Lose) => {
+            tracing::warn!(lease.id = %lease.lease, host.id = %lease.host, "a host has lost a lease");
+            store.lease_lost(lease.host, lease.lease).await
+        }
+    }
+}
