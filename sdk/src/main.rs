@@ -1,1 +1,9 @@
-fn main() {}
+//! `nave`: the customer's command.
+
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

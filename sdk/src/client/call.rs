@@ -23,7 +23,7 @@ pub(super) struct Call {
 }
 
 impl Call {
-    fn new(method: Method, path: &[&dyn Display], repeat: Repeat) -> Self {
+    fn new(method: Method, path: &[&(dyn Display + Sync)], repeat: Repeat) -> Self {
         Self {
             method,
             path: path.iter().map(|part| part.to_string()).collect(),
@@ -35,15 +35,15 @@ impl Call {
         }
     }
 
-    pub(super) fn get(path: &[&dyn Display]) -> Self {
+    pub(super) fn get(path: &[&(dyn Display + Sync)]) -> Self {
         Self::new(Method::GET, path, Repeat::Safe)
     }
 
-    pub(super) fn post(path: &[&dyn Display], repeat: Repeat) -> Self {
+    pub(super) fn post(path: &[&(dyn Display + Sync)], repeat: Repeat) -> Self {
         Self::new(Method::POST, path, repeat)
     }
 
-    pub(super) fn delete(path: &[&dyn Display]) -> Self {
+    pub(super) fn delete(path: &[&(dyn Display + Sync)]) -> Self {
         Self::new(Method::DELETE, path, Repeat::Unsafe)
     }
 

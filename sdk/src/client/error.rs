@@ -98,7 +98,9 @@ impl Error {
             Self::Status { .. } => "check that the URL is a Nave API and not a proxy in front of it",
             Self::Unreachable { .. } => "check the URL and that the control plane runs (nave up)",
             Self::Broken { .. } => "call again",
-            Self::Malformed { .. } => "check the URL, and that client and control plane have the same version",
+            Self::Malformed { .. } => {
+                "check the URL, and that client and control plane have the same version"
+            }
         }
     }
 
@@ -215,7 +217,10 @@ mod tests {
     #[test]
     fn a_problem_document_keeps_its_code_and_advice() {
         let error = Error::answer(&url(), 402, LOW.as_bytes(), None);
-        assert_eq!((error.code(), error.retryable(), error.suggestion()), ("balance_too_low", false, "lower max_spend"));
+        assert_eq!(
+            (error.code(), error.retryable(), error.suggestion()),
+            ("balance_too_low", false, "lower max_spend")
+        );
         assert_eq!(error.to_string(), "the hold of $0.50 exceeds the balance");
     }
 

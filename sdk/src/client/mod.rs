@@ -22,12 +22,12 @@ use reqwest::{
 };
 use serde::de::DeserializeOwned;
 
+use self::{call::Call, error::Repeat, retry::Tries};
 pub use self::{
     error::Error,
     follow::{Follow, LogEvent},
     retry::Patience,
 };
-use self::{call::Call, error::Repeat, retry::Tries};
 use crate::wire::rest::{
     Balance, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
 };

@@ -34,7 +34,8 @@ impl Patience {
     /// `noise` so that many clients do not return at once. A longer wait that the
     /// server asks for is respected.
     fn wait(self, tries: u32, noise: u64, asked: Option<Duration>) -> Duration {
-        let doubled = self.first.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
+        let doubled =
+            self.first.saturating_mul(1_u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX));
         let full = doubled.min(self.longest);
         let half = full / 2;
         let span = u64::try_from(half.as_millis()).unwrap_or(u64::MAX).saturating_add(1);

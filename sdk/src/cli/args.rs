@@ -1,0 +1,348 @@
+//! What can be typed after `nave`.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{
+    Args, Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser, ValueParser},
+};
+use nave_domain::{
+    Bytes, JobId, KeyId, MicroUsd, MilliCpu, Millis,
+    job::{Egress, JobState},
+};
+use nave_sdk::wire::rest::SCOPES;
+
+/// Runs commands on rented machines and says what they cost.
+#[derive(Debug, Parser)]
+#[command(name = "nave", version, max_term_width = 100, after_help = AFTER)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "Exit codes: 0 done, 1 an error, 2 wrong usage, 101 not finished, 102 not found; \
+                     `nave run` has more of them.";
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Global {
+    /// Print one JSON document on stdout and nothing else
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// URL of the API
+    #[arg(long, global = true, env = "NAVE_URL", hide_env_values = true, help_heading = "Everywhere")]
+    pub url: Option<String>,
+    /// API token; the environment is safer, other users see arguments
+    #[arg(long, global = true, env = "NAVE_TOKEN", hide_env_values = true, help_heading = "Everywhere")]
+    pub token: Option<String>,
+    /// Do not ask before something that cannot be undone
+    #[arg(short = 'y', long, global = true, help_heading = "Everywhere")]
+    pub yes: bool,
+}
+
+/// Every command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start everything on this machine (runs `naved up`)
+    #[command(disable_help_flag = true)]
+    Up(Passed),
+    /// Stop what `nave up` started (runs `naved down`)
+    #[command(disable_help_flag = true)]
+    Down(Passed),
+    /// Run a command on a rented machine, show its output and exit with its code
+    #[command(after_help = RUN_AFTER)]
+    Run(Box<Run>),
+    /// List jobs, newest first
+    Ps(Ps),
+    /// Print what a job has written; ends there unless told to follow
+    Logs(LogsArgs),
+    /// End a job
+    Cancel(OneJob),
+    /// List hosts
+    Hosts,
+    /// List capacity that can be rented now
+    Offers,
+    /// Show what can be spent and what is set aside
+    Balance,
+    /// Show what a job cost and why
+    Receipt(OneJob),
+    /// Fetch the result files of a job
+    Result(ResultArgs),
+    /// List, make and revoke API keys
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Show what miners delivered and the weights it earns
+    #[command(subcommand)]
+    Epoch(Epochs),
+    /// Check configuration, API, token and hosts, and say how to fix them
+    Doctor,
+    /// Print a completion script
+    Completions(Completions),
+}
+
+/// Arguments for another program.
+#[derive(Debug, Args)]
+pub struct Passed {
+    /// Passed on to `naved`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARG")]
+    pub args: Vec<OsString>,
+}
+
+const RUN_AFTER: &str = "\
+Exit codes: the command's own; 1 an error before the job was accepted, 2 wrong usage, 100 failed
+without a code, 101 not finished, 102 not found, 103 cancelled, 104 spend cap reached.
+Ctrl-C cancels the job and waits for its end; a second one leaves.";
+
+/// `nave run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Memory each GPU has at least, such as 8GiB; asks for one GPU unless --gpus says more
+    #[arg(long, value_name = "SIZE")]
+    pub vram: Option<Bytes>,
+    /// Number of GPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub gpus: Option<u8>,
+    /// Virtual CPUs, such as 2 or 0.5
+    #[arg(long, value_name = "CORES", default_value = "1")]
+    pub cpu: MilliCpu,
+    /// Memory; a job that uses more is ended
+    #[arg(long, value_name = "SIZE", default_value = "512MiB")]
+    pub memory: Bytes,
+    /// Space of the working directory
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub disk: Bytes,
+    /// Container image; left out, the market's default
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Environment variable; without `=VALUE` its value here is passed on
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// Which addresses it may reach
+    #[arg(long, default_value = "public", value_parser = egress())]
+    pub egress: Egress,
+    /// Longest wait for a host
+    #[arg(long, value_name = "SPAN", default_value = "1h")]
+    pub queue_limit: Millis,
+    /// Longest time from a chosen host to a running command
+    #[arg(long, value_name = "SPAN", default_value = "10m")]
+    pub start_limit: Millis,
+    /// Longest run of one attempt
+    #[arg(long, value_name = "SPAN", default_value = "1h")]
+    pub run_limit: Millis,
+    /// How often a failed command is tried again
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub retries: u8,
+    /// Most it may cost in dollars, over all attempts
+    #[arg(long, value_name = "DOLLARS", default_value = "0.50")]
+    pub max_spend: MicroUsd,
+    /// Submitting again with the same key gives the same job
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Print the job's id and do not wait
+    #[arg(long, conflicts_with = "out")]
+    pub detach: bool,
+    /// Where to unpack result files
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The command and its arguments; no shell is involved
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+/// `nave ps`.
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Most jobs to list
+    #[arg(short = 'n', long, value_name = "N", default_value = "20")]
+    pub limit: u32,
+    /// Only jobs in this state
+    #[arg(long, value_parser = job_state())]
+    pub state: Option<JobState>,
+    /// Continue a list: the `next` of its JSON
+    #[arg(long, value_name = "CURSOR")]
+    pub before: Option<String>,
+}
+
+/// `nave logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The job
+    pub job: JobId,
+    /// Only the newest N pieces of output
+    #[arg(long, value_name = "N")]
+    pub tail: Option<u32>,
+    /// Only what came since: a span such as 10m, or a time such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = super::since::parse)]
+    pub since: Option<super::since::Since>,
+    /// Stay until the job ends; with --json one document per piece of output
+    #[arg(short = 'f', long)]
+    pub follow: bool,
+}
+
+/// A command on one job.
+#[derive(Debug, Args)]
+pub struct OneJob {
+    /// The job
+    pub job: JobId,
+}
+
+/// `nave result`.
+#[derive(Debug, Args)]
+pub struct ResultArgs {
+    /// The job
+    pub job: JobId,
+    /// Directory to unpack into, or a .tar file to write, or - for an archive on stdout;
+    /// left out, a directory named after the job
+    #[arg(short = 'o', long = "out", value_name = "DIR|FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `nave keys`.
+#[derive(Debug, Subcommand)]
+pub enum Keys {
+    /// List API keys
+    List,
+    /// Make an API key and print its token, this once
+    Create(KeyCreate),
+    /// End an API key
+    Revoke(KeyRevoke),
+}
+
+/// `nave keys create`.
+#[derive(Debug, Args)]
+pub struct KeyCreate {
+    /// What to call it
+    pub label: String,
+    /// What it may do; can be given several times
+    #[arg(long = "scope", value_name = "SCOPE", value_parser = PossibleValuesParser::new(SCOPES),
+          default_values = ["jobs:read", "jobs:write", "balance:read", "hosts:read"])]
+    pub scopes: Vec<String>,
+}
+
+/// `nave keys revoke`.
+#[derive(Debug, Args)]
+pub struct KeyRevoke {
+    /// The key
+    pub key: KeyId,
+}
+
+/// `nave epoch`.
+#[derive(Debug, Subcommand)]
+pub enum Epochs {
+    /// List epochs, newest first
+    List(EpochList),
+    /// Show one epoch; left out, the newest
+    Show(EpochShow),
+}
+
+/// `nave epoch list`.
+#[derive(Debug, Args)]
+pub struct EpochList {
+    /// Most epochs to list
+    #[arg(short = 'n', long, value_name = "N", default_value = "20")]
+    pub limit: u32,
+}
+
+/// `nave epoch show`.
+#[derive(Debug, Args)]
+pub struct EpochShow {
+    /// Its number
+    #[arg(value_name = "N")]
+    pub epoch: Option<i64>,
+}
+
+/// `nave completions`.
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+fn egress() -> ValueParser {
+    ValueParser::new(PossibleValuesParser::new(["public", "none"]).map(|text| match text.as_str() {
+        "none" => Egress::None,
+        _ => Egress::Public,
+    }))
+}
+
+fn job_state() -> ValueParser {
+    let names = JobState::ALL.map(JobState::as_str);
+    ValueParser::new(
+        PossibleValuesParser::new(names).try_map(|text| {
+            JobState::ALL.into_iter().find(|state| state.as_str() == text).ok_or("not a state")
+        }),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn run(line: &str) -> Run {
+        match parse(line).expect("a valid line").command {
+            Command::Run(run) => *run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_sizes_spans_and_dollars_in_their_usual_forms() {
+        let run = run("nave run --vram 8GiB --cpu 0.5 --run-limit 90m --max-spend 0.25 -- nvidia-smi -L");
+        assert_eq!(run.vram, Some(Bytes(8 * Bytes::GIB)));
+        assert_eq!(
+            (run.cpu, run.run_limit, run.max_spend),
+            (MilliCpu(500), Millis(5_400_000), MicroUsd(250_000))
+        );
+        assert_eq!(run.argv, ["nvidia-smi", "-L"]);
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_never_an_option_of_nave() {
+        let cli = parse("nave run -- echo --json -y --url x").expect("a valid line");
+        assert!(!cli.global.json && !cli.global.yes && cli.global.url.is_none());
+    }
+
+    #[test]
+    fn options_of_every_command_may_stand_before_or_after_it() {
+        assert!(parse("nave --json ps").expect("before").global.json);
+        assert!(parse("nave ps --json").expect("after").global.json);
+    }
+
+    #[test]
+    fn a_run_without_a_command_or_with_a_misspelt_option_is_refused() {
+        assert_eq!(parse("nave run").expect_err("no command").kind(), ErrorKind::MissingRequiredArgument);
+        let misspelt = parse("nave run --vrma 8GiB -- true").expect_err("no such option");
+        assert_eq!(misspelt.kind(), ErrorKind::UnknownArgument);
+        assert_eq!(misspelt.exit_code(), 2);
+    }
+
+    #[test]
+    fn everything_after_up_is_passed_on() {
+        let Command::Up(passed) = parse("nave up --hosts 2 --help").expect("passed on").command else {
+            panic!("another command");
+        };
+        assert_eq!(passed.args, ["--hosts", "2", "--help"]);
+    }
+
+    #[test]
+    fn an_unknown_state_or_scope_is_refused() {
+        assert!(parse("nave ps --state lost").is_err());
+        assert!(parse("nave keys create ci --scope root").is_err());
+        assert!(parse("nave logs host_00000000000000000000000000000007").is_err());
+    }
+}

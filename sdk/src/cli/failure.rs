@@ -1,0 +1,107 @@
+//! What the command says and returns when it cannot do what was asked.
+
+use std::fmt;
+
+use nave_sdk::{client::Error, wire::rest::Problem};
+
+/// Exit codes that are not the job's own.
+pub mod exit {
+    /// Something went wrong.
+    pub const ERROR: u8 = 1;
+    /// The command line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// The job failed and left no exit code.
+    pub const FAILED: u8 = 100;
+    /// The job is not finished.
+    pub const UNFINISHED: u8 = 101;
+    /// There is no such job.
+    pub const NOT_FOUND: u8 = 102;
+    /// The job was cancelled.
+    pub const CANCELLED: u8 = 103;
+    /// The job used up what it may cost.
+    pub const SPEND_CAP: u8 = 104;
+}
+
+/// Something that was attempted and did not work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What was attempted, to follow "could not".
+    pub attempted: String,
+    /// Why not.
+    pub problem: Problem,
+    /// What the command exits with.
+    pub code: u8,
+}
+
+impl Failure {
+    /// The API refused or could not be asked.
+    #[must_use]
+    pub fn api(attempted: &str, error: &Error) -> Self {
+        let code = if error.status() == Some(404) { exit::NOT_FOUND } else { exit::ERROR };
+        Self { attempted: attempted.to_owned(), problem: error.problem(), code }
+    }
+
+    /// [`Failure::api`] for `map_err`.
+    pub fn when(attempted: &str) -> impl FnOnce(Error) -> Self {
+        move |error| Self::api(attempted, &error)
+    }
+
+    /// Something on this machine stands in the way.
+    #[must_use]
+    pub fn local(attempted: &str, detail: &str, suggestion: &str) -> Self {
+        let problem = Problem {
+            r#type: "about:blank".to_owned(),
+            title: "Not done".to_owned(),
+            status: 0,
+            detail: detail.to_owned(),
+            code: "local_error".to_owned(),
+            retryable: false,
+            suggestion: suggestion.to_owned(),
+        };
+        Self { attempted: attempted.to_owned(), problem, code: exit::ERROR }
+    }
+
+    /// This failure under another problem code.
+    #[must_use]
+    pub fn named(mut self, code: &str) -> Self {
+        code.clone_into(&mut self.problem.code);
+        self
+    }
+
+    /// This failure with another exit code.
+    #[must_use]
+    pub fn exiting(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "could not {}: {}", self.attempted, self.problem.detail)?;
+        match self.problem.suggestion.as_str() {
+            "" => Ok(()),
+            suggestion => write!(f, "\ntry: {suggestion}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_was_attempted_why_not_and_what_to_try() {
+        let failure = Failure::local("read x", "no such file", "make one");
+        assert_eq!(failure.to_string(), "could not read x: no such file\ntry: make one");
+        assert_eq!(failure.code, exit::ERROR);
+    }
+
+    #[test]
+    fn what_the_api_does_not_know_exits_with_its_own_code() {
+        let missing = Error::Status { url: String::new(), status: 404 };
+        assert_eq!(Failure::api("show it", &missing).code, exit::NOT_FOUND);
+        let broken = Error::Status { url: String::new(), status: 500 };
+        assert_eq!(Failure::api("show it", &broken).code, exit::ERROR);
+    }
+}

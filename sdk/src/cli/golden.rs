@@ -1,0 +1,149 @@
+//! Expected texts in `tests/golden/`, and samples to render.
+//! `UPDATE_GOLDEN=1 cargo test -p nave-sdk` writes them anew.
+
+use std::{env, fs, path::Path};
+
+use clap::{Command, CommandFactory as _};
+use nave_sdk::wire::rest::{Epoch, Host, Job, Offer, Receipt};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::args::Cli;
+
+/// Compares `text` with the golden file `name`.
+pub fn check(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    if env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, text).expect("write the golden file");
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{name} has changed; UPDATE_GOLDEN=1 accepts it");
+}
+
+#[test]
+fn the_help_of_every_command_is_as_agreed() {
+    let mut command = Cli::command().term_width(100);
+    command.build();
+    help("help", &mut command);
+}
+
+fn help(name: &str, command: &mut Command) {
+    check(&format!("{name}.txt"), &command.render_long_help().to_string());
+    for child in command.get_subcommands_mut().filter(|child| child.get_name() != "help") {
+        let name = format!("{name}-{}", child.get_name());
+        help(&name, child);
+    }
+}
+
+fn sample<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("a sample as the API would send it")
+}
+
+fn id(prefix: &str, number: u32) -> String {
+    format!("{prefix}_{number:032}")
+}
+
+fn attempt() -> Value {
+    json!({
+        "lease": id("lease", 1), "attempt": 1, "host": id("host", 1), "host_name": "local-1",
+        "state": "closed", "hourly": 143_000, "placed_at": "2026-09-21T14:12:20Z",
+        "started_at": "2026-09-21T14:12:21Z", "ended_at": "2026-09-21T14:12:24.1Z", "used_ms": 3_100,
+        "charged": 123, "outcome": { "kind": "exited", "code": 0 }
+    })
+}
+
+/// Two jobs.
+pub fn jobs() -> Vec<Job> {
+    let job = |number, state: &str, argv: &[&str], attempts: Value| {
+        sample(json!({
+            "job": id("job", number), "state": state, "request": { "argv": argv },
+            "created_at": "2026-09-21T14:12:20Z", "finished_at": null, "exit_code": null, "reason": null,
+            "charged": 123, "attempts": attempts, "has_result": false, "actions": ["cancel", "logs"]
+        }))
+    };
+    let python = ["python3", "-c", "print(sum(i * i for i in range(1_000_000)))"];
+    vec![job(1, "succeeded", &python, json!([attempt()])), job(2, "queued", &["nvidia-smi"], json!([]))]
+}
+
+fn inventory(runtime: &Value, devices: &Value) -> Value {
+    json!({
+        "milli_cpu": 1_500, "memory": 3_221_225_472_i64, "disk": 53_687_091_200_i64, "devices": devices,
+        "cpu_model": "EPYC", "os": "Debian", "kernel": "6.1", "runtime": runtime, "egress": ["public"],
+        "agent": "0.1.0"
+    })
+}
+
+/// A Docker host with GPUs, a simulated one, and one that was never heard.
+pub fn hosts() -> Vec<Host> {
+    let gpu =
+        |uuid: &str| json!({ "uuid": uuid, "model": "H100", "vram": 85_899_345_920_i64, "driver": "570" });
+    let host = |number, name: &str, state: &str, inventory: Value| {
+        let heard = if inventory.is_null() { Value::Null } else { json!("2026-09-21T14:13:18Z") };
+        sample(json!({
+            "host": id("host", number), "name": name, "hotkey": "5F", "state": state, "trust": "unrated",
+            "inventory": inventory, "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 },
+            "heard_at": heard, "leases": 1
+        }))
+    };
+    let docker = json!({ "kind": "docker", "version": "26.1" });
+    let simulated = json!({ "kind": "simulated" });
+    vec![
+        host(1, "local-1", "ready", inventory(&docker, &json!([gpu("GPU-1"), gpu("GPU-2")]))),
+        host(2, "act\u{1b}[31mor", "suspect", inventory(&simulated, &json!([]))),
+        host(3, "new", "enrolled", Value::Null),
+    ]
+}
+
+/// One offer.
+pub fn offers() -> Vec<Offer> {
+    let capacity = |gpus: u32, milli_cpu: i64, memory: i64| json!({ "gpus": { "H100": gpus }, "milli_cpu": milli_cpu, "memory": memory, "disk": 53_687_091_200_i64 });
+    sample(json!([{
+        "host": id("host", 1), "host_name": "local-1", "free": capacity(1, 500, 1_073_741_824),
+        "total": capacity(2, 1_500, 3_221_225_472), "trust": "unrated", "runtime": "docker",
+        "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 }
+    }]))
+}
+
+/// A closed epoch with one idle miner.
+pub fn epoch() -> Epoch {
+    sample(json!({
+        "epoch": 7, "state": "settled", "opened_at": "2026-09-21T14:00:00Z",
+        "closed_at": "2026-09-21T15:12:00Z", "chain": "local",
+        "delivered": { "5Alice": { "used_ms": 61_000, "value": 2_000 }, "5Idle": { "used_ms": 0, "value": 0 } },
+        "weights": { "5Alice": 65_535 }
+    }))
+}
+
+/// A receipt of two attempts, the first on a simulated host.
+pub fn receipt() -> Receipt {
+    let customer = id("cus", 1);
+    let posting = |kind: &str, from: String, to: String, amount: i64| {
+        json!({
+            "at": "2026-09-21T14:12:20Z", "kind": kind, "job": id("job", 1),
+            "from": from, "to": to, "amount": amount
+        })
+    };
+    let metered = |runtime: &str, devices: Value, outcome: Value| {
+        let mut attempt = attempt();
+        attempt["outcome"] = outcome;
+        json!({
+            "attempt": attempt, "size": { "milli_gpu": 1_000, "milli_cpu": 500, "memory": 536_870_912 },
+            "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 }, "devices": devices,
+            "hotkey": "5Alice", "runtime": runtime, "trust": "unrated"
+        })
+    };
+    sample(json!({
+        "job": id("job", 1), "customer": customer, "state": "succeeded",
+        "image": "registry/nave/python@sha256:00", "total": 123, "held": 0,
+        "attempts": [
+            metered("simulated", json!([]), json!({ "kind": "host_lost" })),
+            metered("docker", json!(["GPU-1"]), json!({ "kind": "exited", "code": 0 })),
+        ],
+        "lines": [
+            posting("hold", format!("available:{customer}"), format!("held:{customer}"), 500_000),
+            posting("charge", format!("held:{customer}"), "treasury".to_owned(), 123),
+            posting("release", format!("held:{customer}"), format!("available:{customer}"), 499_877),
+        ],
+        "notice": "The owner of an unrated host can read what runs on it and forge what it returns."
+    }))
+}

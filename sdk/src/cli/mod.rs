@@ -1,0 +1,128 @@
+//! The `nave` command: [`args`] says what can be typed, each other module does one part.
+
+mod args;
+mod config;
+mod doctor;
+mod failure;
+#[cfg(test)]
+mod golden;
+mod lists;
+mod logs;
+mod naved;
+mod output;
+mod progress;
+mod receipt;
+mod result;
+mod run;
+mod show;
+mod since;
+mod table;
+mod unpack;
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use clap::{CommandFactory as _, Parser as _};
+use nave_domain::JobId;
+use nave_sdk::client::{Client, Patience};
+
+use self::{
+    args::{Cli, Command, Global},
+    config::Settings,
+    failure::Failure,
+};
+
+/// What every command gets.
+#[derive(Debug)]
+struct Context {
+    global: Global,
+    settings: Settings,
+}
+
+impl Context {
+    /// A client for a command that answers at once or not at all.
+    fn client(&self) -> Result<Client, Failure> {
+        let patience = Patience { total: Duration::from_secs(3), ..Patience::default() };
+        Ok(self.settings.client()?.patience(patience))
+    }
+
+    /// A client for a command that stays with a job while the control plane restarts.
+    fn patient_client(&self) -> Result<Client, Failure> {
+        let client = self.settings.client()?;
+        if !output::is_watched() {
+            return Ok(client);
+        }
+        Ok(client.on_retry(Arc::new(|error| output::say(&format!("{}; trying again", error.explain())))))
+    }
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    if let Some(code) = naved::intercept() {
+        return code;
+    }
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    ExitCode::from(start(cli).unwrap_or_else(|failure| report(&failure, json)))
+}
+
+fn report(failure: &Failure, json: bool) -> u8 {
+    let printed = if json { output::print_json(&failure.problem) } else { Ok(()) };
+    if !json || printed.is_err() {
+        output::say(&table::clean_lines(&failure.to_string()));
+    }
+    failure.code
+}
+
+fn start(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Up(passed) => naved::exec("up", &passed.args, cli.global.json),
+        Command::Down(passed) => naved::exec("down", &passed.args, cli.global.json),
+        Command::Completions(completions) => complete(completions.shell),
+        command => {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .map_err(|error| Failure::local("start", &error.to_string(), ""))?;
+            runtime.block_on(dispatch(cli.global, command))
+        }
+    }
+}
+
+async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
+    if matches!(command, Command::Doctor) {
+        return doctor::doctor(&global).await;
+    }
+    let settings = config::settings(&global)?;
+    let cx = Context { global, settings };
+    match command {
+        Command::Run(run) => return run::run(&cx, *run).await,
+        Command::Ps(ps) => lists::ps(&cx, ps).await,
+        Command::Logs(logs) => logs::logs(&cx, logs).await,
+        Command::Cancel(one) => cancel(&cx, one.job).await,
+        Command::Hosts => lists::hosts(&cx).await,
+        Command::Offers => lists::offers(&cx).await,
+        Command::Balance => lists::balance(&cx).await,
+        Command::Receipt(one) => lists::receipt(&cx, one.job).await,
+        Command::Result(args) => return result::result(&cx, args).await,
+        Command::Keys(keys) => lists::keys(&cx, keys).await,
+        Command::Epoch(epochs) => lists::epoch(&cx, epochs).await,
+        Command::Up(_) | Command::Down(_) | Command::Doctor | Command::Completions(_) => Ok(()),
+    }?;
+    Ok(0)
+}
+
+async fn cancel(cx: &Context, job: JobId) -> Result<(), Failure> {
+    let job = cx.client()?.cancel(job).await.map_err(Failure::when(&format!("cancel {job}")))?;
+    if cx.global.json {
+        return output::print_json(&job);
+    }
+    output::print(&format!("{} is {}\n", job.job, job.state.as_str()))
+}
+
+fn complete(shell: clap_complete::Shell) -> Result<u8, Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "nave", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(0)
+}

@@ -1,0 +1,249 @@
+//! The API's answers as text for people.
+
+use std::fmt::Write as _;
+
+use nave_domain::{
+    Bytes, Millis, Timestamp,
+    epoch::WEIGHT_TOTAL,
+    host::{Inventory, Runtime},
+};
+use nave_sdk::wire::rest::{Balance, Capacity, Epoch, Host, Job, Key, Offer};
+
+use super::table::{clean, command_line, cut, table};
+
+/// Widest command in a list.
+const COMMAND_CHARS: usize = 48;
+
+/// Jobs, one per line.
+#[must_use]
+pub fn jobs(jobs: &[Job], now: Timestamp) -> String {
+    let rows: Vec<Vec<String>> = jobs.iter().map(|job| job_row(job, now)).collect();
+    table(&["JOB", "STATE", "AGE>", "COST>", "HOST", "COMMAND"], &rows)
+}
+
+fn job_row(job: &Job, now: Timestamp) -> Vec<String> {
+    let host = job.attempts.last().map_or("-", |attempt| attempt.host_name.as_str());
+    vec![
+        job.job.to_string(),
+        job.state.as_str().to_owned(),
+        age(now.since(job.created_at)),
+        job.charged.to_string(),
+        host.to_owned(),
+        cut(&command_line(&job.request.argv), COMMAND_CHARS),
+    ]
+}
+
+/// Hosts, one per line.
+#[must_use]
+pub fn hosts(hosts: &[Host], now: Timestamp) -> String {
+    let head = [
+        "NAME", "STATE", "RUNTIME", "GPUS", "CPU>", "MEMORY>", "DISK>", "LEASES>", "HEARD>", "TRUST", "HOST",
+    ];
+    table(&head, &hosts.iter().map(|host| host_row(host, now)).collect::<Vec<_>>())
+}
+
+fn host_row(host: &Host, now: Timestamp) -> Vec<String> {
+    let inventory = host.inventory.as_ref();
+    let has = |part: fn(&Inventory) -> String| inventory.map_or_else(|| "-".to_owned(), part);
+    vec![
+        host.name.clone(),
+        host.state.as_str().to_owned(),
+        has(|inventory| runtime(&inventory.runtime).to_owned()),
+        has(devices),
+        has(|inventory| cores(inventory.milli_cpu.0)),
+        has(|inventory| inventory.memory.to_string()),
+        has(|inventory| inventory.disk.to_string()),
+        host.leases.to_string(),
+        host.heard_at.map_or_else(|| "never".to_owned(), |at| age(now.since(at))),
+        word(&host.trust),
+        host.host.to_string(),
+    ]
+}
+
+fn runtime(runtime: &Runtime) -> &'static str {
+    match runtime {
+        Runtime::Docker { .. } => "docker",
+        Runtime::Simulated => "SIMULATED",
+    }
+}
+
+fn devices(inventory: &Inventory) -> String {
+    let mut counts = std::collections::BTreeMap::<&str, u32>::new();
+    for device in &inventory.devices {
+        *counts.entry(&device.model).or_default() += 1;
+    }
+    models(counts.into_iter())
+}
+
+fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
+    let parts: Vec<String> =
+        counts.filter(|(_, n)| *n > 0).map(|(model, n)| format!("{n} x {model}")).collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+}
+
+/// Offers, one per line, what is free beside what there is.
+#[must_use]
+pub fn offers(offers: &[Offer]) -> String {
+    let head =
+        ["HOST", "RUNTIME", "GPUS FREE", "CPU>", "MEMORY>", "DISK>", "GPU/H>", "VCPU/H>", "GIB/H>", "TRUST"];
+    table(&head, &offers.iter().map(offer_row).collect::<Vec<_>>())
+}
+
+fn offer_row(offer: &Offer) -> Vec<String> {
+    let gpus = |capacity: &Capacity| models(capacity.gpus.iter().map(|(model, n)| (model.as_str(), *n)));
+    let of = |free: String, total: String| format!("{free} of {total}");
+    vec![
+        offer.host_name.clone(),
+        if offer.runtime == "simulated" { "SIMULATED".to_owned() } else { offer.runtime.clone() },
+        gpus(&offer.free),
+        of(cores(offer.free.milli_cpu), cores(offer.total.milli_cpu)),
+        of(size(offer.free.memory), size(offer.total.memory)),
+        of(size(offer.free.disk), size(offer.total.disk)),
+        offer.rate.gpu_hour.to_string(),
+        offer.rate.vcpu_hour.to_string(),
+        offer.rate.gib_hour.to_string(),
+        word(&offer.trust),
+    ]
+}
+
+fn size(bytes: Bytes) -> String {
+    bytes.to_string()
+}
+
+/// What can be spent.
+#[must_use]
+pub fn balance(balance: &Balance) -> String {
+    format!("available  {}\nheld       {}\n", balance.available, balance.held)
+}
+
+/// API keys, one per line.
+#[must_use]
+pub fn keys(keys: &[Key], now: Timestamp) -> String {
+    let row = |key: &Key| {
+        vec![key.key.to_string(), key.label.clone(), age(now.since(key.created_at)), key.scopes.join(" ")]
+    };
+    table(&["KEY", "LABEL", "AGE>", "SCOPES"], &keys.iter().map(row).collect::<Vec<_>>())
+}
+
+/// Epochs, one per line.
+#[must_use]
+pub fn epochs(epochs: &[Epoch]) -> String {
+    let row = |epoch: &Epoch| {
+        vec![
+            epoch.epoch.to_string(),
+            epoch.state.as_str().to_owned(),
+            epoch.opened_at.to_string(),
+            epoch.closed_at.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+            epoch.delivered.len().to_string(),
+            epoch.chain.clone(),
+        ]
+    };
+    let head = ["EPOCH>", "STATE", "OPENED", "CLOSED", "MINERS>", "CHAIN"];
+    table(&head, &epochs.iter().map(row).collect::<Vec<_>>())
+}
+
+/// One epoch: every miner with what it delivered and its weight.
+#[must_use]
+pub fn epoch(epoch: &Epoch) -> String {
+    let until = epoch.closed_at.map_or_else(|| "now".to_owned(), |at| at.to_string());
+    let mut text = format!(
+        "epoch {} is {} on chain {}\nfrom {} to {until}\n\n",
+        epoch.epoch,
+        epoch.state.as_str(),
+        clean(&epoch.chain),
+        epoch.opened_at
+    );
+    let mut miners: Vec<&String> = epoch.delivered.keys().chain(epoch.weights.keys()).collect();
+    miners.sort_unstable();
+    miners.dedup();
+    let rows: Vec<Vec<String>> = miners.into_iter().map(|miner| miner_row(epoch, miner)).collect();
+    text += &table(&["MINER", "TIME>", "VALUE>", "WEIGHT>", "SHARE>"], &rows);
+    if epoch.weights.is_empty() {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\nweights are computed when the epoch is settled");
+    }
+    text
+}
+
+fn miner_row(epoch: &Epoch, miner: &str) -> Vec<String> {
+    let (delivered, weight) = (epoch.delivered.get(miner), epoch.weights.get(miner));
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    vec![
+        miner.to_owned(),
+        or_dash(delivered.map(|delivered| delivered.used_ms.to_string())),
+        or_dash(delivered.map(|delivered| delivered.value.to_string())),
+        or_dash(weight.map(u16::to_string)),
+        or_dash(weight.map(|weight| percent(*weight))),
+    ]
+}
+
+/// A weight as a share of the whole, rounded down to hundredths of a percent.
+fn percent(weight: u16) -> String {
+    let hundredths = u32::from(weight) * 10_000 / u32::from(WEIGHT_TOTAL);
+    format!("{}.{:02} %", hundredths / 100, hundredths % 100)
+}
+
+/// A span in one unit, the largest that fits.
+#[must_use]
+pub fn age(span: Millis) -> String {
+    let seconds = span.0 / 1_000;
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3_600 => format!("{}m", seconds / 60),
+        3_600..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Thousandths of a core as cores.
+#[must_use]
+pub fn cores(milli: i64) -> String {
+    let text = format!("{}.{:03}", milli / 1_000, milli % 1_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// A value's name in JSON.
+#[must_use]
+pub fn word(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(text)) => text,
+        Ok(other) => other.to_string(),
+        Err(_) => "?".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::golden, *};
+
+    const NOW: Timestamp = Timestamp(1_790_000_000_000);
+
+    #[test]
+    fn jobs_are_listed_with_state_age_cost_host_and_command() {
+        golden::check("table-jobs.txt", &jobs(&golden::jobs(), NOW));
+    }
+
+    #[test]
+    fn hosts_are_listed_and_a_simulated_one_stands_out() {
+        golden::check("table-hosts.txt", &hosts(&golden::hosts(), NOW));
+    }
+
+    #[test]
+    fn offers_show_what_is_free_beside_what_there_is() {
+        golden::check("table-offers.txt", &offers(&golden::offers()));
+    }
+
+    #[test]
+    fn an_epoch_shows_every_miner_with_its_weight() {
+        golden::check("epoch.txt", &epoch(&golden::epoch()));
+        golden::check("table-epochs.txt", &epochs(&[golden::epoch()]));
+    }
+
+    #[test]
+    fn ages_cores_and_shares_are_short() {
+        let ages = [5_000, 61_000, 7_200_000, 300_000_000].map(|ms| age(Millis(ms)));
+        assert_eq!(ages, ["5s", "1m", "2h", "3d"]);
+        assert_eq!([500, 2_000, 1_250].map(cores), ["0.5", "2", "1.25"]);
+        assert_eq!([0, 32_768, u16::MAX].map(percent), ["0.00 %", "50.00 %", "100.00 %"]);
+    }
+}
