@@ -23,6 +23,9 @@ pub enum LaunchError {
         "no Postgres server found: install the package `postgresql`, or name its bin directory in NAVE_PG_BIN"
     )]
     NotInstalled,
+    /// There is no cluster where one was expected.
+    #[error("there is no database in {0}")]
+    NoCluster(PathBuf),
     /// No account to run it as.
     #[error("Postgres does not run as root and there is no account `postgres` or `nobody` to run it as")]
     NoAccount,
@@ -69,6 +72,19 @@ impl Postgres {
             postgres.initdb()?;
         }
         Ok(postgres)
+    }
+
+    /// The cluster that [`Self::prepare`] made in `dir`.
+    ///
+    /// # Errors
+    /// [`LaunchError::NoCluster`] when there is none.
+    pub fn find(dir: &Path) -> Result<Self, LaunchError> {
+        let postgres = Self { dir: dir.to_owned(), bin: find_bin()?, account: account()? };
+        if postgres.data().join("PG_VERSION").exists() {
+            Ok(postgres)
+        } else {
+            Err(LaunchError::NoCluster(dir.to_owned()))
+        }
     }
 
     /// The command that runs the server in the foreground, logging to `postgres.log`.

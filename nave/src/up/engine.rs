@@ -1,0 +1,132 @@
+//! What runs the local host's jobs: a Docker Engine of its own, an existing one, or nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context as _;
+use nix::unistd::Uid;
+
+use super::layout::Layout;
+use crate::cli::RuntimeChoice;
+
+/// What runs the local host's jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Engine {
+    /// A Docker Engine of this market's own.
+    Private { dockerd: PathBuf },
+    /// One that runs already.
+    Existing { socket: PathBuf },
+    /// None; the sentence says why.
+    Simulated { why: String },
+}
+
+/// Longest path of a unix socket, which containerd's must fit in.
+const SOCKET_PATH_MAX: usize = 107;
+
+impl Engine {
+    /// Chooses what this machine can do.
+    ///
+    /// # Errors
+    /// When Docker is demanded and cannot be had; the message names the fix.
+    pub fn choose(choice: RuntimeChoice, socket: Option<&Path>, layout: &Layout) -> anyhow::Result<Self> {
+        let found = find(socket, layout);
+        match (choice, found) {
+            (RuntimeChoice::Simulated, _) => {
+                Ok(Self::Simulated { why: "asked for with --runtime simulated".into() })
+            }
+            (_, Ok(engine)) => Ok(engine),
+            (RuntimeChoice::Auto, Err(why)) => Ok(Self::Simulated { why }),
+            (RuntimeChoice::Docker, Err(why)) => anyhow::bail!("cannot run jobs in Docker: {why}"),
+        }
+    }
+
+    /// The engine's socket, where there is an engine.
+    pub fn socket(&self, layout: &Layout) -> Option<PathBuf> {
+        match self {
+            Self::Private { .. } => Some(layout.docker_socket()),
+            Self::Existing { socket } => Some(socket.clone()),
+            Self::Simulated { .. } => None,
+        }
+    }
+}
+
+fn find(socket: Option<&Path>, layout: &Layout) -> Result<Engine, String> {
+    if !Uid::effective().is_root() {
+        return Err("not root: networks, firewall and disk limits of jobs need it; run as root".into());
+    }
+    if let Some(socket) = socket {
+        return match socket.exists() {
+            true => Ok(Engine::Existing { socket: socket.to_owned() }),
+            false => Err(format!("there is no socket {}", socket.display())),
+        };
+    }
+    let dockerd = program("dockerd").ok_or("Docker Engine is not installed; run scripts/install")?;
+    let longest = layout.docker().join("exec/containerd/containerd.sock.ttrpc");
+    if longest.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(format!(
+            "the path {} is too long for a socket; choose a shorter --data",
+            longest.display()
+        ));
+    }
+    Ok(Engine::Private { dockerd })
+}
+
+/// A program on PATH or where Debian puts servers.
+pub fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")])
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// The command of a private engine. It touches no firewall, which is the agent's, and its
+/// containers survive it.
+pub fn dockerd(dockerd: &Path, layout: &Layout) -> anyhow::Result<Command> {
+    let dir = layout.docker();
+    // Left by an engine that was killed: its number may belong to another process by now.
+    for stale in [dir.join("pid"), dir.join("exec/containerd/containerd.pid")] {
+        if stale.exists() {
+            fs::remove_file(&stale).with_context(|| format!("remove {}", stale.display()))?;
+        }
+    }
+    let mut command = Command::new(dockerd);
+    command
+        .arg("--data-root")
+        .arg(dir.join("data"))
+        .arg("--exec-root")
+        .arg(dir.join("exec"))
+        .arg("--pidfile")
+        .arg(dir.join("pid"))
+        .arg("--host")
+        .arg(format!("unix://{}", layout.docker_socket().display()))
+        .args([
+            "--iptables=false",
+            "--ip6tables=false",
+            "--ip-forward=false",
+            "--bridge=none",
+            "--live-restore",
+        ])
+        .args(["--log-level", "warn"]);
+    Ok(command)
+}
+
+/// Unmounts what a stopped private engine leaves mounted under its directory, deepest first.
+pub fn unmount_leftovers(layout: &Layout) -> anyhow::Result<()> {
+    let mounts = fs::read_to_string("/proc/mounts")?;
+    let dir = layout.docker();
+    let mut points: Vec<&Path> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1).map(Path::new))
+        .filter(|point| point.starts_with(&dir))
+        .collect();
+    points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
+    for point in points {
+        nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH)
+            .with_context(|| format!("unmount {}", point.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,43 @@
+//! What a running market says about itself, for scripts: `run/up.json`.
+
+use std::{fs, path::PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Layout, write_whole};
+
+/// A running market.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Its supervisor, as [`super::part::Process`] writes it.
+    pub supervisor: String,
+    /// Whether a job could be run.
+    pub ready: bool,
+    /// The customers' API.
+    pub api: String,
+    /// `docker` or `simulated`.
+    pub runtime: String,
+    /// The local host's engine, if it has one.
+    pub docker_host: Option<String>,
+    /// The registry on loopback, if there is one.
+    pub registry: Option<String>,
+    /// What this machine cannot do, in sentences.
+    pub limits: Vec<String>,
+}
+
+impl Status {
+    pub fn write(&self, layout: &Layout) -> anyhow::Result<()> {
+        Ok(write_whole(&layout.status(), &serde_json::to_vec_pretty(self)?)?)
+    }
+
+    pub fn read(layout: &Layout) -> Option<Self> {
+        serde_json::from_slice(&fs::read(layout.status()).ok()?).ok()
+    }
+
+    pub fn remove(layout: &Layout) -> PathBuf {
+        let path = layout.status();
+        // It may never have been written; either way it is not there now.
+        drop(fs::remove_file(&path));
+        path
+    }
+}
