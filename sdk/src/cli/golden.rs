@@ -22,16 +22,16 @@ pub fn check(name: &str, text: &str) {
 
 #[test]
 fn the_help_of_every_command_is_as_agreed() {
-    let mut command = Cli::command().term_width(100);
-    command.build();
-    help("help", &mut command);
+    help(&[], &Cli::command());
 }
 
-fn help(name: &str, command: &mut Command) {
-    check(&format!("{name}.txt"), &command.render_long_help().to_string());
-    for child in command.get_subcommands_mut().filter(|child| child.get_name() != "help") {
-        let name = format!("{name}-{}", child.get_name());
-        help(&name, child);
+fn help(path: &[&str], command: &Command) {
+    let typed = ["nave", "help"].iter().chain(path);
+    let shown = Cli::command().term_width(100).try_get_matches_from(typed).expect_err("help is shown");
+    let name = ["help"].iter().chain(path).copied().collect::<Vec<_>>().join("-");
+    check(&format!("{name}.txt"), &shown.to_string());
+    for child in command.get_subcommands() {
+        help(&[path, &[child.get_name()]].concat(), child);
     }
 }
 
@@ -123,8 +123,10 @@ pub fn receipt() -> Receipt {
             "from": from, "to": to, "amount": amount
         })
     };
-    let metered = |runtime: &str, devices: Value, outcome: Value| {
+    let metered = |number: u32, runtime: &str, devices: Value, outcome: Value| {
         let mut attempt = attempt();
+        attempt["attempt"] = json!(number);
+        attempt["charged"] = json!(if number == 1 { 0 } else { 123 });
         attempt["outcome"] = outcome;
         json!({
             "attempt": attempt, "size": { "milli_gpu": 1_000, "milli_cpu": 500, "memory": 536_870_912 },
@@ -136,8 +138,8 @@ pub fn receipt() -> Receipt {
         "job": id("job", 1), "customer": customer, "state": "succeeded",
         "image": "registry/nave/python@sha256:00", "total": 123, "held": 0,
         "attempts": [
-            metered("simulated", json!([]), json!({ "kind": "host_lost" })),
-            metered("docker", json!(["GPU-1"]), json!({ "kind": "exited", "code": 0 })),
+            metered(1, "simulated", json!([]), json!({ "kind": "host_lost" })),
+            metered(2, "docker", json!(["GPU-1"]), json!({ "kind": "exited", "code": 0 })),
         ],
         "lines": [
             posting("hold", format!("available:{customer}"), format!("held:{customer}"), 500_000),

@@ -1,0 +1,6 @@
+//! The client and the command against a stub of the API.
+
+mod client;
+#[cfg(unix)]
+mod command;
+mod stub;
