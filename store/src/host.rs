@@ -52,6 +52,19 @@ pub struct HostRow {
     pub leases: u32,
 }
 
+/// What open leases occupy of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageRow {
+    /// CPU leased.
+    pub milli_cpu: MilliCpu,
+    /// Memory leased.
+    pub memory: Bytes,
+    /// Disk leased.
+    pub disk: Bytes,
+    /// GPUs leased.
+    pub devices: Vec<String>,
+}
+
 /// What a host should do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpecRow {
@@ -246,6 +259,32 @@ impl Store {
                 })
             })
             .collect()
+    }
+
+    /// What open leases occupy, by host; hosts without any are left out.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hosts_usage(&self) -> Result<BTreeMap<HostId, UsageRow>> {
+        let rows = sqlx::query!(
+            r#"select host_id, sum(milli_cpu)::bigint as "milli_cpu!", sum(memory)::bigint as "memory!",
+                    sum(disk)::bigint as "disk!",
+                    array(select unnest(o.devices) from leases o
+                          where o.host_id = l.host_id and o.state <> 'closed') as "devices!"
+               from leases l where state <> 'closed' group by host_id"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| {
+            let usage = UsageRow {
+                milli_cpu: MilliCpu(row.milli_cpu),
+                memory: Bytes(row.memory),
+                disk: Bytes(row.disk),
+                devices: row.devices,
+            };
+            (row.host_id.into(), usage)
+        });
+        Ok(rows.collect())
     }
 
     /// Marks hosts suspect that have been silent for longer than `silent` on the control

@@ -1,5 +1,7 @@
 //! Leases: what hosts report of them, what ends them, and what they cost.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
     job::{self, JobEvent, Limits},
@@ -47,6 +49,15 @@ pub struct OpenLease {
     pub capped_by_spend: bool,
     /// How long the host has been silent, on the control clock.
     pub silent: Millis,
+}
+
+/// What is known of an open lease when its host reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeldLease {
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Whether it was heard running.
+    pub started: bool,
 }
 
 /// A lease whose use has not been charged in full.
@@ -408,6 +419,26 @@ impl Store {
         let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         stop(&mut tx, &mut lease, reason).await?;
         Ok(tx.commit().await?)
+    }
+
+    /// The open leases of one host.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn leases_of_host(&self, host: HostId) -> Result<BTreeMap<LeaseId, HeldLease>> {
+        let rows = sqlx::query!(
+            r#"select lease_id, state, started_at_ms is not null as "started!" from leases
+               where host_id = $1 and state <> 'closed'"#,
+            host.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.into_iter()
+            .map(|row| {
+                let state = error::read_name("a lease's state", row.state)?;
+                Ok((row.lease_id.into(), HeldLease { state, started: row.started }))
+            })
+            .collect()
     }
 
     /// Every open lease.

@@ -85,29 +85,108 @@ impl Store {
         Ok(Appended { next_offset, full: next_offset >= bytes_max })
     }
 
-    /// A job's output after a cursor, in order of arrival.
+    /// A job's output after a cursor, in order of arrival: at most `limit` pieces, and
+    /// no more after the one that reaches 1 MiB.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn log_read(&self, job: JobId, after: i64, limit: i64) -> Result<Vec<LogRow>> {
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            RawLog,
             "select c.chunk_id, c.at_ms, l.attempt, c.stream, c.bytes
-             from log_chunks c join leases l using (lease_id)
-             where l.job_id = $1 and c.chunk_id > $2 order by c.chunk_id limit $3",
+             from (select c.chunk_id, sum(length(c.bytes)) over (order by c.chunk_id) - length(c.bytes) as ahead
+                   from log_chunks c join leases l using (lease_id)
+                   where l.job_id = $1 and c.chunk_id > $2 order by c.chunk_id limit $3) p
+             join log_chunks c using (chunk_id) join leases l using (lease_id)
+             where p.ahead < $4 order by c.chunk_id",
             job.0,
             after,
-            limit
+            limit,
+            READ_BYTES_MAX
         )
         .fetch_all(&self.pool)
         .await?;
-        let rows = rows.into_iter().map(|row| LogRow {
-            chunk: row.chunk_id,
-            at: Timestamp(row.at_ms),
-            attempt: row.attempt.unsigned_abs(),
-            stream: row.stream,
-            bytes: row.bytes,
-        });
-        Ok(rows.collect())
+        Ok(rows.into_iter().map(RawLog::read).collect())
+    }
+
+    /// The last bytes, at most three, of the last pieces, at most three, of each of a job's
+    /// streams up to a cursor: what a reader that goes on from there needs to join a
+    /// character that was cut in two.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn log_tails(&self, job: JobId, cursor: i64) -> Result<Vec<LogRow>> {
+        let rows = sqlx::query_as!(
+            RawLog,
+            r#"select c.chunk_id, c.at_ms, l.attempt, c.stream,
+                    substring(c.bytes from greatest(1, length(c.bytes) - 2)) as "bytes!"
+               from leases l cross join unnest(array['stdout', 'stderr']) as s (stream)
+               cross join lateral (
+                   select * from log_chunks c
+                   where c.lease_id = l.lease_id and c.stream = s.stream and c.chunk_id <= $2
+                   order by c.byte_offset desc limit 3
+               ) c
+               where l.job_id = $1 order by c.chunk_id"#,
+            job.0,
+            cursor
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.into_iter().map(RawLog::read).collect())
+    }
+
+    /// The cursor after which a job's output came at `since` or later.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn log_since(&self, job: JobId, since: Timestamp) -> Result<i64> {
+        Ok(sqlx::query_scalar!(
+            r#"select coalesce(max(c.chunk_id), 0) as "cursor!"
+               from log_chunks c join leases l using (lease_id) where l.job_id = $1 and c.at_ms < $2"#,
+            job.0,
+            since.0
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
+    /// The cursor after which the newest `pieces` of a job's output follow.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn log_tail(&self, job: JobId, pieces: u32) -> Result<i64> {
+        let cursor = sqlx::query_scalar!(
+            "select c.chunk_id from log_chunks c join leases l using (lease_id)
+             where l.job_id = $1 order by c.chunk_id desc offset $2 limit 1",
+            job.0,
+            i64::from(pieces)
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(cursor.unwrap_or(0))
+    }
+}
+
+/// Most bytes that one read returns, but for the last piece.
+const READ_BYTES_MAX: i64 = 1 << 20;
+
+struct RawLog {
+    chunk_id: i64,
+    at_ms: i64,
+    attempt: i32,
+    stream: String,
+    bytes: Vec<u8>,
+}
+
+impl RawLog {
+    fn read(self) -> LogRow {
+        LogRow {
+            chunk: self.chunk_id,
+            at: Timestamp(self.at_ms),
+            attempt: self.attempt.unsigned_abs(),
+            stream: self.stream,
+            bytes: self.bytes,
+        }
     }
 }
 
