@@ -338,6 +338,7 @@ fn first_status(
     }
     Ok(Status {
         supervisor: Process::of(std::process::id()).context("read /proc/self/stat")?.to_string(),
+        data: layout.root().to_owned(),
         ready: false,
         api: format!("http://{}", args.api),
         runtime: if matches!(engine, Engine::Simulated { .. }) { "simulated" } else { "docker" }.into(),

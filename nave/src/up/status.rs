@@ -11,6 +11,8 @@ use super::layout::{Layout, write_whole};
 pub struct Status {
     /// Its supervisor, as [`super::part::Process`] writes it.
     pub supervisor: String,
+    /// Its directory.
+    pub data: PathBuf,
     /// Whether a job could be run.
     pub ready: bool,
     /// The customers' API.
