@@ -289,10 +289,8 @@ mod tests {
     }
 
     fn run(line: &str) -> Run {
-        match parse(line).expect("a valid line").command {
-            Command::Run(run) => *run,
-            other => panic!("{other:?}"),
-        }
+        let Command::Run(run) = parse(line).expect("a valid line").command else { panic!("another command") };
+        *run
     }
 
     #[test]

@@ -49,10 +49,11 @@ pub fn settings(global: &Global) -> Result<Settings, Failure> {
 fn join(global: &Global, file: Option<File>, path: Option<PathBuf>) -> Settings {
     let found = file.is_some();
     let file = file.unwrap_or_default();
+    let url = global.url.clone().filter(|url| !url.is_empty());
     // The file's token belongs to the file's URL: another server must not be handed it.
-    let same_server = global.url.is_none() || global.url == file.url;
+    let same_server = url.is_none() || url == file.url;
     let token = global.token.clone().or(file.token.filter(|_| same_server));
-    Settings { url: global.url.clone().or(file.url), token, path, found }
+    Settings { url: url.or(file.url), token, path, found }
 }
 
 fn config_path(xdg: Option<PathBuf>, home: Option<PathBuf>) -> Option<PathBuf> {

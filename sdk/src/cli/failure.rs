@@ -28,7 +28,7 @@ pub struct Failure {
     /// What was attempted, to follow "could not".
     pub attempted: String,
     /// Why not.
-    pub problem: Problem,
+    pub problem: Box<Problem>,
     /// What the command exits with.
     pub code: u8,
 }
@@ -37,8 +37,10 @@ impl Failure {
     /// The API refused or could not be asked.
     #[must_use]
     pub fn api(attempted: &str, error: &Error) -> Self {
-        let code = if error.status() == Some(404) { exit::NOT_FOUND } else { exit::ERROR };
-        Self { attempted: attempted.to_owned(), problem: error.problem(), code }
+        // Only the API itself knows what does not exist; a wrong URL is another matter.
+        let missing = matches!(error, Error::Problem { problem, .. } if problem.status == 404);
+        let code = if missing { exit::NOT_FOUND } else { exit::ERROR };
+        Self { attempted: attempted.to_owned(), problem: Box::new(error.problem()), code }
     }
 
     /// [`Failure::api`] for `map_err`.
@@ -58,7 +60,7 @@ impl Failure {
             retryable: false,
             suggestion: suggestion.to_owned(),
         };
-        Self { attempted: attempted.to_owned(), problem, code: exit::ERROR }
+        Self { attempted: attempted.to_owned(), problem: Box::new(problem), code: exit::ERROR }
     }
 
     /// This failure under another problem code.
@@ -99,9 +101,10 @@ mod tests {
 
     #[test]
     fn what_the_api_does_not_know_exits_with_its_own_code() {
-        let missing = Error::Status { url: String::new(), status: 404 };
+        let wrong_url = Error::Status { url: String::new(), status: 404 };
+        assert_eq!(Failure::api("show it", &wrong_url).code, exit::ERROR);
+        let problem = Box::new(Problem { status: 404, ..wrong_url.problem() });
+        let missing = Error::Problem { problem, retry_after: None };
         assert_eq!(Failure::api("show it", &missing).code, exit::NOT_FOUND);
-        let broken = Error::Status { url: String::new(), status: 500 };
-        assert_eq!(Failure::api("show it", &broken).code, exit::ERROR);
     }
 }

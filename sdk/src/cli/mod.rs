@@ -19,17 +19,24 @@ mod since;
 mod table;
 mod unpack;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    process::ExitCode,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use clap::{CommandFactory as _, Parser as _};
 use nave_domain::JobId;
-use nave_sdk::client::{Client, Patience};
+use nave_sdk::client::{Client, Notice, Patience};
 
 use self::{
     args::{Cli, Command, Global},
     config::Settings,
     failure::Failure,
 };
+
+/// Pause between two remarks that the API is away.
+const TELL_AGAIN: Duration = Duration::from_secs(15);
 
 /// What every command gets.
 #[derive(Debug)]
@@ -48,11 +55,20 @@ impl Context {
     /// A client for a command that stays with a job while the control plane restarts.
     fn patient_client(&self) -> Result<Client, Failure> {
         let client = self.settings.client()?;
-        if !output::is_watched() {
-            return Ok(client);
-        }
-        Ok(client.on_retry(Arc::new(|error| output::say(&format!("{}; trying again", error.explain())))))
+        Ok(if output::is_watched() { client.on_retry(sparingly()) } else { client })
     }
+}
+
+/// Tells a person that calls are repeated, not how often.
+fn sparingly() -> Notice {
+    let told = Mutex::new(None::<Instant>);
+    Arc::new(move |error| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() > TELL_AGAIN) {
+            output::say(&table::clean(&format!("{}; trying again", error.explain())));
+            *told = Some(Instant::now());
+        }
+    })
 }
 
 /// Reads the command line and does what it says.
@@ -66,7 +82,7 @@ pub fn main() -> ExitCode {
 }
 
 fn report(failure: &Failure, json: bool) -> u8 {
-    let printed = if json { output::print_json(&failure.problem) } else { Ok(()) };
+    let printed = if json { output::print_json(failure.problem.as_ref()) } else { Ok(()) };
     if !json || printed.is_err() {
         output::say(&table::clean_lines(&failure.to_string()));
     }
@@ -74,40 +90,32 @@ fn report(failure: &Failure, json: bool) -> u8 {
 }
 
 fn start(cli: Cli) -> Result<u8, Failure> {
-    match cli.command {
-        Command::Up(passed) => naved::exec("up", &passed.args, cli.global.json),
-        Command::Down(passed) => naved::exec("down", &passed.args, cli.global.json),
-        Command::Completions(completions) => complete(completions.shell),
-        command => {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .enable_all()
-                .build()
-                .map_err(|error| Failure::local("start", &error.to_string(), ""))?;
-            runtime.block_on(dispatch(cli.global, command))
-        }
-    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::local("start", &error.to_string(), ""))?;
+    runtime.block_on(dispatch(cli.global, cli.command))
 }
 
 async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
-    if matches!(command, Command::Doctor) {
-        return doctor::doctor(&global).await;
-    }
-    let settings = config::settings(&global)?;
-    let cx = Context { global, settings };
+    let cx = |global: Global| config::settings(&global).map(|settings| Context { global, settings });
     match command {
-        Command::Run(run) => return run::run(&cx, *run).await,
-        Command::Ps(ps) => lists::ps(&cx, ps).await,
-        Command::Logs(logs) => logs::logs(&cx, logs).await,
-        Command::Cancel(one) => cancel(&cx, one.job).await,
-        Command::Hosts => lists::hosts(&cx).await,
-        Command::Offers => lists::offers(&cx).await,
-        Command::Balance => lists::balance(&cx).await,
-        Command::Receipt(one) => lists::receipt(&cx, one.job).await,
-        Command::Result(args) => return result::result(&cx, args).await,
-        Command::Keys(keys) => lists::keys(&cx, keys).await,
-        Command::Epoch(epochs) => lists::epoch(&cx, epochs).await,
-        Command::Up(_) | Command::Down(_) | Command::Doctor | Command::Completions(_) => Ok(()),
+        Command::Up(passed) => return naved::exec("up", &passed.args, global.json),
+        Command::Down(passed) => return naved::exec("down", &passed.args, global.json),
+        Command::Completions(completions) => complete(completions.shell),
+        Command::Doctor => return doctor::doctor(&global).await,
+        Command::Run(run) => return run::run(&cx(global)?, *run).await,
+        Command::Ps(ps) => lists::ps(&cx(global)?, ps).await,
+        Command::Logs(logs) => logs::logs(&cx(global)?, logs).await,
+        Command::Cancel(one) => cancel(&cx(global)?, one.job).await,
+        Command::Hosts => lists::hosts(&cx(global)?).await,
+        Command::Offers => lists::offers(&cx(global)?).await,
+        Command::Balance => lists::balance(&cx(global)?).await,
+        Command::Receipt(one) => lists::receipt(&cx(global)?, one.job).await,
+        Command::Result(args) => result::result(&cx(global)?, args).await,
+        Command::Keys(keys) => lists::keys(&cx(global)?, keys).await,
+        Command::Epoch(epochs) => lists::epoch(&cx(global)?, epochs).await,
     }?;
     Ok(0)
 }
@@ -120,9 +128,8 @@ async fn cancel(cx: &Context, job: JobId) -> Result<(), Failure> {
     output::print(&format!("{} is {}\n", job.job, job.state.as_str()))
 }
 
-fn complete(shell: clap_complete::Shell) -> Result<u8, Failure> {
+fn complete(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "nave", &mut script);
-    output::print(&String::from_utf8_lossy(&script))?;
-    Ok(0)
+    output::print(&String::from_utf8_lossy(&script))
 }

@@ -21,7 +21,7 @@ use super::{
 const DOWNLOADS_MAX: u32 = 5;
 
 /// Fetches the result of a finished job.
-pub async fn result(cx: &Context, args: ResultArgs) -> Result<u8, Failure> {
+pub async fn result(cx: &Context, args: ResultArgs) -> Result<(), Failure> {
     let client = cx.client()?;
     let attempted = attempted(args.job);
     let job = client.job(args.job).await.map_err(Failure::when(&attempted))?;
@@ -33,16 +33,13 @@ pub async fn result(cx: &Context, args: ResultArgs) -> Result<u8, Failure> {
         return Err(Failure::local(&attempted, detail, &format!("nave logs {}", args.job)).exiting(code));
     }
     match args.out.unwrap_or_else(|| PathBuf::from(args.job.to_string())) {
-        out if out.as_os_str() == "-" => to_stdout(&client, args.job).await?,
-        out if out.extension().is_some_and(|ext| ext == "tar") => {
-            to_file(cx, &client, args.job, &out).await?
-        }
+        out if out.as_os_str() == "-" => to_stdout(&client, args.job).await,
+        out if out.extension().is_some_and(|ext| ext == "tar") => to_file(cx, &client, args.job, &out).await,
         out => {
             let files = fetch_into(&client, args.job, &out).await?;
-            list(cx, &out, &files)?;
+            list(cx, &out, &files)
         }
     }
-    Ok(0)
 }
 
 fn attempted(job: JobId) -> String {

@@ -29,8 +29,10 @@ use super::{
     table::clean,
 };
 
-/// Pause between two looks at a job.
+/// Pause between two looks at a job that waits or starts.
 const LOOK_EVERY: Duration = Duration::from_millis(700);
+/// Pause between two looks at a job that runs; its log tells more.
+const LOOK_WHILE_RUNNING: Duration = Duration::from_secs(5);
 /// Pieces of output that wait to be printed; more wait at the other end.
 const EVENTS_MAX: usize = 64;
 
@@ -115,7 +117,7 @@ fn usage(detail: &str) -> Failure {
 /// What happens while a job goes on.
 enum Event {
     Log(Result<LogEvent, Error>),
-    Look(Job),
+    Look(Box<Job>),
     Interrupt,
     NotCancelled(Error),
 }
@@ -193,10 +195,11 @@ impl Attendant {
         match line.stream {
             Stream::Stderr => output::write_err(&line.text),
             Stream::Stdout => match output::write_out(&line.text) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     self.cancel("nobody reads the output any more", tell);
                 }
-                Ok(()) | Err(_) => {}
+                Err(error) => self.cancel(&format!("the output cannot be written ({error})"), tell),
             },
         }
     }
@@ -230,12 +233,14 @@ async fn follow(mut log: nave_sdk::client::Follow, tell: mpsc::Sender<Event>) {
 }
 
 async fn look_regularly(client: Client, job: JobId, tell: mpsc::Sender<Event>) {
+    let mut pause = LOOK_EVERY;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(pause).await;
         // Whether the API is there is the log's business; a missed look is no loss.
         let Ok(job) = client.job(job).await else { continue };
+        pause = if job.state == JobState::Running { LOOK_WHILE_RUNNING } else { LOOK_EVERY };
         let is_final = job.state.is_final();
-        if tell.send(Event::Look(job)).await.is_err() || is_final {
+        if tell.send(Event::Look(Box::new(job))).await.is_err() || is_final {
             return;
         }
     }
@@ -244,24 +249,29 @@ async fn look_regularly(client: Client, job: JobId, tell: mpsc::Sender<Event>) {
 /// The first Ctrl-C is passed on; the second ends the program even where a
 /// blocked stdout keeps everything else waiting.
 async fn interrupts(job: JobId, tell: mpsc::Sender<Event>) {
-    if tokio::signal::ctrl_c().await.is_err() || tell.send(Event::Interrupt).await.is_err() {
+    if tokio::signal::ctrl_c().await.is_err() {
         return;
     }
-    if tokio::signal::ctrl_c().await.is_ok() {
-        say(&format!("left before the end of {job}"));
-        std::process::exit(i32::from(exit::UNFINISHED));
+    // Nobody takes it once the job is final: what still goes on may be left at once.
+    if tell.send(Event::Interrupt).await.is_ok() && tokio::signal::ctrl_c().await.is_err() {
+        return;
     }
+    say(&format!("left {job} before everything was done"));
+    std::process::exit(i32::from(exit::UNFINISHED));
 }
 
 async fn finish(client: &Client, out: Option<PathBuf>, report: Report, json: bool) -> Result<u8, Failure> {
     let job = &report.job;
-    if let Some(dir) = out.filter(|_| job.has_result) {
-        result::fetch_into(client, job.job, &dir).await?;
+    let fetched = match out.filter(|_| job.has_result) {
+        Some(dir) => result::fetch_into(client, job.job, &dir).await.map(|_| ()),
+        None => Ok(()),
+    };
+    if !json {
+        say(&last_line(job));
     }
+    fetched?;
     if json {
         output::print_json(&report)?;
-    } else {
-        say(&last_line(job));
     }
     Ok(exit_code(job))
 }
@@ -316,10 +326,8 @@ mod tests {
 
     fn options(line: &str) -> Run {
         let cli = Cli::try_parse_from(line.split_whitespace()).expect("a valid line");
-        match cli.command {
-            Command::Run(run) => *run,
-            other => panic!("{other:?}"),
-        }
+        let Command::Run(run) = cli.command else { panic!("another command") };
+        *run
     }
 
     fn ended(state: JobState, exit_code: Option<i32>, outcome: Option<Outcome>) -> Job {

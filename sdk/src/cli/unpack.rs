@@ -80,11 +80,14 @@ fn check(archive: &mut impl Read, target: &Path) -> Result<(), Refused> {
 /// The path of an entry below the target; `None` for one that says nothing.
 fn accept(entry: &Entry<'_, impl Read>) -> Result<Option<PathBuf>, Refused> {
     let named = entry.path().map_err(Refused::Io)?;
-    match entry.header().entry_type() {
-        EntryType::Regular | EntryType::Directory => below(&named),
-        EntryType::XGlobalHeader => Ok(None),
-        _ => Err(Refused::Special(named.into_owned())),
+    let kind = entry.header().entry_type();
+    if kind.is_file() || kind.is_dir() {
+        return below(&named);
     }
+    if kind == EntryType::XGlobalHeader {
+        return Ok(None);
+    }
+    Err(Refused::Special(named.into_owned()))
 }
 
 fn below(named: &Path) -> Result<Option<PathBuf>, Refused> {
