@@ -263,16 +263,34 @@ mod tests {
         assert!(matches!(unpack_fresh(archive(&twice)).0, Err(Refused::Twice(_))));
     }
 
+    #[test]
+    fn a_long_name_in_an_extension_is_judged_like_a_short_one() {
+        let record = "21 path=../evil/path\n";
+        let pax = [entry("p", EntryType::XHeader, record.as_bytes()), entry("ok", EntryType::Regular, b"x")];
+        let gnu = [entry("l", EntryType::GNULongName, b"../evil\0"), entry("ok", EntryType::Regular, b"x")];
+        for entries in [pax, gnu] {
+            let (result, found) = unpack_fresh(archive(&entries));
+            assert!(matches!(result, Err(Refused::Outside(_))), "{result:?}");
+            assert_eq!(found, BTreeSet::new());
+        }
+    }
+
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn no_valid_archive_leaves_the_target(
+            items in proptest::collection::vec(("[./a]{1,8}", proptest::sample::select(b"0125LKxgS67".to_vec())), 1..5),
+        ) {
+            let entries: Vec<_> =
+                items.iter().map(|(name, kind)| entry(name, EntryType::new(*kind), b"../../evil")).collect();
+            let (_, found) = unpack_fresh(archive(&entries));
+            prop_assert!(found.iter().all(|path| path.starts_with("out")));
+        }
 
         #[test]
         fn foreign_bytes_never_leave_the_target(
-            flips in proptest::collection::vec((0..2_048_usize, any::<u8>()), 0..12),
-            names in proptest::collection::vec("[./a]{1,6}", 1..4), cut in 0..4_096_usize,
+            flips in proptest::collection::vec((0..2_048_usize, any::<u8>()), 0..12), cut in 0..4_096_usize,
         ) {
-            let mut bytes: Vec<u8> =
-                names.iter().flat_map(|name| entry(name, EntryType::Regular, b"data")).collect();
+            let mut bytes = [entry("a", EntryType::Regular, b"data"), entry("b/c", EntryType::Regular, b"data")].concat();
             bytes.truncate(cut.max(600));
             for (at, value) in flips {
                 let len = bytes.len();
