@@ -1,0 +1,157 @@
+//! Says what this machine can do, what each finding means and what would fix it.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::{command, inventory, runtime::docker};
+
+/// One finding.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What that means for jobs.
+    pub means: &'static str,
+    /// What to do about it; nothing where it is fine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<&'static str>,
+}
+
+impl Finding {
+    fn new(
+        name: &'static str,
+        found: Result<String, String>,
+        good: &'static str,
+        bad: &'static str,
+        fix: &'static str,
+    ) -> Self {
+        match found {
+            Ok(found) => Self { name, ok: true, found, means: good, fix: None },
+            Err(found) => Self { name, ok: false, found, means: bad, fix: Some(fix) },
+        }
+    }
+}
+
+/// Looks at everything that the agent needs; changes nothing.
+pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
+    let (docker, nft, mkfs, gpu) =
+        tokio::join!(docker(socket), nft(), mkfs(), inventory::devices(prover));
+    vec![
+        root(),
+        docker,
+        nft,
+        loop_devices(),
+        mkfs,
+        forwarding(),
+        Finding::new(
+            "gpu",
+            gpu.map(|devices| format!("{} devices", devices.len())).map_err(|why| format!("{why:#}")),
+            "GPUs are offered to jobs",
+            "no GPUs are offered; the host earns with CPU and memory",
+            "install the NVIDIA driver and check that nvidia-smi works, if this machine has a GPU",
+        ),
+    ]
+}
+
+/// Whether jobs can run in containers on this machine.
+#[must_use]
+pub fn can_run_docker(findings: &[Finding]) -> bool {
+    let needed = ["root", "docker", "loop", "mkfs.ext4"];
+    findings.iter().filter(|finding| needed.contains(&finding.name)).all(|finding| finding.ok)
+}
+
+fn root() -> Finding {
+    let uid = nix::unistd::geteuid();
+    let found = format!("user {uid}");
+    Finding::new(
+        "root",
+        if uid.is_root() { Ok(found) } else { Err(found) },
+        "the agent can mount working directories and load the egress filter",
+        "jobs can only be simulated: a working directory with a size limit needs a mount",
+        "run the agent as root",
+    )
+}
+
+async fn docker(socket: &Path) -> Finding {
+    let found = async {
+        let client = docker::connect(socket).await.map_err(|error| format!("{error:#}"))?;
+        let version = client.version().await.map_err(|error| error.to_string())?;
+        Ok(format!("Docker Engine {} on {}", version.version.unwrap_or_default(), socket.display()))
+    };
+    Finding::new(
+        "docker",
+        found.await,
+        "jobs run in containers",
+        "jobs can only be simulated",
+        "install Docker Engine (Debian: apt install docker.io), or name its socket with --docker",
+    )
+}
+
+async fn nft() -> Finding {
+    let listed = command::run("nft", &["list", "tables"]).await;
+    Finding::new(
+        "nft",
+        listed.map(|_| "nftables answers".into()).map_err(|error| chain(&error)),
+        "jobs may reach public addresses and nothing else",
+        "jobs get no network: only egress \"none\" is offered",
+        "install nftables (Debian: apt install nftables) and run the agent as root",
+    )
+}
+
+fn loop_devices() -> Finding {
+    let path = Path::new("/dev/loop-control");
+    Finding::new(
+        "loop",
+        if path.exists() { Ok("loop devices".into()) } else { Err("no /dev/loop-control".into()) },
+        "working directories have a real size limit",
+        "jobs can only be simulated",
+        "load the kernel module (modprobe loop), or give the agent's container access to /dev/loop*",
+    )
+}
+
+async fn mkfs() -> Finding {
+    let version = command::run("mkfs.ext4", &["-V"]).await;
+    Finding::new(
+        "mkfs.ext4",
+        version.map(|_| "mkfs.ext4 answers".into()).map_err(|error| chain(&error)),
+        "working directories can be made",
+        "jobs can only be simulated",
+        "install e2fsprogs (Debian: apt install e2fsprogs)",
+    )
+}
+
+fn forwarding() -> Finding {
+    let path = "/proc/sys/net/ipv4/ip_forward";
+    let writable = std::fs::OpenOptions::new().write(true).open(path);
+    Finding::new(
+        "forwarding",
+        writable.map(|_| "the agent can switch it on".into()).map_err(|error| format!("{path}: {error}")),
+        "packets of jobs reach the network",
+        "jobs get no network: only egress \"none\" is offered",
+        "run the agent as root, where /proc/sys is not mounted read-only",
+    )
+}
+
+fn chain(error: &command::Failed) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    format!("{error}{source}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_problem_names_its_fix() {
+        let findings = examine(Path::new("/does/not/exist"), Path::new("/does/not/exist")).await;
+        let docker = findings.iter().find(|finding| finding.name == "docker").expect("docker");
+        assert!(!docker.ok && docker.found.contains("/does/not/exist"));
+        assert!(findings.iter().all(|finding| finding.ok == finding.fix.is_none()));
+        assert!(!can_run_docker(&findings));
+    }
+}

@@ -1,0 +1,144 @@
+//! The agent's side of the host protocol: four calls.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use nave_domain::{HostId, LeaseId};
+use nave_sdk::wire::host::{
+    DOCUMENT_BYTES_MAX, HOST_HEADER, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream,
+};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use crate::config::Endpoint;
+
+/// Longest a long poll waits at the control plane.
+pub const WAIT: Duration = Duration::from_secs(25);
+/// Longest an answer may take beyond that.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Longest a result may travel.
+const UPLOAD: Duration = Duration::from_secs(300);
+/// Most that is read of a refusal, in characters.
+const REFUSAL_CHARS_MAX: usize = 300;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The control plane did not answer, or said that it cannot now: try again.
+    #[error("the control plane does not answer")]
+    Away(#[source] anyhow::Error),
+    /// It refuses this call and would refuse it again.
+    #[error("the control plane refused with {status}: {said}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// The beginning of what it said.
+        said: String,
+    },
+}
+
+/// The control plane, seen from one host.
+#[derive(Debug, Clone)]
+pub struct ControlPlane {
+    client: Client,
+    base: String,
+    host: HostId,
+}
+
+impl ControlPlane {
+    /// Prepares calls to `endpoint` as `host`; nothing is sent yet.
+    ///
+    /// # Errors
+    /// When the HTTP client cannot be built.
+    pub fn new(endpoint: &Endpoint, host: HostId) -> anyhow::Result<Self> {
+        let builder = Client::builder().no_proxy().pool_max_idle_per_host(2).connect_timeout(ANSWER);
+        let (builder, base) = match endpoint {
+            Endpoint::Socket(path) => (builder.unix_socket(path.as_path()), "http://nave".to_owned()),
+            Endpoint::Url(url) => (builder, url.trim_end_matches('/').to_owned()),
+        };
+        Ok(Self { client: builder.build().context("build the HTTP client")?, base, host })
+    }
+
+    /// The spec, as soon as its generation exceeds `after`; `None` when it did not in time.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn spec(&self, after: u64) -> Result<Option<HostSpec>, CallError> {
+        let url = format!("{}/host/v1/spec?after={after}&wait_ms={}", self.base, WAIT.as_millis());
+        let answer = self.send(self.client.get(url).timeout(WAIT + ANSWER)).await?;
+        match answer.status() {
+            StatusCode::NO_CONTENT => Ok(None),
+            _ => read(answer).await.map(Some),
+        }
+    }
+
+    /// Tells what this host observes.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn report(&self, report: &HostReport) -> Result<ReportAck, CallError> {
+        let url = format!("{}/host/v1/report", self.base);
+        read(self.send(self.client.post(url).timeout(ANSWER).json(report)).await?).await
+    }
+
+    /// Appends to a log at `offset`; without bytes it asks where to go on.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn log(
+        &self,
+        lease: LeaseId,
+        stream: Stream,
+        offset: u64,
+        bytes: Bytes,
+    ) -> Result<LogAck, CallError> {
+        let url = format!("{}/host/v1/leases/{lease}/logs/{}?offset={offset}", self.base, stream.as_str());
+        let request = self.client.post(url).timeout(ANSWER);
+        let request = request.header(header::CONTENT_TYPE, "application/octet-stream").body(bytes);
+        read(self.send(request).await?).await
+    }
+
+    /// Stores a result archive under its hash.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn blob(&self, archive: &Path, result: &ResultRef) -> Result<(), CallError> {
+        let opened = tokio::fs::File::open(archive).await.context("open the result archive");
+        let file = opened.map_err(CallError::Away)?;
+        let url = format!("{}/host/v1/blobs/{}", self.base, result.sha256);
+        let request = self.client.put(url).timeout(UPLOAD).header(header::CONTENT_LENGTH, result.size);
+        self.send(request.header(header::CONTENT_TYPE, "application/x-tar").body(file)).await?;
+        Ok(())
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
+        let sent = request.header(HOST_HEADER, self.host.to_string()).send().await;
+        let answer = sent.map_err(|error| CallError::Away(error.into()))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let said = limited(answer).await.unwrap_or_default();
+        let said: String = String::from_utf8_lossy(&said).chars().take(REFUSAL_CHARS_MAX).collect();
+        let later = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
+        if status.is_client_error() && !later {
+            return Err(CallError::Refused { status: status.as_u16(), said });
+        }
+        Err(CallError::Away(anyhow::anyhow!("it answered {status}: {said}")))
+    }
+}
+
+async fn read<T: DeserializeOwned>(answer: Response) -> Result<T, CallError> {
+    let bytes = limited(answer).await.map_err(CallError::Away)?;
+    serde_json::from_slice(&bytes).context("read the answer").map_err(CallError::Away)
+}
+
+async fn limited(mut answer: Response) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        anyhow::ensure!(bytes.len() + piece.len() <= DOCUMENT_BYTES_MAX, "the answer is too long");
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}

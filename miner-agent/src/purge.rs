@@ -1,0 +1,37 @@
+//! Takes away everything that an agent has made on this machine.
+
+use std::{collections::BTreeSet, path::Path};
+
+use anyhow::Context as _;
+use nave_domain::HostId;
+
+use crate::{
+    config::DockerConfig,
+    runtime::{
+        Runtime,
+        docker::{Docker, firewall::Firewall},
+    },
+    state::{self, StateDir},
+};
+
+/// Removes every container, network, mount and working directory of the host
+/// whose state is in `data`, and its egress filter. Running jobs are killed.
+/// Answers how many leases were removed.
+///
+/// # Errors
+/// When an agent still runs there, or something could not be removed.
+pub async fn remove_all(data: &Path, host: Option<HostId>, docker: &DockerConfig) -> anyhow::Result<usize> {
+    let Some(host) = host.or_else(|| state::host_of(data)) else {
+        return Ok(0);
+    };
+    let _state = StateDir::open(data, host)?;
+    let engine = Docker::open(docker, host, data).await?;
+    let runtime = Runtime::Docker(engine);
+    let observed = runtime.observe().await?;
+    for lease in observed.keys() {
+        runtime.remove(*lease).await.with_context(|| format!("remove {lease}"))?;
+    }
+    runtime.reap(&BTreeSet::new()).await?;
+    Firewall::unload(&docker.prefix).await?;
+    Ok(observed.len())
+}

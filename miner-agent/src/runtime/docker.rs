@@ -1,0 +1,366 @@
+//! Runs jobs on a Docker Engine.
+//!
+//! Every container, network and working directory carries its lease in its name
+//! and in labels, so an agent without any memory finds them again.
+
+pub mod container;
+pub mod firewall;
+pub mod image;
+pub mod network;
+pub mod workdir;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+use bollard::{
+    Docker as Client,
+    container::LogOutput,
+    errors::Error as ApiError,
+    models::{ContainerSummary, ContainerSummaryStateEnum, SystemInfo},
+    query_parameters::{
+        CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    },
+};
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use nave_domain::{HostId, LeaseId, Millis, job::Egress};
+use nave_sdk::wire::host::{Order, Stream};
+use tokio::{sync::Notify, task::JoinHandle};
+
+use self::{firewall::Firewall, image::Pinned, network::Networks, workdir::WorkDirs};
+use super::{Logs, StartError};
+use crate::{
+    archive::{self, Archive},
+    config::DockerConfig,
+    core::{Observed, Phase},
+};
+
+/// Label of everything an agent makes: its host.
+pub const LABEL_HOST: &str = "nave.host";
+/// Label: the lease.
+pub const LABEL_LEASE: &str = "nave.lease";
+/// Label: the job.
+pub const LABEL_JOB: &str = "nave.job";
+/// Label: the attempt.
+pub const LABEL_ATTEMPT: &str = "nave.attempt";
+
+/// Longest that the engine may take for one answer, in seconds.
+const ANSWER_SECONDS_MAX: u64 = 120;
+
+/// A Docker Engine and what the agent needs around it.
+#[derive(Debug)]
+pub struct Docker {
+    client: Client,
+    host: HostId,
+    version: String,
+    config: DockerConfig,
+    work: WorkDirs,
+    networks: Networks,
+    firewall: Firewall,
+    /// How containers ended; they never start again, so this never changes.
+    ended: Mutex<BTreeMap<LeaseId, Phase>>,
+    changed: Arc<Notify>,
+    events: JoinHandle<()>,
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        self.events.abort();
+    }
+}
+
+impl Docker {
+    /// Connects to the engine and loads the firewall.
+    ///
+    /// # Errors
+    /// When the agent is not root or the engine does not answer; the message names the fix.
+    pub async fn open(config: &DockerConfig, host: HostId, data: &Path) -> anyhow::Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("working directories with a size limit need root: run as root, or use --runtime simulated");
+        }
+        let client = connect(&config.socket).await?;
+        let version = client.version().await.context("ask the Docker Engine for its version")?;
+        let info = client.info().await.context("ask the Docker Engine about itself")?;
+        let firewall = Firewall::new(config.prefix.clone(), config.pools);
+        if let Err(error) = firewall.ensure().await {
+            tracing::warn!(error = format!("{error:#}"), "no egress filter: this host offers egress \"none\" only");
+        }
+        let changed = Arc::new(Notify::new());
+        Ok(Self {
+            events: tokio::spawn(watch(client.clone(), host, changed.clone())),
+            networks: Networks::new(client.clone(), host, config.prefix.clone(), config.pools),
+            work: WorkDirs::new(data, container::JOB_UID + user_base(&info)),
+            version: version.version.unwrap_or_default(),
+            config: config.clone(),
+            ended: Mutex::default(),
+            client,
+            host,
+            firewall,
+            changed,
+        })
+    }
+
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
+
+    pub(super) async fn egress(&self) -> Vec<Egress> {
+        match self.firewall.ensure().await {
+            Ok(()) => vec![Egress::Public, Egress::None],
+            Err(_) => vec![Egress::None],
+        }
+    }
+
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(super) async fn observe(&self) -> anyhow::Result<BTreeMap<LeaseId, Observed>> {
+        let filters = HashMap::from([("label", vec![format!("{LABEL_HOST}={}", self.host)])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let listed = self.client.list_containers(Some(options)).await.context("list containers")?;
+        let mut observed = BTreeMap::new();
+        for summary in &listed {
+            let Some((lease, mut seen)) = read_labels(summary) else { continue };
+            seen.phase = match summary.state {
+                Some(ContainerSummaryStateEnum::CREATED | ContainerSummaryStateEnum::REMOVING) => Phase::Created,
+                Some(ContainerSummaryStateEnum::EXITED | ContainerSummaryStateEnum::DEAD) => {
+                    self.ended(lease).await?
+                }
+                Some(
+                    ContainerSummaryStateEnum::RUNNING
+                    | ContainerSummaryStateEnum::PAUSED
+                    | ContainerSummaryStateEnum::RESTARTING
+                    | ContainerSummaryStateEnum::STOPPING
+                    | ContainerSummaryStateEnum::EMPTY,
+                )
+                | None => Phase::Running,
+            };
+            observed.insert(lease, seen);
+        }
+        Ok(observed)
+    }
+
+    async fn ended(&self, lease: LeaseId) -> anyhow::Result<Phase> {
+        let known = |docker: &Self| docker.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&lease).copied();
+        if let Some(phase) = known(self) {
+            return Ok(phase);
+        }
+        let name = container::name(lease);
+        let inspected =
+            self.client.inspect_container(&name, None).await.with_context(|| format!("inspect {name}"))?;
+        let state = inspected.state.unwrap_or_default();
+        let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
+        let phase = Phase::Exited { code, oom: state.oom_killed.unwrap_or(false) };
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, phase);
+        Ok(phase)
+    }
+
+    pub(super) async fn start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {
+        let started = self.try_start(lease, order).await;
+        if started.is_err()
+            && let Err(error) = self.remove(lease).await
+        {
+            tracing::info!(lease.id = %lease, error = format!("{error:#}"), "a failed start leaves something behind");
+        }
+        started
+    }
+
+    async fn try_start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {
+        let pinned = Pinned::parse(&order.image).map_err(StartError::Host)?;
+        // Independent of each other; together they cost what the slowest costs.
+        let (volumes, (), network) = tokio::try_join!(
+            async { image::ensure(&self.client, &pinned).await.map_err(said) },
+            async { self.work.create(lease, order.disk).await.map_err(said) },
+            async { self.network(lease, order.egress).await.map_err(said) },
+        )?;
+        let plan = container::Plan {
+            host: self.host,
+            lease,
+            order,
+            network: &network,
+            dns: &self.config.dns,
+            work: &self.work.mount_point(lease),
+            volumes: &volumes,
+        };
+        self.create(&plan).await.map_err(said)?;
+        let name = container::name(lease);
+        match self.client.start_container(&name, None).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.why_not(&name, error).await),
+        }
+    }
+
+    async fn network(&self, lease: LeaseId, egress: Egress) -> anyhow::Result<String> {
+        match egress {
+            Egress::None => Ok("none".into()),
+            Egress::Public => {
+                let (filter, network) = tokio::join!(self.firewall.ensure(), self.networks.create(lease));
+                filter.context("load the egress filter")?;
+                network
+            }
+        }
+    }
+
+    /// Creates the container and reads back whether the engine took every limit.
+    async fn create(&self, plan: &container::Plan<'_>) -> anyhow::Result<()> {
+        let name = container::name(plan.lease);
+        let body = container::body(plan);
+        let wanted = body.host_config.clone().unwrap_or_default();
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        self.client.create_container(Some(options), body).await.context("create the container")?;
+        let got = self.client.inspect_container(&name, None).await.context("inspect the container")?;
+        match container::differences(&wanted, &got).as_slice() {
+            [] => Ok(()),
+            ignored => bail!("the container engine ignored {}", ignored.join(", ")),
+        }
+    }
+
+    /// Tells a command that cannot be executed from a host that cannot start it.
+    async fn why_not(&self, name: &str, error: ApiError) -> StartError {
+        let inspected = self.client.inspect_container(name, None).await.ok();
+        let state = inspected.and_then(|container| container.state).unwrap_or_default();
+        let text = error.to_string();
+        match state.exit_code {
+            Some(code @ (126 | 127)) if text.contains("exec") => {
+                let said = state.error.filter(|said| !said.is_empty()).unwrap_or(text);
+                StartError::Command { code: if code == 126 { 126 } else { 127 }, said }
+            }
+            _ => StartError::Host(text),
+        }
+    }
+
+    pub(super) async fn stop(&self, lease: LeaseId, grace: Millis) -> anyhow::Result<()> {
+        let seconds = i32::try_from(grace.0.max(0).div_euclid(1_000)).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        let name = container::name(lease);
+        let stopped = self.client.stop_container(&name, Some(options)).await;
+        settle(stopped, &[304, 404]).with_context(|| format!("stop {name}"))
+    }
+
+    pub(super) async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        let name = container::name(lease);
+        let removed = self.client.remove_container(&name, Some(options)).await;
+        settle(removed, &[404]).with_context(|| format!("remove {name}"))?;
+        let (network, work) = tokio::join!(self.networks.remove(lease), self.work.remove(lease));
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
+        network.and(work)
+    }
+
+    pub(super) async fn reap(&self, known: &BTreeSet<LeaseId>) -> anyhow::Result<()> {
+        let mut left = self.networks.leases().await?;
+        left.extend(self.work.leases()?);
+        for lease in left.difference(known) {
+            tracing::info!(lease.id = %lease, "clearing away what is left of a lease nobody knows");
+            self.remove(*lease).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn logs(&self, lease: LeaseId, follow: bool) -> Logs {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
+        let lines = self.client.logs(&container::name(lease), Some(options));
+        lines.map_err(|error| anyhow::Error::new(error).context("read the log")).try_filter_map(split).boxed()
+    }
+
+    pub(super) async fn collect(&self, lease: LeaseId) -> anyhow::Result<Option<Archive>> {
+        self.work.mount(lease).await?;
+        let (work, to) = (self.work.mount_point(lease), self.work.dir(lease).join("result.tar"));
+        tokio::task::spawn_blocking(move || archive::pack(&work, "out", &to)).await.context("pack the result")?
+    }
+}
+
+/// Connects to the engine behind a Unix socket and agrees on an API version.
+///
+/// # Errors
+/// When nothing answers there; the message names the fix.
+pub async fn connect(socket: &Path) -> anyhow::Result<Client> {
+    let path = socket.to_str().context("the path of the Docker socket is not UTF-8")?;
+    let fix = || {
+        format!("no Docker Engine answers on {path}: start one, name its socket with --docker, or use --runtime simulated")
+    };
+    let client =
+        Client::connect_with_unix(path, ANSWER_SECONDS_MAX, bollard::API_DEFAULT_VERSION).with_context(fix)?;
+    client.negotiate_version().await.with_context(fix)
+}
+
+/// With user-namespace remapping, the host's user id for user 0 of a container.
+/// The engine shows it only as the last part of its directory: `…/100000.100000`.
+fn user_base(info: &SystemInfo) -> u32 {
+    let options = info.security_options.iter().flatten();
+    if !options.into_iter().any(|option| option.contains("name=userns")) {
+        return 0;
+    }
+    let last = info.docker_root_dir.as_deref().and_then(|dir| dir.rsplit('/').next());
+    last.and_then(|name| name.split('.').next()).and_then(|uid| uid.parse().ok()).unwrap_or(0)
+}
+
+fn read_labels(summary: &ContainerSummary) -> Option<(LeaseId, Observed)> {
+    let labels = summary.labels.as_ref()?;
+    let lease = labels.get(LABEL_LEASE)?.parse().ok()?;
+    let job = labels.get(LABEL_JOB)?.parse().ok()?;
+    let attempt = labels.get(LABEL_ATTEMPT)?.parse().ok()?;
+    Some((lease, Observed { job, attempt, phase: Phase::Created }))
+}
+
+async fn split(output: LogOutput) -> anyhow::Result<Option<(Stream, bytes::Bytes)>> {
+    Ok(match output {
+        LogOutput::StdOut { message } | LogOutput::Console { message } => Some((Stream::Stdout, message)),
+        LogOutput::StdErr { message } => Some((Stream::Stderr, message)),
+        LogOutput::StdIn { .. } => None,
+    })
+}
+
+/// Takes the answers in `fine` for success: what should be gone is gone.
+fn settle(answer: Result<(), ApiError>, fine: &[u16]) -> Result<(), ApiError> {
+    match answer {
+        Err(ApiError::DockerResponseServerError { status_code, .. }) if fine.contains(&status_code) => Ok(()),
+        other => other,
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used as a function in map_err")]
+fn said(error: anyhow::Error) -> StartError {
+    StartError::Host(format!("{error:#}"))
+}
+
+/// Wakes the agent for every event of its containers, and after every gap in
+/// the events, when anything may have happened.
+async fn watch(client: Client, host: HostId, changed: Arc<Notify>) {
+    let filters = HashMap::from([
+        ("label", vec![format!("{LABEL_HOST}={host}")]),
+        ("type", vec!["container".to_owned()]),
+        ("event", ["start", "die", "destroy"].map(str::to_owned).to_vec()),
+    ]);
+    loop {
+        let options = EventsOptionsBuilder::default().filters(&filters).build();
+        let mut events = std::pin::pin!(client.events(Some(options)));
+        while let Some(Ok(_)) = events.next().await {
+            changed.notify_one();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_remapped_user_is_read_from_the_engines_directory() {
+        let info = |options: &[&str], dir: &str| SystemInfo {
+            security_options: Some(options.iter().map(ToString::to_string).collect()),
+            docker_root_dir: Some(dir.into()),
+            ..SystemInfo::default()
+        };
+        assert_eq!(user_base(&info(&["name=seccomp,profile=default"], "/var/lib/docker")), 0);
+        assert_eq!(user_base(&info(&["name=userns"], "/var/lib/docker/100000.100000")), 100_000);
+    }
+}

@@ -1,0 +1,304 @@
+//! The egress filter: jobs reach public unicast addresses and nothing else.
+//!
+//! One nftables table for each bridge prefix holds it, so two agents on one
+//! machine do not touch each other's. It is replaced in one transaction. The
+//! engine's own chains see only some of the traffic (a job's packets to its host
+//! pass none of them), so the table hooks into input and forward itself.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::Context as _;
+use nix::ifaddrs::getifaddrs;
+use tokio::sync::Mutex;
+
+use crate::{
+    command,
+    config::{BridgePrefix, Pools},
+};
+
+/// IPv4 ranges that are not public unicast, by RFC 6890 and RFC 7526.
+const PRIVATE4: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, \
+     172.16.0.0/12, 192.0.0.0/24, 192.88.99.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+/// Inside 2000::/3 and still no places of their own: Teredo, benchmarking,
+/// ORCHID and 6to4, which embeds IPv4 addresses.
+const SPECIAL6: &str = "2001::/23, 2002::/16";
+
+/// The filter of one agent.
+#[derive(Debug)]
+pub struct Firewall {
+    prefix: BridgePrefix,
+    pools: Pools,
+    /// The rules as written and as the kernel listed them afterwards.
+    loaded: Mutex<Option<(String, Vec<u8>)>>,
+}
+
+/// An address of this machine and the length of its network's prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// The address.
+    pub address: IpAddr,
+    /// Length of the prefix in bits.
+    pub length: u8,
+}
+
+impl Firewall {
+    /// The filter for bridges that begin with `prefix`; nothing is loaded yet.
+    #[must_use]
+    pub fn new(prefix: BridgePrefix, pools: Pools) -> Self {
+        Self { prefix, pools, loaded: Mutex::new(None) }
+    }
+
+    /// Makes sure that exactly our rules are loaded and that packets are forwarded.
+    ///
+    /// # Errors
+    /// When the kernel or its settings refuse; then no job may have a network.
+    pub async fn ensure(&self) -> anyhow::Result<()> {
+        let interfaces = sites(self.prefix.as_str())?;
+        let wanted = ruleset(&self.prefix, self.pools, &interfaces);
+        let mut loaded = self.loaded.lock().await;
+        if let Some((text, listed)) = &*loaded
+            && *text == wanted
+            && self.list().await.ok().as_ref() == Some(listed)
+        {
+            return Ok(());
+        }
+        *loaded = None;
+        forward_packets().context("let the kernel forward packets")?;
+        command::run_with("nft", &["-f", "-"], wanted.as_bytes()).await.context("load the egress filter")?;
+        pass_other_engines(&self.prefix).await;
+        *loaded = Some((wanted, self.list().await?));
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<u8>, command::Failed> {
+        // Without its counters, a listing changes only when the rules do.
+        command::run("nft", &["-s", "list", "table", "inet", &table(&self.prefix)]).await
+    }
+
+    /// Takes the table away, where it is loaded.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub async fn unload(prefix: &BridgePrefix) -> anyhow::Result<()> {
+        let name = table(prefix);
+        let text = format!("table inet {name}\ndelete table inet {name}\n");
+        command::run_with("nft", &["-f", "-"], text.as_bytes()).await.context("remove the egress filter")?;
+        Ok(())
+    }
+}
+
+fn table(prefix: &BridgePrefix) -> String {
+    format!("nave_{}", prefix.as_str())
+}
+
+/// Every address of this machine, loopback and jobs' bridges included.
+///
+/// # Errors
+/// When the kernel does not answer.
+pub fn addresses() -> anyhow::Result<Vec<Site>> {
+    Ok(named_addresses()?.into_iter().map(|(_, site)| site).collect())
+}
+
+/// Networks this machine is attached to other than through jobs' bridges.
+fn sites(prefix: &str) -> anyhow::Result<BTreeSet<Site>> {
+    let others = named_addresses()?.into_iter().filter(|(name, _)| !name.starts_with(prefix));
+    Ok(others.map(|(_, site)| site).collect())
+}
+
+fn named_addresses() -> anyhow::Result<Vec<(String, Site)>> {
+    let mut found = Vec::new();
+    for interface in getifaddrs().context("list the machine's addresses")? {
+        let (Some(address), Some(mask)) = (interface.address, interface.netmask) else { continue };
+        let pair = (address.as_sockaddr_in(), mask.as_sockaddr_in());
+        let pair6 = (address.as_sockaddr_in6(), mask.as_sockaddr_in6());
+        let site = match (pair, pair6) {
+            ((Some(address), Some(mask)), _) => {
+                let length = u32::from(mask.ip()).leading_ones();
+                Site { address: IpAddr::V4(address.ip()), length: u8::try_from(length)? }
+            }
+            (_, (Some(address), Some(mask))) => {
+                let length = u128::from(mask.ip()).leading_ones();
+                Site { address: IpAddr::V6(address.ip()), length: u8::try_from(length)? }
+            }
+            _ => continue,
+        };
+        found.push((interface.interface_name, site));
+    }
+    Ok(found)
+}
+
+/// The whole table, to be read by `nft -f`.
+#[must_use]
+pub fn ruleset(prefix: &BridgePrefix, pools: Pools, sites: &BTreeSet<Site>) -> String {
+    let (table, bridges) = (table(prefix), prefix.as_str());
+    let (pool4, pool6) = (pools.range4(), pools.range6());
+    let (site4, site6) = site_sets(sites);
+    format!(
+        "table inet {table}
+delete table inet {table}
+table inet {table} {{
+  set private4 {{ type ipv4_addr; flags interval; elements = {{ {PRIVATE4} }} }}
+  set special6 {{ type ipv6_addr; flags interval; elements = {{ {SPECIAL6} }} }}
+  # Networks this host is attached to, even where their addresses are public.
+  set site4 {{ type ipv4_addr; flags interval; auto-merge; {site4} }}
+  set site6 {{ type ipv6_addr; flags interval; auto-merge; {site6} }}
+  chain from_job {{
+    # Neighbour discovery is how IPv6 finds its gateway; nothing else reaches the host.
+    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
+    counter drop
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname \"{bridges}*\" jump from_job
+  }}
+  chain egress_public {{
+    ct state established,related accept
+    oifname \"{bridges}*\" counter drop
+    ip saddr != {pool4} counter drop
+    ip6 saddr != {pool6} counter drop
+    ip daddr @private4 counter drop
+    ip daddr @site4 counter drop
+    ip6 daddr != 2000::/3 counter drop
+    ip6 daddr @special6 counter drop
+    ip6 daddr @site6 counter drop
+    meta nfproto {{ ipv4, ipv6 }} accept
+    drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname \"{bridges}*\" goto egress_public
+    oifname \"{bridges}*\" ct state established,related accept
+    oifname \"{bridges}*\" counter drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr {pool4} oifname != \"{bridges}*\" masquerade
+    ip6 saddr {pool6} oifname != \"{bridges}*\" masquerade
+  }}
+}}
+"
+    )
+}
+
+fn site_sets(sites: &BTreeSet<Site>) -> (String, String) {
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for site in sites {
+        match site.address {
+            IpAddr::V4(address) => v4.push(network4(address, site.length)),
+            IpAddr::V6(address) => v6.push(network6(address, site.length)),
+        }
+    }
+    (elements(&v4), elements(&v6))
+}
+
+fn elements(networks: &[String]) -> String {
+    let mut text = String::new();
+    if !networks.is_empty() {
+        let _ = write!(text, "elements = {{ {} }}", networks.join(", "));
+    }
+    text
+}
+
+/// A network; a prefix shorter than any real site's would cut jobs off from the
+/// internet, so then only the address itself counts.
+fn network4(address: Ipv4Addr, length: u8) -> String {
+    let length = if (8..=32).contains(&length) { length } else { 32 };
+    let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
+    format!("{}/{length}", Ipv4Addr::from(u32::from(address) & mask))
+}
+
+fn network6(address: Ipv6Addr, length: u8) -> String {
+    let length = if (16..=128).contains(&length) { length } else { 128 };
+    let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+    format!("{}/{length}", Ipv6Addr::from(u128::from(address) & mask))
+}
+
+/// Turns forwarding on where it is off.
+///
+/// A machine that forwards IPv6 stops listening to its routers, unless the
+/// interface says otherwise; so first those that listen are told to go on.
+fn forward_packets() -> anyhow::Result<()> {
+    switch_on("/proc/sys/net/ipv4/ip_forward")?;
+    let all6 = "/proc/sys/net/ipv6/conf/all/forwarding";
+    let Ok(now) = fs::read_to_string(all6) else { return Ok(()) };
+    if now.trim() == "1" {
+        return Ok(());
+    }
+    for interface in fs::read_dir("/proc/sys/net/ipv6/conf")?.flatten() {
+        let path = interface.path().join("accept_ra");
+        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+            fs::write(&path, "2").with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    switch_on(all6)
+}
+
+fn switch_on(path: &str) -> anyhow::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|value| value.trim() == "1") {
+        return Ok(());
+    }
+    fs::write(path, "1").with_context(|| format!("write {path}"))
+}
+
+/// Another engine on this machine may drop every packet that is not its own.
+/// Its chain for users is the place to say that ours are in order; our own table
+/// has judged them. Where there is no such chain, there is nothing to say.
+async fn pass_other_engines(prefix: &BridgePrefix) {
+    let bridges = format!("{}+", prefix.as_str());
+    let rules: [&[&str]; 2] = [
+        &["DOCKER-USER", "-i", &bridges, "-j", "ACCEPT"],
+        &["DOCKER-USER", "-o", &bridges, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"],
+    ];
+    for program in ["iptables", "ip6tables"] {
+        if command::run(program, &["-w", "-S", "DOCKER-USER"]).await.is_err() {
+            continue;
+        }
+        for rule in rules {
+            let present = command::run(program, &[&["-w", "-C"], rule].concat()).await.is_ok();
+            if !present && let Err(error) = command::run(program, &[&["-w", "-I"], rule].concat()).await {
+                tracing::warn!(%error, "another engine's rules may cut jobs off from the network");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(address: &str, length: u8) -> Site {
+        Site { address: address.parse().expect("an address"), length }
+    }
+
+    #[test]
+    fn networks_of_the_host_are_closed_even_when_they_are_public() {
+        let sites = BTreeSet::from([site("203.0.113.9", 28), site("2001:db8::5", 64)]);
+        let text = ruleset(&BridgePrefix::default(), Pools::default(), &sites);
+        assert!(text.contains("elements = { 203.0.113.0/28 }"), "{text}");
+        assert!(text.contains("elements = { 2001:db8::/64 }"), "{text}");
+    }
+
+    #[test]
+    fn a_host_without_addresses_still_gets_a_valid_table() {
+        let text = ruleset(&BridgePrefix::default(), Pools::default(), &BTreeSet::new());
+        assert!(text.contains("auto-merge;  }"), "{text}");
+        assert!(text.starts_with("table inet nave_nvj\ndelete table inet nave_nvj\n"));
+    }
+
+    #[test]
+    fn a_default_route_on_an_interface_does_not_close_the_internet() {
+        assert_eq!(network4(Ipv4Addr::new(203, 0, 113, 9), 0), "203.0.113.9/32");
+        assert_eq!(network6(Ipv6Addr::LOCALHOST, 0), "::1/128");
+    }
+
+    #[test]
+    fn this_machine_knows_its_loopback() {
+        let all = addresses().expect("addresses");
+        assert!(all.iter().any(|site| site.address == IpAddr::V4(Ipv4Addr::LOCALHOST)));
+    }
+}

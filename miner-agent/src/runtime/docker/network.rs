@@ -1,0 +1,180 @@
+//! Networks: one small bridge for each job that may reach the public internet.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+    path::Path,
+};
+
+use anyhow::Context as _;
+use bollard::{
+    Docker as Client,
+    models::{Ipam, IpamConfig, Network, NetworkCreateRequest},
+    query_parameters::ListNetworksOptionsBuilder,
+};
+use nave_domain::{HostId, LeaseId};
+use tokio::sync::Mutex;
+
+use super::{LABEL_HOST, LABEL_LEASE, settle};
+use crate::config::{BridgePrefix, Pools};
+
+/// Makes and removes the networks of one host.
+#[derive(Debug)]
+pub struct Networks {
+    client: Client,
+    host: HostId,
+    prefix: BridgePrefix,
+    pools: Pools,
+    /// Held from the choice of a subnet until it is taken.
+    choosing: Mutex<()>,
+}
+
+impl Networks {
+    /// Networks of `host`, named after `prefix` and cut from `pools`.
+    #[must_use]
+    pub fn new(client: Client, host: HostId, prefix: BridgePrefix, pools: Pools) -> Self {
+        Self { client, host, prefix, pools, choosing: Mutex::new(()) }
+    }
+
+    /// Makes the network of a lease and answers its name, which is its bridge's too.
+    ///
+    /// # Errors
+    /// When no subnet is free or the engine refuses.
+    pub async fn create(&self, lease: LeaseId) -> anyhow::Result<String> {
+        let name = bridge(&self.prefix, lease);
+        let _choosing = self.choosing.lock().await;
+        let existing = self.client.list_networks(None).await.context("list networks")?;
+        if existing.iter().any(|network| network.name.as_deref() == Some(&name)) {
+            self.remove(lease).await?;
+        }
+        let taken = self.taken(&existing)?;
+        let index = choose(lease, &taken).context("every subnet for jobs is taken")?;
+        let request = self.request(&name, lease, index);
+        self.client.create_network(request).await.with_context(|| format!("create network {name}"))?;
+        skip_address_detection(&name);
+        Ok(name)
+    }
+
+    fn request(&self, name: &str, lease: LeaseId, index: u16) -> NetworkCreateRequest {
+        let subnet = |subnet: String| IpamConfig { subnet: Some(subnet), ..IpamConfig::default() };
+        let v6 = Path::new("/proc/sys/net/ipv6").exists();
+        let mut subnets = vec![subnet(self.pools.subnet4(index))];
+        subnets.extend(v6.then(|| subnet(self.pools.subnet6(index))));
+        let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        NetworkCreateRequest {
+            name: name.to_owned(),
+            driver: Some("bridge".into()),
+            enable_ipv6: Some(v6),
+            ipam: Some(Ipam { config: Some(subnets), ..Ipam::default() }),
+            options: Some(HashMap::from([option("com.docker.network.bridge.name", name)])),
+            labels: Some(HashMap::from([
+                option(LABEL_HOST, &self.host.to_string()),
+                option(LABEL_LEASE, &lease.to_string()),
+            ])),
+            ..NetworkCreateRequest::default()
+        }
+    }
+
+    /// Indices that a network of this engine or an interface of this machine uses.
+    fn taken(&self, networks: &[Network]) -> anyhow::Result<BTreeSet<u16>> {
+        let subnets = networks.iter().filter_map(|network| network.ipam.as_ref()?.config.as_ref()).flatten();
+        let of_networks = subnets.filter_map(|config| config.subnet.as_deref()?.split('/').next()?.parse().ok());
+        let of_interfaces = super::firewall::addresses()?.into_iter().map(|site| site.address);
+        Ok(of_networks.chain(of_interfaces).filter_map(|address| index_of(self.pools, address)).collect())
+    }
+
+    /// Removes the network of a lease, where there is one.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    pub async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
+        let name = bridge(&self.prefix, lease);
+        let removed = self.client.remove_network(&name).await;
+        settle(removed, &[404]).with_context(|| format!("remove network {name}"))
+    }
+
+    /// Every lease of this host that has a network.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub async fn leases(&self) -> anyhow::Result<BTreeSet<LeaseId>> {
+        let filters = HashMap::from([("label", vec![format!("{LABEL_HOST}={}", self.host)])]);
+        let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let networks = self.client.list_networks(Some(options)).await.context("list networks")?;
+        let lease = |network: Network| network.labels?.get(LABEL_LEASE)?.parse().ok();
+        Ok(networks.into_iter().filter_map(lease).collect())
+    }
+}
+
+/// Name of a lease's bridge: the prefix and the last 11 digits of the lease,
+/// which are random. An interface name has at most 15 bytes.
+fn bridge(prefix: &BridgePrefix, lease: LeaseId) -> String {
+    let id = lease.to_string();
+    format!("{}{}", prefix.as_str(), &id[id.len() - 11..])
+}
+
+/// The first free index from one that depends on the lease, so that engines
+/// which do not know each other rarely choose the same.
+fn choose(lease: LeaseId, taken: &BTreeSet<u16>) -> Option<u16> {
+    let id = lease.to_string();
+    let first = u16::from_str_radix(&id[id.len() - 4..], 16).unwrap_or(0);
+    (0..Pools::SIZE).map(|step| first.wrapping_add(step) % Pools::SIZE).find(|index| !taken.contains(index))
+}
+
+/// Which network of the pools an address lies in.
+fn index_of(pools: Pools, address: IpAddr) -> Option<u16> {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            ([a, b] == pools.v4).then(|| u16::from_be_bytes([c, d]) >> 3)
+        }
+        IpAddr::V6(v6) => {
+            let groups = v6.segments();
+            (groups[..3] == pools.v6).then_some(groups[3])
+        }
+    }
+}
+
+/// A fresh bridge holds IPv6 packets back until it has asked whether anyone
+/// else has its address. Nobody else is on it, so the job need not wait.
+fn skip_address_detection(bridge: &str) {
+    let path = format!("/proc/sys/net/ipv6/conf/{bridge}/accept_dad");
+    if let Err(error) = std::fs::write(&path, "0") {
+        tracing::debug!(%error, path, "the first IPv6 packets of the job will wait");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(n: u128) -> LeaseId {
+        format!("lease_{n:032x}").parse().expect("an id")
+    }
+
+    #[test]
+    fn a_bridge_name_fits_an_interface() {
+        let longest = "nvjx".parse().expect("a prefix");
+        assert_eq!(bridge(&longest, lease(0xabc)).len(), 15);
+        assert_ne!(bridge(&longest, lease(1)), bridge(&longest, lease(2)));
+    }
+
+    #[test]
+    fn a_taken_subnet_is_passed_over() {
+        assert_eq!(choose(lease(5), &BTreeSet::new()), Some(5));
+        assert_eq!(choose(lease(5), &BTreeSet::from([5, 6])), Some(7));
+        assert_eq!(choose(lease(u128::from(Pools::SIZE) - 1), &BTreeSet::from([Pools::SIZE - 1])), Some(0));
+        assert_eq!(choose(lease(5), &(0..Pools::SIZE).collect()), None);
+    }
+
+    #[test]
+    fn an_address_in_a_pool_is_traced_to_its_network() {
+        let pools = Pools::default();
+        for index in [0, 33, Pools::SIZE - 1] {
+            let v4: IpAddr = pools.subnet4(index).split('/').next().expect("address").parse().expect("v4");
+            let v6: IpAddr = pools.subnet6(index).split('/').next().expect("address").parse().expect("v6");
+            assert_eq!((index_of(pools, v4), index_of(pools, v6)), (Some(index), Some(index)));
+        }
+        assert_eq!(index_of(pools, "10.1.0.1".parse().expect("v4")), None);
+    }
+}

@@ -1,0 +1,173 @@
+//! Acts commands out and says so: nothing is executed.
+//!
+//! Three environment variables of the job direct the play: `NAVE_SIM_MS` is how
+//! long it runs in milliseconds (100), `NAVE_SIM_EXIT` its exit code (0), and
+//! `NAVE_SIM_OUT` the text of its one result file, `simulated.txt` (none).
+//! What runs is written down, so a restarted agent finds it again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use nave_domain::{JobId, LeaseId, Millis};
+use nave_sdk::wire::host::{Order, Stream};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::{Logs, StartError};
+use crate::{
+    archive::{self, Archive},
+    clock,
+    core::{Observed, Phase},
+};
+
+/// Exit code of a command that SIGTERM ended.
+const TERMINATED: i32 = 128 + 15;
+
+/// The simulated runtime.
+#[derive(Debug)]
+pub struct Simulated {
+    dir: PathBuf,
+    plays: Mutex<BTreeMap<LeaseId, Play>>,
+    changed: Notify,
+}
+
+/// One command that is acted out.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Play {
+    job: JobId,
+    attempt: u32,
+    argv: Vec<String>,
+    result: Option<String>,
+    /// When it ends, on the boot clock.
+    ends: Millis,
+    code: i32,
+}
+
+impl Play {
+    fn new(order: &Order, now: Millis) -> Self {
+        let number = |name: &str| order.env.get(name).and_then(|text| text.parse::<i64>().ok());
+        let runs = number("NAVE_SIM_MS").unwrap_or(100).clamp(0, 86_400_000);
+        Self {
+            job: order.job,
+            attempt: order.attempt,
+            argv: order.argv.clone(),
+            result: order.env.get("NAVE_SIM_OUT").cloned(),
+            ends: Millis(now.0.saturating_add(runs)),
+            code: number("NAVE_SIM_EXIT").and_then(|code| i32::try_from(code).ok()).unwrap_or(0),
+        }
+    }
+
+    fn phase(&self, now: Millis) -> Phase {
+        if now < self.ends { Phase::Running } else { Phase::Exited { code: self.code, oom: false } }
+    }
+}
+
+impl Simulated {
+    /// Opens the simulated runtime whose state is below `data`.
+    ///
+    /// # Errors
+    /// When the directory cannot be written.
+    pub fn open(data: &std::path::Path) -> anyhow::Result<Self> {
+        let dir = data.join("simulated");
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let saved = fs::read(dir.join("plays.json")).ok();
+        let plays = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        Ok(Self { dir, plays: Mutex::new(plays), changed: Notify::new() })
+    }
+
+    fn plays(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Play>> {
+        self.plays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn save(&self, plays: &BTreeMap<LeaseId, Play>) -> anyhow::Result<()> {
+        let next = self.dir.join("plays.json.next");
+        fs::write(&next, serde_json::to_vec(plays)?).context("write the simulated state")?;
+        fs::rename(&next, self.dir.join("plays.json")).context("replace the simulated state")
+    }
+
+    pub(super) async fn observe(&self) -> anyhow::Result<BTreeMap<LeaseId, Observed>> {
+        let now = clock::now();
+        let seen = |play: &Play| Observed { job: play.job, attempt: play.attempt, phase: play.phase(now) };
+        Ok(self.plays().iter().map(|(lease, play)| (*lease, seen(play))).collect())
+    }
+
+    pub(super) async fn start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {
+        let mut plays = self.plays();
+        plays.entry(lease).or_insert_with(|| Play::new(order, clock::now()));
+        self.save(&plays).map_err(|error| StartError::Host(format!("{error:#}")))?;
+        self.changed.notify_one();
+        Ok(())
+    }
+
+    pub(super) async fn stop(&self, lease: LeaseId, _grace: Millis) -> anyhow::Result<()> {
+        let mut plays = self.plays();
+        let now = clock::now();
+        if let Some(play) = plays.get_mut(&lease).filter(|play| play.phase(now) == Phase::Running) {
+            (play.ends, play.code) = (now, TERMINATED);
+        }
+        self.save(&plays)
+    }
+
+    pub(super) async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
+        let _ = fs::remove_dir_all(self.dir.join(lease.to_string()));
+        let mut plays = self.plays();
+        plays.remove(&lease);
+        self.save(&plays)
+    }
+
+    pub(super) async fn reap(&self, known: &BTreeSet<LeaseId>) -> anyhow::Result<()> {
+        let mut plays = self.plays();
+        plays.retain(|lease, _| known.contains(lease));
+        self.save(&plays)
+    }
+
+    pub(super) fn logs(&self, lease: LeaseId, follow: bool) -> Logs {
+        let Some(play) = self.plays().get(&lease).cloned() else {
+            return stream::empty().boxed();
+        };
+        let line = Bytes::from(format!("simulated: would run {:?}\n", play.argv));
+        let first = stream::iter([Ok((Stream::Stdout, line))]);
+        if !follow {
+            return first.boxed();
+        }
+        let end = stream::once(sleep_until(play.ends)).filter_map(|()| async { None });
+        first.chain(end).boxed()
+    }
+
+    pub(super) async fn collect(&self, lease: LeaseId) -> anyhow::Result<Option<Archive>> {
+        let result = self.plays().get(&lease).and_then(|play| play.result.clone());
+        let Some(text) = result else {
+            return Ok(None);
+        };
+        let work = self.dir.join(lease.to_string());
+        fs::create_dir_all(work.join("out")).with_context(|| format!("create {}", work.display()))?;
+        fs::write(work.join("out/simulated.txt"), text).context("write the simulated result")?;
+        archive::pack(&work, "out", &work.join("result.tar"))
+    }
+
+    /// Waits for the next start or for the next end of a command.
+    pub(super) async fn changed(&self) {
+        let now = clock::now();
+        let next = self.plays().values().map(|play| play.ends).filter(|ends| *ends > now).min();
+        match next {
+            Some(ends) => tokio::select! {
+                () = sleep_until(ends) => {}
+                () = self.changed.notified() => {}
+            },
+            None => self.changed.notified().await,
+        }
+    }
+}
+
+async fn sleep_until(at: Millis) {
+    let left = at.0.saturating_sub(clock::now().0);
+    tokio::time::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
+}

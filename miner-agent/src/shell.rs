@@ -1,0 +1,355 @@
+//! The thin shell: asks the control plane, looks at the runtime, lets the core
+//! decide and carries the decisions out.
+//!
+//! One loop owns everything that the core reads. Beside it run a task that
+//! polls for the spec, a task that reports, one task for the logs of each lease
+//! and one for each action under way. They tell the loop what came of it.
+
+mod backoff;
+mod exchange;
+mod forward;
+mod tasks;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nave_domain::{LeaseId, Millis};
+use nave_sdk::wire::host::{HostSpec, LeaseReport};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+use tracing::Instrument as _;
+
+use self::{
+    exchange::{Bulletin, Exchange},
+    tasks::{Outcome, Work},
+};
+use crate::{
+    clock,
+    config::{Config, RuntimeChoice},
+    core::{self, Action, Ending, Finished, Memory, Observed, Phase, Task},
+    endpoint::ControlPlane,
+    inventory,
+    runtime::{Runtime, docker::Docker, simulated::Simulated},
+    state::StateDir,
+};
+
+/// Longest time between two looks at the runtime, for what its events missed.
+const LOOK: Duration = Duration::from_secs(10);
+/// Time between two looks at what the machine can enforce.
+const INVENTORY: Duration = Duration::from_secs(60);
+
+/// What the tasks tell the loop.
+enum Event {
+    Spec(Box<HostSpec>),
+    /// The control plane answered a report that was sent at this time.
+    Heard(Millis),
+    Done(LeaseId, u64, Outcome),
+}
+
+/// An action under way.
+struct Underway {
+    serial: u64,
+    handle: JoinHandle<()>,
+}
+
+struct Agent {
+    state: Arc<StateDir>,
+    runtime: Arc<Runtime>,
+    plane: Arc<ControlPlane>,
+    spec: Option<HostSpec>,
+    memory: Memory,
+    observed: BTreeMap<LeaseId, Observed>,
+    underway: BTreeMap<LeaseId, Underway>,
+    /// Tasks that send the logs of running leases.
+    followers: BTreeMap<LeaseId, JoinHandle<()>>,
+    serial: u64,
+    /// The spec has changed since it was last written down.
+    unsaved: bool,
+    events: mpsc::UnboundedSender<Event>,
+    bulletin: watch::Sender<Bulletin>,
+}
+
+/// Opens the runtime that is wanted.
+///
+/// # Errors
+/// When it cannot be used; the message names the fix.
+pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
+    let docker = || Docker::open(&config.docker, config.host, &config.data);
+    let simulated = || Simulated::open(&config.data).map(Runtime::Simulated);
+    match config.runtime {
+        RuntimeChoice::Docker => docker().await.map(Runtime::Docker),
+        RuntimeChoice::Simulated => simulated(),
+        RuntimeChoice::Auto => match docker().await {
+            Ok(docker) => Ok(Runtime::Docker(docker)),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "no Docker Engine can be used: jobs are simulated");
+                simulated()
+            }
+        },
+    }
+}
+
+/// Runs the agent until `shutdown` is ready. Jobs go on; the next agent adopts them.
+///
+/// # Errors
+/// When it cannot begin: no state directory, no runtime.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&config.data).with_context(|| format!("create {}", config.data.display()))?;
+    let state = Arc::new(StateDir::open(&config.data, config.host)?);
+    let runtime = Arc::new(open_runtime(&config).await?);
+    let plane = Arc::new(ControlPlane::new(&config.endpoint, config.host)?);
+    let (spec, memory) = state.load();
+    let egress = runtime.egress().await;
+    let inventory = inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
+    let (events, inbox) = mpsc::unbounded_channel();
+    let (bulletin, news) = watch::channel(Bulletin::new(inventory));
+    let _exchange = Exchange::spawn(plane.clone(), news, events.clone())?;
+    let agent = Agent {
+        state,
+        runtime,
+        plane,
+        spec,
+        memory,
+        observed: BTreeMap::new(),
+        underway: BTreeMap::new(),
+        followers: BTreeMap::new(),
+        serial: 0,
+        unsaved: true,
+        events,
+        bulletin,
+    };
+    agent.serve(inbox, shutdown).await;
+    Ok(())
+}
+
+impl Agent {
+    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Event>, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        let mut inventory = tokio::time::interval(INVENTORY);
+        inventory.reset();
+        let mut seen = self.look().await;
+        self.reap().await;
+        loop {
+            if seen {
+                self.act().await;
+            }
+            if std::mem::take(&mut self.unsaved) {
+                self.save().await;
+            }
+            let runtime = self.runtime.clone();
+            tokio::select! {
+                () = &mut shutdown => break,
+                // The loop holds a sender itself, so the channel never closes.
+                Some(event) = inbox.recv() => {
+                    // What an action changed must be seen before anything is decided.
+                    let look = !seen || matches!(event, Event::Done(..));
+                    self.take(event).await;
+                    if look { seen = self.look().await; }
+                }
+                () = runtime.changed() => seen = self.look().await,
+                () = tokio::time::sleep(self.rest()) => seen = self.look().await,
+                _ = inventory.tick() => self.take_inventory().await,
+            }
+        }
+        self.save().await;
+        self.quit();
+    }
+
+    /// Ends the tasks and leaves the jobs.
+    fn quit(&mut self) {
+        tracing::info!(jobs = self.observed.len(), "stopping; jobs go on and the next agent adopts them");
+        let handles = self.underway.values().map(|underway| &underway.handle).chain(self.followers.values());
+        handles.for_each(JoinHandle::abort);
+    }
+
+    /// How long to sleep when nothing happens: never past the fence.
+    fn rest(&self) -> Duration {
+        let left = core::fence_at(self.spec.as_ref(), &self.memory).0 - clock::now().0 + 1;
+        match u64::try_from(left) {
+            Ok(left) if left > 0 => LOOK.min(Duration::from_millis(left)),
+            Ok(_) | Err(_) => LOOK,
+        }
+    }
+
+    /// Looks at the runtime; without an answer nothing may be decided.
+    async fn look(&mut self) -> bool {
+        match self.runtime.observe().await {
+            Ok(observed) => {
+                self.observed = observed;
+                if self.memory.learn(&self.observed) {
+                    self.save().await;
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the runtime does not answer");
+                false
+            }
+        }
+    }
+
+    /// Clears away what an agent that was cut off left of leases nobody knows.
+    async fn reap(&self) {
+        let listed = self.spec.iter().flat_map(|spec| spec.leases.keys());
+        let known: BTreeSet<LeaseId> =
+            listed.chain(self.observed.keys()).chain(self.memory.notes.keys()).copied().collect();
+        if let Err(error) = self.runtime.reap(&known).await {
+            tracing::warn!(error = format!("{error:#}"), "something is left of earlier leases");
+        }
+    }
+
+    async fn take_inventory(&mut self) {
+        let egress = self.runtime.egress().await;
+        self.bulletin.send_if_modified(|bulletin| {
+            let changed = bulletin.inventory.egress != egress;
+            bulletin.inventory.egress = egress;
+            changed
+        });
+    }
+
+    async fn act(&mut self) {
+        let decision = core::decide(self.spec.as_ref(), &self.observed, &self.memory, clock::now());
+        self.publish(decision.leases);
+        self.note_endings(&decision.actions).await;
+        for (lease, action) in decision.actions {
+            self.begin(lease, action);
+        }
+        self.follow_logs();
+    }
+
+    /// Writes down why commands are about to be ended, before they are.
+    async fn note_endings(&mut self, actions: &BTreeMap<LeaseId, Action>) {
+        let mut news = false;
+        for (lease, action) in actions {
+            if let Action::Stop(why) = action {
+                let ending = &mut self.memory.notes.entry(*lease).or_default().ending;
+                news |= ending.is_none();
+                ending.get_or_insert(*why);
+            }
+        }
+        if news {
+            self.save().await;
+        }
+    }
+
+    fn publish(&self, leases: BTreeMap<LeaseId, LeaseReport>) {
+        let (generation, report) =
+            self.spec.as_ref().map_or((0, None), |spec| (spec.generation, Some(spec.report_ms)));
+        self.bulletin.send_if_modified(|bulletin| {
+            let changed = bulletin.leases != leases || bulletin.generation != generation;
+            bulletin.leases = leases;
+            bulletin.generation = generation;
+            bulletin.report = report.unwrap_or(bulletin.report);
+            changed
+        });
+    }
+
+    /// Begins an action; one that is under way for the same lease is ended first.
+    fn begin(&mut self, lease: LeaseId, action: Action) {
+        let task = action.task();
+        self.serial += 1;
+        let serial = self.serial;
+        let mut before: Vec<JoinHandle<()>> =
+            self.underway.remove(&lease).map(|underway| underway.handle).into_iter().collect();
+        if matches!(task, Task::Drain | Task::Remove) {
+            before.extend(self.followers.remove(&lease));
+        }
+        before.iter().for_each(JoinHandle::abort);
+        let work = Work { lease, runtime: self.runtime.clone(), plane: self.plane.clone() };
+        let events = self.events.clone();
+        let span = tracing::info_span!("lease", lease.id = %lease);
+        let run = async move {
+            for cut in before {
+                let _ = cut.await;
+            }
+            let outcome = work.run(action).await;
+            let _ = events.send(Event::Done(lease, serial, outcome));
+        };
+        let handle = tokio::spawn(run.instrument(span));
+        self.memory.busy.insert(lease, task);
+        self.underway.insert(lease, Underway { serial, handle });
+    }
+
+    /// Sends the logs of every running lease while it runs.
+    fn follow_logs(&mut self) {
+        for (lease, _) in self.observed.iter().filter(|(_, seen)| seen.phase == Phase::Running) {
+            let draining = self.memory.busy.get(lease) == Some(&Task::Drain);
+            if draining || self.followers.contains_key(lease) {
+                continue;
+            }
+            let follow = forward::follow(self.plane.clone(), self.runtime.clone(), *lease);
+            self.followers.insert(*lease, tokio::spawn(follow));
+        }
+    }
+
+    async fn take(&mut self, event: Event) {
+        match event {
+            Event::Spec(spec) => {
+                // Written down after the loop has acted: a customer waits for the
+                // start, and after a crash the control plane sends the spec again.
+                self.unsaved |= self.spec.as_ref() != Some(&spec);
+                self.spec = Some(*spec);
+            }
+            Event::Heard(at) => {
+                self.memory.heard = self.memory.heard.max(at);
+                if let Err(error) = self.state.save_heard(self.memory.heard) {
+                    tracing::warn!(error = format!("{error:#}"), "the state cannot be written");
+                }
+            }
+            Event::Done(lease, serial, outcome) => self.take_outcome(lease, serial, outcome).await,
+        }
+    }
+
+    async fn take_outcome(&mut self, lease: LeaseId, serial: u64, outcome: Outcome) {
+        if self.underway.get(&lease).map(|underway| underway.serial) != Some(serial) {
+            return;
+        }
+        self.underway.remove(&lease);
+        self.memory.busy.remove(&lease);
+        let listed = self.spec.as_ref().is_some_and(|spec| spec.leases.contains_key(&lease));
+        match outcome {
+            Outcome::Started => self.note(lease).started = true,
+            Outcome::Finished(finished) => self.finish(lease, finished),
+            Outcome::Removed if !listed => {
+                self.memory.notes.remove(&lease);
+            }
+            Outcome::Removed | Outcome::Stopped | Outcome::Failed => return,
+        }
+        self.save().await;
+    }
+
+    fn finish(&mut self, lease: LeaseId, finished: Finished) {
+        tracing::info!(lease.id = %lease, exit = ?finished.exit, "finished");
+        self.note(lease).finished = Some(finished);
+    }
+
+    fn note(&mut self, lease: LeaseId) -> &mut core::Note {
+        self.memory.notes.entry(lease).or_default()
+    }
+
+    async fn save(&self) {
+        let (state, spec, notes) = (self.state.clone(), self.spec.clone(), self.memory.notes.clone());
+        let saved = tokio::task::spawn_blocking(move || state.save(spec.as_ref(), &notes)).await;
+        if let Err(error) = saved.context("write the state").and_then(|saved| saved) {
+            tracing::warn!(error = format!("{error:#}"), "the state cannot be written");
+        }
+    }
+}
+
+impl Ending {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stopped => "the spec says so",
+            Self::Fenced => "the control plane has not been heard in time",
+            Self::Cut => "the machine restarted",
+        }
+    }
+}

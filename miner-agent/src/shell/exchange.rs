@@ -1,0 +1,154 @@
+//! Two tasks that talk to the control plane: one polls for the spec, one reports.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nave_domain::{LeaseId, Millis, host::Inventory};
+use nave_sdk::wire::host::{HostReport, HostSpec, LeaseReport, PROTOCOL};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+use super::{Event, backoff::Backoff};
+use crate::{
+    clock,
+    endpoint::{CallError, ControlPlane},
+};
+
+/// Time between reports before the first spec has said.
+const REPORT: Millis = Millis(1_000);
+
+/// What the next report says.
+#[derive(Debug, Clone)]
+pub(super) struct Bulletin {
+    pub(super) generation: u64,
+    pub(super) inventory: Inventory,
+    pub(super) leases: BTreeMap<LeaseId, LeaseReport>,
+    pub(super) report: Millis,
+}
+
+impl Bulletin {
+    pub(super) fn new(inventory: Inventory) -> Self {
+        Self { generation: 0, inventory, leases: BTreeMap::new(), report: REPORT }
+    }
+}
+
+/// The two tasks; they end with it.
+pub(super) struct Exchange {
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Exchange {
+    pub(super) fn spawn(
+        plane: Arc<ControlPlane>,
+        news: watch::Receiver<Bulletin>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> anyhow::Result<Self> {
+        let session = getrandom::u64().context("draw a session number")?;
+        let after = Arc::new(AtomicU64::new(0));
+        let poller = tokio::spawn(poll(plane.clone(), after.clone(), events.clone()));
+        let reporter = tokio::spawn(Reporter { plane, news, events, after, session, sequence: 0 }.run());
+        Ok(Self { tasks: [poller, reporter] })
+    }
+}
+
+/// Polls for the spec. A new process asks for any generation first: the one it
+/// remembers may come from a control plane that has since begun anew.
+async fn poll(plane: Arc<ControlPlane>, after: Arc<AtomicU64>, events: mpsc::UnboundedSender<Event>) {
+    let mut backoff = Backoff::default();
+    loop {
+        match plane.spec(after.load(Ordering::Relaxed)).await {
+            Ok(Some(spec)) if spec.protocol == PROTOCOL => {
+                backoff.reset();
+                accept(spec, &after, &events);
+            }
+            Ok(Some(spec)) => {
+                tracing::error!(protocol = spec.protocol, "the control plane speaks another protocol; update the agent");
+                tokio::time::sleep(Duration::from_secs(30)).await;
+            }
+            Ok(None) => backoff.reset(),
+            Err(error) => {
+                say(&error, "fetch the spec");
+                backoff.wait().await;
+            }
+        }
+    }
+}
+
+fn accept(spec: HostSpec, after: &AtomicU64, events: &mpsc::UnboundedSender<Event>) {
+    tracing::debug!(generation = spec.generation, leases = spec.leases.len(), "a new spec");
+    after.store(spec.generation, Ordering::Relaxed);
+    let _ = events.send(Event::Spec(Box::new(spec)));
+}
+
+struct Reporter {
+    plane: Arc<ControlPlane>,
+    news: watch::Receiver<Bulletin>,
+    events: mpsc::UnboundedSender<Event>,
+    after: Arc<AtomicU64>,
+    session: u64,
+    sequence: u64,
+}
+
+impl Reporter {
+    /// Reports at once when something changed, else as often as the spec says.
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let bulletin = self.news.borrow_and_update().clone();
+            let rest = Duration::from_millis(u64::try_from(bulletin.report.0).unwrap_or(0).max(10));
+            if let Err(error) = self.report(bulletin).await {
+                say(&error, "report");
+                backoff.wait().await;
+                continue;
+            }
+            backoff.reset();
+            tokio::select! {
+                changed = self.news.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(rest) => {}
+            }
+        }
+    }
+
+    async fn report(&mut self, bulletin: Bulletin) -> Result<(), CallError> {
+        self.sequence += 1;
+        let report = HostReport {
+            protocol: PROTOCOL,
+            generation: bulletin.generation,
+            sequence: self.sequence,
+            session: self.session,
+            inventory: bulletin.inventory,
+            leases: bulletin.leases,
+        };
+        // The control plane was there after this moment; how long after, nobody knows.
+        let sent = clock::now();
+        let ack = self.plane.report(&report).await?;
+        if ack.generation < self.after.load(Ordering::Relaxed) {
+            // It has begun anew; its next spec has a smaller number.
+            self.after.store(0, Ordering::Relaxed);
+        }
+        let _ = self.events.send(Event::Heard(sent));
+        Ok(())
+    }
+}
+
+fn say(error: &CallError, what: &str) {
+    match error {
+        CallError::Away(source) => tracing::info!(reason = format!("{source:#}"), "could not {what}; trying again"),
+        CallError::Refused { .. } => tracing::warn!(%error, "could not {what}; trying again"),
+    }
+}

@@ -1,0 +1,170 @@
+//! The state directory: the few facts that containers cannot carry in labels.
+//!
+//! `state.json` holds the last spec and the notes, written before they matter
+//! and flushed to the disk. `heard.json` holds when the control plane was last
+//! heard; it is written often and not flushed, because its time means nothing
+//! after the machine has restarted.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use nave_domain::{HostId, LeaseId, Millis};
+use nave_sdk::wire::host::HostSpec;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    clock,
+    core::{Memory, Note},
+};
+
+/// An agent's state directory, held by one process at a time.
+#[derive(Debug)]
+pub struct StateDir {
+    dir: PathBuf,
+    host: HostId,
+    boot: String,
+    _lock: Flock<File>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    host: HostId,
+    boot: String,
+    spec: Option<HostSpec>,
+    notes: BTreeMap<LeaseId, Note>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Heard {
+    boot: String,
+    heard: Millis,
+}
+
+impl StateDir {
+    /// Opens the state directory below `data` for `host` and takes its lock.
+    ///
+    /// # Errors
+    /// When the directory cannot be written or another agent uses it.
+    pub fn open(data: &Path, host: HostId) -> anyhow::Result<Self> {
+        let dir = data.join("agent");
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let path = dir.join("lock");
+        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err(_) => bail!("another agent uses {}: stop it, or give this one its own --data", data.display()),
+        };
+        Ok(Self { dir, host, boot: clock::boot_id()?, _lock: lock })
+    }
+
+    /// What an earlier agent of this host left; nothing where there was none or
+    /// its state cannot be read.
+    #[must_use]
+    pub fn load(&self) -> (Option<HostSpec>, Memory) {
+        let mut memory = Memory { heard: clock::now(), ..Memory::default() };
+        if let Some(heard) = self.read::<Heard>("heard.json").filter(|heard| heard.boot == self.boot) {
+            memory.heard = heard.heard.min(memory.heard);
+        }
+        let Some(saved) = self.read::<Saved>("state.json").filter(|saved| saved.host == self.host) else {
+            return (None, memory);
+        };
+        memory.notes = saved.notes;
+        if saved.boot != self.boot {
+            memory.machine_restarted();
+        }
+        (saved.spec, memory)
+    }
+
+    /// Writes the spec and the notes down, on the disk before it returns.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, spec: Option<&HostSpec>, notes: &BTreeMap<LeaseId, Note>) -> anyhow::Result<()> {
+        let saved =
+            Saved { host: self.host, boot: self.boot.clone(), spec: spec.cloned(), notes: notes.clone() };
+        self.write("state.json", &saved, true)
+    }
+
+    /// Writes down when the control plane was last heard.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save_heard(&self, heard: Millis) -> anyhow::Result<()> {
+        self.write("heard.json", &Heard { boot: self.boot.clone(), heard }, false)
+    }
+
+    fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let path = self.dir.join(name);
+        let bytes = fs::read(&path).ok()?;
+        match serde_json::from_slice(&bytes) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the saved state cannot be read; starting without it");
+                None
+            }
+        }
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T, flush: bool) -> anyhow::Result<()> {
+        let bytes = serde_json::to_vec(value).context("write the state as JSON")?;
+        let (path, next) = (self.dir.join(name), self.dir.join(format!("{name}.next")));
+        let mut file = File::create(&next).with_context(|| format!("create {}", next.display()))?;
+        file.write_all(&bytes).with_context(|| format!("write {}", next.display()))?;
+        if flush {
+            file.sync_data().with_context(|| format!("flush {}", next.display()))?;
+        }
+        fs::rename(&next, &path).with_context(|| format!("replace {}", path.display()))
+    }
+}
+
+/// The host whose state is below `data`, where there is any.
+#[must_use]
+pub fn host_of(data: &Path) -> Option<HostId> {
+    let bytes = fs::read(data.join("agent/state.json")).ok()?;
+    serde_json::from_slice::<Saved>(&bytes).ok().map(|saved| saved.host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(n: u128) -> HostId {
+        format!("host_{n:032x}").parse().expect("an id")
+    }
+
+    #[test]
+    fn what_was_saved_is_there_after_a_restart_and_only_for_the_same_host() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let lease: LeaseId = format!("lease_{:032x}", 1).parse().expect("an id");
+        let state = StateDir::open(data.path(), host(1)).expect("open");
+        let notes = BTreeMap::from([(lease, Note { started: true, ..Note::default() })]);
+        state.save(None, &notes).expect("save");
+        state.save_heard(Millis(5)).expect("save");
+        drop(state);
+        let (_, memory) = StateDir::open(data.path(), host(1)).expect("open").load();
+        assert_eq!((memory.notes, memory.heard), (notes, Millis(5)));
+        let (_, other) = StateDir::open(data.path(), host(2)).expect("open").load();
+        assert!(other.notes.is_empty());
+    }
+
+    #[test]
+    fn two_agents_do_not_share_a_data_directory() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let _first = StateDir::open(data.path(), host(1)).expect("open");
+        assert!(StateDir::open(data.path(), host(1)).is_err());
+    }
+
+    #[test]
+    fn a_state_cut_short_counts_as_none() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let state = StateDir::open(data.path(), host(1)).expect("open");
+        fs::write(data.path().join("agent/state.json"), b"{\"host\":").expect("write");
+        assert_eq!(state.load().0, None);
+    }
+}
