@@ -69,7 +69,7 @@ pub enum Command {
     /// Show what can be spent and what is set aside
     Balance,
     /// Show what a job cost and why
-    Receipt(OneJob),
+    Receipt(ReceiptArgs),
     /// Fetch the result files of a job
     Result(ResultArgs),
     /// List, make and revoke API keys
@@ -188,6 +188,13 @@ pub struct LogsArgs {
 pub struct OneJob {
     /// The job
     pub job: JobId,
+}
+
+/// `nave receipt`.
+#[derive(Debug, Args)]
+pub struct ReceiptArgs {
+    /// The job; left out, the newest
+    pub job: Option<JobId>,
 }
 
 /// `nave result`.

@@ -3,7 +3,10 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use nave_domain::{JobId, KeyId};
-use nave_sdk::{client::JobsQuery, wire::rest::KeyRequest};
+use nave_sdk::{
+    client::{Client, JobsQuery},
+    wire::rest::KeyRequest,
+};
 use serde::Serialize;
 
 use super::{
@@ -44,10 +47,23 @@ pub async fn balance(cx: &Context) -> Result<(), Failure> {
 }
 
 /// `nave receipt`.
-pub async fn receipt(cx: &Context, job: JobId) -> Result<(), Failure> {
+pub async fn receipt(cx: &Context, job: Option<JobId>) -> Result<(), Failure> {
+    let client = cx.client()?;
+    let job = match job {
+        Some(job) => job,
+        None => newest(&client).await?,
+    };
     let attempted = format!("show the receipt of {job}");
-    let receipt = cx.client()?.receipt(job).await.map_err(Failure::when(&attempted))?;
+    let receipt = client.receipt(job).await.map_err(Failure::when(&attempted))?;
     answer(cx, &receipt, receipt::receipt)
+}
+
+async fn newest(client: &Client) -> Result<JobId, Failure> {
+    let attempted = "find the newest job";
+    let query = JobsQuery { limit: Some(1), ..JobsQuery::default() };
+    let page = client.jobs(&query).await.map_err(Failure::when(attempted))?;
+    let none = || Failure::local(attempted, "there is no job yet", "nave run").exiting(exit::NOT_FOUND);
+    page.items.first().map(|job| job.job).ok_or_else(none)
 }
 
 /// `nave epoch`.

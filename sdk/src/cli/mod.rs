@@ -48,7 +48,7 @@ struct Context {
 impl Context {
     /// A client for a command that answers at once or not at all.
     fn client(&self) -> Result<Client, Failure> {
-        let patience = Patience { total: Duration::from_secs(3), ..Patience::default() };
+        let patience = Patience { total: Duration::from_secs(5), ..Patience::default() };
         Ok(self.settings.client()?.patience(patience))
     }
 

@@ -6,7 +6,7 @@ use nave_domain::rate::{Rate, Size};
 use nave_sdk::wire::rest::{LedgerLine, Metered, Receipt};
 
 use super::{
-    show::{cores, word},
+    show::{SIMULATED, cores, word},
     table::{clean, table},
 };
 
@@ -35,7 +35,7 @@ fn attempt(metered: &Metered) -> String {
     let attempt = &metered.attempt;
     let mut text =
         format!("\nAttempt {} on {} ({})\n", attempt.attempt, clean(&attempt.host_name), attempt.host);
-    if metered.runtime == "simulated" {
+    if metered.runtime == SIMULATED {
         text += "  SIMULATED: this host acts commands out and never ran this one\n";
     }
     let or_dash = |at: Option<nave_domain::Timestamp>| at.map_or_else(|| "-".to_owned(), |at| at.to_string());

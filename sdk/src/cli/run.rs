@@ -36,9 +36,10 @@ const LOOK_WHILE_RUNNING: Duration = Duration::from_secs(5);
 /// Pieces of output that wait to be printed; more wait at the other end.
 const EVENTS_MAX: usize = 64;
 
-/// What `--json` prints.
+/// What `--json` prints: the job with one more field.
 #[derive(Debug, Serialize)]
 struct Report {
+    #[serde(flatten)]
     job: Job,
     logs: Vec<LogLine>,
 }

@@ -11,6 +11,9 @@ use nave_sdk::wire::rest::{Balance, Capacity, Epoch, Host, Job, Key, Offer};
 
 use super::table::{clean, command_line, cut, table};
 
+/// The runtime of hosts that execute nothing.
+pub const SIMULATED: &str = "simulated";
+
 /// Widest command in a list.
 const COMMAND_CHARS: usize = 48;
 
@@ -39,7 +42,9 @@ pub fn hosts(hosts: &[Host], now: Timestamp) -> String {
     let head = [
         "NAME", "STATE", "RUNTIME", "GPUS", "CPU>", "MEMORY>", "DISK>", "LEASES>", "HEARD>", "TRUST", "HOST",
     ];
-    table(&head, &hosts.iter().map(|host| host_row(host, now)).collect::<Vec<_>>())
+    let rows: Vec<Vec<String>> = hosts.iter().map(|host| host_row(host, now)).collect();
+    let inventories = hosts.iter().filter_map(|host| host.inventory.as_ref());
+    table(&head, &rows) + warning(inventories.map(|inventory| runtime(&inventory.runtime)))
 }
 
 fn host_row(host: &Host, now: Timestamp) -> Vec<String> {
@@ -60,10 +65,18 @@ fn host_row(host: &Host, now: Timestamp) -> Vec<String> {
     ]
 }
 
+/// What to know about a list in which some hosts are not real.
+fn warning<'a>(mut runtimes: impl Iterator<Item = &'a str>) -> &'static str {
+    if runtimes.any(|runtime| runtime == SIMULATED) {
+        return "\nSIMULATED hosts act commands out and never execute them.\n";
+    }
+    ""
+}
+
 fn runtime(runtime: &Runtime) -> &'static str {
     match runtime {
         Runtime::Docker { .. } => "docker",
-        Runtime::Simulated => "SIMULATED",
+        Runtime::Simulated => SIMULATED,
     }
 }
 
@@ -86,7 +99,8 @@ fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
 pub fn offers(offers: &[Offer]) -> String {
     let head =
         ["HOST", "RUNTIME", "GPUS FREE", "CPU>", "MEMORY>", "DISK>", "GPU/H>", "VCPU/H>", "GIB/H>", "TRUST"];
-    table(&head, &offers.iter().map(offer_row).collect::<Vec<_>>())
+    let rows: Vec<Vec<String>> = offers.iter().map(offer_row).collect();
+    table(&head, &rows) + warning(offers.iter().map(|offer| offer.runtime.as_str()))
 }
 
 fn offer_row(offer: &Offer) -> Vec<String> {
@@ -94,7 +108,7 @@ fn offer_row(offer: &Offer) -> Vec<String> {
     let of = |free: String, total: String| format!("{free} of {total}");
     vec![
         offer.host_name.clone(),
-        if offer.runtime == "simulated" { "SIMULATED".to_owned() } else { offer.runtime.clone() },
+        offer.runtime.clone(),
         gpus(&offer.free),
         of(cores(offer.free.milli_cpu), cores(offer.total.milli_cpu)),
         of(size(offer.free.memory), size(offer.total.memory)),

@@ -74,7 +74,7 @@ async fn a_run_with_json_prints_one_document_with_job_and_logs() {
     let output = output(&stub.url, &["run", "--json", "--", "true"]).await;
     assert!(output.status.success());
     let document = document(&output);
-    assert_eq!((&document["job"]["job"], &document["logs"][0]["text"]), (&json!(JOB), &json!("hi")));
+    assert_eq!((&document["job"], &document["logs"][0]["text"]), (&json!(JOB), &json!("hi")));
     assert_eq!(text(&output.stderr), "");
 }
 
