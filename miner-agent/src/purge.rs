@@ -26,7 +26,7 @@ pub async fn remove_all(data: &Path, host: Option<HostId>, docker: &DockerConfig
     };
     let _state = StateDir::open(data, host)?;
     let engine = Docker::open(docker, host, data).await?;
-    let runtime = Runtime::Docker(engine);
+    let runtime = Runtime::Docker(Box::new(engine));
     let observed = runtime.observe().await?;
     for lease in observed.keys() {
         runtime.remove(*lease).await.with_context(|| format!("remove {lease}"))?;

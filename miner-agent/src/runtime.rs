@@ -16,7 +16,7 @@ use crate::{archive::Archive, core::Observed};
 #[derive(Debug)]
 pub enum Runtime {
     /// A Docker Engine.
-    Docker(docker::Docker),
+    Docker(Box<docker::Docker>),
     /// Nothing: commands are acted out, never executed.
     Simulated(simulated::Simulated),
 }

@@ -85,10 +85,10 @@ pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
     let docker = || Docker::open(&config.docker, config.host, &config.data);
     let simulated = || Simulated::open(&config.data).map(Runtime::Simulated);
     match config.runtime {
-        RuntimeChoice::Docker => docker().await.map(Runtime::Docker),
+        RuntimeChoice::Docker => docker().await.map(|docker| Runtime::Docker(Box::new(docker))),
         RuntimeChoice::Simulated => simulated(),
         RuntimeChoice::Auto => match docker().await {
-            Ok(docker) => Ok(Runtime::Docker(docker)),
+            Ok(docker) => Ok(Runtime::Docker(Box::new(docker))),
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "no Docker Engine can be used: jobs are simulated");
                 simulated()

@@ -1,0 +1,384 @@
+use nave_domain::{Bytes, HostId, MilliCpu, host::HostState, job::Egress, lease::StopReason};
+use nave_sdk::wire::host::PROTOCOL;
+use proptest::prelude::*;
+
+use super::*;
+
+const FENCE: i64 = 60_000;
+const NOW: Millis = Millis(1_000_000);
+
+fn lease(n: u8) -> LeaseId {
+    format!("lease_{n:032x}").parse().expect("an id")
+}
+
+fn job() -> JobId {
+    format!("job_{:032x}", 1).parse().expect("an id")
+}
+
+fn order(stop: Option<StopReason>) -> Order {
+    Order {
+        job: job(),
+        attempt: 1,
+        stop,
+        image: String::new(),
+        argv: vec!["true".into()],
+        env: BTreeMap::new(),
+        milli_cpu: MilliCpu(1_000),
+        memory: Bytes(1 << 26),
+        disk: Bytes(1 << 26),
+        devices: vec![],
+        egress: Egress::None,
+    }
+}
+
+fn spec(leases: &[(u8, Option<StopReason>)]) -> HostSpec {
+    let host: HostId = format!("host_{:032x}", 1).parse().expect("an id");
+    HostSpec {
+        protocol: PROTOCOL,
+        generation: 1,
+        host,
+        state: HostState::Ready,
+        fence_ms: Millis(FENCE),
+        report_ms: Millis(5_000),
+        leases: leases.iter().map(|(n, stop)| (lease(*n), order(*stop))).collect(),
+    }
+}
+
+fn seen(phase: Phase) -> Observed {
+    Observed { job: job(), attempt: 1, phase }
+}
+
+fn exited(code: i32) -> Phase {
+    Phase::Exited { code, oom: false }
+}
+
+/// One lease and everything around it.
+#[derive(Debug)]
+struct Case {
+    spec: Option<HostSpec>,
+    observed: BTreeMap<LeaseId, Observed>,
+    memory: Memory,
+    now: Millis,
+}
+
+impl Case {
+    fn listed() -> Self {
+        Self::with(Some(spec(&[(1, None)])))
+    }
+
+    fn stopping() -> Self {
+        Self::with(Some(spec(&[(1, Some(StopReason::Cancelled))])))
+    }
+
+    fn unlisted() -> Self {
+        Self::with(Some(spec(&[])))
+    }
+
+    fn with(spec: Option<HostSpec>) -> Self {
+        let memory = Memory { heard: NOW, ..Memory::default() };
+        Self { spec, observed: BTreeMap::new(), memory, now: NOW }
+    }
+
+    fn sees(mut self, phase: Phase) -> Self {
+        self.observed.insert(lease(1), seen(phase));
+        self.memory.learn(&self.observed);
+        self
+    }
+
+    fn busy(mut self, task: Task) -> Self {
+        self.memory.busy.insert(lease(1), task);
+        self
+    }
+
+    fn notes(mut self, note: Note) -> Self {
+        self.memory.notes.insert(lease(1), note);
+        self
+    }
+
+    fn silent_for(mut self, ms: i64) -> Self {
+        self.now = Millis(NOW.0 + ms);
+        self
+    }
+
+    fn decide(&self) -> (Option<Action>, Option<LeaseReport>) {
+        let mut decision = decide(self.spec.as_ref(), &self.observed, &self.memory, self.now);
+        (decision.actions.remove(&lease(1)), decision.leases.remove(&lease(1)))
+    }
+}
+
+fn ended(ending: Ending) -> Note {
+    Note { started: true, ending: Some(ending), finished: None }
+}
+
+fn report_of(exit: Exit) -> Option<LeaseReport> {
+    Some(LeaseReport::Finished { exit, result: None })
+}
+
+#[test]
+fn a_new_lease_is_started_once() {
+    let new = Case::listed();
+    assert_eq!(new.decide(), (Some(Action::Start(order(None))), Some(LeaseReport::Preparing)));
+    assert_eq!(new.busy(Task::Start).decide(), (None, Some(LeaseReport::Preparing)));
+}
+
+#[test]
+fn a_running_lease_is_adopted_and_left_alone() {
+    assert_eq!(Case::listed().sees(Phase::Running).decide(), (None, Some(LeaseReport::Running)));
+}
+
+#[test]
+fn a_start_that_was_cut_short_is_cleared_away_before_the_next() {
+    let half = Case::listed().sees(Phase::Created);
+    assert_eq!(half.decide().0, Some(Action::Remove));
+    assert_eq!(half.busy(Task::Start).decide().0, None);
+}
+
+#[test]
+fn an_ended_lease_delivers_and_then_is_finished_until_the_spec_drops_it() {
+    let exit = Exit::Code { code: 3 };
+    let ended = Case::listed().sees(exited(3));
+    let report = Some(LeaseReport::Exited { exit: exit.clone() });
+    assert_eq!(ended.decide(), (Some(Action::Drain(exit.clone())), report.clone()));
+    assert_eq!(ended.busy(Task::Drain).decide(), (None, report));
+    let done = Finished { exit: exit.clone(), result: None };
+    let note = Note { started: true, ending: None, finished: Some(done) };
+    assert_eq!(Case::listed().sees(exited(3)).notes(note.clone()).decide(), (None, report_of(exit)));
+    assert_eq!(Case::unlisted().sees(exited(3)).notes(note).decide().0, Some(Action::Remove));
+}
+
+#[test]
+fn a_lease_that_the_spec_dropped_is_stopped_then_removed() {
+    assert_eq!(Case::unlisted().sees(Phase::Running).decide().0, Some(Action::Stop(Ending::Stopped)));
+    assert_eq!(Case::unlisted().sees(exited(137)).decide().0, Some(Action::Remove));
+    assert_eq!(Case::unlisted().notes(Note::default()).decide(), (Some(Action::Remove), None));
+}
+
+#[test]
+fn an_order_to_stop_ends_what_runs_and_what_is_being_prepared() {
+    assert_eq!(Case::stopping().sees(Phase::Running).decide().0, Some(Action::Stop(Ending::Stopped)));
+    assert_eq!(Case::stopping().busy(Task::Start).decide().0, Some(Action::Stop(Ending::Stopped)));
+    assert_eq!(Case::stopping().decide(), (None, report_of(Exit::Stopped)));
+}
+
+#[test]
+fn what_the_agent_stopped_is_reported_as_stopped_whatever_its_exit_code() {
+    for code in [0, 137, 143] {
+        let stopped = Case::stopping().sees(exited(code)).notes(ended(Ending::Stopped));
+        assert_eq!(stopped.decide().1, Some(LeaseReport::Exited { exit: Exit::Stopped }));
+    }
+}
+
+#[test]
+fn exit_137_is_the_memory_limit_or_a_killer_on_the_host() {
+    let exit_of = |code, oom| match Case::listed().sees(Phase::Exited { code, oom }).decide().1 {
+        Some(LeaseReport::Exited { exit }) => exit,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(exit_of(137, true), Exit::OutOfMemory);
+    assert_eq!(exit_of(137, false), Exit::Killed);
+    assert_eq!(exit_of(1, true), Exit::Code { code: 1 });
+    assert_eq!(exit_of(143, false), Exit::Code { code: 143 });
+}
+
+#[test]
+fn silence_beyond_the_fence_ends_every_job_and_starts_none() {
+    assert_eq!(Case::listed().sees(Phase::Running).silent_for(FENCE).decide().0, None);
+    let silent = || Case::listed().silent_for(FENCE + 1);
+    assert_eq!(silent().sees(Phase::Running).decide().0, Some(Action::Stop(Ending::Fenced)));
+    assert_eq!(silent().busy(Task::Start).decide().0, Some(Action::Stop(Ending::Fenced)));
+    assert_eq!(silent().decide(), (None, Some(LeaseReport::Preparing)));
+}
+
+#[test]
+fn a_fenced_job_is_reported_as_fenced_when_the_control_plane_is_back() {
+    let back = Case::listed().sees(exited(137)).notes(ended(Ending::Fenced));
+    assert_eq!(back.decide().0, Some(Action::Drain(Exit::Fenced)));
+}
+
+#[test]
+fn without_a_spec_jobs_run_on_until_the_fence() {
+    let orphan = || Case::with(None).sees(Phase::Running);
+    assert_eq!(orphan().decide().0, None);
+    assert_eq!(orphan().silent_for(FENCE_DEFAULT.0 + 1).decide().0, Some(Action::Stop(Ending::Fenced)));
+    assert_eq!(Case::with(None).sees(exited(0)).decide().0, None);
+}
+
+#[test]
+fn a_container_that_vanished_is_killed_and_not_started_again() {
+    let gone = Case::listed().notes(Note { started: true, ..Note::default() });
+    assert_eq!(gone.decide(), (None, report_of(Exit::Killed)));
+}
+
+#[test]
+fn a_failed_start_is_final() {
+    let exit = start_failed("no such image\nsecond line");
+    let failed = Finished { exit: exit.clone(), result: None };
+    let case = Case::listed().notes(Note { finished: Some(failed), ..Note::default() });
+    assert_eq!(case.decide(), (None, report_of(exit.clone())));
+    assert_eq!(exit, Exit::StartFailed { detail: "no such image".into() });
+}
+
+#[test]
+fn a_detail_is_cut_between_characters() {
+    match start_failed(&"é".repeat(DETAIL_BYTES_MAX)) {
+        Exit::StartFailed { detail } => assert_eq!(detail.len(), DETAIL_BYTES_MAX),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(start_failed(""), Exit::StartFailed { detail: "no reason given".into() });
+}
+
+#[test]
+fn what_ran_when_the_machine_restarted_was_killed_by_it() {
+    let mut case = Case::listed().sees(exited(255)).notes(Note { started: true, ..Note::default() });
+    case.memory.machine_restarted();
+    assert_eq!(case.decide().0, Some(Action::Drain(Exit::Killed)));
+}
+
+fn any_phase() -> impl Strategy<Value = Option<Phase>> {
+    prop_oneof![
+        Just(None),
+        Just(Some(Phase::Created)),
+        Just(Some(Phase::Running)),
+        (prop_oneof![Just(0), Just(137)], any::<bool>())
+            .prop_map(|(code, oom)| Some(Phase::Exited { code, oom })),
+    ]
+}
+
+fn any_note() -> impl Strategy<Value = Note> {
+    let ending = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Ending::Stopped)),
+        1 => Just(Some(Ending::Fenced)),
+    ];
+    let finished = prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Finished { exit: Exit::Stopped, result: None })),
+    ];
+    (any::<bool>(), ending, finished)
+        .prop_map(|(started, ending, finished)| Note { started, ending, finished })
+}
+
+fn any_busy() -> impl Strategy<Value = Option<Task>> {
+    prop_oneof![
+        3 => Just(None),
+        1 => Just(Some(Task::Start)),
+        1 => Just(Some(Task::Stop)),
+        1 => Just(Some(Task::Drain)),
+        1 => Just(Some(Task::Remove)),
+    ]
+}
+
+/// Whether the spec lists the lease, and with an order to stop.
+fn any_listing() -> impl Strategy<Value = Option<Option<bool>>> {
+    prop_oneof![Just(None), Just(Some(None)), Just(Some(Some(false))), Just(Some(Some(true)))]
+}
+
+fn any_case() -> impl Strategy<Value = Case> {
+    let silence = prop_oneof![Just(0), Just(FENCE), Just(FENCE + 1)];
+    (any_listing(), any_phase(), any_note(), any_busy(), silence).prop_map(
+        |(listing, phase, note, busy, silence)| {
+            let entry = |stop: bool| (1, stop.then_some(StopReason::RunTimeout));
+            let spec = listing.map(|listed| spec(&listed.map(entry).into_iter().collect::<Vec<_>>()));
+            let mut case = Case::with(spec).notes(note).silent_for(silence);
+            case.memory.busy.extend(busy.map(|task| (lease(1), task)));
+            match phase {
+                Some(phase) => case.sees(phase),
+                None => case,
+            }
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_exists_or_ran_is_ever_started(case in any_case()) {
+        let note = &case.memory.notes[&lease(1)];
+        let exists = case.observed.contains_key(&lease(1));
+        if let (Some(Action::Start(_)), _) = case.decide() {
+            prop_assert!(!exists && !note.started && note.finished.is_none());
+            prop_assert!(case.memory.busy.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_ran_is_removed_only_when_the_spec_has_dropped_it(case in any_case()) {
+        if let (Some(Action::Remove), _) = case.decide() {
+            let spec = case.spec.as_ref().expect("nothing is removed without a spec");
+            let never_ran = case.observed.get(&lease(1)).is_some_and(|seen| seen.phase == Phase::Created);
+            prop_assert!(!spec.leases.contains_key(&lease(1)) || never_ran);
+        }
+    }
+
+    #[test]
+    fn beyond_the_fence_everything_that_runs_is_stopped(case in any_case()) {
+        let running = case.observed.get(&lease(1)).is_some_and(|seen| seen.phase == Phase::Running);
+        let free = !matches!(case.memory.busy.get(&lease(1)), Some(Task::Stop | Task::Remove | Task::Drain));
+        if case.now.0 > NOW.0 + FENCE && running && free {
+            prop_assert!(matches!(case.decide().0, Some(Action::Stop(_))));
+        }
+    }
+
+    #[test]
+    fn the_same_facts_give_the_same_decision(case in any_case()) {
+        prop_assert_eq!(case.decide(), case.decide());
+    }
+
+    #[test]
+    fn every_listed_lease_is_reported(case in any_case()) {
+        let listed = case.spec.as_ref().is_some_and(|spec| spec.leases.contains_key(&lease(1)));
+        if listed && case.memory.busy.is_empty() {
+            prop_assert!(case.decide().1.is_some());
+        }
+    }
+
+    /// Left alone, with every action carried out at once, a listed lease ends in
+    /// `Finished` and an unlisted one in nothing at all.
+    #[test]
+    fn every_lease_comes_to_its_end(mut case in any_case()) {
+        prop_assume!(case.spec.is_some());
+        case.memory.busy.clear();
+        case.now = NOW;
+        let mut starts = 0;
+        for _ in 0..8 {
+            let (action, _) = case.decide();
+            starts += usize::from(matches!(action, Some(Action::Start(_))));
+            act(&mut case, action);
+        }
+        prop_assert!(starts <= 1);
+        let listed = case.spec.as_ref().is_some_and(|spec| spec.leases.contains_key(&lease(1)));
+        match (listed, case.decide()) {
+            (true, (None, Some(LeaseReport::Finished { .. }))) => {}
+            (false, (action, None)) => prop_assert!(action.is_none() && case.observed.is_empty()),
+            (_, other) => prop_assert!(false, "{other:?}"),
+        }
+    }
+}
+
+/// Carries an action out at once, as a perfect runtime would; commands end by themselves.
+fn act(case: &mut Case, action: Option<Action>) {
+    let one = lease(1);
+    let listed = case.spec.as_ref().is_some_and(|spec| spec.leases.contains_key(&one));
+    match action {
+        Some(Action::Start(_)) => drop(case.observed.insert(one, seen(Phase::Running))),
+        Some(Action::Stop(why)) => {
+            case.memory.notes.entry(one).or_default().ending.get_or_insert(why);
+            case.observed.insert(one, seen(exited(137)));
+        }
+        Some(Action::Drain(exit)) => {
+            let finished = Finished { exit, result: None };
+            case.memory.notes.entry(one).or_default().finished = Some(finished);
+        }
+        Some(Action::Remove) => {
+            case.observed.remove(&one);
+            if !listed {
+                case.memory.notes.remove(&one);
+            }
+        }
+        None => {
+            if case.observed.get(&one).is_some_and(|seen| seen.phase == Phase::Running) {
+                case.observed.insert(one, seen(exited(0)));
+            }
+        }
+    }
+    case.memory.learn(&case.observed);
+}
