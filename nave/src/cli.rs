@@ -61,6 +61,9 @@ pub enum RuntimeChoice {
 pub struct UpArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    /// Print what is running as one JSON document.
+    #[arg(long)]
+    pub json: bool,
     /// Return as soon as the market is ready and leave it running.
     #[arg(long)]
     pub detach: bool,

@@ -69,6 +69,7 @@ async fn identity(store: &Store, customer: CustomerId, layout: &Layout) -> anyho
 pub fn configure_client(args: &UpArgs, identity: &Identity) -> anyhow::Result<Option<PathBuf>> {
     let dir = env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)
+        .filter(|dir| dir.is_absolute())
         .or_else(|| env::var_os("HOME").map(|home| PathBuf::from(home).join(".config")));
     let Some(dir) = dir else { return Ok(None) };
     let file = dir.join("nave/config.toml");

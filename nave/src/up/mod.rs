@@ -44,7 +44,7 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
     layout
         .make()
         .with_context(|| format!("prepare {}; choose another place with --data", layout.root().display()))?;
-    if args.detach { detach(&layout).await } else { supervise(args, &layout).await }
+    if args.detach { detach(&args, &layout).await } else { supervise(args, &layout).await }
 }
 
 /// Stops a market: its supervisor first, or what a killed one left.
@@ -68,11 +68,11 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
 }
 
 /// Runs the same command again in the background and returns when that is ready.
-async fn detach(layout: &Layout) -> anyhow::Result<()> {
+async fn detach(args: &UpArgs, layout: &Layout) -> anyhow::Result<()> {
     let running = Status::read(layout).filter(|status| Process::recorded(&status.supervisor).is_some());
     if let Some(status) = running.filter(|status| status.ready) {
         eprintln!("already running");
-        return tell(&status);
+        return tell(&status, args.json);
     }
     Status::remove(layout);
     let log = fs::OpenOptions::new().create(true).append(true).open(layout.log().join("naved.log"))?;
@@ -84,7 +84,7 @@ async fn detach(layout: &Layout) -> anyhow::Result<()> {
     let began = Instant::now();
     loop {
         if let Some(status) = Status::read(layout).filter(|status| status.ready) {
-            return tell(&status);
+            return tell(&status, args.json);
         }
         if let Some(ended) = child.try_wait()? {
             anyhow::bail!(
@@ -256,7 +256,7 @@ impl Market {
         }
         self.status.ready = true;
         self.status.write(&self.layout)?;
-        tell(&self.status)?;
+        tell(&self.status, self.args.json)?;
         std::future::pending().await
     }
 
@@ -348,7 +348,7 @@ fn first_status(
     })
 }
 
-fn tell(status: &Status) -> anyhow::Result<()> {
+fn tell(status: &Status, json: bool) -> anyhow::Result<()> {
     eprintln!("the market is up at {}, jobs run in: {}", status.api, status.runtime);
     for limit in &status.limits {
         eprintln!("note: {limit}");
@@ -356,7 +356,9 @@ fn tell(status: &Status) -> anyhow::Result<()> {
     eprintln!(
         "try: nave run -- python3 -c 'print(6*7)'    see: nave hosts, nave offers, nave balance    stop: nave down"
     );
-    println!("{}", serde_json::to_string(status)?);
+    if json {
+        println!("{}", serde_json::to_string(status)?);
+    }
     Ok(())
 }
 
