@@ -4,7 +4,6 @@
 //! how it is supervised.
 
 use std::{
-    ffi::OsString,
     fs, io,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
@@ -104,7 +103,7 @@ impl Postgres {
             .arg(self.data())
             .arg("-k")
             .arg(self.socket_dir())
-            .args(["-c", "listen_addresses=", "-c", "unix_socket_permissions=0700"])
+            .args(["-c", "listen_addresses=", "-c", "port=5432", "-c", "unix_socket_permissions=0700"])
             .args(["-c", "max_connections=200", "-c", "shared_buffers=128MB"])
             .args(["-c", "log_min_messages=warning", "-c", "log_checkpoints=off"])
             .stdin(Stdio::null())
@@ -118,12 +117,13 @@ impl Postgres {
         self.url_of("nave")
     }
 
-    /// Connection string of a database.
+    /// Connection string of a database. The port is part of the name of the socket; left
+    /// out, `PGPORT` in the environment would choose another one.
     #[must_use]
     pub fn url_of(&self, database: &str) -> String {
         let dir = self.socket_dir();
         let host: String = dir.to_string_lossy().bytes().map(percent_encode).collect();
-        format!("postgres://nave@localhost/{database}?host={host}")
+        format!("postgres://nave@localhost:5432/{database}?host={host}")
     }
 
     /// Waits until the server answers and the database `nave` exists.
@@ -230,7 +230,7 @@ fn find_bin() -> Result<PathBuf, LaunchError> {
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
         .collect();
     packaged.sort();
-    let path = std::env::var_os("PATH").unwrap_or_else(OsString::new);
+    let path = std::env::var_os("PATH").unwrap_or_default();
     named
         .into_iter()
         .chain(packaged.into_iter().rev().map(|(_, bin)| bin))

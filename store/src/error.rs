@@ -36,10 +36,8 @@ pub enum StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let constraint = match &error {
-            sqlx::Error::Database(refused) => refused.constraint().map(str::to_owned),
-            _ => None,
-        };
+        let refused = error.as_database_error();
+        let constraint = refused.and_then(|refused| refused.constraint()).map(str::to_owned);
         match constraint.as_deref() {
             Some("ledger_accounts_funds") => Self::BalanceTooLow,
             Some(name) => Self::Constraint(name.to_owned()),

@@ -271,11 +271,8 @@ async fn close(
 }
 
 async fn settle_job(tx: &mut PgConnection, job: &mut LockedJob, outcome: &Outcome) -> Result<()> {
-    let (command, host) = match outcome {
-        Outcome::Exited { .. } | Outcome::OutOfMemory => (1, 0),
-        other if other.is_hosts_fault() => (0, 1),
-        _ => (0, 0),
-    };
+    let by_command = matches!(outcome, Outcome::Exited { .. } | Outcome::OutOfMemory);
+    let (command, host) = (u32::from(by_command), u32::from(outcome.is_hosts_fault()));
     job.tries.command += command;
     job.tries.host += host;
     let event = job::after(outcome, job.tries, job.request.retries);
@@ -315,17 +312,23 @@ fn why(outcome: &Outcome) -> Option<Why> {
 impl Store {
     /// A host says that some of its leases run: metering goes on.
     ///
+    /// Leases are locked in the order of their ids, as the close of an epoch does.
+    ///
     /// # Errors
     /// When the database does not answer.
     pub async fn leases_heard(&self, host: HostId, leases: &[LeaseId]) -> Result<()> {
         let ids: Vec<Uuid> = leases.iter().map(|lease| lease.0).collect();
         sqlx::query!(
-            "update leases set
+            "with heard as (
+                select lease_id from leases
+                where host_id = $1 and lease_id = any($2) and state in ('running', 'stopping')
+                  and metered_at_ms is not null and ended_at_ms is null
+                order by lease_id for update)
+             update leases l set
                 used_ms = least(run_ms_max, used_ms + greatest(0, least(
                     least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, $3))),
                 metered_at_ms = now_ms()
-             where host_id = $1 and lease_id = any($2) and state in ('running', 'stopping')
-               and metered_at_ms is not null and ended_at_ms is null",
+             from heard where l.lease_id = heard.lease_id",
             host.0,
             &ids,
             METERED_GAP_MS_MAX
@@ -386,15 +389,14 @@ impl Store {
             (None, Some(reason)) => reason.outcome(),
             (None, None) => Outcome::HostLost,
         };
-        if let Some(sha256) = result {
-            sqlx::query!(
-                "update jobs set result_sha256 = (select sha256 from blobs where sha256 = $2) where job_id = $1",
-                job.job.0,
-                sha256.as_slice()
-            )
-            .execute(&mut *tx)
-            .await?;
-        }
+        // Also when there is none: a result is that of the last attempt.
+        sqlx::query!(
+            "update jobs set result_sha256 = (select sha256 from blobs where sha256 = $2) where job_id = $1",
+            job.job.0,
+            result.as_ref().map(<[u8; 32]>::as_slice)
+        )
+        .execute(&mut *tx)
+        .await?;
         close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome).await?;
         Ok(tx.commit().await?)
     }

@@ -1,0 +1,155 @@
+//! Hosts: enrolment, reports and silence.
+
+use nave_domain::{HostId, MicroUsd, MilliCpu, Millis, host::HostState, rate::Rate};
+use nave_store::{Changes, NewHost, StoreError};
+use uuid::Uuid;
+
+use crate::market::{EXITED, Market, RATE, inventory, open, request};
+
+async fn state_of(market: &Market, host: HostId) -> HostState {
+    market.store.host_spec(host).await.expect("spec").state
+}
+
+async fn advance_clock(market: &Market, span: i64) {
+    sqlx::query("update control_clock set up_ms = up_ms + $1")
+        .bind(span)
+        .execute(&market.sql)
+        .await
+        .expect("advance");
+}
+
+#[tokio::test]
+async fn a_host_takes_jobs_from_its_first_report() {
+    open(async |market| {
+        let host = HostId(Uuid::now_v7());
+        let new = NewHost { host, name: "alpha", hotkey: "miner", rate: RATE };
+        market.store.host_enrol(&new).await.expect("enrol");
+        assert_eq!(state_of(market, host).await, HostState::Enrolled);
+        assert!(market.store.snapshot().await.expect("snapshot").hosts.is_empty());
+        market.store.host_hear(host, 1, 1, 0, &inventory()).await.expect("hear");
+        assert_eq!(state_of(market, host).await, HostState::Ready);
+        let supply = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
+        assert_eq!((supply.inventory, supply.rate), (inventory(), RATE));
+        let listed = market.store.host_list().await.expect("list");
+        assert_eq!((listed[0].name.as_str(), listed[0].leases), ("alpha", 0));
+        assert!(listed[0].heard_at.is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn enrolling_again_renews_the_price_and_nothing_else() {
+    open(async |market| {
+        let host = market.host("alpha").await;
+        let rate = Rate { vcpu_hour: MicroUsd(1), ..RATE };
+        let new = NewHost { host, name: "other", hotkey: "other", rate };
+        market.store.host_enrol(&new).await.expect("enrol again");
+        let listed = market.store.host_list().await.expect("list");
+        assert_eq!((listed[0].name.as_str(), listed[0].rate), ("alpha", rate));
+        assert_eq!(listed[0].state, HostState::Ready);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_hosts_do_not_share_a_name() {
+    open(async |market| {
+        market.host("alpha").await;
+        let new = NewHost { host: HostId(Uuid::now_v7()), name: "alpha", hotkey: "eve", rate: RATE };
+        let refused = market.store.host_enrol(&new).await;
+        assert!(matches!(&refused, Err(StoreError::Constraint(name)) if name == "hosts_name"), "{refused:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_late_report_of_the_same_process_is_not_believed() {
+    open(async |market| {
+        let host = market.host("alpha").await;
+        let small = inventory();
+        let mut grown = inventory();
+        grown.milli_cpu = MilliCpu(99_000);
+        let hear = async |process, sequence, inventory| {
+            market.store.host_hear(host, process, sequence, 0, inventory).await.expect("hear").1
+        };
+        assert!(hear(7, 10, &small).await, "a new process is news");
+        assert!(!hear(7, 10, &grown).await, "the same report again");
+        assert!(!hear(7, 9, &grown).await, "an earlier report");
+        assert_eq!(market.store.host_list().await.expect("list")[0].inventory, Some(inventory()));
+        assert!(hear(7, 11, &grown).await);
+        assert!(hear(u64::MAX, 1, &grown).await, "a restarted process counts anew");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn unknown_and_gone_hosts_are_not_heard() {
+    open(async |market| {
+        let unknown = market.store.host_hear(HostId(Uuid::now_v7()), 1, 1, 0, &inventory()).await;
+        assert!(matches!(unknown, Err(StoreError::NotFound("host"))), "{unknown:?}");
+        let host = market.host("alpha").await;
+        sqlx::query("update hosts set state = 'gone'").execute(&market.sql).await.expect("leave");
+        let gone = market.store.host_hear(host, 9, 9, 0, &inventory()).await;
+        assert!(matches!(gone, Err(StoreError::Stale("host"))), "{gone:?}");
+        assert!(market.store.host_list().await.expect("list").is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_silent_host_is_suspect_until_it_is_heard() {
+    open(async |market| {
+        let [silent, heard] = [market.host("silent").await, market.host("heard").await];
+        advance_clock(market, 10_000).await;
+        market.hear(heard).await;
+        assert_eq!(market.store.hosts_suspect(Millis(9_999)).await.expect("suspect"), 1);
+        assert_eq!(market.store.hosts_suspect(Millis(9_999)).await.expect("again"), 0);
+        assert_eq!(state_of(market, silent).await, HostState::Suspect);
+        assert_eq!(state_of(market, heard).await, HostState::Ready);
+        assert!(!market.store.snapshot().await.expect("snapshot").hosts.contains_key(&silent));
+        market.hear(silent).await;
+        assert_eq!(state_of(market, silent).await, HostState::Ready);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn silence_is_counted_in_control_plane_uptime() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        sqlx::query("update hosts set heard_at_ms = 0").execute(&market.sql).await.expect("long ago");
+        let silent = async || market.store.leases_open().await.expect("open")[0].silent;
+        assert_eq!(silent().await, Millis(0), "nobody listened meanwhile");
+        advance_clock(market, 7_000).await;
+        assert_eq!(silent().await, Millis(7_000));
+        market.hear(host).await;
+        assert_eq!(silent().await, Millis(0));
+        market.finish(host, lease, EXITED).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_somebody_waits_for_is_announced() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let mut changes = market.store.listen().subscribe();
+        let mut next = async || {
+            let change = tokio::time::timeout(std::time::Duration::from_secs(10), changes.recv()).await;
+            change.expect("an announcement in time").expect("an announcement")
+        };
+        assert_eq!(next().await, Changes::Unknown, "listening has begun");
+        let job = market.submit(customer, &request()).await;
+        assert_eq!(next().await, Changes::Supply);
+        let lease = market.place(job, host).await;
+        assert_eq!([next().await, next().await], [Changes::Job(job), Changes::Host(host)]);
+        market.finish(host, lease, EXITED).await;
+        let mut rest = [next().await, next().await, next().await];
+        rest.sort_by_key(|change| format!("{change:?}"));
+        assert_eq!(rest, [Changes::Host(host), Changes::Job(job), Changes::Supply]);
+    })
+    .await;
+}

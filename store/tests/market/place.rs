@@ -1,0 +1,179 @@
+//! Placing: only what is still as the planner saw it, and only once.
+
+use nave_domain::{job::JobState, lease::LeaseState};
+use nave_store::StoreError;
+use tokio::task::JoinSet;
+
+use crate::market::{RATE, device, inventory, open, request};
+
+#[tokio::test]
+async fn a_placed_job_stands_in_its_hosts_spec_under_a_new_generation() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let before = market.store.host_spec(host).await.expect("spec");
+        let lease = market.place(job, host).await;
+        let spec = market.store.host_spec(host).await.expect("spec");
+        assert!(spec.generation > before.generation);
+        let order = spec.orders.get(&lease).expect("an order");
+        assert_eq!((order.job, order.attempt, order.stop), (job, 1, None));
+        assert_eq!(market.job(customer, job).await.state, JobState::Placed);
+        assert_eq!(market.attempt(job).await.state, LeaseState::Placed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_whose_spec_moved_on_takes_nothing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let jobs = [market.submit(customer, &request()).await, market.submit(customer, &request()).await];
+        let old = market.placement(jobs[1], host).await;
+        market.place(jobs[0], host).await;
+        let before = market.state().await;
+        let refused = market.store.job_place(&old).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        assert_eq!(market.state().await, before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_suspect_host_takes_nothing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let placement = market.placement(job, host).await;
+        sqlx::query("update hosts set state = 'suspect'").execute(&market.sql).await.expect("suspect");
+        let refused = market.store.job_place(&placement).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        assert_eq!(market.job(customer, job).await.state, JobState::Queued);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_does_not_wait_any_more_is_not_placed() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let [alpha, beta] = [market.host("alpha").await, market.host("beta").await];
+        let job = market.submit(customer, &request()).await;
+        let [first, second] = [market.placement(job, alpha).await, market.placement(job, beta).await];
+        market.store.job_place(&first).await.expect("place");
+        let before = market.state().await;
+        let refused = market.store.job_place(&second).await;
+        assert!(matches!(refused, Err(StoreError::Stale("job"))), "{refused:?}");
+        assert_eq!(market.state().await, before);
+        let failed = market.store.job_fail_queued(job, "queue_timeout", "too late").await;
+        assert!(matches!(failed, Err(StoreError::Stale("job"))), "{failed:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_job_is_not_placed() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let placement = market.placement(job, host).await;
+        market.store.job_cancel(customer, job).await.expect("cancel");
+        let refused = market.store.job_place(&placement).await;
+        assert!(matches!(refused, Err(StoreError::Stale("job"))), "{refused:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_schedulers_at_once_place_a_job_once() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let hosts = [market.host("alpha").await, market.host("beta").await, market.host("gamma").await];
+        let job = market.submit(customer, &request()).await;
+        let mut placements = Vec::new();
+        for number in 0..24 {
+            placements.push(market.placement(job, hosts[number % 3]).await);
+        }
+        let mut tasks = JoinSet::new();
+        for placement in placements {
+            let store = market.store.clone();
+            tasks.spawn(async move { store.job_place(&placement).await });
+        }
+        let answers = tasks.join_all().await;
+        assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 1);
+        assert!(
+            answers.iter().all(|answer| matches!(answer, Ok(_) | Err(StoreError::Stale(_)))),
+            "{answers:?}"
+        );
+        assert_eq!(market.attempts(job).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_schedulers_at_once_never_oversell_a_host() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let mut placements = Vec::new();
+        for _ in 0..10 {
+            let job = market.submit(customer, &request()).await;
+            placements.push(market.placement(job, host).await);
+        }
+        let mut tasks = JoinSet::new();
+        for placement in placements {
+            let store = market.store.clone();
+            tasks.spawn(async move { store.job_place(&placement).await.is_ok() });
+        }
+        let placed = tasks.join_all().await.into_iter().filter(|placed| *placed).count();
+        assert_eq!(placed, 1, "all decided on the same generation of the host");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_what_is_leased_and_who_waits() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let mut with_gpus = inventory();
+        with_gpus.devices = vec![device("GPU-a"), device("GPU-b")];
+        let host = market.host_with("alpha", RATE, &with_gpus).await;
+        let [first, second] =
+            [market.submit(customer, &request()).await, market.submit(customer, &request()).await];
+        let mut placement = market.placement(first, host).await;
+        placement.devices = vec!["GPU-b".into()];
+        market.store.job_place(&placement).await.expect("place");
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let supply = &snapshot.hosts[&host];
+        assert_eq!(supply.milli_cpu_used, request().resources.milli_cpu);
+        assert_eq!(supply.memory_used, request().resources.memory);
+        assert_eq!(supply.disk_used, request().resources.disk);
+        assert_eq!(supply.devices_used, ["GPU-b"]);
+        let waiting: Vec<_> = snapshot.jobs.iter().map(|queued| queued.job).collect();
+        assert_eq!(waiting, [second]);
+        assert_eq!(snapshot.jobs[0].left, request().max_spend);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_cannot_be_placed_fails_with_its_reason_and_gets_its_hold_back() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let job = market.submit(customer, &request()).await;
+        market.store.job_waits(job, "no_hosts", "no host is ready").await.expect("waits");
+        let waiting = market.job(customer, job).await;
+        assert_eq!(waiting.reason, Some(("no_hosts".into(), "no host is ready".into())));
+        market.store.job_fail_queued(job, "queue_timeout", "too late").await.expect("fail");
+        let failed = market.job(customer, job).await;
+        assert_eq!(failed.state, JobState::Failed);
+        assert_eq!(failed.reason, Some(("queue_timeout".into(), "too late".into())));
+        assert_eq!(market.money(customer).await, (10_000_000, 0));
+        market.store.job_waits(job, "no_hosts", "no host is ready").await.expect("too late to wait");
+        assert_eq!(market.job(customer, job).await, failed);
+    })
+    .await;
+}
