@@ -1,1 +1,43 @@
 //! The customers' REST API and the hosts' protocol.
+//!
+//! Two listeners: customers over TCP, hosts on a unix socket. Handlers are thin: they
+//! read a request, call the store, and write the answer; the rules are in the domain and
+//! every state change is one transaction of the store.
+
+mod app;
+mod caller;
+mod config;
+mod error;
+mod extract;
+mod guard;
+mod host;
+mod image;
+mod logs;
+mod openapi;
+mod page;
+mod registry;
+mod routes;
+mod serve;
+mod throttle;
+mod view;
+
+use std::future::Future;
+
+use nave_store::Store;
+
+pub use config::Config;
+pub use openapi::openapi;
+pub use serve::Gateway;
+
+/// Serves customers and hosts until `shutdown`, then lets answers under way finish for a
+/// short time.
+///
+/// # Errors
+/// When it cannot listen, or a listener fails.
+pub async fn run(
+    config: Config,
+    store: Store,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    Gateway::bind(config, store).await?.serve(shutdown).await
+}

@@ -1,0 +1,87 @@
+//! What every handler shares, and how handlers wait.
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use nave_store::{Changes, Listener, Store};
+use tokio::{
+    sync::{
+        Semaphore,
+        broadcast::{self, error::RecvError},
+        watch,
+    },
+    time::timeout,
+};
+
+use crate::{config::Config, registry::Registry, throttle::Throttle};
+
+/// Blobs in memory at once, of at most 32 MiB each.
+const BLOBS_MAX: usize = 4;
+
+/// What every handler shares.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) config: Arc<Config>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) throttle: Arc<Throttle>,
+    /// One permit for each blob that may come in at a time.
+    pub(crate) uploads: Arc<Semaphore>,
+    /// One permit for each blob that may go out at a time.
+    pub(crate) downloads: Arc<Semaphore>,
+    changes: Listener,
+    stopping: watch::Receiver<bool>,
+}
+
+impl App {
+    pub(crate) fn new(config: Config, store: Store, stopping: watch::Receiver<bool>) -> Self {
+        Self {
+            registry: Arc::new(Registry::new(&config.registries, &config.insecure_registries)),
+            config: Arc::new(config),
+            throttle: Arc::new(Throttle::new()),
+            uploads: Arc::new(Semaphore::new(BLOBS_MAX)),
+            downloads: Arc::new(Semaphore::new(BLOBS_MAX)),
+            changes: store.listen(),
+            store,
+            stopping,
+        }
+    }
+
+    /// Announcements from now on. Take it before reading what is waited for, so that no
+    /// change falls between the two.
+    pub(crate) fn watch(&self) -> Watch {
+        Watch { changes: self.changes.subscribe(), stopping: self.stopping.clone() }
+    }
+
+    /// Whether the gateway shuts down: whoever waits should answer with what there is.
+    pub(crate) fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
+    }
+}
+
+/// A wait for a change.
+pub(crate) struct Watch {
+    changes: broadcast::Receiver<Changes>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Watch {
+    /// Returns when `change` may have happened, at the latest after `longest` or when the
+    /// gateway shuts down. Callers look for themselves: an announcement is only a hint.
+    pub(crate) async fn changed(mut self, change: Changes, longest: Duration) {
+        let announced = announced(&mut self.changes, change);
+        tokio::select! {
+            _ = timeout(longest, announced) => {}
+            _ = self.stopping.wait_for(|stopping| *stopping) => {}
+        }
+    }
+}
+
+async fn announced(changes: &mut broadcast::Receiver<Changes>, awaited: Changes) {
+    loop {
+        match changes.recv().await {
+            Ok(change) if change != awaited && change != Changes::Unknown => {}
+            Ok(_) | Err(RecvError::Lagged(_)) => return,
+            Err(RecvError::Closed) => pending().await,
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What a report means for a host's leases. Pure: what is known and what is reported in,
+//! what to write down out.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    LeaseId,
+    lease::{LeaseState, Outcome},
+};
+use nave_sdk::wire::host::{DETAIL_BYTES_MAX, Exit, LeaseReport, ResultRef};
+use nave_store::HeldLease;
+
+/// Something to write down about a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It still runs.
+    Heard,
+    /// Its command runs now, or has run.
+    Started,
+    /// Its host has lost it: it prepares what it once ran.
+    Lost,
+    /// Its command has ended.
+    Exited,
+    /// All of it was delivered.
+    Finished {
+        /// How it ended; none when the control plane knows better.
+        outcome: Option<Outcome>,
+        /// Hash of its result.
+        result: Option<[u8; 32]>,
+    },
+}
+
+/// What a report says that is new, in the order to write it down. Leases that this host
+/// does not hold, or not any more, are passed over.
+pub(super) fn of_report(
+    reported: BTreeMap<LeaseId, LeaseReport>,
+    held: &BTreeMap<LeaseId, HeldLease>,
+) -> Vec<(LeaseId, Effect)> {
+    let known = reported.into_iter().filter_map(|(id, report)| Some((id, report, *held.get(&id)?)));
+    known
+        .flat_map(|(id, report, held)| of_lease(report, held).into_iter().map(move |effect| (id, effect)))
+        .collect()
+}
+
+fn of_lease(report: LeaseReport, held: HeldLease) -> Vec<Effect> {
+    match report {
+        LeaseReport::Preparing => preparing(held),
+        LeaseReport::Running => running(held),
+        LeaseReport::Exited { exit } => exited(&exit, held),
+        LeaseReport::Finished { exit, result } => {
+            let mut effects = has_run(&exit, held);
+            effects.push(Effect::Finished { outcome: outcome(exit), result: result.and_then(hash) });
+            effects
+        }
+    }
+}
+
+/// A host that prepares what ran already is about to run it again: that must be another attempt.
+fn preparing(held: HeldLease) -> Vec<Effect> {
+    match held.state {
+        LeaseState::Running | LeaseState::Draining => vec![Effect::Lost],
+        LeaseState::Placed | LeaseState::Stopping | LeaseState::Closed => Vec::new(),
+    }
+}
+
+fn running(held: HeldLease) -> Vec<Effect> {
+    match held.state {
+        LeaseState::Placed | LeaseState::Running | LeaseState::Stopping if held.started => {
+            vec![Effect::Heard]
+        }
+        LeaseState::Placed | LeaseState::Running | LeaseState::Stopping => vec![Effect::Started],
+        LeaseState::Draining | LeaseState::Closed => Vec::new(),
+    }
+}
+
+fn exited(exit: &Exit, held: HeldLease) -> Vec<Effect> {
+    if matches!(held.state, LeaseState::Draining | LeaseState::Closed) {
+        return Vec::new();
+    }
+    let mut effects = has_run(exit, held);
+    effects.push(Effect::Exited);
+    effects
+}
+
+/// A command may run and end between two reports.
+fn has_run(exit: &Exit, held: HeldLease) -> Vec<Effect> {
+    let has_run = matches!(exit, Exit::Code { .. } | Exit::OutOfMemory | Exit::Killed);
+    if has_run && !held.started { vec![Effect::Started] } else { Vec::new() }
+}
+
+/// How an end is recorded. Ends that the control plane asked for, or that it caused by its
+/// silence, are for it to name.
+fn outcome(exit: Exit) -> Option<Outcome> {
+    match exit {
+        Exit::Code { code } => Some(Outcome::Exited { code }),
+        Exit::OutOfMemory => Some(Outcome::OutOfMemory),
+        Exit::Killed => Some(Outcome::Killed),
+        Exit::Stopped | Exit::Fenced => None,
+        Exit::StartFailed { detail } => Some(Outcome::StartFailed { detail: bounded(&detail) }),
+    }
+}
+
+/// A text of a host's, short enough to keep and without what Postgres does not store.
+fn bounded(text: &str) -> String {
+    let end = (0..=DETAIL_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text[..end.unwrap_or(0)].replace('\0', "\u{fffd}")
+}
+
+fn hash(result: ResultRef) -> Option<[u8; 32]> {
+    hex::decode(result.sha256).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn lease(state: LeaseState, started: bool) -> HeldLease {
+        HeldLease { state, started }
+    }
+
+    const FINISHED: Effect = Effect::Finished { outcome: Some(Outcome::Exited { code: 0 }), result: None };
+
+    #[test]
+    fn a_running_lease_is_started_once_and_then_only_heard() {
+        assert_eq!(of_lease(LeaseReport::Running, lease(LeaseState::Placed, false)), [Effect::Started]);
+        assert_eq!(of_lease(LeaseReport::Running, lease(LeaseState::Running, true)), [Effect::Heard]);
+        assert_eq!(of_lease(LeaseReport::Running, lease(LeaseState::Stopping, true)), [Effect::Heard]);
+        assert_eq!(of_lease(LeaseReport::Running, lease(LeaseState::Draining, true)), []);
+    }
+
+    #[test]
+    fn a_host_that_prepares_what_it_ran_has_lost_it() {
+        assert_eq!(of_lease(LeaseReport::Preparing, lease(LeaseState::Placed, false)), []);
+        assert_eq!(of_lease(LeaseReport::Preparing, lease(LeaseState::Stopping, true)), []);
+        assert_eq!(of_lease(LeaseReport::Preparing, lease(LeaseState::Running, true)), [Effect::Lost]);
+        assert_eq!(of_lease(LeaseReport::Preparing, lease(LeaseState::Draining, true)), [Effect::Lost]);
+    }
+
+    #[test]
+    fn a_command_that_ran_between_two_reports_has_started() {
+        let exit = Exit::Code { code: 0 };
+        let exited = of_lease(LeaseReport::Exited { exit: exit.clone() }, lease(LeaseState::Placed, false));
+        assert_eq!(exited, [Effect::Started, Effect::Exited]);
+        let finished = LeaseReport::Finished { exit, result: None };
+        assert_eq!(of_lease(finished.clone(), lease(LeaseState::Placed, false)), [Effect::Started, FINISHED]);
+        assert_eq!(of_lease(finished, lease(LeaseState::Draining, true)), [FINISHED]);
+    }
+
+    #[test]
+    fn an_end_that_the_control_plane_caused_is_for_it_to_name() {
+        assert_eq!([Exit::Stopped, Exit::Fenced].map(outcome), [None, None]);
+    }
+
+    #[test]
+    fn a_lease_that_the_host_does_not_hold_is_passed_over() {
+        let reported = BTreeMap::from([(LeaseId(Uuid::from_u128(1)), LeaseReport::Running)]);
+        assert_eq!(of_report(reported, &BTreeMap::new()), []);
+    }
+
+    #[test]
+    fn what_a_host_says_about_a_failure_is_cut_at_a_character() {
+        let long = format!("\0{}€", "x".repeat(DETAIL_BYTES_MAX - 2));
+        assert_eq!(bounded(&long), format!("\u{fffd}{}", "x".repeat(DETAIL_BYTES_MAX - 2)));
+    }
+}

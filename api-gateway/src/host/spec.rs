@@ -1,0 +1,130 @@
+//! The spec of a host: what it should do.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    Json,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use nave_domain::{HostId, LeaseId, Millis};
+use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, Order, PROTOCOL};
+use nave_store::{Changes, OrderRow};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::peer::PeerHost;
+use crate::{app::App, config::Config, error::ApiError, extract::Query, routes};
+
+/// Longest time without looking again, should an announcement be missed.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Room in a document beside its orders, in bytes.
+const ENVELOPE_BYTES: usize = 4 << 10;
+/// Room beside each order for its id and for a stop that may come later, in bytes.
+const ORDER_ENVELOPE_BYTES: usize = 128;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SpecQuery {
+    #[serde(default)]
+    after: u64,
+    wait_ms: Option<Millis>,
+}
+
+/// Answers as soon as the spec's generation exceeds `after`; 204 when `wait_ms` passes first.
+pub(super) async fn show(
+    State(app): State<App>,
+    PeerHost(host): PeerHost,
+    Query(query): Query<SpecQuery>,
+) -> Result<Response, ApiError> {
+    let end = Instant::now() + routes::wait(query.wait_ms)?;
+    loop {
+        let watch = app.watch();
+        if app.store.host_generation(host).await? > query.after {
+            return Ok(Json(load(&app, host).await?).into_response());
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() || app.is_stopping() {
+            return Ok(StatusCode::NO_CONTENT.into_response());
+        }
+        watch.changed(Changes::Host(host), left.min(LOOK_AGAIN)).await;
+    }
+}
+
+async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
+    let row = app.store.host_spec(host).await?;
+    let Config { fence_ms, report_ms, .. } = *app.config;
+    Ok(HostSpec {
+        protocol: PROTOCOL,
+        generation: row.generation,
+        host,
+        state: row.state,
+        fence_ms,
+        report_ms,
+        leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(row)))),
+    })
+}
+
+/// The oldest orders that fit into one document. The others follow when these are done:
+/// customers decide how long a command is, and must not silence a host with it.
+fn fitting(orders: impl Iterator<Item = (LeaseId, Order)>) -> BTreeMap<LeaseId, Order> {
+    let mut room = DOCUMENT_BYTES_MAX - ENVELOPE_BYTES;
+    let fits = |(_, order): &(LeaseId, Order)| {
+        let bytes =
+            serde_json::to_vec(&Order { stop: None, ..order.clone() }).map_or(usize::MAX, |json| json.len());
+        room = room.saturating_sub(bytes.saturating_add(ORDER_ENVELOPE_BYTES));
+        room > 0
+    };
+    orders.take_while(fits).collect()
+}
+
+fn order(row: OrderRow) -> Order {
+    Order {
+        job: row.job,
+        attempt: row.attempt,
+        stop: row.stop,
+        image: row.request.image.unwrap_or_default(),
+        argv: row.request.argv,
+        env: row.request.env,
+        milli_cpu: row.milli_cpu,
+        memory: row.memory,
+        disk: row.disk,
+        devices: row.devices,
+        egress: row.request.egress,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nave_domain::{Bytes, JobId, MilliCpu, job::Egress, lease::StopReason};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn large(n: u128, stop: Option<StopReason>) -> (LeaseId, Order) {
+        let order = Order {
+            job: JobId(Uuid::from_u128(n)),
+            attempt: 1,
+            stop,
+            image: "image".to_owned(),
+            argv: vec!["x".repeat(250_000)],
+            env: BTreeMap::new(),
+            milli_cpu: MilliCpu(1),
+            memory: Bytes(1),
+            disk: Bytes(1),
+            devices: Vec::new(),
+            egress: Egress::None,
+        };
+        (LeaseId(Uuid::from_u128(n)), order)
+    }
+
+    #[test]
+    fn long_commands_never_make_a_spec_that_its_host_refuses() {
+        let kept = fitting((1..40).map(|n| large(n, None)));
+        assert!((10..20).contains(&kept.len()), "{}", kept.len());
+        assert!(serde_json::to_vec(&kept).expect("JSON").len() < DOCUMENT_BYTES_MAX);
+        let stopped = fitting((1..40).map(|n| large(n, Some(StopReason::StartTimeout))));
+        assert_eq!(stopped.len(), kept.len(), "a stop pushes no other order out");
+    }
+}

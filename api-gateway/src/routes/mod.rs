@@ -1,0 +1,67 @@
+//! The customers' API: one module per resource.
+
+mod balance;
+mod epochs;
+mod health;
+mod hosts;
+mod jobs;
+mod keys;
+mod logs;
+mod offers;
+mod receipts;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::header::CONTENT_TYPE,
+    middleware::{from_fn, from_fn_with_state},
+    routing::get,
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub(crate) use jobs::wait;
+
+use crate::{app::App, caller, guard, openapi};
+
+/// Largest body of a customer's call, in bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// Every call that needs a key.
+pub(crate) fn with_key() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(jobs::list, jobs::submit))
+        .routes(routes!(jobs::show))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::result))
+        .routes(routes!(logs::read))
+        .routes(routes!(receipts::show))
+        .routes(routes!(offers::list))
+        .routes(routes!(hosts::list))
+        .routes(routes!(balance::show))
+        .routes(routes!(balance::ledger))
+        .routes(routes!(keys::list, keys::create))
+        .routes(routes!(keys::revoke))
+        .routes(routes!(epochs::list))
+        .routes(routes!(epochs::show))
+}
+
+/// Every call that needs none.
+pub(crate) fn without_key() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(health::show))
+}
+
+/// The whole API, ready to serve.
+pub(crate) fn router(app: &App) -> Router {
+    let document = openapi::openapi();
+    let guarded =
+        with_key().split_for_parts().0.route_layer(from_fn_with_state(app.clone(), caller::authenticate));
+    Router::new()
+        .merge(guarded)
+        .merge(without_key().split_for_parts().0)
+        .route("/v1/openapi.json", get(async move || ([(CONTENT_TYPE, "application/json")], document)))
+        .fallback(guard::no_such_route)
+        .method_not_allowed_fallback(guard::no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(guard::catch_panics))
+        .with_state(app.clone())
+}
