@@ -371,7 +371,8 @@ mod tests {
 
     #[test]
     fn what_no_host_could_run_is_refused_with_its_field() {
-        let cases: [(&str, fn(&mut JobRequest)); 7] = [
+        type Spoil = fn(&mut JobRequest);
+        let cases: [(&str, Spoil); 7] = [
             ("argv", |r| r.argv.clear()),
             ("argv", |r| r.argv = vec!["a\0b".into()]),
             ("argv", |r| r.argv = vec!["x".repeat(ARGUMENT_BYTES_MAX)]),
