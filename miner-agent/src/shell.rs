@@ -15,7 +15,7 @@ use std::{
     future::Future,
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -67,6 +67,8 @@ struct Agent {
     spec: Option<HostSpec>,
     memory: Memory,
     observed: BTreeMap<LeaseId, Observed>,
+    /// When `observed` was last asked for.
+    looked: Instant,
     underway: BTreeMap<LeaseId, Underway>,
     /// Tasks that send the logs of running leases.
     followers: BTreeMap<LeaseId, JoinHandle<()>>,
@@ -119,6 +121,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         spec,
         memory,
         observed: BTreeMap::new(),
+        looked: Instant::now(),
         underway: BTreeMap::new(),
         followers: BTreeMap::new(),
         serial: 0,
@@ -170,17 +173,20 @@ impl Agent {
         handles.for_each(JoinHandle::abort);
     }
 
-    /// How long to sleep when nothing happens: never past the fence.
+    /// How long to sleep when nothing happens: until the next look is due, and
+    /// never past the fence.
     fn rest(&self) -> Duration {
-        let left = core::fence_at(self.spec.as_ref(), &self.memory).0 - clock::now().0 + 1;
-        match u64::try_from(left) {
-            Ok(left) if left > 0 => LOOK.min(Duration::from_millis(left)),
-            Ok(_) | Err(_) => LOOK,
+        let look = LOOK.saturating_sub(self.looked.elapsed());
+        let fence = core::fence_at(self.spec.as_ref(), &self.memory).0 - clock::now().0 + 1;
+        match u64::try_from(fence) {
+            Ok(fence) if fence > 0 => look.min(Duration::from_millis(fence)),
+            Ok(_) | Err(_) => look,
         }
     }
 
     /// Looks at the runtime; without an answer nothing may be decided.
     async fn look(&mut self) -> bool {
+        self.looked = Instant::now();
         match self.runtime.observe().await {
             Ok(observed) => {
                 self.observed = observed;

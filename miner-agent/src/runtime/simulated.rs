@@ -9,7 +9,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,8 @@ const TERMINATED: i32 = 128 + 15;
 pub struct Simulated {
     dir: PathBuf,
     plays: Mutex<BTreeMap<LeaseId, Play>>,
+    /// When the plays were last observed: what ended since is a change.
+    observed: AtomicI64,
     changed: Notify,
 }
 
@@ -80,7 +85,7 @@ impl Simulated {
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let saved = fs::read(dir.join("plays.json")).ok();
         let plays = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Ok(Self { dir, plays: Mutex::new(plays), changed: Notify::new() })
+        Ok(Self { dir, plays: Mutex::new(plays), observed: AtomicI64::new(0), changed: Notify::new() })
     }
 
     fn plays(&self) -> MutexGuard<'_, BTreeMap<LeaseId, Play>> {
@@ -95,6 +100,7 @@ impl Simulated {
 
     pub(super) async fn observe(&self) -> anyhow::Result<BTreeMap<LeaseId, Observed>> {
         let now = clock::now();
+        self.observed.store(now.0, Ordering::Relaxed);
         let seen = |play: &Play| Observed { job: play.job, attempt: play.attempt, phase: play.phase(now) };
         Ok(self.plays().iter().map(|(lease, play)| (*lease, seen(play))).collect())
     }
@@ -155,8 +161,8 @@ impl Simulated {
 
     /// Waits for the next start or for the next end of a command.
     pub(super) async fn changed(&self) {
-        let now = clock::now();
-        let next = self.plays().values().map(|play| play.ends).filter(|ends| *ends > now).min();
+        let observed = Millis(self.observed.load(Ordering::Relaxed));
+        let next = self.plays().values().map(|play| play.ends).filter(|ends| *ends > observed).min();
         match next {
             Some(ends) => tokio::select! {
                 () = sleep_until(ends) => {}

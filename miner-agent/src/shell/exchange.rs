@@ -2,18 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use nave_domain::{LeaseId, Millis, host::Inventory};
-use nave_sdk::wire::host::{HostReport, HostSpec, LeaseReport, PROTOCOL};
+use nave_sdk::wire::host::{HostReport, LeaseReport, PROTOCOL};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
 };
 
@@ -25,6 +22,8 @@ use crate::{
 
 /// Time between reports before the first spec has said.
 const REPORT: Millis = Millis(1_000);
+/// Pause after a spec of another protocol.
+const STRANGE: Duration = Duration::from_secs(30);
 
 /// What the next report says.
 #[derive(Debug, Clone)]
@@ -59,26 +58,36 @@ impl Exchange {
         events: mpsc::UnboundedSender<Event>,
     ) -> anyhow::Result<Self> {
         let session = getrandom::u64().context("draw a session number")?;
-        let after = Arc::new(AtomicU64::new(0));
-        let poller = tokio::spawn(poll(plane.clone(), after.clone(), events.clone()));
-        let reporter = tokio::spawn(Reporter { plane, news, events, after, session, sequence: 0 }.run());
+        let anew = Arc::new(Notify::new());
+        let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()));
+        let reporter = tokio::spawn(Reporter { plane, news, events, anew, session, sequence: 0 }.run());
         Ok(Self { tasks: [poller, reporter] })
     }
 }
 
-/// Polls for the spec. A new process asks for any generation first: the one it
-/// remembers may come from a control plane that has since begun anew.
-async fn poll(plane: Arc<ControlPlane>, after: Arc<AtomicU64>, events: mpsc::UnboundedSender<Event>) {
-    let mut backoff = Backoff::default();
+/// Polls for the spec. A new process asks for any generation first, and so does
+/// one that is told to begin `anew`: the generation it remembers may come from a
+/// control plane that has since begun anew itself.
+async fn poll(plane: Arc<ControlPlane>, anew: Arc<Notify>, events: mpsc::UnboundedSender<Event>) {
+    let (mut backoff, mut after) = (Backoff::default(), 0);
     loop {
-        match plane.spec(after.load(Ordering::Relaxed)).await {
+        let answer = tokio::select! {
+            answer = plane.spec(after) => answer,
+            () = anew.notified() => {
+                after = 0;
+                continue;
+            }
+        };
+        match answer {
             Ok(Some(spec)) if spec.protocol == PROTOCOL => {
                 backoff.reset();
-                accept(spec, &after, &events);
+                after = spec.generation;
+                tracing::debug!(generation = after, leases = spec.leases.len(), "a new spec");
+                let _ = events.send(Event::Spec(Box::new(spec)));
             }
             Ok(Some(spec)) => {
                 tracing::error!(protocol = spec.protocol, "the control plane speaks another protocol; update the agent");
-                tokio::time::sleep(Duration::from_secs(30)).await;
+                tokio::time::sleep(STRANGE).await;
             }
             Ok(None) => backoff.reset(),
             Err(error) => {
@@ -89,17 +98,11 @@ async fn poll(plane: Arc<ControlPlane>, after: Arc<AtomicU64>, events: mpsc::Unb
     }
 }
 
-fn accept(spec: HostSpec, after: &AtomicU64, events: &mpsc::UnboundedSender<Event>) {
-    tracing::debug!(generation = spec.generation, leases = spec.leases.len(), "a new spec");
-    after.store(spec.generation, Ordering::Relaxed);
-    let _ = events.send(Event::Spec(Box::new(spec)));
-}
-
 struct Reporter {
     plane: Arc<ControlPlane>,
     news: watch::Receiver<Bulletin>,
     events: mpsc::UnboundedSender<Event>,
-    after: Arc<AtomicU64>,
+    anew: Arc<Notify>,
     session: u64,
     sequence: u64,
 }
@@ -126,9 +129,10 @@ impl Reporter {
 
     async fn report(&mut self, bulletin: Bulletin) -> Result<(), CallError> {
         self.sequence += 1;
+        let generation = bulletin.generation;
         let report = HostReport {
             protocol: PROTOCOL,
-            generation: bulletin.generation,
+            generation,
             sequence: self.sequence,
             session: self.session,
             inventory: bulletin.inventory,
@@ -137,9 +141,8 @@ impl Reporter {
         // The control plane was there after this moment; how long after, nobody knows.
         let sent = clock::now();
         let ack = self.plane.report(&report).await?;
-        if ack.generation < self.after.load(Ordering::Relaxed) {
-            // It has begun anew; its next spec has a smaller number.
-            self.after.store(0, Ordering::Relaxed);
+        if ack.generation < generation {
+            self.anew.notify_one();
         }
         let _ = self.events.send(Event::Heard(sent));
         Ok(())
