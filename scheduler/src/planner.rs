@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    HostId, JobId, MicroUsd, MilliCpu, Millis,
+    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis,
     host::Device,
     job::GpuRequest,
     rate::{affordable, hourly},
@@ -99,7 +99,7 @@ fn choose(snapshot: &Snapshot, hosts: &BTreeMap<HostId, SupplyHost>, job: &Queue
         .min_by_key(|(score, _)| *score);
     match best {
         Some((score, host)) => place(score.host, host, job),
-        None => Choice::Wait(why_waiting(&snapshot.hosts, job)),
+        None => without_host(&snapshot.hosts, job),
     }
 }
 
@@ -111,11 +111,12 @@ fn pause(failures: usize) -> Millis {
     }
 }
 
-/// The host's score, or `None` when the job does not fit now.
+/// The host's score, or `None` when the job does not fit now or cannot pay for it.
 fn score(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Option<Score> {
     if lacks(host, job).is_some() {
         return None;
     }
+    run_max(host, job)?;
     let wanted = job.request.resources;
     Some(Score {
         failures_here: job.failed_on.iter().filter(|failed| **failed == id).count(),
@@ -131,19 +132,19 @@ fn lacks(host: &SupplyHost, job: &QueuedJob) -> Option<&'static str> {
     let wanted = job.request.resources;
     let has = &host.inventory;
     if wanted.milli_cpu.0 > has.milli_cpu.0 - host.milli_cpu_used.0 {
-        return Some("CPU");
+        return Some("enough CPU");
     }
     if wanted.memory.0 > has.memory.0 - host.memory_used.0 {
-        return Some("memory");
+        return Some("enough memory");
     }
     if wanted.disk.0 > has.disk.0 - host.disk_used.0 {
-        return Some("disk");
+        return Some("enough disk");
     }
     if !has.egress.contains(&job.request.egress) {
         return Some("a way to enforce its egress policy");
     }
     match wanted.gpu {
-        Some(gpu) if devices(host, gpu).is_none() => Some("GPUs with that much memory"),
+        Some(gpu) if devices(host, gpu).is_none() => Some("enough GPUs with that much memory"),
         _ => None,
     }
 }
@@ -161,27 +162,28 @@ fn devices(host: &SupplyHost, gpu: GpuRequest) -> Option<Vec<String>> {
     (free.len() >= count).then(|| free.iter().take(count).map(|device| device.uuid.clone()).collect())
 }
 
+/// The longest run that the limit allows and the rest of the spend cap pays for; `None`
+/// when that is too short to start.
+fn run_max(host: &SupplyHost, job: &QueuedJob) -> Option<Millis> {
+    let limit = job.request.limits.run_ms;
+    let paid = affordable(job.request.resources.size(), job.left, host.rate);
+    let run_max = paid.map_or(limit, |paid| paid.min(limit));
+    (run_max >= RUN_MIN.min(limit)).then_some(run_max)
+}
+
 fn place(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Choice {
     let wanted = job.request.resources;
-    let size = wanted.size();
-    let limit = job.request.limits.run_ms;
-    let paid = affordable(size, job.left, host.rate);
-    let run_max = paid.map_or(limit, |paid| paid.min(limit));
-    if run_max < RUN_MIN.min(limit) {
-        let left = job.left;
-        let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
-        return Choice::Fail(reason("spend_cap", message));
-    }
+    let Some(run_max) = run_max(host, job) else { return Choice::Fail(too_dear(job)) };
     Choice::Place(Placement {
         job: job.job,
         host: id,
         generation: host.generation,
-        size,
+        size: wanted.size(),
         disk: wanted.disk,
         devices: wanted.gpu.and_then(|gpu| devices(host, gpu)).unwrap_or_default(),
         rate: host.rate,
         run_max,
-        capped_by_spend: run_max < limit,
+        capped_by_spend: run_max < job.request.limits.run_ms,
     })
 }
 
@@ -193,26 +195,42 @@ fn occupy(host: &mut SupplyHost, placement: &Placement) {
     host.devices_used.extend(placement.devices.iter().cloned());
 }
 
-/// Tells a wait for capacity from a wish that no host could meet even when empty.
-fn why_waiting(hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Reason {
+/// Tells a wait for capacity from a wish that no host could meet even when empty, and
+/// from one that no host meets for what is left of its spend cap.
+fn without_host(hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Choice {
     if hosts.is_empty() {
-        return reason("no_hosts", "no host is ready; see `nave hosts`".into());
+        return Choice::Wait(reason("no_hosts", "no host is ready; see `nave hosts`".into()));
     }
-    let empty = |host: &SupplyHost| SupplyHost {
+    let empty: Vec<SupplyHost> = hosts.values().map(emptied).collect();
+    let (fit, unfit): (Vec<_>, Vec<_>) =
+        empty.iter().map(|host| (host, lacks(host, job))).partition(|(_, missing)| missing.is_none());
+    if fit.is_empty() {
+        let mut kinds: Vec<&str> = unfit.into_iter().filter_map(|(_, missing)| missing).collect();
+        kinds.sort_unstable();
+        kinds.dedup();
+        let message = format!("every host lacks {}; see `nave offers`", kinds.join(" or "));
+        return Choice::Wait(reason("no_host_fits", message));
+    }
+    if fit.iter().all(|(host, _)| run_max(host, job).is_none()) {
+        return Choice::Fail(too_dear(job));
+    }
+    Choice::Wait(reason("waiting_for_capacity", "every host that fits is busy".into()))
+}
+
+fn emptied(host: &SupplyHost) -> SupplyHost {
+    SupplyHost {
         milli_cpu_used: MilliCpu::ZERO,
-        memory_used: nave_domain::Bytes::ZERO,
-        disk_used: nave_domain::Bytes::ZERO,
+        memory_used: Bytes::ZERO,
+        disk_used: Bytes::ZERO,
         devices_used: Vec::new(),
         ..host.clone()
-    };
-    let missing: Vec<&'static str> = hosts.values().filter_map(|host| lacks(&empty(host), job)).collect();
-    if missing.len() < hosts.len() {
-        return reason("waiting_for_capacity", "every host that fits is busy".into());
     }
-    let mut kinds = missing;
-    kinds.sort_unstable();
-    kinds.dedup();
-    reason("no_host_fits", format!("no host has enough {}; see `nave offers`", kinds.join(" and ")))
+}
+
+fn too_dear(job: &QueuedJob) -> Reason {
+    let left = job.left;
+    let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
+    reason("spend_cap", message)
 }
 
 fn reason(code: &'static str, message: String) -> Reason {

@@ -1,0 +1,7 @@
+//! Scheduling: the planner and the watch as pure functions, and the role on a real Postgres.
+
+mod planner;
+mod properties;
+mod role;
+mod supply;
+mod watch;

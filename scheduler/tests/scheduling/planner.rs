@@ -1,0 +1,254 @@
+//! The planner's policy, one rule a test.
+
+use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis, Timestamp, job::Egress, rate::Rate};
+use nave_scheduler::planner::{Plan, Reason};
+
+use crate::supply::{NOW, RATE, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for};
+
+fn only_reason(reasons: &[(nave_domain::JobId, Reason)]) -> (&'static str, &str) {
+    let [(_, reason)] = reasons else { panic!("one reason: {reasons:?}") };
+    (reason.code, reason.message.as_str())
+}
+
+fn waits_for(plan: &Plan) -> (&'static str, &str) {
+    assert!(plan.placements.is_empty() && plan.failed.is_empty(), "{plan:?}");
+    only_reason(&plan.waiting)
+}
+
+fn fails_with(plan: &Plan) -> (&'static str, &str) {
+    assert!(plan.placements.is_empty() && plan.waiting.is_empty(), "{plan:?}");
+    only_reason(&plan.failed)
+}
+
+#[test]
+fn a_job_goes_to_a_host_with_all_that_a_lease_needs() {
+    let plan = plan_for(vec![job(1)], vec![host()]);
+    let [placement] = plan.placements.as_slice() else { panic!("one placement: {plan:?}") };
+    let wanted = job(1).request;
+    assert_eq!((placement.job, placement.host), (job_id(1), host_id(1)));
+    assert_eq!((placement.generation, placement.rate), (5, RATE));
+    assert_eq!((placement.size, placement.disk), (wanted.resources.size(), wanted.resources.disk));
+    assert_eq!(placement.devices, Vec::<String>::new());
+}
+
+#[test]
+fn the_oldest_job_goes_first_when_there_is_room_for_one() {
+    let mut small = host();
+    small.inventory.milli_cpu = MilliCpu(1_500);
+    let plan = plan_for(vec![job(1), job(2)], vec![small]);
+    assert_eq!(plan.placements[0].job, job_id(1));
+    assert_eq!(plan.waiting[0].0, job_id(2));
+    assert_eq!(plan.waiting[0].1.code, "waiting_for_capacity");
+}
+
+#[test]
+fn a_large_job_that_waits_does_not_keep_a_small_one_from_starting() {
+    let mut large = job(1);
+    large.request.resources.milli_cpu = MilliCpu(64_000);
+    let plan = plan_for(vec![large, job(2)], vec![host()]);
+    assert_eq!(plan.placements[0].job, job_id(2));
+}
+
+#[test]
+fn later_placements_count_on_the_generations_of_earlier_ones() {
+    let plan = plan_for(vec![job(1), job(2), job(3)], vec![host()]);
+    let generations: Vec<u64> = plan.placements.iter().map(|placement| placement.generation).collect();
+    assert_eq!(generations, [5, 6, 7]);
+}
+
+#[test]
+fn the_cheapest_host_wins() {
+    let mut dear = host();
+    dear.rate.vcpu_hour = MicroUsd(1_000_001);
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![dear, host()])), [2]);
+}
+
+#[test]
+fn the_price_that_counts_is_that_of_the_whole_request() {
+    let cheap_cpu = Rate { vcpu_hour: MicroUsd(1), gib_hour: MicroUsd(5_000_000), ..RATE };
+    let mut hosts = vec![host(), host()];
+    hosts[0].rate = cheap_cpu;
+    let mut hungry = job(1);
+    hungry.request.resources.memory = Bytes(16 * Bytes::GIB);
+    assert_eq!(hosts_of(&plan_for(vec![hungry], hosts)), [2]);
+}
+
+#[test]
+fn a_job_without_gpus_keeps_off_hosts_with_gpus_while_another_fits() {
+    let mut dear = host();
+    dear.rate.vcpu_hour = MicroUsd(9_000_000);
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![gpu_host(&[80]), dear])), [2]);
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![gpu_host(&[80])])), [1]);
+}
+
+#[test]
+fn among_equals_the_fuller_host_is_filled_and_then_the_first() {
+    let mut fuller = host();
+    fuller.milli_cpu_used = MilliCpu(4_000);
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![host(), fuller])), [2]);
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![host(), host()])), [1]);
+}
+
+#[test]
+fn gpus_are_leased_whole_the_smallest_that_suffice() {
+    let plan = plan_for(vec![gpu_job(1, 2, 20)], vec![gpu_host(&[80, 16, 40, 24])]);
+    assert_eq!(plan.placements[0].devices, ["GPU-3", "GPU-2"]);
+    assert_eq!(plan.placements[0].size.milli_gpu.0, 2_000);
+}
+
+#[test]
+fn a_device_is_never_given_twice() {
+    let mut host = gpu_host(&[80, 80, 80]);
+    host.devices_used = vec!["GPU-1".into()];
+    let plan = plan_for(vec![gpu_job(1, 1, 80), gpu_job(2, 1, 80), gpu_job(3, 1, 80)], vec![host]);
+    let given: Vec<_> = plan.placements.iter().flat_map(|placement| &placement.devices).collect();
+    assert_eq!(given, ["GPU-0", "GPU-2"]);
+    assert_eq!(only_reason(&plan.waiting).0, "waiting_for_capacity");
+}
+
+#[test]
+fn a_host_that_failed_a_job_is_avoided_while_another_fits() {
+    let mut unlucky = job(1);
+    unlucky.failed_on = vec![host_id(1)];
+    unlucky.queued_at = Timestamp(NOW.0 - 10_000);
+    let mut dear = host();
+    dear.rate.vcpu_hour = MicroUsd(9_000_000);
+    assert_eq!(hosts_of(&plan_for(vec![unlucky.clone()], vec![host(), dear])), [2]);
+    assert_eq!(hosts_of(&plan_for(vec![unlucky], vec![host()])), [1], "better there than nowhere");
+}
+
+#[test]
+fn of_hosts_that_failed_a_job_the_one_that_failed_it_less_often_is_tried() {
+    let mut unlucky = job(1);
+    unlucky.failed_on = vec![host_id(1), host_id(2), host_id(1)];
+    unlucky.queued_at = Timestamp(NOW.0 - 60_000);
+    assert_eq!(hosts_of(&plan_for(vec![unlucky], vec![host(), host()])), [2]);
+}
+
+#[test]
+fn a_job_that_hosts_failed_backs_off_longer_each_time() {
+    for (failures, pause) in [(1, 1_000), (2, 2_000), (3, 4_000)] {
+        let mut unlucky = job(1);
+        unlucky.failed_on = vec![host_id(9); failures];
+        unlucky.queued_at = Timestamp(NOW.0 - pause + 1);
+        assert_eq!(waits_for(&plan_for(vec![unlucky.clone()], vec![host()])).0, "backing_off");
+        unlucky.queued_at = Timestamp(NOW.0 - pause);
+        assert_eq!(plan_for(vec![unlucky], vec![host()]).placements.len(), 1, "after {failures}");
+    }
+}
+
+#[test]
+fn a_job_that_waited_longer_than_its_queue_limit_fails_and_earlier_waits_count() {
+    let mut patient = job(1);
+    patient.request.limits.queue_ms = Millis(5_000);
+    patient.queued = Millis(4_000);
+    patient.queued_at = Timestamp(NOW.0 - 1_000);
+    assert_eq!(plan_for(vec![patient.clone()], vec![host()]).placements.len(), 1, "to the last moment");
+    patient.queued = Millis(4_001);
+    let plan = plan_for(vec![patient], vec![host()]);
+    let (code, message) = fails_with(&plan);
+    assert_eq!(code, "queue_timeout");
+    assert!(message.contains("5.000 s"), "{message}");
+}
+
+#[test]
+fn the_run_is_bounded_by_its_limit_or_by_what_the_spend_cap_pays_for() {
+    let mut job = job(1);
+    job.request.resources.memory = Bytes(Bytes::GIB);
+    job.request.limits.run_ms = Millis(3_600_000);
+    job.left = MicroUsd(1_010_000);
+    let plan = plan_for(vec![job.clone()], vec![host()]);
+    assert_eq!((plan.placements[0].run_max, plan.placements[0].capped_by_spend), (Millis(3_600_000), false));
+    job.left = MicroUsd(505_000);
+    let plan = plan_for(vec![job], vec![host()]);
+    assert_eq!((plan.placements[0].run_max, plan.placements[0].capped_by_spend), (Millis(1_800_000), true));
+}
+
+#[test]
+fn a_spend_cap_that_pays_for_less_than_a_second_fails_the_job() {
+    let mut poor = job(1);
+    poor.left = MicroUsd(200);
+    let plan = plan_for(vec![poor], vec![host()]);
+    let (code, message) = fails_with(&plan);
+    assert_eq!(code, "spend_cap");
+    assert!(message.contains("$0.000200") && message.contains("max_spend"), "{message}");
+}
+
+#[test]
+fn a_run_limit_below_a_second_is_no_reason_to_fail() {
+    let mut brief = job(1);
+    brief.request.limits.run_ms = Millis(500);
+    brief.left = MicroUsd(200);
+    let plan = plan_for(vec![brief], vec![host()]);
+    assert_eq!((plan.placements[0].run_max, plan.placements[0].capped_by_spend), (Millis(500), false));
+}
+
+#[test]
+fn a_host_that_costs_nothing_takes_a_job_that_can_spend_nothing() {
+    let mut free = host();
+    free.rate = Rate::default();
+    let mut poor = job(1);
+    poor.left = MicroUsd::ZERO;
+    assert_eq!(hosts_of(&plan_for(vec![poor], vec![host(), free])), [2]);
+}
+
+#[test]
+fn a_job_waits_for_the_host_it_can_pay_rather_than_fail_on_a_dear_one() {
+    let mut poor = job(1);
+    poor.left = MicroUsd(300);
+    let [mut busy, mut dear] = [host(), host()];
+    busy.milli_cpu_used = MilliCpu(8_000);
+    dear.rate.vcpu_hour = MicroUsd(100_000_000);
+    assert_eq!(waits_for(&plan_for(vec![poor.clone()], vec![busy, dear.clone()])).0, "waiting_for_capacity");
+    poor.failed_on = vec![host_id(1)];
+    poor.queued_at = Timestamp(NOW.0 - 10_000);
+    assert_eq!(hosts_of(&plan_for(vec![poor], vec![host(), dear])), [1], "rather again than not at all");
+}
+
+#[test]
+fn a_waiting_job_is_told_that_there_are_no_hosts() {
+    assert_eq!(waits_for(&plan_for(vec![job(1)], vec![])).0, "no_hosts");
+}
+
+#[test]
+fn a_waiting_job_is_told_what_every_host_lacks() {
+    let lacking = |change: fn(&mut nave_store::QueuedJob), hosts| {
+        let mut job = job(1);
+        change(&mut job);
+        let plan = plan_for(vec![job], hosts);
+        let (code, message) = waits_for(&plan);
+        assert_eq!(code, "no_host_fits");
+        message.to_owned()
+    };
+    let cpu = lacking(|job| job.request.resources.milli_cpu = MilliCpu(9_000), vec![host()]);
+    assert_eq!(cpu, "every host lacks enough CPU; see `nave offers`");
+    let memory = lacking(|job| job.request.resources.memory = Bytes(33 * Bytes::GIB), vec![host()]);
+    assert!(memory.contains("lacks enough memory"), "{memory}");
+    let disk = lacking(|job| job.request.resources.disk = Bytes(101 * Bytes::GIB), vec![host()]);
+    assert!(disk.contains("lacks enough disk"), "{disk}");
+    let mut closed = host();
+    closed.inventory.egress = vec![Egress::None];
+    let egress = lacking(|_| {}, vec![closed]);
+    assert!(egress.contains("lacks a way to enforce its egress policy"), "{egress}");
+    let gpus = lacking(|job| job.request = gpu_job(1, 2, 40).request, vec![gpu_host(&[24, 80]), host()]);
+    assert!(gpus.contains("lacks enough GPUs with that much memory"), "{gpus}");
+}
+
+#[test]
+fn hosts_that_lack_different_things_are_told_apart() {
+    let mut wanting = job(1);
+    wanting.request.resources.milli_cpu = MilliCpu(4_000);
+    wanting.request.resources.memory = Bytes(16 * Bytes::GIB);
+    let [mut few_cpus, mut little_memory] = [host(), host()];
+    few_cpus.inventory.milli_cpu = MilliCpu(2_000);
+    little_memory.inventory.memory = Bytes(Bytes::GIB);
+    let plan = plan_for(vec![wanting], vec![few_cpus, little_memory]);
+    assert_eq!(waits_for(&plan).1, "every host lacks enough CPU or enough memory; see `nave offers`");
+}
+
+#[test]
+fn a_busy_market_is_told_from_one_that_never_fits() {
+    let mut busy = host();
+    busy.memory_used = busy.inventory.memory;
+    assert_eq!(waits_for(&plan_for(vec![job(1)], vec![busy])).0, "waiting_for_capacity");
+}

@@ -1,0 +1,218 @@
+//! The scheduling role on a real Postgres, with the gateway's clock beside it.
+
+use std::{sync::Arc, time::Duration};
+
+use nave_domain::{
+    CustomerId, HostId, JobId, MicroUsd, Millis,
+    host::{HostState, Inventory},
+    job::{JobRequest, JobState},
+    lease::{LeaseState, Outcome},
+};
+use nave_scheduler::watch::Patience;
+use nave_store::{AttemptRow, NewHost, Store, Submission, testing};
+use tokio::{
+    sync::Notify,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use uuid::Uuid;
+
+use crate::supply;
+
+const PATIENCE: Patience = Patience { suspect: Millis(400), lost: Millis(900), finish: Millis(60_000) };
+
+/// Roles that run until the end of a test.
+struct Market {
+    store: Store,
+    customer: CustomerId,
+    stop: Arc<Notify>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Market {
+    async fn open(schedulers: usize) -> Self {
+        let store = testing::store().await;
+        let customer = store.customer_ensure("ada").await.expect("a customer");
+        store.credit(customer, "first", MicroUsd(100_000_000)).await.expect("credit");
+        let mut market = Self { store, customer, stop: Arc::default(), tasks: Vec::new() };
+        for _ in 0..schedulers {
+            let (store, stop) = (market.store.clone(), market.stop.clone());
+            market.tasks.push(tokio::spawn(async move {
+                let shutdown = async { stop.notified().await };
+                nave_scheduler::run(PATIENCE, store, shutdown).await.expect("schedule");
+            }));
+        }
+        let store = market.store.clone();
+        market.tasks.push(tokio::spawn(beat(store)));
+        market
+    }
+
+    /// A host that reports as often as it should.
+    async fn host(&mut self, name: &str) -> HostId {
+        let host = self.silent_host(name).await;
+        self.tasks.push(tokio::spawn(report(self.store.clone(), host)));
+        host
+    }
+
+    /// A host that reported once.
+    async fn silent_host(&self, name: &str) -> HostId {
+        let host = HostId(Uuid::now_v7());
+        let new = NewHost { host, name, hotkey: "miner", rate: supply::RATE };
+        self.store.host_enrol(&new).await.expect("enrol");
+        self.store.host_hear(host, 1, 1, 0, &inventory()).await.expect("hear");
+        host
+    }
+
+    async fn submit(&self) -> JobId {
+        let request: JobRequest = supply::job(0).request;
+        let key = Uuid::now_v7().to_string();
+        let submission = Submission { customer: self.customer, key: &key, hash: [0; 32], request: &request };
+        self.store.job_submit(&submission).await.expect("submit").job
+    }
+
+    async fn attempts(&self, job: JobId) -> Vec<AttemptRow> {
+        self.store.attempt_list(&[job]).await.expect("attempts")
+    }
+
+    /// Waits until the job has so many attempts and shows the last one.
+    async fn attempt(&self, job: JobId, number: usize) -> AttemptRow {
+        let found = async {
+            loop {
+                match self.attempts(job).await {
+                    attempts if attempts.len() >= number => return attempts[number - 1].clone(),
+                    _ => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        timeout(Duration::from_secs(20), found).await.expect("placed in time")
+    }
+
+    async fn close(self) {
+        assert_eq!(self.store.ledger_audit().await.expect("audit"), Vec::<String>::new());
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+fn inventory() -> Inventory {
+    supply::host().inventory
+}
+
+/// What a gateway does for the control clock.
+async fn beat(store: Store) {
+    loop {
+        store.clock_beat().await.expect("beat");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn report(store: Store, host: HostId) {
+    for sequence in 2.. {
+        store.host_hear(host, 1, sequence, 0, &inventory()).await.expect("hear");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submitted_job_is_placed() {
+    let mut market = Market::open(1).await;
+    let host = market.host("alpha").await;
+    let job = market.submit().await;
+    let attempt = market.attempt(job, 1).await;
+    assert_eq!((attempt.host, attempt.state), (host, LeaseState::Placed));
+    let row = market.store.job_get(market.customer, job).await.expect("the job");
+    assert_eq!(row.state, JobState::Placed);
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_without_a_host_says_what_it_waits_for_and_goes_when_one_comes() {
+    let mut market = Market::open(1).await;
+    let job = market.submit().await;
+    let told = async {
+        loop {
+            let row = market.store.job_get(market.customer, job).await.expect("the job");
+            match row.reason {
+                Some((code, _)) => return code,
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    assert_eq!(timeout(Duration::from_secs(20), told).await.expect("told in time"), "no_hosts");
+    let host = market.host("alpha").await;
+    assert_eq!(market.attempt(job, 1).await.host, host);
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_schedulers_at_once_place_every_job_once() {
+    let mut market = Market::open(2).await;
+    market.host("alpha").await;
+    market.host("beta").await;
+    let mut jobs = Vec::new();
+    for _ in 0..12 {
+        jobs.push(market.submit().await);
+    }
+    for job in &jobs {
+        market.attempt(*job, 1).await;
+    }
+    sleep(Duration::from_millis(600)).await;
+    for job in &jobs {
+        assert_eq!(market.attempts(*job).await.len(), 1);
+    }
+    let snapshot = market.store.snapshot().await.expect("snapshot");
+    assert!(snapshot.hosts.values().all(|host| host.milli_cpu_used <= host.inventory.milli_cpu));
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_falls_silent_is_suspect_then_lost_and_its_job_runs_elsewhere_for_free() {
+    let mut market = Market::open(1).await;
+    let silent = market.silent_host("silent").await;
+    let job = market.submit().await;
+    let first = market.attempt(job, 1).await;
+    assert_eq!(first.host, silent);
+    market.store.lease_started(silent, first.lease).await.expect("started");
+    market.store.leases_heard(silent, &[first.lease]).await.expect("heard");
+    let other = market.host("other").await;
+
+    let second = market.attempt(job, 2).await;
+    assert_eq!(second.host, other);
+    let attempts = market.attempts(job).await;
+    assert_eq!(attempts[0].outcome, Some(Outcome::HostLost));
+    assert_eq!(attempts[0].charged, MicroUsd::ZERO);
+    let state = market.store.host_spec(silent).await.expect("spec").state;
+    assert_eq!(state, HostState::Suspect);
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_no_gateway_listens_no_host_is_lost() {
+    let mut market = Market::open(1).await;
+    let host = market.silent_host("alpha").await;
+    let job = market.submit().await;
+    let lease = market.attempt(job, 1).await.lease;
+    market.store.lease_started(host, lease).await.expect("started");
+    let clock = market.tasks.pop().expect("the clock");
+    clock.abort();
+    drop(clock.await);
+    let up = market.store.clock_up().await.expect("up");
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(market.store.clock_up().await.expect("up"), up);
+    let attempts = market.attempts(job).await;
+    assert_eq!((attempts.len(), attempts[0].state), (1, LeaseState::Running));
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scheduler_ends_when_it_is_told_to() {
+    let market = Market::open(1).await;
+    sleep(Duration::from_millis(200)).await;
+    market.stop.notify_waiters();
+    let mut tasks = market.tasks;
+    timeout(Duration::from_secs(5), tasks.remove(0)).await.expect("in time").expect("cleanly");
+    for task in tasks {
+        task.abort();
+    }
+}

@@ -1,0 +1,110 @@
+//! Snapshots to plan over.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::{Device, Inventory, Runtime},
+    job::{Egress, GpuRequest, JobRequest, Limits, Resources},
+    rate::Rate,
+};
+use nave_scheduler::planner::{Plan, plan};
+use nave_store::{QueuedJob, Snapshot, SupplyHost};
+use uuid::Uuid;
+
+pub const NOW: Timestamp = Timestamp(1_790_000_000_000);
+
+/// One dollar an hour for a virtual CPU, three for a GPU.
+pub const RATE: Rate =
+    Rate { gpu_hour: MicroUsd(3_000_000), vcpu_hour: MicroUsd(1_000_000), gib_hour: MicroUsd(10_000) };
+
+pub fn host_id(number: u128) -> HostId {
+    HostId(Uuid::from_u128(number))
+}
+
+pub fn job_id(number: u128) -> JobId {
+    JobId(Uuid::from_u128(number))
+}
+
+/// A host with 8 CPUs, 32 GiB of memory, 100 GiB of disk and nothing leased.
+pub fn host() -> SupplyHost {
+    SupplyHost {
+        generation: 5,
+        rate: RATE,
+        inventory: Inventory {
+            milli_cpu: MilliCpu(8_000),
+            memory: Bytes(32 * Bytes::GIB),
+            disk: Bytes(100 * Bytes::GIB),
+            devices: Vec::new(),
+            cpu_model: "test".into(),
+            os: "test".into(),
+            kernel: "test".into(),
+            runtime: Runtime::Simulated,
+            egress: vec![Egress::Public, Egress::None],
+            agent: "test".into(),
+        },
+        milli_cpu_used: MilliCpu::ZERO,
+        memory_used: Bytes::ZERO,
+        disk_used: Bytes::ZERO,
+        devices_used: Vec::new(),
+    }
+}
+
+/// The same host with devices of these sizes in GiB, named `GPU-0`, `GPU-1` and so on.
+pub fn gpu_host(sizes: &[i64]) -> SupplyHost {
+    let mut host = host();
+    host.inventory.devices = sizes.iter().enumerate().map(|(number, gib)| device(number, *gib)).collect();
+    host
+}
+
+pub fn device(number: usize, gib: i64) -> Device {
+    Device {
+        uuid: format!("GPU-{number}"),
+        model: "test".into(),
+        vram: Bytes(gib * Bytes::GIB),
+        driver: "test".into(),
+    }
+}
+
+/// The smallest request, waiting since a second.
+pub fn job(number: u128) -> QueuedJob {
+    let request = JobRequest {
+        image: None,
+        argv: vec!["true".into()],
+        env: BTreeMap::new(),
+        resources: Resources::default(),
+        egress: Egress::default(),
+        limits: Limits::default(),
+        retries: 0,
+        max_spend: MicroUsd(500_000),
+    };
+    QueuedJob {
+        job: job_id(number),
+        left: request.max_spend,
+        request,
+        queued_at: Timestamp(NOW.0 - 1_000),
+        queued: Millis::ZERO,
+        failed_on: Vec::new(),
+    }
+}
+
+pub fn gpu_job(number: u128, count: u8, gib: i64) -> QueuedJob {
+    let mut job = job(number);
+    job.request.resources.gpu = Some(GpuRequest { count, vram: Bytes(gib * Bytes::GIB) });
+    job
+}
+
+pub fn snapshot(jobs: Vec<QueuedJob>, hosts: Vec<SupplyHost>) -> Snapshot {
+    let hosts: BTreeMap<_, _> = (1..).map(host_id).zip(hosts).collect();
+    Snapshot { now: NOW, jobs, hosts }
+}
+
+/// Plans for these jobs, oldest first, on hosts numbered from 1.
+pub fn plan_for(jobs: Vec<QueuedJob>, hosts: Vec<SupplyHost>) -> Plan {
+    plan(&snapshot(jobs, hosts))
+}
+
+/// The hosts' numbers in the order of a plan's placements.
+pub fn hosts_of(plan: &Plan) -> Vec<u128> {
+    plan.placements.iter().map(|placement| placement.host.0.as_u128()).collect()
+}
