@@ -136,7 +136,8 @@ pub enum Action {
     Stop(Ending),
     /// Deliver the rest of its logs, then its result files.
     Drain(Exit),
-    /// Remove its container, network and working directory, in any state.
+    /// Remove its container, network and working directory. Fails where it runs
+    /// after all; then the next look decides.
     Remove,
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
-use nave_domain::HostId;
+use nave_domain::{HostId, Millis};
 
 use crate::{
     config::DockerConfig,
@@ -29,6 +29,7 @@ pub async fn remove_all(data: &Path, host: Option<HostId>, docker: &DockerConfig
     let runtime = Runtime::Docker(Box::new(engine));
     let observed = runtime.observe().await?;
     for lease in observed.keys() {
+        runtime.stop(*lease, Millis::ZERO).await.with_context(|| format!("kill {lease}"))?;
         runtime.remove(*lease).await.with_context(|| format!("remove {lease}"))?;
     }
     runtime.reap(&BTreeSet::new()).await?;

@@ -75,10 +75,10 @@ impl Runtime {
         either!(self, inner => inner.stop(lease, grace).await)
     }
 
-    /// Removes everything of a lease, in any state, as often as it is called.
+    /// Removes everything of a lease that does not run, as often as it is called.
     ///
     /// # Errors
-    /// When something could not be removed.
+    /// When it runs or something could not be removed.
     pub async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
         either!(self, inner => inner.remove(lease).await)
     }

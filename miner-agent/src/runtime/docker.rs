@@ -244,7 +244,9 @@ impl Docker {
     }
 
     pub(super) async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        // Never by force: where a start that an earlier agent asked for still
+        // goes through, the engine refuses, and the running job is adopted.
+        let options = RemoveContainerOptionsBuilder::default().v(true).build();
         let name = container::name(lease);
         let removed = self.client.remove_container(&name, Some(options)).await;
         settle(removed, &[404]).with_context(|| format!("remove {name}"))?;

@@ -121,7 +121,7 @@ impl Work {
         match done {
             Ok(()) => outcome,
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "trying again");
+                tracing::info!(reason = format!("{error:#}"), "did not work; looking again");
                 tokio::time::sleep(PAUSE).await;
                 Outcome::Failed
             }

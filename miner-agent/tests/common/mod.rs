@@ -313,6 +313,15 @@ impl Agent {
         self.child.kill().await.expect("killed");
     }
 
+    /// The same, without waiting for the end.
+    pub fn kill_now(mut self) {
+        let _ = self.child.start_kill();
+        // It must be gone before its data directory can be taken over.
+        while matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Asks it to stop and waits until it has.
     pub async fn terminate(mut self) {
         let pid = nix::unistd::Pid::from_raw(self.pid().cast_signed());

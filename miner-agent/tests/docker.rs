@@ -1,0 +1,341 @@
+//! The agent process on a real Docker Engine: what a job gets, what it must not
+//! get, and what is left afterwards.
+//!
+//! NAVE_TEST_DOCKER is the engine's Unix socket, NAVE_TEST_IMAGE a digest-pinned
+//! image with python3 that it can pull. Without them these tests fail;
+//! NAVE_TEST_DOCKER=skip leaves them out.
+
+mod common;
+#[path = "common/site.rs"]
+mod site;
+
+use std::{path::PathBuf, time::Duration};
+
+use bollard::{Docker, query_parameters::KillContainerOptions};
+use common::{Agent, Plane, new_lease, order, until};
+use nave_domain::{Bytes, LeaseId, job::Egress};
+use nave_miner_agent::runtime::docker::{connect, container};
+use nave_sdk::wire::host::{Exit, LeaseReport, Order};
+use site::Site;
+use tempfile::TempDir;
+
+/// One machine with a control plane; everything on it is removed at the end.
+struct Machine {
+    dir: TempDir,
+    plane: Plane,
+    prefix: String,
+    socket: PathBuf,
+    image: String,
+    agent: Option<Agent>,
+}
+
+impl Machine {
+    /// `None` where these tests are left out. Each test names its own bridges.
+    fn begin(letter: char) -> Option<Self> {
+        let setting = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let fix = "set NAVE_TEST_DOCKER to the socket of a Docker Engine and NAVE_TEST_IMAGE to an \
+                   image with python3, pinned by digest; or set NAVE_TEST_DOCKER=skip";
+        let socket = setting("NAVE_TEST_DOCKER").expect(fix);
+        if socket == "skip" {
+            return None;
+        }
+        let image = setting("NAVE_TEST_IMAGE").expect(fix);
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let plane = Plane::start(dir.path());
+        let socket = PathBuf::from(socket.trim_start_matches("unix://"));
+        let mut machine = Self { dir, plane, prefix: format!("nt{letter}"), socket, image, agent: None };
+        machine.start_agent();
+        Some(machine)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn docker_args(&self) -> Vec<String> {
+        let socket = self.socket.display().to_string();
+        ["--docker", &socket, "--bridge-prefix", &self.prefix, "--pool", "77"].map(str::to_owned).to_vec()
+    }
+
+    fn start_agent(&mut self) {
+        let mut args = vec!["--runtime".to_owned(), "docker".to_owned()];
+        args.extend(self.docker_args());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.agent = Some(Agent::start(&self.plane, &self.data(), &args));
+    }
+
+    async fn kill_agent(&mut self) {
+        self.agent.take().expect("it runs").kill().await;
+    }
+
+    fn order(&self, argv: &[&str]) -> Order {
+        Order { image: self.image.clone(), ..order(argv) }
+    }
+
+    fn python(&self, script: &str) -> Order {
+        self.order(&["python3", "-c", script])
+    }
+
+    async fn client(&self) -> Docker {
+        connect(&self.socket).await.expect("the engine answers")
+    }
+
+    /// Runs a script to its end and answers its standard output.
+    async fn output(&self, order: Order) -> (Exit, String) {
+        let lease = new_lease();
+        let exit = self.plane.run(lease, order).await;
+        (exit, self.plane.text(lease))
+    }
+
+    /// Whether anything of a lease is left on this machine.
+    async fn is_clean(&self, lease: LeaseId) -> bool {
+        let client = self.client().await;
+        let container = client.inspect_container(&container::name(lease), None).await.is_ok();
+        let networks = client.list_networks(None).await.expect("networks");
+        let tail = lease.to_string()[30..].to_owned();
+        let network = networks.iter().any(|network| {
+            network.name.as_deref().is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(&tail))
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let dir = self.data().join("leases").join(lease.to_string());
+        !container && !network && !mounts.contains(&lease.to_string()) && !dir.exists()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.kill_now();
+        }
+        let removed = std::process::Command::new(env!("CARGO_BIN_EXE_miner-agent"))
+            .arg("remove-all")
+            .arg("--data")
+            .arg(self.data())
+            .args(["--host-id", &self.plane.host.to_string()])
+            .args(self.docker_args())
+            .status();
+        assert!(removed.expect("remove-all runs").success() || std::thread::panicking());
+    }
+}
+
+fn success() -> Exit {
+    Exit::Code { code: 0 }
+}
+
+#[tokio::test]
+async fn a_job_runs_as_given_and_delivers_logs_exit_code_and_files() {
+    let Some(machine) = Machine::begin('a') else { return };
+    let script = "import os, sys\n\
+        print(sys.argv[1:], os.environ['GREETING'], os.getcwd())\n\
+        print('to stderr', file=sys.stderr)\n\
+        os.makedirs(os.environ['NAVE_OUT'] + '/deep')\n\
+        open(os.environ['NAVE_OUT'] + '/deep/answer', 'w').write('42')\n\
+        os.symlink('/etc/passwd', os.environ['NAVE_OUT'] + '/passwd')\n\
+        sys.exit(3)";
+    let mut order = machine.order(&["python3", "-c", script, "$(id)", "a b", "`ls`"]);
+    order.env.insert("GREETING".into(), "hello; world".into());
+    let lease = new_lease();
+    machine.plane.place(lease, order);
+    let (exit, result) = machine.plane.finished(lease).await;
+    assert_eq!(exit, Exit::Code { code: 3 });
+    assert_eq!(machine.plane.text(lease), "['$(id)', 'a b', '`ls`'] hello; world /work\n");
+    assert_eq!(machine.plane.log(lease, "stderr"), b"to stderr\n");
+    let files = machine.plane.files(&result.expect("a result"));
+    let names: Vec<&str> = files.keys().map(String::as_str).collect();
+    assert_eq!((names, files["deep/answer"].as_slice()), (vec!["deep/", "deep/answer"], &b"42"[..]));
+    machine.plane.close(lease);
+    until("the lease is forgotten", || machine.plane.last(lease).is_none()).await;
+    assert!(machine.is_clean(lease).await);
+}
+
+#[tokio::test]
+async fn output_that_is_not_text_arrives_byte_for_byte() {
+    let Some(machine) = Machine::begin('b') else { return };
+    let script = "import sys; sys.stdout.buffer.write(bytes(range(256)) * 400)";
+    let lease = new_lease();
+    assert_eq!(machine.plane.run(lease, machine.python(script)).await, success());
+    let all: Vec<u8> = (0..=255).collect();
+    let got = machine.plane.log(lease, "stdout");
+    // The engine ends the last line where the job did not.
+    assert_eq!(got.strip_suffix(b"\n").unwrap_or(&got), all.repeat(400));
+}
+
+#[tokio::test]
+async fn a_job_has_no_rights_and_a_read_only_root() {
+    let Some(machine) = Machine::begin('c') else { return };
+    let script = "import os\n\
+        status = dict(l.split(':\\t', 1) for l in open('/proc/self/status').read().splitlines() if ':\\t' in l)\n\
+        print(os.getuid(), os.getgid(), os.getpid(), status['CapEff'], status['CapBnd'], status['NoNewPrivs'], status['Seccomp'])\n\
+        for path in ['/etc/x', '/usr/x', '/x', '/proc/sys/kernel/hostname']:\n\
+        \x20   try:\n\
+        \x20       open(path, 'w'); print('WRITABLE', path)\n\
+        \x20   except OSError as e:\n\
+        \x20       print(e.errno)\n\
+        open('/tmp/x', 'w'); open('/work/x', 'w'); open(os.environ['TMPDIR'] + '/x', 'w')";
+    let (exit, text) = machine.output(machine.python(script)).await;
+    assert_eq!(exit, success(), "{text}");
+    let mut lines = text.lines();
+    assert_eq!(lines.next(), Some("65534 65534 1 0000000000000000 0000000000000000 1 2"));
+    assert!(!text.contains("WRITABLE"), "{text}");
+}
+
+#[tokio::test]
+async fn memory_disk_and_processes_are_limited() {
+    let Some(machine) = Machine::begin('d') else { return };
+    let eats = machine.python("x = bytearray(1 << 30)\nfor i in range(0, 1 << 30, 4096): x[i] = 1");
+    assert_eq!(machine.output(Order { memory: Bytes(64 << 20), ..eats }).await.0, Exit::OutOfMemory);
+
+    let fills = "import errno\nn = 0\n\
+        try:\n\
+        \x20   with open('/work/big', 'wb', 0) as f:\n\
+        \x20       while True: n += f.write(b'x' * (1 << 20))\n\
+        except OSError as e:\n\
+        \x20   print(e.errno == errno.ENOSPC, 48 < n >> 20 <= 64)";
+    let (exit, text) = machine.output(machine.python(fills)).await;
+    assert_eq!((exit, text.as_str()), (success(), "True True\n"));
+
+    let forks = "import os, time\nn = 0\n\
+        try:\n\
+        \x20   while n < 2000:\n\
+        \x20       if os.fork() == 0: time.sleep(60)\n\
+        \x20       n += 1\n\
+        except BlockingIOError:\n\
+        \x20   print(400 < n < 512, flush=True)\n\
+        os._exit(0)";
+    let (exit, text) = machine.output(machine.python(forks)).await;
+    assert_eq!((exit, text.as_str()), (success(), "True\n"));
+}
+
+#[tokio::test]
+async fn a_job_without_egress_has_nothing_but_its_loopback() {
+    let Some(machine) = Machine::begin('e') else { return };
+    let (exit, text) = machine.output(machine.python("import os; print(os.listdir('/sys/class/net'))")).await;
+    assert_eq!((exit, text.as_str()), (success(), "['lo']\n"));
+}
+
+#[tokio::test]
+async fn a_job_with_public_egress_reaches_the_internet_and_nothing_near() {
+    let Some(machine) = Machine::begin('f') else { return };
+    let site = Site::begin('f');
+    // A neighbour that would answer everyone, and says where it is.
+    let neighbour = new_lease();
+    let serve = machine.python(site::SERVE);
+    machine.plane.place(neighbour, Order { egress: Egress::Public, ..serve });
+    until("the neighbour listens", || machine.plane.text(neighbour).contains("ready")).await;
+    let near = machine.plane.text(neighbour);
+    let mut targets: Vec<String> = site.near();
+    targets.extend(near.lines().filter(|line| *line != "ready").map(str::to_owned));
+    assert!(targets.iter().any(|target| target.starts_with("fd6e")), "the neighbour has IPv6: {near}");
+
+    let mut probe = machine.order(&["python3", "-c", site::PROBE]);
+    probe.argv.extend(targets);
+    probe.argv.push("--".into());
+    probe.argv.extend(site.far());
+    let (exit, text) = machine.output(Order { egress: Egress::Public, ..probe }).await;
+    assert_eq!(exit, success(), "{text}");
+    let reached: Vec<&str> = text.lines().filter(|line| line.contains("REACHED near")).collect();
+    assert!(reached.is_empty(), "{reached:?}");
+    let far: Vec<&str> = text.lines().filter(|line| line.contains("REACHED far")).collect();
+    assert_eq!(far.len(), site.far().len(), "{text}");
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why_and_is_not_tried_again() {
+    let Some(machine) = Machine::begin('g') else { return };
+    let unpinned = Order { image: "python:3".into(), ..machine.python("") };
+    let absent = Order { image: format!("127.0.0.1:1/no@sha256:{}", "a".repeat(64)), ..machine.python("") };
+    for (order, word) in [(unpinned, "digest"), (absent, "pull the image")] {
+        match machine.output(order).await.0 {
+            Exit::StartFailed { detail } => assert!(detail.contains(word), "{detail}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let lease = new_lease();
+    assert_eq!(machine.plane.run(lease, machine.order(&["no-such-program"])).await, Exit::Code { code: 127 });
+    let said = String::from_utf8_lossy(&machine.plane.log(lease, "stderr")).into_owned();
+    assert!(said.starts_with("nave: ") && said.contains("no-such-program"), "{said}");
+    assert_eq!(machine.plane.run(new_lease(), machine.order(&["/etc/passwd"])).await, Exit::Code { code: 126 });
+}
+
+#[tokio::test]
+async fn an_order_to_stop_gives_the_job_time_to_end() {
+    let Some(machine) = Machine::begin('h') else { return };
+    let script = "import signal, sys, time\n\
+        def end(*_):\n\
+        \x20   print('ending'); sys.exit(0)\n\
+        signal.signal(signal.SIGTERM, end)\n\
+        print('ready', flush=True)\n\
+        time.sleep(600)";
+    let lease = new_lease();
+    machine.plane.place(lease, machine.python(script));
+    until("the job is ready", || machine.plane.text(lease) == "ready\n").await;
+    machine.plane.stop(lease);
+    assert_eq!(machine.plane.finished(lease).await.0, Exit::Stopped);
+    assert_eq!(machine.plane.text(lease), "ready\nending\n");
+}
+
+#[tokio::test]
+async fn a_job_that_something_else_killed_is_reported_as_killed() {
+    let Some(machine) = Machine::begin('i') else { return };
+    let lease = new_lease();
+    machine.plane.place(lease, machine.python("import time; time.sleep(600)"));
+    machine.plane.running(lease).await;
+    let (client, name) = (machine.client().await, container::name(lease));
+    client.kill_container(&name, None::<KillContainerOptions>).await.expect("killed");
+    assert_eq!(machine.plane.finished(lease).await.0, Exit::Killed);
+}
+
+#[tokio::test]
+async fn an_agent_killed_mid_job_adopts_it_with_every_byte_once() {
+    let Some(mut machine) = Machine::begin('j') else { return };
+    let script = "import time\nfor i in range(40): print('line', i, flush=True); time.sleep(0.05)";
+    let lease = new_lease();
+    machine.plane.place(lease, machine.python(script));
+    until("some lines have come", || machine.plane.text(lease).lines().count() > 5).await;
+    machine.kill_agent().await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    machine.start_agent();
+    assert_eq!(machine.plane.finished(lease).await.0, success());
+    let expected: String = (0..40).map(|i| format!("line {i}\n")).collect();
+    assert_eq!(machine.plane.text(lease), expected);
+}
+
+#[tokio::test]
+async fn an_agent_killed_at_any_point_runs_the_job_once_and_leaves_nothing() {
+    let Some(mut machine) = Machine::begin('k') else { return };
+    for pause in [5, 40, 90, 180, 350] {
+        let lease = new_lease();
+        let order = Order { egress: Egress::Public, ..machine.python("print('once')") };
+        machine.plane.place(lease, order);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        machine.kill_agent().await;
+        machine.start_agent();
+        assert_eq!(machine.plane.finished(lease).await.0, success(), "killed after {pause} ms");
+        assert_eq!(machine.plane.text(lease), "once\n", "killed after {pause} ms");
+        machine.plane.close(lease);
+        machine.kill_agent().await;
+        machine.start_agent();
+        until("the lease is forgotten", || {
+            machine.plane.kept().reports.last().is_some_and(|report| report.leases.is_empty())
+        })
+        .await;
+        let end = std::time::Instant::now() + common::PATIENCE;
+        while !machine.is_clean(lease).await {
+            assert!(std::time::Instant::now() < end, "something is left, killed after {pause} ms");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_stops_leaves_its_jobs_and_reports_nothing_wrong() {
+    let Some(mut machine) = Machine::begin('l') else { return };
+    let lease = new_lease();
+    machine.plane.place(lease, machine.python("import time; time.sleep(1.5); print('done')"));
+    machine.plane.running(lease).await;
+    machine.agent.take().expect("it runs").terminate().await;
+    machine.start_agent();
+    assert_eq!(machine.plane.finished(lease).await.0, success());
+    assert_eq!(machine.plane.text(lease), "done\n");
+    assert!(matches!(machine.plane.last(lease), Some(LeaseReport::Finished { .. })));
+}
