@@ -86,7 +86,8 @@ pub struct Placement {
     pub capped_by_spend: bool,
 }
 
-/// Most jobs in one snapshot; the rest waits for the next.
+/// Most jobs in one snapshot, shared equally among the customers who have some waiting, so
+/// that many jobs which no host fits do not hide those of others.
 const JOBS_MAX: i64 = 1_000;
 
 impl Store {
@@ -104,7 +105,9 @@ impl Store {
                     array(select l.host_id from leases l where l.job_id = j.job_id
                           and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')
                           order by l.attempt) as "failed_on!"
-               from jobs j where j.state = 'queued' order by j.job_id limit $1"#,
+               from (select *, row_number() over (partition by customer_id order by job_id) as turn
+                     from jobs where state = 'queued') j
+               order by j.turn, j.job_id limit $1"#,
             JOBS_MAX
         )
         .fetch_all(&mut *tx)
@@ -153,11 +156,9 @@ impl Store {
             };
             Ok((row.host_id.into(), host))
         });
-        Ok(Snapshot {
-            now: Timestamp(now),
-            jobs: jobs.collect::<Result<_>>()?,
-            hosts: hosts.collect::<Result<_>>()?,
-        })
+        let mut jobs = jobs.collect::<Result<Vec<_>>>()?;
+        jobs.sort_unstable_by_key(|queued| queued.job);
+        Ok(Snapshot { now: Timestamp(now), jobs, hosts: hosts.collect::<Result<_>>()? })
     }
 
     /// Carries out a placement if neither the job nor the host has changed since the snapshot.

@@ -46,19 +46,22 @@ pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()
 /// Closes the open epoch if its time is over and moves every other one on as far as it goes.
 ///
 /// # Errors
-/// When the database or the chain does not answer; every step done stays done.
+/// When the database or the chain does not answer, or the chain shows other weights; every
+/// step done stays done, and an epoch that is stuck does not hold up the others.
 pub async fn step(config: &Config, store: &Store) -> anyhow::Result<()> {
     let chain = config.chain.name();
     let open = store.epoch_open(chain).await.context("open an epoch")?;
     if store.now().await?.since(open.opened_at) >= config.epoch {
         store.epoch_close(open.epoch, chain).await.with_context(|| format!("close epoch {}", open.epoch))?;
     }
+    let mut stuck = Ok(());
     for state in [EpochState::Closed, EpochState::Settled, EpochState::Submitted] {
         for epoch in store.epochs_in(state).await? {
-            advance(config, store, &epoch).await.with_context(|| format!("advance epoch {}", epoch.epoch))?;
+            let moved = advance(config, store, &epoch).await;
+            stuck = stuck.and(moved.with_context(|| format!("advance epoch {}", epoch.epoch)));
         }
     }
-    Ok(())
+    stuck
 }
 
 async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Result<()> {

@@ -177,3 +177,29 @@ async fn a_job_that_cannot_be_placed_fails_with_its_reason_and_gets_its_hold_bac
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_customer_with_thousands_of_jobs_does_not_hide_those_of_others() {
+    open(async |market| {
+        let [eve, ada] = [market.customer("eve").await, market.customer("ada").await];
+        let mut free = request();
+        free.max_spend = nave_domain::MicroUsd::ZERO;
+        let first = market.submit(eve, &free).await;
+        sqlx::query(
+            "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms)
+             select lpad(to_hex(n), 32, '0')::uuid, customer_id, 'flood ' || n, request_sha256, request, 0, now_ms()
+             from jobs, generate_series(1, 1500) n",
+        )
+        .execute(&market.sql)
+        .await
+        .expect("a flood of older jobs");
+        let of_ada = [market.submit(ada, &request()).await, market.submit(ada, &request()).await];
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let waiting: Vec<_> = snapshot.jobs.iter().map(|queued| queued.job).collect();
+        assert_eq!(waiting.len(), 1_000);
+        assert!(waiting.is_sorted(), "oldest first");
+        assert!(of_ada.iter().all(|job| waiting.contains(job)));
+        assert!(!waiting.contains(&first), "eve's newest waits for the next snapshot");
+    })
+    .await;
+}
