@@ -14,7 +14,11 @@ pub(crate) fn parse(text: &str) -> Result<Reference, ApiError> {
     if text.len() > IMAGE_BYTES_MAX {
         return Err(invalid(&format!("it is longer than {IMAGE_BYTES_MAX} bytes")));
     }
-    let reference = Reference::try_from(text).map_err(|error| invalid(&error.to_string()))?;
+    // The library takes capitals in the first part of a name for a registry, then for a
+    // repository. Its full text is read by the rules of a repository.
+    let reference = Reference::try_from(text)
+        .and_then(|reference| Reference::try_from(reference.whole()))
+        .map_err(|error| invalid(&error.to_string()))?;
     match reference.digest() {
         Some(digest) if !is_sha256(digest) => {
             Err(invalid("its digest is not sha256: and 64 lowercase hexadecimal digits"))
@@ -60,9 +64,19 @@ mod tests {
     fn what_no_engine_would_pull_is_refused() {
         let upper = format!("a@sha256:{}", HEX.to_uppercase());
         let long = "a".repeat(600);
-        for text in
-            ["", " python", "Python:3", "a//b", "a:b:c", "a@sha256:12", "../etc", &upper, &long, "a\0b"]
-        {
+        for text in [
+            "",
+            " python",
+            "Python:3",
+            "UPPER/case:1",
+            "a//b",
+            "a:b:c",
+            "a@sha256:12",
+            "../etc",
+            &upper,
+            &long,
+            "a\0b",
+        ] {
             assert!(parse(text).is_err(), "{text:?}");
         }
     }

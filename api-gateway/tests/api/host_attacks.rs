@@ -1,0 +1,195 @@
+//! Hosts that lie, or speak for others.
+
+use nave_domain::{HostId, JobId, job::JobState};
+use nave_sdk::wire::{
+    host::{BLOB_BYTES_MAX, Exit, HOST_HEADER, LOG_CHUNK_BYTES_MAX, LeaseReport, PROTOCOL, ResultRef},
+    rest::{Job, Logs},
+};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::setup::{Host, Market, refused};
+
+fn report(host: &Host<'_>) -> RequestBuilder {
+    host.call(Method::POST, "/host/v1/report")
+}
+
+async fn state(market: &Market, job: JobId) -> JobState {
+    market.fetch::<Job>(&format!("/v1/jobs/{job}")).await.state
+}
+
+#[tokio::test]
+async fn a_call_names_one_enrolled_host() {
+    let market = Market::start().await;
+    let calls = [
+        (Method::GET, "/host/v1/spec"),
+        (Method::POST, "/host/v1/report"),
+        (Method::PUT, &*format!("/host/v1/blobs/{}", "0".repeat(64))),
+    ];
+    for (method, path) in calls {
+        let call = || market.host_call(method.clone(), path);
+        refused(call(), 401, "host_unnamed").await;
+        refused(call().header(HOST_HEADER, "host_7"), 401, "host_unnamed").await;
+    }
+    let stranger =
+        Host { market: &market, id: HostId(Uuid::from_u128(7)), session: 1, sequence: 0, generation: 0 };
+    refused(stranger.call(Method::GET, "/host/v1/spec"), 404, "host_not_found").await;
+    let mut stranger = stranger;
+    let valid = stranger.next_report(&[]);
+    refused(report(&stranger).json(&valid), 404, "host_not_found").await;
+}
+
+#[tokio::test]
+async fn customers_and_hosts_do_not_reach_each_others_calls() {
+    let market = Market::start().await;
+    let host = market.host("h").await;
+    refused(market.get("/host/v1/spec").header(HOST_HEADER, host.id.to_string()), 404, "route_not_found")
+        .await;
+    let call = host.call(Method::GET, "/v1/balance").bearer_auth(&market.token);
+    refused(call, 404, "route_not_found").await;
+}
+
+#[tokio::test]
+async fn a_host_touches_no_lease_but_its_own() {
+    let market = Market::start().await;
+    let mut honest = market.host("honest").await;
+    let mut thief = market.host("thief").await;
+    let (job, lease) = market.placed(&honest).await;
+    let lies = [
+        LeaseReport::Running,
+        LeaseReport::Preparing,
+        LeaseReport::Exited { exit: Exit::Killed },
+        LeaseReport::Finished { exit: Exit::Code { code: 0 }, result: None },
+    ];
+    for lie in lies {
+        thief.report(&[(lease, lie)]).await;
+        assert_eq!(state(&market, job.job).await, JobState::Placed);
+    }
+    let path = format!("/host/v1/leases/{lease}/logs/stdout?offset=0");
+    refused(thief.call(Method::POST, &path).body("forged"), 404, "lease_not_found").await;
+    assert!(thief.spec(0, 0).await.expect("a spec").leases.is_empty());
+    honest.report(&[(lease, LeaseReport::Finished { exit: Exit::Code { code: 0 }, result: None })]).await;
+    refused(honest.call(Method::POST, &path).body("late"), 404, "lease_not_found").await;
+    assert_eq!(market.fetch::<Logs>(&format!("/v1/jobs/{}/logs", job.job)).await.lines, []);
+}
+
+#[tokio::test]
+async fn a_report_that_was_overtaken_changes_nothing() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    let (job, lease) = market.placed(&host).await;
+    let early = host.next_report(&[(lease, LeaseReport::Preparing)]);
+    let finished = LeaseReport::Finished { exit: Exit::Code { code: 9 }, result: None };
+    let mut forged = host.next_report(&[(lease, finished)]);
+    host.report(&[(lease, LeaseReport::Running)]).await;
+    host.send(&early).await;
+    assert_eq!(state(&market, job.job).await, JobState::Running);
+    host.send(&forged).await;
+    assert_eq!(state(&market, job.job).await, JobState::Running);
+    forged.sequence = u64::MAX;
+    host.send(&forged).await;
+    assert_eq!(state(&market, job.job).await, JobState::Running, "a number out of range is no news");
+    host.session = u64::MAX;
+    host.sequence = 0;
+    host.report(&[(lease, LeaseReport::Exited { exit: Exit::Code { code: 0 } })]).await;
+    let job: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
+    assert!(job.attempts[0].ended_at.is_some(), "a new process of the agent begins anew");
+}
+
+#[tokio::test]
+async fn another_version_of_the_protocol_is_refused_by_name() {
+    let market = Market::start().await;
+    let host = market.host("h").await;
+    let body = json!({"protocol": PROTOCOL + 1, "something": "else"});
+    let problem = refused(report(&host).json(&body), 426, "protocol_unsupported").await;
+    assert!(problem.detail.contains(&format!("version {PROTOCOL}")), "{problem:?}");
+}
+
+#[tokio::test]
+async fn a_report_that_no_agent_would_write_is_refused_and_the_host_lives_on() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    let good = serde_json::to_value(host.next_report(&[])).expect("JSON");
+    let with = |path: &str, value: Value| {
+        let mut bad = good.clone();
+        *bad.pointer_mut(path).expect("a field") = value;
+        bad
+    };
+    refused(report(&host).body("{"), 400, "body_malformed").await;
+    refused(report(&host).json(&json!([])), 422, "body_invalid").await;
+    for (path, value) in [
+        ("/sequence", json!(-1)),
+        ("/inventory", json!(null)),
+        ("/leases", json!({"lease_7": {"phase": "running"}})),
+    ] {
+        refused(report(&host).json(&with(path, value)), 422, "body_invalid").await;
+    }
+    let device = json!({"uuid": "a", "model": "b", "vram": 1, "driver": "c"});
+    let wrong = [
+        ("/inventory/memory", json!(-1)),
+        ("/inventory/milli_cpu", json!(i64::MAX)),
+        ("/inventory/os", json!("\u{0}")),
+        ("/inventory/kernel", json!("x".repeat(300))),
+        ("/inventory/devices", json!([device, device])),
+    ];
+    for (path, value) in wrong {
+        let problem = refused(report(&host).json(&with(path, value)), 422, "inventory_invalid").await;
+        assert!(problem.detail.starts_with("inventory."), "{problem:?}");
+    }
+    let large = with("/inventory/os", json!("x".repeat(5 << 20)));
+    refused(report(&host).json(&large), 413, "body_too_large").await;
+    host.report(&[]).await;
+}
+
+#[tokio::test]
+async fn a_log_call_is_bounded_and_names_a_stream_that_exists() {
+    let market = Market::start().await;
+    let host = market.host("h").await;
+    let (_, lease) = market.placed(&host).await;
+    let call = |stream: &str, query: &str| {
+        host.call(Method::POST, &format!("/host/v1/leases/{lease}/logs/{stream}{query}"))
+    };
+    refused(call("stdin", "?offset=0"), 400, "path_invalid").await;
+    for query in ["", "?offset=-1", "?offset=0&more=1", "?offset=18446744073709551615"] {
+        refused(call("stdout", query), 400, "query_invalid").await;
+    }
+    let large = vec![0; LOG_CHUNK_BYTES_MAX + 1];
+    refused(call("stdout", "?offset=0").body(large), 413, "body_too_large").await;
+}
+
+#[tokio::test]
+async fn a_blob_is_what_its_name_says_of_bounded_size_and_from_a_host_with_work() {
+    let market = Market::start().await;
+    let host = market.host("h").await;
+    let put =
+        |name: &str, body: Vec<u8>| host.call(Method::PUT, &format!("/host/v1/blobs/{name}")).body(body);
+    let name = hex::encode(Sha256::digest(b"bytes"));
+    refused(put(&name, b"bytes".to_vec()), 403, "no_open_lease").await;
+    market.placed(&host).await;
+    refused(put(&name, b"other bytes".to_vec()), 422, "hash_differs").await;
+    refused(put("xyz", Vec::new()), 400, "path_invalid").await;
+    refused(put(&name[..62], Vec::new()), 400, "path_invalid").await;
+    for _ in 0..2 {
+        let stored = put(&name, b"bytes".to_vec()).send().await.expect("an answer");
+        assert_eq!(stored.status(), 204);
+    }
+    let largest = vec![7; BLOB_BYTES_MAX];
+    let stored = put(&hex::encode(Sha256::digest(&largest)), largest).send().await.expect("an answer");
+    assert_eq!(stored.status(), 204);
+    refused(put(&name, vec![7; BLOB_BYTES_MAX + 1]), 413, "body_too_large").await;
+}
+
+#[tokio::test]
+async fn a_result_that_was_never_stored_is_no_result() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    for sha256 in ["0".repeat(64), "nonsense".to_owned()] {
+        let (job, lease) = market.placed(&host).await;
+        let result = Some(ResultRef { sha256, size: 1, truncated: false });
+        host.report(&[(lease, LeaseReport::Finished { exit: Exit::Code { code: 0 }, result })]).await;
+        let job: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
+        assert_eq!((job.state, job.has_result), (JobState::Succeeded, false));
+    }
+}

@@ -1,0 +1,20 @@
+//! The gateway as its users see it: real HTTP, a real unix socket, a real Postgres. One
+//! module per resource, as in the gateway itself.
+
+mod auth;
+mod balance;
+mod cancel;
+mod epochs;
+mod health;
+mod host_attacks;
+mod host_life;
+mod hosts;
+mod images;
+mod jobs;
+mod keys;
+mod logs;
+mod openapi;
+mod receipts;
+mod requests;
+mod serving;
+mod setup;
