@@ -81,7 +81,8 @@ fn limits_end_a_job_and_say_which() {
         reason(&["--memory", "32MiB"], &["python3", "-c", "x = b'x' * 10**9"]),
         ("out_of_memory".into(), 1)
     );
-    assert_eq!(reason(&[], &["no-such-command"]).0, "start_failed");
+    let unknown = market.run(&[], &["no-such-command"]);
+    assert_eq!(unknown["exit_code"], 127, "as a shell says it: {unknown}");
     let job = market.run(&["--disk", "32MiB"], &["sh", "-c", "dd if=/dev/zero of=/work/f bs=1M count=64"]);
     assert_eq!(job["reason"]["code"], "exited", "the working directory is bounded: {job}");
     let receipt = market.receipt(job["job"].as_str().expect("an id"));

@@ -88,7 +88,10 @@ impl Docker {
         let info = client.info().await.context("ask the Docker Engine about itself")?;
         let firewall = Firewall::new(config.prefix.clone(), config.pools);
         if let Err(error) = firewall.ensure().await {
-            tracing::warn!(error = format!("{error:#}"), "no egress filter: this host offers egress \"none\" only");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "no egress filter: this host offers egress \"none\" only"
+            );
         }
         let changed = Arc::new(Notify::new());
         Ok(Self {
@@ -128,7 +131,9 @@ impl Docker {
         for summary in &listed {
             let Some((lease, mut seen)) = read_labels(summary) else { continue };
             seen.phase = match summary.state {
-                Some(ContainerSummaryStateEnum::CREATED | ContainerSummaryStateEnum::REMOVING) => Phase::Created,
+                Some(ContainerSummaryStateEnum::CREATED | ContainerSummaryStateEnum::REMOVING) => {
+                    Phase::Created
+                }
                 Some(ContainerSummaryStateEnum::EXITED | ContainerSummaryStateEnum::DEAD) => {
                     self.ended(lease).await?
                 }
@@ -147,7 +152,8 @@ impl Docker {
     }
 
     async fn ended(&self, lease: LeaseId) -> anyhow::Result<Phase> {
-        let known = |docker: &Self| docker.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&lease).copied();
+        let known =
+            |docker: &Self| docker.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&lease).copied();
         if let Some(phase) = known(self) {
             return Ok(phase);
         }
@@ -274,7 +280,9 @@ impl Docker {
     pub(super) async fn collect(&self, lease: LeaseId) -> anyhow::Result<Option<Archive>> {
         self.work.mount(lease).await?;
         let (work, to) = (self.work.mount_point(lease), self.work.dir(lease).join("result.tar"));
-        tokio::task::spawn_blocking(move || archive::pack(&work, "out", &to)).await.context("pack the result")?
+        tokio::task::spawn_blocking(move || archive::pack(&work, "out", &to))
+            .await
+            .context("pack the result")?
     }
 }
 
@@ -285,10 +293,12 @@ impl Docker {
 pub async fn connect(socket: &Path) -> anyhow::Result<Client> {
     let path = socket.to_str().context("the path of the Docker socket is not UTF-8")?;
     let fix = || {
-        format!("no Docker Engine answers on {path}: start one, name its socket with --docker, or use --runtime simulated")
+        format!(
+            "no Docker Engine answers on {path}: start one, name its socket with --docker, or use --runtime simulated"
+        )
     };
-    let client =
-        Client::connect_with_unix(path, ANSWER_SECONDS_MAX, bollard::API_DEFAULT_VERSION).with_context(fix)?;
+    let client = Client::connect_with_unix(path, ANSWER_SECONDS_MAX, bollard::API_DEFAULT_VERSION)
+        .with_context(fix)?;
     client.negotiate_version().await.with_context(fix)
 }
 
@@ -343,7 +353,13 @@ async fn watch(client: Client, host: HostId, changed: Arc<Notify>) {
     loop {
         let options = EventsOptionsBuilder::default().filters(&filters).build();
         let mut events = std::pin::pin!(client.events(Some(options)));
-        while let Some(Ok(_)) = events.next().await {
+        while let Some(Ok(event)) = events.next().await {
+            // The engine announces an end while it still lists the container as running.
+            // It holds the container's lock until the list is right; looking at the
+            // container waits for that lock.
+            if let Some(id) = event.actor.and_then(|actor| actor.id) {
+                drop(client.inspect_container(&id, None).await);
+            }
             changed.notify_one();
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

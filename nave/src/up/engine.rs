@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -112,6 +113,16 @@ pub fn dockerd(dockerd: &Path, layout: &Layout) -> anyhow::Result<Command> {
         ])
         .args(["--log-level", "warn"]);
     Ok(command)
+}
+
+/// Waits a moment for the private engine to listen; the agent keeps trying after that.
+pub async fn answers(layout: &Layout) {
+    for _ in 0..100 {
+        if tokio::net::UnixStream::connect(layout.docker_socket()).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Unmounts what a stopped private engine leaves mounted under its directory, deepest first.

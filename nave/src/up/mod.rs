@@ -156,11 +156,11 @@ impl Market {
         }
         let mut market =
             Self { args, layout: layout.clone(), store, identity, engine, status, parts: vec![first] };
-        market.start_parts(&url)?;
+        market.start_parts(&url).await?;
         Ok(market)
     }
 
-    fn start_parts(&mut self, url: &str) -> anyhow::Result<()> {
+    async fn start_parts(&mut self, url: &str) -> anyhow::Result<()> {
         progress("starting gateway, scheduler, validator, treasury and the local host");
         let roles = [
             ("gateway", self.gateway_arguments()),
@@ -184,6 +184,7 @@ impl Market {
         if let Engine::Private { dockerd } = self.engine.clone() {
             let layout = self.layout.clone();
             self.keep("dockerd", 20, Box::new(move || engine::dockerd(&dockerd, &layout)));
+            engine::answers(&self.layout).await;
         }
         if self.status.registry.is_some() {
             let layout = self.layout.clone();
@@ -215,7 +216,7 @@ impl Market {
         let mut arguments = self.protocol_arguments();
         arguments.extend(["--api".into(), self.args.api.to_string()]);
         arguments.extend(["--host-socket".into(), text(self.layout.host_socket())]);
-        for registry in &self.status.registry {
+        if let Some(registry) = &self.status.registry {
             arguments.extend(["--insecure-registry".into(), registry.clone()]);
         }
         arguments

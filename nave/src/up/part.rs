@@ -104,7 +104,7 @@ impl Part {
 impl Kept {
     /// Ends the part and waits until it has.
     pub async fn stop(self) {
-        drop(self.stop.send(true));
+        self.stop.send_replace(true);
         if let Err(error) = self.task.await {
             tracing::warn!(part = self.name, %error, "a part did not end well");
         }
@@ -114,7 +114,7 @@ impl Kept {
 fn signal(pid: u32, signal: Signal) {
     if let Ok(pid) = i32::try_from(pid) {
         // The process may just have ended; then there is nothing to signal.
-        drop(kill(Pid::from_raw(pid), signal));
+        let _ = kill(Pid::from_raw(pid), signal);
     }
 }
 

@@ -54,7 +54,7 @@ impl Registry {
 fn config(address: &str, data: &Path) -> String {
     serde_json::json!({
         "version": "0.1",
-        "log": { "level": "fatal", "accesslog": { "disabled": true } },
+        "log": { "level": "error", "accesslog": { "disabled": true } },
         "storage": { "filesystem": { "rootdirectory": data }, "delete": { "enabled": false } },
         "http": { "addr": address, "secret": "signs upload states, which never leave this machine" },
     })
