@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{config::Config, registry::Registry, throttle::Throttle};
+use crate::{config::Config, registry::Registry, throttle::Throttle, turns::Turns};
 
 /// Blobs in memory at once, of at most 32 MiB each.
 const BLOBS_MAX: usize = 4;
@@ -24,6 +24,7 @@ pub(crate) struct App {
     pub(crate) config: Arc<Config>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) throttle: Arc<Throttle>,
+    pub(crate) turns: Arc<Turns>,
     /// One permit for each blob that may come in at a time.
     pub(crate) uploads: Arc<Semaphore>,
     /// One permit for each blob that may go out at a time.
@@ -38,6 +39,7 @@ impl App {
             registry: Arc::new(Registry::new(&config.registries, &config.insecure_registries)),
             config: Arc::new(config),
             throttle: Arc::new(Throttle::new()),
+            turns: Arc::default(),
             uploads: Arc::new(Semaphore::new(BLOBS_MAX)),
             downloads: Arc::new(Semaphore::new(BLOBS_MAX)),
             changes: store.listen(),

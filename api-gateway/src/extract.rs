@@ -1,13 +1,19 @@
 //! Reading requests. axum's own refusals become problem documents here.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
 };
 use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
+use tokio::time::timeout;
 
 use crate::error::ApiError;
+
+/// Longest time that a body may take.
+const BODY_MAX: Duration = Duration::from_secs(30);
 
 /// Query parameters; unknown ones are refused by name where `T` denies unknown fields.
 pub(crate) struct Query<T>(pub(crate) T);
@@ -51,7 +57,10 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        Bytes::from_request(request, state).await.map(Self).map_err(|refused| match refused.status() {
+        let Ok(read) = timeout(BODY_MAX, Bytes::from_request(request, state)).await else {
+            return Err(too_slow());
+        };
+        read.map(Self).map_err(|refused| match refused.status() {
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => ApiError::new(status, "body_unreadable", "the body broke off").retryable(),
         })
@@ -62,6 +71,13 @@ impl<S: Send + Sync> FromRequest<S> for Raw {
 pub(crate) fn too_large() -> ApiError {
     ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is larger than this call takes")
         .suggest("send less")
+}
+
+/// The refusal of a body that takes too long.
+pub(crate) fn too_slow() -> ApiError {
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_too_slow", "the body did not arrive in time")
+        .suggest("send it again")
+        .retryable()
 }
 
 /// A JSON body, with its bytes as they came.

@@ -19,6 +19,7 @@ mod registry;
 mod routes;
 mod serve;
 mod throttle;
+mod turns;
 mod view;
 
 use std::future::Future;

@@ -16,7 +16,7 @@ use super::peer::PeerHost;
 use crate::{
     app::App,
     error::ApiError,
-    extract::{Nothing, Path, Query, too_large},
+    extract::{Nothing, Path, Query, too_large, too_slow},
 };
 
 /// Longest wait for a turn.
@@ -84,10 +84,4 @@ async fn receive(body: Body, declared: Option<usize>) -> Result<Vec<u8>, ApiErro
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
-}
-
-fn too_slow() -> ApiError {
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "upload_timeout", "the blob did not arrive in time")
-        .suggest("send it again")
-        .retryable()
 }

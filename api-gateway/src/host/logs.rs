@@ -1,7 +1,7 @@
 //! Output of a host's leases.
 
 use axum::{Json, extract::State, http::StatusCode};
-use nave_domain::LeaseId;
+use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::{LOG_BYTES_MAX, LogAck, Stream};
 use serde::Deserialize;
 
@@ -18,6 +18,9 @@ pub(super) struct AppendQuery {
     offset: u64,
 }
 
+/// What a customer reads at the end of a stream that is longer than is kept.
+const FULL: &str = "\n[nave: nothing after the first 16 MiB of this stream is kept]\n";
+
 /// Appends to a stream. The answer says from where to send on, whatever this piece overlapped or missed.
 pub(super) async fn append(
     State(app): State<App>,
@@ -33,5 +36,16 @@ pub(super) async fn append(
     }
     let appended =
         app.store.log_append(host, lease, stream.as_str(), query.offset, &bytes, LOG_BYTES_MAX).await?;
-    Ok(Json(LogAck { next_offset: appended.next_offset, full: appended.full }))
+    if appended.full {
+        say_full(&app, host, lease, stream).await?;
+    }
+    let next_offset = appended.next_offset.min(LOG_BYTES_MAX);
+    Ok(Json(LogAck { next_offset, full: appended.full }))
+}
+
+/// Says once, after the last byte that is kept, that more is not.
+async fn say_full(app: &App, host: HostId, lease: LeaseId, stream: Stream) -> Result<(), ApiError> {
+    let end = LOG_BYTES_MAX.saturating_add(u64::try_from(FULL.len()).unwrap_or(0));
+    app.store.log_append(host, lease, stream.as_str(), LOG_BYTES_MAX, FULL.as_bytes(), end).await?;
+    Ok(())
 }

@@ -157,6 +157,7 @@ pub(crate) async fn show(
     Query(query): Query<ShowQuery>,
 ) -> Result<Json<Job>, ApiError> {
     let wait = wait(query.wait_ms)?;
+    let _turn = (!wait.is_zero()).then(|| app.turns.take(caller.customer)).transpose()?;
     let row = until_final(&app, caller.customer, job, wait).await?;
     Ok(Json(view::load_job(&app, row).await?))
 }

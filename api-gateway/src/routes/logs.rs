@@ -24,6 +24,7 @@ use crate::{
     extract::{Path, Query},
     logs::{Cursor, Joiner, Piece},
     routes::jobs::LOOK_AGAIN,
+    turns::Turn,
     view,
 };
 
@@ -79,7 +80,11 @@ pub(crate) async fn read(
     };
     let joiner = Joiner::resume(cursor, app.store.log_tails(job, cursor.chunk).await?);
     let reader = Reader { app, customer: caller.customer, job, joiner };
-    if query.follow { Ok(follow(reader)) } else { Ok(Json(reader.page().await?).into_response()) }
+    if !query.follow {
+        return Ok(Json(reader.page().await?).into_response());
+    }
+    let turn = reader.app.turns.take(caller.customer)?;
+    Ok(follow(reader, turn))
 }
 
 fn parse(what: &str, text: &str) -> Result<Cursor, ApiError> {
@@ -166,10 +171,11 @@ struct Follow {
     reader: Reader,
     ready: VecDeque<Event>,
     ended: bool,
+    _turn: Turn,
 }
 
-fn follow(reader: Reader) -> Response {
-    let follow = Follow { reader, ready: VecDeque::new(), ended: false };
+fn follow(reader: Reader, turn: Turn) -> Response {
+    let follow = Follow { reader, _turn: turn, ready: VecDeque::new(), ended: false };
     let events = stream::unfold(follow, |mut follow| async move {
         let event = follow.next().await?;
         Some((Ok::<_, Infallible>(event), follow))

@@ -11,7 +11,7 @@ use nave_domain::{
 };
 use nave_sdk::wire::{
     host::{Exit, LOG_BYTES_MAX, LOG_CHUNK_BYTES_MAX, LeaseReport, LogAck, ResultRef},
-    rest::{Job, Receipt},
+    rest::{Job, Logs, Receipt},
 };
 use reqwest::Method;
 use sha2::{Digest, Sha256};
@@ -131,7 +131,7 @@ async fn what_a_log_call_overlaps_is_dropped_and_what_it_misses_is_asked_for() {
     assert_eq!(host.log(lease, "stdout", 9, b"x").await, at(5), "a gap");
     assert_eq!(host.log(lease, "stdout", 0, b"").await, at(5), "a question");
     assert_eq!(host.log(lease, "stderr", 0, b"E").await, at(1), "the other stream");
-    let logs: nave_sdk::wire::rest::Logs = market.fetch(&format!("/v1/jobs/{}/logs", job.job)).await;
+    let logs: Logs = market.fetch(&format!("/v1/jobs/{}/logs", job.job)).await;
     let texts: Vec<&str> = logs.lines.iter().map(|line| line.text.as_str()).collect();
     assert_eq!((texts, logs.complete), (vec!["abc", "de", "E"], false));
 }
@@ -140,7 +140,7 @@ async fn what_a_log_call_overlaps_is_dropped_and_what_it_misses_is_asked_for() {
 async fn a_stream_is_kept_up_to_its_bound() {
     let market = Market::start().await;
     let host = market.host("h").await;
-    let (_, lease) = market.placed(&host).await;
+    let (job, lease) = market.placed(&host).await;
     let piece = vec![b'x'; LOG_CHUNK_BYTES_MAX];
     let mut ack = LogAck { next_offset: 0, full: false };
     while !ack.full {
@@ -148,6 +148,10 @@ async fn a_stream_is_kept_up_to_its_bound() {
     }
     assert_eq!(ack.next_offset, LOG_BYTES_MAX);
     assert_eq!(host.log(lease, "stdout", LOG_BYTES_MAX, b"more").await, ack);
+    let logs: Logs = market.fetch(&format!("/v1/jobs/{}/logs?tail=2", job.job)).await;
+    let lengths: Vec<usize> = logs.lines.iter().map(|line| line.text.len()).collect();
+    assert_eq!(lengths[0], LOG_CHUNK_BYTES_MAX);
+    assert!(logs.lines[1].text.contains("16 MiB"), "what is dropped is said so, once");
 }
 
 #[tokio::test]
