@@ -226,7 +226,8 @@ mod tests {
         }
 
         fn contents(&self) -> BTreeMap<String, Vec<u8>> {
-            let mut archive = tar::Archive::new(File::open(self.dir.path().join("result.tar")).expect("open"));
+            let mut archive =
+                tar::Archive::new(File::open(self.dir.path().join("result.tar")).expect("open"));
             let entries = archive.entries().expect("entries");
             let read = |entry: io::Result<tar::Entry<File>>| {
                 let mut entry = entry.expect("entry");

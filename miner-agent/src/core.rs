@@ -350,7 +350,8 @@ fn finished(done: Finished) -> LeaseReport {
 /// A failed start as it is reported: one sentence of bounded length.
 #[must_use]
 pub fn start_failed(detail: &str) -> Exit {
-    let line = detail.split(['\n', '\r', '\0']).find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
+    let line =
+        detail.split(['\n', '\r', '\0']).find(|line| !line.trim().is_empty()).unwrap_or("no reason given");
     let mut end = line.len().min(DETAIL_BYTES_MAX);
     while !line.is_char_boundary(end) {
         end -= 1;

@@ -39,8 +39,7 @@ impl Finding {
 
 /// Looks at everything that the agent needs; changes nothing.
 pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
-    let (docker, nft, mkfs, gpu) =
-        tokio::join!(docker(socket), nft(), mkfs(), inventory::devices(prover));
+    let (docker, nft, mkfs, gpu) = tokio::join!(docker(socket), nft(), mkfs(), inventory::devices(prover));
     vec![
         root(),
         docker,

@@ -92,7 +92,10 @@ pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
         RuntimeChoice::Auto => match docker().await {
             Ok(docker) => Ok(Runtime::Docker(Box::new(docker))),
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "no Docker Engine can be used: jobs are simulated");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "no Docker Engine can be used: jobs are simulated"
+                );
                 simulated()
             }
         },

@@ -58,7 +58,9 @@ impl StateDir {
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => lock,
-            Err(_) => bail!("another agent uses {}: stop it, or give this one its own --data", data.display()),
+            Err(_) => {
+                bail!("another agent uses {}: stop it, or give this one its own --data", data.display())
+            }
         };
         Ok(Self { dir, host, boot: clock::boot_id()?, _lock: lock })
     }

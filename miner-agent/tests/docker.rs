@@ -4,12 +4,19 @@
 //! NAVE_TEST_DOCKER is the engine's Unix socket, NAVE_TEST_IMAGE a digest-pinned
 //! image with python3 that it can pull. Without them these tests fail;
 //! NAVE_TEST_DOCKER=skip leaves them out.
+//!
+//! `cargo test -p nave-miner-agent --test docker -- --ignored --nocapture` measures;
+//! NAVE_TEST_AGENT names another build of the agent for it.
 
 mod common;
 #[path = "common/site.rs"]
 mod site;
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use bollard::{Docker, query_parameters::KillContainerOptions};
 use common::{Agent, Plane, new_lease, order, until};
@@ -87,6 +94,29 @@ impl Machine {
         (exit, self.plane.text(lease))
     }
 
+    /// How long the engine's own client takes to start the same image.
+    fn docker_run(&self, egress: Egress) -> Duration {
+        let socket = format!("unix://{}", self.socket.display());
+        let docker = |args: &[&str]| {
+            let output = Command::new("/usr/bin/docker").args(["-H", &socket]).args(args).output();
+            let output = output.expect("docker runs");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
+        if egress == Egress::Public {
+            let _ = docker(&["network", "create", "nave-measure"]);
+        }
+        let network = if egress == Egress::Public { "nave-measure" } else { "none" };
+        let begun = Instant::now();
+        let id = docker(&["run", "-d", "--network", network, &self.image, "true"]);
+        let took = begun.elapsed();
+        docker(&["rm", "-f", &id]);
+        if egress == Egress::Public {
+            let _ = docker(&["network", "rm", "nave-measure"]);
+        }
+        took
+    }
+
     /// Whether anything of a lease is left on this machine.
     async fn is_clean(&self, lease: LeaseId) -> bool {
         let client = self.client().await;
@@ -94,7 +124,10 @@ impl Machine {
         let networks = client.list_networks(None).await.expect("networks");
         let tail = lease.to_string()[30..].to_owned();
         let network = networks.iter().any(|network| {
-            network.name.as_deref().is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(&tail))
+            network
+                .name
+                .as_deref()
+                .is_some_and(|name| name.starts_with(&self.prefix) && name.ends_with(&tail))
         });
         let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
         let dir = self.data().join("leases").join(lease.to_string());
@@ -107,7 +140,7 @@ impl Drop for Machine {
         if let Some(agent) = self.agent.take() {
             agent.kill_now();
         }
-        let removed = std::process::Command::new(env!("CARGO_BIN_EXE_miner-agent"))
+        let removed = Command::new(env!("CARGO_BIN_EXE_miner-agent"))
             .arg("remove-all")
             .arg("--data")
             .arg(self.data())
@@ -245,16 +278,17 @@ async fn what_cannot_start_says_why_and_is_not_tried_again() {
     let unpinned = Order { image: "python:3".into(), ..machine.python("") };
     let absent = Order { image: format!("127.0.0.1:1/no@sha256:{}", "a".repeat(64)), ..machine.python("") };
     for (order, word) in [(unpinned, "digest"), (absent, "pull the image")] {
-        match machine.output(order).await.0 {
-            Exit::StartFailed { detail } => assert!(detail.contains(word), "{detail}"),
-            other => panic!("{other:?}"),
-        }
+        let exit = machine.output(order).await.0;
+        assert!(matches!(&exit, Exit::StartFailed { detail } if detail.contains(word)), "{exit:?}");
     }
     let lease = new_lease();
     assert_eq!(machine.plane.run(lease, machine.order(&["no-such-program"])).await, Exit::Code { code: 127 });
     let said = String::from_utf8_lossy(&machine.plane.log(lease, "stderr")).into_owned();
     assert!(said.starts_with("nave: ") && said.contains("no-such-program"), "{said}");
-    assert_eq!(machine.plane.run(new_lease(), machine.order(&["/etc/passwd"])).await, Exit::Code { code: 126 });
+    assert_eq!(
+        machine.plane.run(new_lease(), machine.order(&["/etc/passwd"])).await,
+        Exit::Code { code: 126 }
+    );
 }
 
 #[tokio::test]
@@ -319,9 +353,9 @@ async fn an_agent_killed_at_any_point_runs_the_job_once_and_leaves_nothing() {
             machine.plane.kept().reports.last().is_some_and(|report| report.leases.is_empty())
         })
         .await;
-        let end = std::time::Instant::now() + common::PATIENCE;
+        let end = Instant::now() + common::PATIENCE;
         while !machine.is_clean(lease).await {
-            assert!(std::time::Instant::now() < end, "something is left, killed after {pause} ms");
+            assert!(Instant::now() < end, "something is left, killed after {pause} ms");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -338,4 +372,36 @@ async fn an_agent_that_stops_leaves_its_jobs_and_reports_nothing_wrong() {
     assert_eq!(machine.plane.finished(lease).await.0, success());
     assert_eq!(machine.plane.text(lease), "done\n");
     assert!(matches!(machine.plane.last(lease), Some(LeaseReport::Finished { .. })));
+}
+
+#[tokio::test]
+#[ignore = "measures; its numbers belong into docs/measurements"]
+async fn time_from_order_to_running_and_memory_at_rest() {
+    let Some(machine) = Machine::begin('z') else { return };
+    until("the agent reports", || !machine.plane.kept().reports.is_empty()).await;
+    for egress in [Egress::None, Egress::Public] {
+        let (mut agent, mut engine) = (Vec::new(), Vec::new());
+        for _ in 0..10 {
+            let (lease, begun) = (new_lease(), Instant::now());
+            machine.plane.place(lease, Order { egress, ..machine.order(&["true"]) });
+            machine.plane.finished(lease).await;
+            let kept = machine.plane.kept().running.get(&lease).copied();
+            agent.extend(kept.map(|running| running - begun));
+            machine.plane.close(lease);
+            until("the lease is forgotten", || machine.plane.last(lease).is_none()).await;
+            engine.push(machine.docker_run(egress));
+        }
+        agent.sort_unstable();
+        engine.sort_unstable();
+        println!(
+            "{egress:?}: order to running, as reported {:?}; docker run -d {:?} (medians, {} and {})",
+            agent.get(agent.len() / 2),
+            engine[engine.len() / 2],
+            agent.len(),
+            engine.len(),
+        );
+    }
+    let pid = machine.agent.as_ref().expect("it runs").pid();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    println!("{}", status.lines().find(|line| line.starts_with("VmRSS")).expect("a resident set"));
 }

@@ -220,10 +220,10 @@ fn a_failed_start_is_final() {
 
 #[test]
 fn a_detail_is_cut_between_characters() {
-    match start_failed(&"é".repeat(DETAIL_BYTES_MAX)) {
-        Exit::StartFailed { detail } => assert_eq!(detail.len(), DETAIL_BYTES_MAX),
-        other => panic!("{other:?}"),
-    }
+    let Exit::StartFailed { detail } = start_failed(&"é".repeat(DETAIL_BYTES_MAX)) else {
+        panic!("it is a failed start");
+    };
+    assert_eq!(detail.len(), DETAIL_BYTES_MAX);
     assert_eq!(start_failed(""), Exit::StartFailed { detail: "no reason given".into() });
 }
 
@@ -254,8 +254,11 @@ fn any_note() -> impl Strategy<Value = Note> {
         3 => Just(None),
         1 => Just(Some(Finished { exit: Exit::Stopped, result: None })),
     ];
-    (any::<bool>(), ending, finished)
-        .prop_map(|(started, ending, finished)| Note { started, ending, finished })
+    (any::<bool>(), ending, finished).prop_map(|(started, ending, finished)| Note {
+        started,
+        ending,
+        finished,
+    })
 }
 
 fn any_busy() -> impl Strategy<Value = Option<Task>> {

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -178,6 +178,7 @@ impl Docker {
     }
 
     async fn try_start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {
+        let began = Instant::now();
         let pinned = Pinned::parse(&order.image).map_err(StartError::Host)?;
         // Independent of each other; together they cost what the slowest costs.
         let (volumes, (), network) = tokio::try_join!(
@@ -185,6 +186,7 @@ impl Docker {
             async { self.work.create(lease, order.disk).await.map_err(said) },
             async { self.network(lease, order.egress).await.map_err(said) },
         )?;
+        let prepared = began.elapsed();
         let plan = container::Plan {
             host: self.host,
             lease,
@@ -195,11 +197,19 @@ impl Docker {
             volumes: &volumes,
         };
         self.create(&plan).await.map_err(said)?;
+        let created = began.elapsed();
         let name = container::name(lease);
-        match self.client.start_container(&name, None).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.why_not(&name, error).await),
+        if let Err(error) = self.client.start_container(&name, None).await {
+            return Err(self.why_not(&name, error).await);
         }
+        let ms = |at: Duration| u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(
+            prepared_ms = ms(prepared),
+            created_ms = ms(created),
+            started_ms = ms(began.elapsed()),
+            "started"
+        );
+        Ok(())
     }
 
     async fn network(&self, lease: LeaseId, egress: Egress) -> anyhow::Result<String> {

@@ -1,10 +1,6 @@
 //! Two tasks that talk to the control plane: one polls for the spec, one reports.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use nave_domain::{LeaseId, Millis, host::Inventory};
@@ -86,7 +82,10 @@ async fn poll(plane: Arc<ControlPlane>, anew: Arc<Notify>, events: mpsc::Unbound
                 let _ = events.send(Event::Spec(Box::new(spec)));
             }
             Ok(Some(spec)) => {
-                tracing::error!(protocol = spec.protocol, "the control plane speaks another protocol; update the agent");
+                tracing::error!(
+                    protocol = spec.protocol,
+                    "the control plane speaks another protocol; update the agent"
+                );
                 tokio::time::sleep(STRANGE).await;
             }
             Ok(None) => backoff.reset(),
@@ -151,7 +150,9 @@ impl Reporter {
 
 fn say(error: &CallError, what: &str) {
     match error {
-        CallError::Away(source) => tracing::info!(reason = format!("{source:#}"), "could not {what}; trying again"),
+        CallError::Away(source) => {
+            tracing::info!(reason = format!("{source:#}"), "could not {what}; trying again")
+        }
         CallError::Refused { .. } => tracing::warn!(%error, "could not {what}; trying again"),
     }
 }

@@ -16,8 +16,9 @@ use crate::{
 
 /// Pause after a failure before the core may decide the same again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often reading the result files is tried.
-const COLLECT_TRIES: usize = 3;
+/// How often reading the result files is tried, and how often a result that is
+/// refused is sent: it may have been damaged on its way.
+const TRIES: usize = 3;
 
 /// What came of an action.
 #[derive(Debug)]
@@ -68,7 +69,8 @@ impl Work {
     async fn explain(&self, said: &str) {
         let line = Bytes::from(format!("nave: {said}\n"));
         let mut backoff = Backoff::default();
-        while let Err(CallError::Away(_)) = self.plane.log(self.lease, Stream::Stderr, 0, line.clone()).await {
+        while let Err(CallError::Away(_)) = self.plane.log(self.lease, Stream::Stderr, 0, line.clone()).await
+        {
             backoff.wait().await;
         }
     }
@@ -88,7 +90,7 @@ impl Work {
     }
 
     async fn collect(&self) -> Option<Archive> {
-        for _ in 0..COLLECT_TRIES {
+        for _ in 0..TRIES {
             match self.runtime.collect(self.lease).await {
                 Ok(archive) => return archive,
                 Err(error) => {
@@ -102,19 +104,21 @@ impl Work {
 
     async fn upload(&self, archive: &Archive) -> Option<ResultRef> {
         let mut backoff = Backoff::default();
-        loop {
+        let mut refusals = 0;
+        while refusals < TRIES {
             match self.plane.blob(&archive.path, &archive.result).await {
                 Ok(()) => return Some(archive.result.clone()),
                 Err(CallError::Away(reason)) => {
                     tracing::info!(reason = format!("{reason:#}"), "the result waits");
-                    backoff.wait().await;
                 }
                 Err(error @ CallError::Refused { .. }) => {
                     tracing::warn!(%error, "the result is not taken");
-                    return None;
+                    refusals += 1;
                 }
             }
+            backoff.wait().await;
         }
+        None
     }
 
     async fn settle(&self, done: anyhow::Result<()>, outcome: Outcome) -> Outcome {

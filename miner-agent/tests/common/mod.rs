@@ -263,7 +263,12 @@ async fn log(
     Json(LogAck { next_offset: log.len() as u64, full: false }).into_response()
 }
 
-async fn blob(State(inner): Shared, headers: HeaderMap, Segments(sha): Segments<String>, body: Body) -> Response {
+async fn blob(
+    State(inner): Shared,
+    headers: HeaderMap,
+    Segments(sha): Segments<String>,
+    body: Body,
+) -> Response {
     if let Some(refusal) = refuse(&inner, &headers) {
         return refusal;
     }
@@ -288,7 +293,9 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(plane: &Plane, data: &Path, args: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_miner-agent"))
+        let program = std::env::var_os("NAVE_TEST_AGENT");
+        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_miner-agent").into());
+        let child = Command::new(program)
             .arg("run")
             .args(["--host-id", &plane.host.to_string()])
             .arg("--socket")

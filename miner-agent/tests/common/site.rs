@@ -126,8 +126,15 @@ impl Site {
     /// neighbours on the link, private addresses with a route, metadata.
     pub fn near(&self) -> Vec<String> {
         let mut near = [
-            "203.0.113.1", "203.0.113.2", "10.99.99.99", "100.64.9.9", "169.254.169.254",
-            "2001:db8:ff::1", "2001:db8:ff::2", "fdaa::7", "fd00:ec2::254",
+            "203.0.113.1",
+            "203.0.113.2",
+            "10.99.99.99",
+            "100.64.9.9",
+            "169.254.169.254",
+            "2001:db8:ff::1",
+            "2001:db8:ff::2",
+            "fdaa::7",
+            "fd00:ec2::254",
         ]
         .map(str::to_owned)
         .to_vec();

@@ -171,7 +171,10 @@ pub fn differences(wanted: &HostConfig, got: &ContainerInspectResponse) -> Vec<&
         ("privileged=false", has.privileged == Some(true)),
         ("the network", has.network_mode != wanted.network_mode),
         ("the user", config.user != Some(format!("{JOB_UID}:{JOB_UID}"))),
-        ("the GPUs", has.device_requests.unwrap_or_default() != wanted.device_requests.clone().unwrap_or_default()),
+        (
+            "the GPUs",
+            has.device_requests.unwrap_or_default() != wanted.device_requests.clone().unwrap_or_default(),
+        ),
         ("the ban on volumes", volumes),
     ];
     checks.into_iter().filter_map(|(name, differs)| differs.then_some(name)).collect()
@@ -250,8 +253,7 @@ mod tests {
         let nothing = ContainerInspectResponse::default();
         assert!(differences(&wanted, &nothing).len() >= 8);
         let mut volume = taken(&body);
-        volume.mounts =
-            Some(vec![MountPoint { typ: Some("volume".into()), ..MountPoint::default() }]);
+        volume.mounts = Some(vec![MountPoint { typ: Some("volume".into()), ..MountPoint::default() }]);
         assert_eq!(differences(&wanted, &volume), ["the ban on volumes"]);
     }
 

@@ -252,7 +252,17 @@ async fn pass_other_engines(prefix: &BridgePrefix) {
     let bridges = format!("{}+", prefix.as_str());
     let rules: [&[&str]; 2] = [
         &["DOCKER-USER", "-i", &bridges, "-j", "ACCEPT"],
-        &["DOCKER-USER", "-o", &bridges, "-m", "conntrack", "--ctstate", "ESTABLISHED,RELATED", "-j", "ACCEPT"],
+        &[
+            "DOCKER-USER",
+            "-o",
+            &bridges,
+            "-m",
+            "conntrack",
+            "--ctstate",
+            "ESTABLISHED,RELATED",
+            "-j",
+            "ACCEPT",
+        ],
     ];
     for program in ["iptables", "ip6tables"] {
         if command::run(program, &["-w", "-S", "DOCKER-USER"]).await.is_err() {

@@ -1,7 +1,7 @@
 //! Images: pinned by digest, pulled once.
 
-use bollard::{Docker as Client, errors::Error as ApiError, query_parameters::CreateImageOptionsBuilder};
 use anyhow::Context as _;
+use bollard::{Docker as Client, errors::Error as ApiError, query_parameters::CreateImageOptionsBuilder};
 use futures_util::TryStreamExt as _;
 
 /// An image reference that names its content.
@@ -56,7 +56,9 @@ mod tests {
         let digest = "a".repeat(64);
         assert!(Pinned::parse(&format!("127.0.0.1:5000/x/y@sha256:{digest}")).is_ok());
         assert!(Pinned::parse(&format!("x:tag@sha256:{digest}")).is_ok());
-        for text in ["x", "x:latest", "x@sha256:abc", &format!("@sha256:{digest}"), &format!("x@sha256:{digest}0")] {
+        for text in
+            ["x", "x:latest", "x@sha256:abc", &format!("@sha256:{digest}"), &format!("x@sha256:{digest}0")]
+        {
             assert!(Pinned::parse(text).is_err(), "{text} was taken");
         }
     }

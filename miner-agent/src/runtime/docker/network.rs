@@ -78,7 +78,8 @@ impl Networks {
     /// Indices that a network of this engine or an interface of this machine uses.
     fn taken(&self, networks: &[Network]) -> anyhow::Result<BTreeSet<u16>> {
         let subnets = networks.iter().filter_map(|network| network.ipam.as_ref()?.config.as_ref()).flatten();
-        let of_networks = subnets.filter_map(|config| config.subnet.as_deref()?.split('/').next()?.parse().ok());
+        let of_networks =
+            subnets.filter_map(|config| config.subnet.as_deref()?.split('/').next()?.parse().ok());
         let of_interfaces = super::firewall::addresses()?.into_iter().map(|site| site.address);
         Ok(of_networks.chain(of_interfaces).filter_map(|address| index_of(self.pools, address)).collect())
     }

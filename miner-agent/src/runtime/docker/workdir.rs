@@ -150,7 +150,8 @@ impl WorkDirs {
 fn is_mount(point: &Path) -> anyhow::Result<bool> {
     let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev());
     let parent = point.parent().context("a mount point has a parent")?;
-    let (inner, outer) = device(point).and_then(|inner| Ok((inner, device(parent)?))).context("look for a mount")?;
+    let (inner, outer) =
+        device(point).and_then(|inner| Ok((inner, device(parent)?))).context("look for a mount")?;
     Ok(inner != outer)
 }
 
