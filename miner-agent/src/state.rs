@@ -7,8 +7,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::{self, DirBuilder, File},
     io::Write as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -53,7 +54,9 @@ impl StateDir {
     /// When the directory cannot be written or another agent uses it.
     pub fn open(data: &Path, host: HostId) -> anyhow::Result<Self> {
         let dir = data.join("agent");
-        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        // The spec carries the variables of jobs, which may be secrets.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.with_context(|| format!("create {}", dir.display()))?;
         let path = dir.join("lock");
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

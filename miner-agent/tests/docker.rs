@@ -22,7 +22,7 @@ use bollard::{Docker, query_parameters::KillContainerOptions};
 use common::{Agent, Plane, new_lease, order, until};
 use nave_domain::{Bytes, LeaseId, job::Egress};
 use nave_miner_agent::runtime::docker::{connect, container};
-use nave_sdk::wire::host::{Exit, LeaseReport, Order};
+use nave_sdk::wire::host::{Exit, LOG_BYTES_MAX, LeaseReport, Order};
 use site::Site;
 use tempfile::TempDir;
 
@@ -149,6 +149,13 @@ impl Drop for Machine {
             .status();
         assert!(removed.expect("remove-all runs").success() || std::thread::panicking());
     }
+}
+
+/// Resident memory of a process in KiB.
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 fn success() -> Exit {
@@ -375,6 +382,34 @@ async fn an_agent_that_stops_leaves_its_jobs_and_reports_nothing_wrong() {
 }
 
 #[tokio::test]
+async fn a_start_that_hangs_ends_when_the_spec_says_so() {
+    let Some(machine) = Machine::begin('m') else { return };
+    // A registry that accepts connections and never answers.
+    let registry = std::net::TcpListener::bind("127.0.0.1:0").expect("listening");
+    let port = registry.local_addr().expect("an address").port();
+    let lease = new_lease();
+    let image = format!("127.0.0.1:{port}/slow@sha256:{}", "b".repeat(64));
+    machine.plane.place(lease, Order { image, ..machine.python("") });
+    until("the image is awaited", || machine.plane.last(lease) == Some(LeaseReport::Preparing)).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    machine.plane.stop(lease);
+    assert_eq!(machine.plane.finished(lease).await.0, Exit::Stopped);
+}
+
+#[tokio::test]
+async fn a_flood_of_output_is_kept_up_to_its_limit_and_costs_no_memory() {
+    let Some(machine) = Machine::begin('n') else { return };
+    let script = "import sys\nfor i in range(400_000): sys.stdout.write(f'{i:079}\\n')";
+    let lease = new_lease();
+    assert_eq!(machine.plane.run(lease, machine.python(script)).await, success());
+    let text = machine.plane.text(lease);
+    assert_eq!(text.len() as u64, LOG_BYTES_MAX);
+    assert!(text.lines().enumerate().take(200_000).all(|(i, line)| line == format!("{i:079}")));
+    let pid = machine.agent.as_ref().expect("it runs").pid();
+    assert!(resident_kib(pid) < 64 << 10, "{} KiB", resident_kib(pid));
+}
+
+#[tokio::test]
 #[ignore = "measures; its numbers belong into docs/measurements"]
 async fn time_from_order_to_running_and_memory_at_rest() {
     let Some(machine) = Machine::begin('z') else { return };
@@ -402,6 +437,5 @@ async fn time_from_order_to_running_and_memory_at_rest() {
         );
     }
     let pid = machine.agent.as_ref().expect("it runs").pid();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
-    println!("{}", status.lines().find(|line| line.starts_with("VmRSS")).expect("a resident set"));
+    println!("resident: {} KiB", resident_kib(pid));
 }

@@ -21,7 +21,7 @@ use bollard::{
     Docker as Client,
     container::LogOutput,
     errors::Error as ApiError,
-    models::{ContainerSummary, ContainerSummaryStateEnum, SystemInfo},
+    models::{ContainerCreateBody, ContainerSummary, ContainerSummaryStateEnum, SystemInfo},
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
         LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
@@ -228,13 +228,24 @@ impl Docker {
         let name = container::name(plan.lease);
         let body = container::body(plan);
         let wanted = body.host_config.clone().unwrap_or_default();
-        let options = CreateContainerOptionsBuilder::default().name(&name).build();
-        self.client.create_container(Some(options), body).await.context("create the container")?;
+        self.create_named(&name, body).await.context("create the container")?;
         let got = self.client.inspect_container(&name, None).await.context("inspect the container")?;
         match container::differences(&wanted, &got).as_slice() {
             [] => Ok(()),
             ignored => bail!("the container engine ignored {}", ignored.join(", ")),
         }
+    }
+
+    /// An earlier agent's request may come through only now and take the name;
+    /// its container never ran and makes way.
+    async fn create_named(&self, name: &str, body: ContainerCreateBody) -> Result<(), ApiError> {
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        let created = self.client.create_container(Some(options.clone()), body.clone()).await;
+        if let Err(ApiError::DockerResponseServerError { status_code: 409, .. }) = created {
+            self.client.remove_container(name, None).await?;
+            return self.client.create_container(Some(options), body).await.map(drop);
+        }
+        created.map(drop)
     }
 
     /// Tells a command that cannot be executed from a host that cannot start it.

@@ -7,7 +7,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs::{self, DirBuilder},
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -82,7 +83,8 @@ impl Simulated {
     /// When the directory cannot be written.
     pub fn open(data: &std::path::Path) -> anyhow::Result<Self> {
         let dir = data.join("simulated");
-        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.with_context(|| format!("create {}", dir.display()))?;
         let saved = fs::read(dir.join("plays.json")).ok();
         let plays = saved.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         Ok(Self { dir, plays: Mutex::new(plays), observed: AtomicI64::new(0), changed: Notify::new() })

@@ -23,7 +23,8 @@ use axum::{
 };
 use nave_domain::{Bytes, HostId, LeaseId, MilliCpu, Millis, host::HostState, job::Egress};
 use nave_sdk::wire::host::{
-    Exit, HOST_HEADER, HostReport, HostSpec, LeaseReport, LogAck, Order, PROTOCOL, ReportAck, ResultRef,
+    Exit, HOST_HEADER, HostReport, HostSpec, LOG_BYTES_MAX, LeaseReport, LogAck, Order, PROTOCOL, ReportAck,
+    ResultRef,
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -260,7 +261,10 @@ async fn log(
         let known = usize::try_from(have - at.offset).expect("small");
         log.extend_from_slice(body.get(known..).unwrap_or_default());
     }
-    Json(LogAck { next_offset: log.len() as u64, full: false }).into_response()
+    let keep = usize::try_from(LOG_BYTES_MAX).expect("fits");
+    let full = log.len() > keep;
+    log.truncate(keep);
+    Json(LogAck { next_offset: log.len() as u64, full }).into_response()
 }
 
 async fn blob(

@@ -127,10 +127,11 @@ fn tmpfs(volumes: &[String]) -> HashMap<String, String> {
 }
 
 /// The engine's own binary format keeps every byte as it was written, where the
-/// JSON format replaces what is not UTF-8. Two files bound the host's disk; what
-/// rotates away is far beyond what the control plane keeps.
+/// JSON format replaces what is not UTF-8. Its files bound the host's disk at
+/// 256 MiB for each lease; what rotates away is far beyond what the control plane
+/// keeps.
 fn log_config() -> HostConfigLogConfig {
-    let options = [("max-size", "64m"), ("max-file", "2"), ("compress", "false")];
+    let options = [("max-size", "32m"), ("max-file", "8"), ("compress", "false")];
     let config = options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     HostConfigLogConfig { typ: Some("local".into()), config: Some(config) }
 }

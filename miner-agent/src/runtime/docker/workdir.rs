@@ -60,7 +60,8 @@ impl WorkDirs {
     pub async fn create(&self, lease: LeaseId, size: Bytes) -> anyhow::Result<()> {
         self.remove(lease).await?;
         let dir = self.dir(lease);
-        let made = DirBuilder::new().recursive(true).mode(0o711).create(&dir);
+        // A job's files are nobody's on this machine but root's.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         made.with_context(|| format!("create {}", dir.display()))?;
         self.format(lease, size).await?;
         self.mount(lease).await?;
