@@ -52,7 +52,7 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
     let layout = Layout::new(args.data.clone());
     let status = Status::read(&layout);
     if let Some(supervisor) = status.as_ref().and_then(|status| Process::recorded(&status.supervisor)) {
-        supervisor.end(Duration::from_secs(60)).await;
+        supervisor.end("supervisor", Duration::from_secs(60)).await;
     }
     if layout.pids().exists() {
         let socket = status.and_then(|status| status.docker_host).map(|host| host.replacen("unix://", "", 1));

@@ -89,7 +89,7 @@ impl Part {
         let ended = tokio::select! {
             status = child.wait() => status?.to_string(),
             _ = stopped.changed() => {
-                signal(pid, Signal::SIGTERM);
+                signal(pid, stop_signal(self.name));
                 if timeout(self.patience, child.wait()).await.is_err() {
                     child.kill().await?;
                 }
@@ -109,6 +109,12 @@ impl Kept {
             tracing::warn!(part = self.name, %error, "a part did not end well");
         }
     }
+}
+
+/// What asks a part to stop: on SIGTERM Postgres waits for its clients to leave, on SIGINT
+/// it sends them away.
+fn stop_signal(name: &str) -> Signal {
+    if name == "postgres" { Signal::SIGINT } else { Signal::SIGTERM }
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -148,9 +154,9 @@ impl Process {
         (process.started == started.parse::<u64>().ok()?).then_some(process)
     }
 
-    /// Ends it, with force after `patience`.
-    pub async fn end(self, patience: Duration) {
-        signal(self.pid, Signal::SIGTERM);
+    /// Ends it, with force after `patience`; `name` is the part it runs.
+    pub async fn end(self, name: &str, patience: Duration) {
+        signal(self.pid, stop_signal(name));
         let gone = async {
             while Self::of(self.pid) == Some(self) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -168,7 +174,8 @@ pub async fn end_leftovers(pids: &Path) -> anyhow::Result<()> {
         let path = entry?.path();
         if let Some(process) = Process::recorded(&fs::read_to_string(&path)?) {
             tracing::info!(part = %path.display(), "ending a part that an earlier supervisor left running");
-            process.end(Duration::from_secs(15)).await;
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            process.end(&name, Duration::from_secs(15)).await;
         }
         fs::remove_file(&path)?;
     }
