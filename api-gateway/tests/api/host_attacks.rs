@@ -98,6 +98,21 @@ async fn a_report_that_was_overtaken_changes_nothing() {
     assert!(job.attempts[0].ended_at.is_some(), "a new process of the agent begins anew");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reports_that_come_all_at_once_leave_the_newest_state() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    for _ in 0..5 {
+        let (job, lease) = market.placed(&host).await;
+        let phase = |n| if n < 12 { LeaseReport::Preparing } else { LeaseReport::Running };
+        let reports: Vec<_> = (0..16).map(|n| host.next_report(&[(lease, phase(n))])).collect();
+        futures_util::future::join_all(reports.iter().map(|report| host.send(report))).await;
+        assert_eq!(state(&market, job.job).await, JobState::Running);
+        host.report(&[(lease, LeaseReport::Finished { exit: Exit::Code { code: 0 }, result: None })]).await;
+        assert_eq!(state(&market, job.job).await, JobState::Succeeded);
+    }
+}
+
 #[tokio::test]
 async fn another_version_of_the_protocol_is_refused_by_name() {
     let market = Market::start().await;
