@@ -64,7 +64,9 @@ impl Postgres {
     /// # Errors
     /// [`LaunchError`]; nothing half made is kept.
     pub fn prepare(dir: &Path) -> Result<Self, LaunchError> {
-        let postgres = Self { dir: dir.to_owned(), bin: find_bin()?, account: account()? };
+        let made_by = fs::read_to_string(dir.join("data/PG_VERSION")).ok();
+        let version = made_by.and_then(|version| version.trim().parse().ok());
+        let postgres = Self { dir: dir.to_owned(), bin: find_bin(version)?, account: account()? };
         postgres.make_dir(dir)?;
         postgres.make_dir(&postgres.socket_dir())?;
         if !postgres.data().join("PG_VERSION").exists() {
@@ -78,7 +80,9 @@ impl Postgres {
     /// # Errors
     /// [`LaunchError::NoCluster`] when there is none.
     pub fn find(dir: &Path) -> Result<Self, LaunchError> {
-        let postgres = Self { dir: dir.to_owned(), bin: find_bin()?, account: account()? };
+        let made_by = fs::read_to_string(dir.join("data/PG_VERSION")).ok();
+        let version = made_by.and_then(|version| version.trim().parse().ok());
+        let postgres = Self { dir: dir.to_owned(), bin: find_bin(version)?, account: account()? };
         if postgres.data().join("PG_VERSION").exists() {
             Ok(postgres)
         } else {
@@ -220,21 +224,40 @@ fn account() -> Result<Option<(Uid, Gid)>, LaunchError> {
         .ok_or(LaunchError::NoAccount)
 }
 
-/// The newest installed server: `NAVE_PG_BIN`, Debian's places, then PATH.
-fn find_bin() -> Result<PathBuf, LaunchError> {
+/// `NAVE_PG_BIN`, then Debian's places, then PATH. A cluster is served by the version that
+/// made it; a new one is made by the newest.
+fn find_bin(version: Option<u32>) -> Result<PathBuf, LaunchError> {
     let named = std::env::var_os("NAVE_PG_BIN").map(PathBuf::from);
-    let mut packaged: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+    let packaged: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()
         .flatten()
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
         .collect();
-    packaged.sort();
     let path = std::env::var_os("PATH").unwrap_or_default();
     named
         .into_iter()
-        .chain(packaged.into_iter().rev().map(|(_, bin)| bin))
+        .chain(best_first(packaged, version))
         .chain(std::env::split_paths(&path))
         .find(|bin| bin.join("postgres").exists() && bin.join("initdb").exists())
         .ok_or(LaunchError::NotInstalled)
+}
+
+fn best_first(mut packaged: Vec<(u32, PathBuf)>, version: Option<u32>) -> impl Iterator<Item = PathBuf> {
+    packaged.sort_by_key(|(packaged, _)| std::cmp::Reverse((Some(*packaged) == version, *packaged)));
+    packaged.into_iter().map(|(_, bin)| bin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_served_by_the_version_that_made_it_and_a_new_one_made_by_the_newest() {
+        let packaged = || [15, 17, 16].map(|version| (version, PathBuf::from(version.to_string()))).to_vec();
+        let order = |version| best_first(packaged(), version).collect::<Vec<_>>();
+        assert_eq!(order(Some(15)), ["15", "17", "16"].map(PathBuf::from));
+        assert_eq!(order(None), ["17", "16", "15"].map(PathBuf::from));
+        assert_eq!(order(Some(14)), ["17", "16", "15"].map(PathBuf::from));
+    }
 }

@@ -1,6 +1,6 @@
 //! Hosts: enrolment, reports and silence.
 
-use nave_domain::{HostId, MicroUsd, MilliCpu, Millis, host::HostState, rate::Rate};
+use nave_domain::{HostId, MicroUsd, MilliCpu, Millis, host::HostState, lease::LeaseState, rate::Rate};
 use nave_store::{Changes, NewHost, StoreError};
 use uuid::Uuid;
 
@@ -150,6 +150,34 @@ async fn what_somebody_waits_for_is_announced() {
         let mut rest = [next().await, next().await, next().await];
         rest.sort_by_key(|change| format!("{change:?}"));
         assert_eq!(rest, [Changes::Host(host), Changes::Job(job), Changes::Supply]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_open_leases_occupy_is_known_by_host() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let [busy, idle] = [market.host("busy").await, market.host("idle").await];
+        let job = market.submit(customer, &request()).await;
+        let mut placement = market.placement(job, busy).await;
+        placement.devices = vec!["GPU-a".into(), "GPU-b".into()];
+        let first = market.store.job_place(&placement).await.expect("place");
+        let (_, second) = market.run(customer, busy, &request()).await;
+        let usage = market.store.hosts_usage().await.expect("usage");
+        assert!(!usage.contains_key(&idle));
+        let wanted = request().resources;
+        assert_eq!(usage[&busy].milli_cpu.0, 2 * wanted.milli_cpu.0);
+        assert_eq!(usage[&busy].memory.0, 2 * wanted.memory.0);
+        assert_eq!(usage[&busy].disk.0, 2 * wanted.disk.0);
+        assert_eq!(usage[&busy].devices, ["GPU-a", "GPU-b"]);
+
+        let held = market.store.leases_of_host(busy).await.expect("held");
+        let known: Vec<_> = held.iter().map(|(id, lease)| (*id, lease.state, lease.started)).collect();
+        assert_eq!(known, [(first, LeaseState::Placed, false), (second, LeaseState::Running, true)]);
+        market.finish(busy, second, EXITED).await;
+        assert!(!market.store.leases_of_host(busy).await.expect("held").contains_key(&second));
+        assert!(market.store.leases_of_host(idle).await.expect("held").is_empty());
     })
     .await;
 }

@@ -1,6 +1,6 @@
 //! Logs: every byte once, in order, up to the bound.
 
-use nave_domain::lease::Outcome;
+use nave_domain::{Timestamp, lease::Outcome};
 use nave_store::Appended;
 
 use crate::market::{EXITED, open, request};
@@ -71,6 +71,84 @@ async fn a_reader_continues_after_its_cursor_and_sees_every_attempt() {
         let rest = market.store.log_read(job, seen[0].chunk, 100).await.expect("read");
         let rest: Vec<_> = rest.iter().map(|row| (row.attempt, row.bytes.as_slice())).collect();
         assert_eq!(rest, [(2, b"second".as_slice())]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_read_is_bounded_in_pieces_and_in_bytes() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        let piece = vec![b'x'; 400 << 10];
+        for number in 0..5 {
+            let offset = number * (400 << 10);
+            market.store.log_append(host, lease, "stdout", offset, &piece, 16 << 20).await.expect("append");
+        }
+        let read = async |after, limit| market.store.log_read(job, after, limit).await.expect("read");
+        assert_eq!(read(0, 2).await.len(), 2);
+        let first = read(0, 100).await;
+        assert_eq!(first.len(), 3, "the third reaches one MiB");
+        let rest = read(first[2].chunk, 100).await;
+        assert_eq!(rest.len(), 2, "and the next read goes on from there");
+        assert!(read(rest[1].chunk, 100).await.is_empty());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reader_can_begin_near_the_end_or_at_a_time() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        for (offset, bytes) in [(0, b"a"), (1, b"b"), (2, b"c")] {
+            market.store.log_append(host, lease, "stdout", offset, bytes, 100).await.expect("append");
+        }
+        sqlx::query("update log_chunks set at_ms = byte_offset * 1000")
+            .execute(&market.sql)
+            .await
+            .expect("age");
+        let from = async |cursor| {
+            let rows = market.store.log_read(job, cursor, 100).await.expect("read");
+            rows.iter().map(|row| char::from(row.bytes[0])).collect::<String>()
+        };
+        let tail = async |pieces| market.store.log_tail(job, pieces).await.expect("tail");
+        assert_eq!(from(tail(2).await).await, "bc");
+        assert_eq!(from(tail(0).await).await, "");
+        assert_eq!(from(tail(9).await).await, "abc");
+        let since = async |at| market.store.log_since(job, Timestamp(at)).await.expect("since");
+        assert_eq!(from(since(0).await).await, "abc");
+        assert_eq!(from(since(1_000).await).await, "bc", "from that moment on");
+        assert_eq!(from(since(1_001).await).await, "c");
+        assert_eq!(from(since(9_000).await).await, "");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_cut_character_needs_is_found_behind_a_cursor() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        let append = async |stream, offset, bytes: &[u8]| {
+            market.store.log_append(host, lease, stream, offset, bytes, 100).await.expect("append");
+        };
+        append("stdout", 0, b"text \xf0").await;
+        append("stderr", 0, b"e").await;
+        append("stdout", 6, b"\x9f").await;
+        append("stdout", 7, b"\x98").await;
+        let cursor = market.store.log_read(job, 0, 100).await.expect("read").last().expect("a piece").chunk;
+        append("stdout", 8, b"\x80").await;
+        let tails = market.store.log_tails(job, cursor).await.expect("tails");
+        let of = |stream| {
+            let pieces = tails.iter().filter(|row| row.stream == stream);
+            pieces.flat_map(|row| row.bytes.clone()).collect::<Vec<u8>>()
+        };
+        assert_eq!(of("stdout"), b"t \xf0\x9f\x98", "three bytes of three pieces, oldest first");
+        assert_eq!(of("stderr"), b"e");
     })
     .await;
 }
