@@ -9,11 +9,12 @@ mod layout;
 mod market;
 mod part;
 mod registry;
+mod slot;
 mod status;
 
 use std::{
     env, fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -29,6 +30,7 @@ use self::{
     market::Identity,
     part::{Kept, Make, Part, Process, end_leftovers},
     registry::Registry,
+    slot::Slot,
     status::Status,
 };
 use crate::{
@@ -56,8 +58,9 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
     }
     if layout.pids().exists() {
         let socket = status.and_then(|status| status.docker_host).map(|host| host.replacen("unix://", "", 1));
-        if fs::read_dir(layout.pids())?.next().is_some() {
-            purge(&layout, socket.map(PathBuf::from).as_ref());
+        let left = fs::read_dir(layout.pids())?.next().is_some();
+        if let Some(socket) = socket.filter(|_| left) {
+            purge(&layout, &engine_arguments(&layout, Path::new(&socket))?);
         }
         end_leftovers(&layout.pids()).await?;
         engine::unmount_leftovers(&layout)?;
@@ -128,6 +131,8 @@ struct Market {
     store: Store,
     identity: Identity,
     engine: Engine,
+    /// How the agent reaches its engine and which share of the machine's network is its.
+    engine_arguments: Vec<String>,
     status: Status,
     /// In the order they were started.
     parts: Vec<Kept>,
@@ -136,6 +141,9 @@ struct Market {
 impl Market {
     async fn start(args: UpArgs, layout: &Layout) -> anyhow::Result<Self> {
         let engine = Engine::choose(args.runtime, args.docker.as_deref(), layout)?;
+        let socket = engine.socket(layout);
+        let engine_arguments =
+            socket.map(|socket| engine_arguments(layout, &socket)).transpose()?.unwrap_or_default();
         let registry = args.local_registry.then(|| Registry::prepare(layout)).transpose()?;
         let status = first_status(&args, layout, &engine, registry.as_ref())?;
         status.write(layout)?;
@@ -154,8 +162,16 @@ impl Market {
         if let Some(image) = &args.default_image {
             store.default_image_set(image).await?;
         }
-        let mut market =
-            Self { args, layout: layout.clone(), store, identity, engine, status, parts: vec![first] };
+        let mut market = Self {
+            args,
+            layout: layout.clone(),
+            store,
+            identity,
+            engine,
+            engine_arguments,
+            status,
+            parts: vec![first],
+        };
         market.start_parts(&url).await?;
         Ok(market)
     }
@@ -228,9 +244,7 @@ impl Market {
         arguments.extend(["--socket".into(), text(self.layout.host_socket())]);
         arguments.extend(["--data".into(), text(self.layout.agent())]);
         arguments.extend(["--runtime".into(), self.status.runtime.clone()]);
-        if let Some(socket) = self.engine.socket(&self.layout) {
-            arguments.extend(["--docker".into(), text(socket)]);
-        }
+        arguments.extend(self.engine_arguments.iter().cloned());
         if let Some(cpu) = self.args.cpu {
             arguments.extend(["--cpu".into(), format!("{}.{:03}", cpu.0 / 1_000, cpu.0 % 1_000)]);
         }
@@ -278,7 +292,9 @@ impl Market {
         if let Some(agent) = self.parts.pop() {
             agent.stop().await;
         }
-        purge(&self.layout, self.engine.socket(&self.layout).as_ref());
+        if !self.engine_arguments.is_empty() {
+            purge(&self.layout, &self.engine_arguments);
+        }
         while let Some(part) = self.parts.pop() {
             part.stop().await;
         }
@@ -301,16 +317,29 @@ fn role_command(naved: &PathBuf, role: &str, url: &str, arguments: &[String]) ->
     command
 }
 
+fn engine_arguments(layout: &Layout, socket: &Path) -> anyhow::Result<Vec<String>> {
+    let slot = Slot::claim(layout.root())?;
+    let arguments = [
+        "--docker",
+        &socket.to_string_lossy(),
+        "--bridge-prefix",
+        &slot.bridge_prefix(),
+        "--pool",
+        &slot.pool().to_string(),
+    ]
+    .map(str::to_owned);
+    Ok(arguments.to_vec())
+}
+
 /// Removes every container, network, mount and firewall table that the agent made.
-fn purge(layout: &Layout, socket: Option<&PathBuf>) {
-    let Some(socket) = socket else { return };
+fn purge(layout: &Layout, engine_arguments: &[String]) {
     let done = agent_program().and_then(|agent| {
         let mut command = Command::new(agent);
-        command.args(["remove-all", "--data"]).arg(layout.agent()).arg("--docker").arg(socket);
+        command.args(["remove-all", "--data"]).arg(layout.agent()).args(engine_arguments);
         Ok(command.output()?)
     });
     match done {
-        Ok(output) if output.status.success() => {}
+        Ok(output) if output.status.success() => Slot::release(layout.root()),
         Ok(output) => {
             tracing::warn!(said = %String::from_utf8_lossy(&output.stderr), "could not remove all of the agent's containers")
         }
