@@ -69,6 +69,8 @@ struct Agent {
     observed: BTreeMap<LeaseId, Observed>,
     /// When `observed` was last asked for.
     looked: Instant,
+    /// The runtime did not answer then.
+    blind: bool,
     underway: BTreeMap<LeaseId, Underway>,
     /// Tasks that send the logs of running leases.
     followers: BTreeMap<LeaseId, JoinHandle<()>>,
@@ -91,6 +93,8 @@ pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
         RuntimeChoice::Simulated => simulated(),
         RuntimeChoice::Auto => match docker().await {
             Ok(docker) => Ok(Runtime::Docker(Box::new(docker))),
+            // Its engine is away for now, and jobs of this host may run on it.
+            Err(error) if Docker::was_used(&config.data) => Err(error),
             Err(error) => {
                 tracing::warn!(
                     error = format!("{error:#}"),
@@ -125,6 +129,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         memory,
         observed: BTreeMap::new(),
         looked: Instant::now(),
+        blind: false,
         underway: BTreeMap::new(),
         followers: BTreeMap::new(),
         serial: 0,
@@ -192,6 +197,9 @@ impl Agent {
         self.looked = Instant::now();
         match self.runtime.observe().await {
             Ok(observed) => {
+                if std::mem::take(&mut self.blind) {
+                    tracing::info!("the runtime answers again");
+                }
                 self.observed = observed;
                 if self.memory.learn(&self.observed) {
                     self.save().await;
@@ -199,7 +207,9 @@ impl Agent {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = format!("{error:#}"), "the runtime does not answer");
+                if !std::mem::replace(&mut self.blind, true) {
+                    tracing::warn!(error = format!("{error:#}"), "the runtime does not answer; looking on");
+                }
                 false
             }
         }
@@ -295,7 +305,8 @@ impl Agent {
                 continue;
             }
             let follow = forward::follow(self.plane.clone(), self.runtime.clone(), *lease);
-            self.followers.insert(*lease, tokio::spawn(follow));
+            let span = tracing::info_span!("lease", lease.id = %lease);
+            self.followers.insert(*lease, tokio::spawn(follow.instrument(span)));
         }
     }
 

@@ -108,6 +108,12 @@ impl Docker {
         })
     }
 
+    /// Whether a host with this data directory has run jobs on an engine.
+    #[must_use]
+    pub fn was_used(data: &Path) -> bool {
+        WorkDirs::new(data, 0).leases().is_ok_and(|leases| !leases.is_empty())
+    }
+
     pub(super) fn version(&self) -> &str {
         &self.version
     }
@@ -135,7 +141,8 @@ impl Docker {
                     Phase::Created
                 }
                 Some(ContainerSummaryStateEnum::EXITED | ContainerSummaryStateEnum::DEAD) => {
-                    self.ended(lease).await?
+                    let Some(phase) = self.ended(lease).await? else { continue };
+                    phase
                 }
                 Some(
                     ContainerSummaryStateEnum::RUNNING
@@ -151,20 +158,22 @@ impl Docker {
         Ok(observed)
     }
 
-    async fn ended(&self, lease: LeaseId) -> anyhow::Result<Phase> {
-        let known =
-            |docker: &Self| docker.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&lease).copied();
-        if let Some(phase) = known(self) {
-            return Ok(phase);
+    /// How a container ended; `None` where it is gone meanwhile.
+    async fn ended(&self, lease: LeaseId) -> anyhow::Result<Option<Phase>> {
+        let known = self.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&lease).copied();
+        if known.is_some() {
+            return Ok(known);
         }
         let name = container::name(lease);
-        let inspected =
-            self.client.inspect_container(&name, None).await.with_context(|| format!("inspect {name}"))?;
-        let state = inspected.state.unwrap_or_default();
+        let state = match self.client.inspect_container(&name, None).await {
+            Ok(inspected) => inspected.state.unwrap_or_default(),
+            Err(ApiError::DockerResponseServerError { status_code: 404, .. }) => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("inspect {name}")),
+        };
         let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
         let phase = Phase::Exited { code, oom: state.oom_killed.unwrap_or(false) };
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, phase);
-        Ok(phase)
+        Ok(Some(phase))
     }
 
     pub(super) async fn start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {

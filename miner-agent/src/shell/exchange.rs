@@ -9,6 +9,7 @@ use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
 };
+use tracing::Instrument as _;
 
 use super::{Event, backoff::Backoff};
 use crate::{
@@ -55,8 +56,9 @@ impl Exchange {
     ) -> anyhow::Result<Self> {
         let session = getrandom::u64().context("draw a session number")?;
         let anew = Arc::new(Notify::new());
-        let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()));
-        let reporter = tokio::spawn(Reporter { plane, news, events, anew, session, sequence: 0 }.run());
+        let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()).in_current_span());
+        let reporter = Reporter { plane, news, events, anew, session, sequence: 0 };
+        let reporter = tokio::spawn(reporter.run().in_current_span());
         Ok(Self { tasks: [poller, reporter] })
     }
 }

@@ -98,7 +98,7 @@ impl Forward<'_> {
                     None => Ok(None),
                     Some(Ok(piece)) => Ok(Some(piece)),
                     Some(Err(error)) => {
-                        tracing::info!(lease.id = %self.lease, error = format!("{error:#}"), "the output cannot be read now");
+                        tracing::info!(error = format!("{error:#}"), "the output cannot be read now");
                         Err(Pass::Again)
                     }
                 },
@@ -136,11 +136,11 @@ impl Forward<'_> {
                 Ok(ack) if cursor.take(&ack)? || ask => ask = false,
                 Ok(_) => backoff.wait().await,
                 Err(CallError::Away(reason)) => {
-                    tracing::debug!(lease.id = %self.lease, %reason, "a piece of a log waits");
+                    tracing::debug!(%reason, "a piece of a log waits");
                     backoff.wait().await;
                 }
                 Err(error @ CallError::Refused { .. }) => {
-                    tracing::info!(lease.id = %self.lease, %error, "no more of this log is taken");
+                    tracing::info!(%error, "no more of this log is taken");
                     return Err(Pass::Enough);
                 }
             }
