@@ -29,6 +29,7 @@ use crate::{
     caller::{Caller, JobsRead, JobsWrite},
     error::ApiError,
     extract::{self, Nothing, Path, Query},
+    image,
     page::{Limit, cut, page},
     view,
 };
@@ -128,12 +129,17 @@ async fn accept(app: &App, mut request: JobRequest) -> Result<JobRequest, ApiErr
     request.check().map_err(|bad| ApiError::refused("request_invalid", bad.to_string()))?;
     let image = match request.image.take() {
         Some(image) => app.registry.pin(&image).await?,
-        None => app.store.default_image().await?.ok_or_else(|| {
-            ApiError::refused("no_default_image", "image: none is named and this market has no default image")
-                .suggest("name an image")
-        })?,
+        None => default_image(app).await?,
     };
     Ok(JobRequest { image: Some(image), ..request })
+}
+
+async fn default_image(app: &App) -> Result<String, ApiError> {
+    let image = app.store.default_image().await?.filter(|image| image::is_pinned(image));
+    image.ok_or_else(|| {
+        let detail = "image: none is named and this market has no default image with a digest";
+        ApiError::refused("no_default_image", detail).suggest("name an image")
+    })
 }
 
 /// How long to wait.

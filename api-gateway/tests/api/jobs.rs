@@ -139,5 +139,10 @@ async fn a_job_without_an_image_needs_a_default_one() {
     let market = Market::over(nave_store::testing::store().await, |_| {}).await;
     let (_, token) = market.customer("alice").await;
     let market = market.with_token(token);
-    refused(market.submission(&fresh("key"), &json!({"argv": ["true"]})), 422, "no_default_image").await;
+    let submission = || market.submission(&fresh("key"), &json!({"argv": ["true"]}));
+    refused(submission(), 422, "no_default_image").await;
+    for unpinned in ["", "python:3"] {
+        market.store.default_image_set(unpinned).await.expect("set the default image");
+        refused(submission(), 422, "no_default_image").await;
+    }
 }
