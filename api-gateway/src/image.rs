@@ -27,11 +27,6 @@ pub(crate) fn parse(text: &str) -> Result<Reference, ApiError> {
     }
 }
 
-/// Whether this is a reference that means the same bytes for ever.
-pub(crate) fn is_pinned(text: &str) -> bool {
-    parse(text).is_ok_and(|reference| reference.digest().is_some())
-}
-
 /// Whether this is a digest that pins an image.
 pub(crate) fn is_sha256(digest: &str) -> bool {
     digest

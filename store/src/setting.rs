@@ -3,7 +3,7 @@
 use crate::{Result, Store, error};
 
 impl Store {
-    /// The image that a job gets which names none, with its digest.
+    /// The image that a job gets which names none, by tag or digest.
     ///
     /// # Errors
     /// When the database does not answer.

@@ -29,7 +29,6 @@ use crate::{
     caller::{Caller, JobsRead, JobsWrite},
     error::ApiError,
     extract::{self, Nothing, Path, Query},
-    image,
     page::{Limit, cut, page},
     view,
 };
@@ -128,16 +127,15 @@ fn idempotency_key(headers: &HeaderMap) -> Result<&str, ApiError> {
 async fn accept(app: &App, mut request: JobRequest) -> Result<JobRequest, ApiError> {
     request.check().map_err(|bad| ApiError::refused("request_invalid", bad.to_string()))?;
     let image = match request.image.take() {
-        Some(image) => app.registry.pin(&image).await?,
+        Some(image) => image,
         None => default_image(app).await?,
     };
-    Ok(JobRequest { image: Some(image), ..request })
+    Ok(JobRequest { image: Some(app.registry.pin(&image).await?), ..request })
 }
 
 async fn default_image(app: &App) -> Result<String, ApiError> {
-    let image = app.store.default_image().await?.filter(|image| image::is_pinned(image));
-    image.ok_or_else(|| {
-        let detail = "image: none is named and this market has no default image with a digest";
+    app.store.default_image().await?.ok_or_else(|| {
+        let detail = "image: none is named and this market has no default image";
         ApiError::refused("no_default_image", detail).suggest("name an image")
     })
 }

@@ -71,6 +71,17 @@ async fn a_tag_is_pinned_to_the_digest_that_its_registry_names() {
 }
 
 #[tokio::test]
+async fn the_default_image_is_pinned_like_any_other() {
+    let registry = Registry::start().await;
+    let market = market_with(&registry).await;
+    let image = format!("{}/team/tool:1", registry.address);
+    market.store.default_image_set(&image).await.expect("set the default image");
+    let body = json!({"argv": ["true"], "max_spend": 0});
+    let job: Job = read(market.submission(&fresh("key"), &body).send().await.expect("an answer")).await;
+    assert_eq!(job.request.image, Some(format!("{}/team/tool@{DIGEST}", registry.address)));
+}
+
+#[tokio::test]
 async fn a_replayed_request_needs_no_registry() {
     let registry = Registry::start().await;
     let market = market_with(&registry).await;

@@ -16,7 +16,8 @@ pub struct Layout {
 
 impl Layout {
     pub fn new(chosen: Option<PathBuf>) -> Self {
-        Self { root: chosen.unwrap_or_else(default_root) }
+        let root = chosen.unwrap_or_else(default_root);
+        Self { root: std::path::absolute(&root).unwrap_or(root) }
     }
 
     /// Makes the directory. Others may pass through it, since Postgres runs under another

@@ -301,7 +301,7 @@ pub struct Health {
     pub version: String,
     /// What is wrong, if anything.
     pub problems: Vec<String>,
-    /// The image a job gets that names none, with its digest.
+    /// The image a job gets that names none; a tag is pinned when the job is accepted.
     pub default_image: Option<String>,
 }
 
