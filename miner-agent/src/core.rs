@@ -48,6 +48,8 @@ pub enum Phase {
         /// Whether the kernel ended a process of it for the memory limit.
         oom: bool,
     },
+    /// Its command has ended while the engine was away: some of its output may be lost.
+    CutOff,
 }
 
 /// What the agent remembers beyond what it can see.
@@ -252,8 +254,8 @@ impl View<'_> {
             None => self.listed_unseen(order),
             Some(Phase::Created) => self.listed_created(order),
             Some(Phase::Running) => (self.end_running(Some(order)), Some(LeaseReport::Running)),
-            Some(Phase::Exited { code, oom }) => {
-                let exit = self.exit(code, oom);
+            Some(ended @ (Phase::Exited { .. } | Phase::CutOff)) => {
+                let exit = self.exit(ended);
                 (Some(Action::Drain(exit.clone())), Some(LeaseReport::Exited { exit }))
             }
         }
@@ -293,8 +295,8 @@ impl View<'_> {
                 let why = self.reason(None).unwrap_or(Ending::Stopped);
                 (Some(Action::Stop(why)), Some(LeaseReport::Running))
             }
-            Some(Phase::Exited { code, oom }) => {
-                (Some(Action::Remove), Some(LeaseReport::Exited { exit: self.exit(code, oom) }))
+            Some(ended @ (Phase::Exited { .. } | Phase::CutOff)) => {
+                (Some(Action::Remove), Some(LeaseReport::Exited { exit: self.exit(ended) }))
             }
             Some(Phase::Created) | None => (Some(Action::Remove), None),
         }
@@ -304,8 +306,8 @@ impl View<'_> {
     fn unknown(&self) -> Verdict {
         match self.seen {
             Some(Phase::Running) => (self.end_running(None), Some(LeaseReport::Running)),
-            Some(Phase::Exited { code, oom }) => {
-                (None, Some(LeaseReport::Exited { exit: self.exit(code, oom) }))
+            Some(ended @ (Phase::Exited { .. } | Phase::CutOff)) => {
+                (None, Some(LeaseReport::Exited { exit: self.exit(ended) }))
             }
             Some(Phase::Created) | None => (None, None),
         }
@@ -321,18 +323,19 @@ impl View<'_> {
         self.note.ending.or(stopped).or(self.fenced.then_some(Ending::Fenced))
     }
 
-    /// How a command ended that exited with `code`.
+    /// How a command ended that is seen like this.
     ///
     /// The first process of a PID namespace cannot be killed from inside it, so
     /// 137 came from outside: the kernel's memory limit or something on the host.
     /// Where only a child was ended for memory and the command went on, its own
-    /// code counts.
-    fn exit(&self, code: i32, oom: bool) -> Exit {
-        match (self.note.ending, code, oom) {
-            (Some(why), _, _) => why.exit(),
-            (None, 137, true) => Exit::OutOfMemory,
-            (None, 137, false) => Exit::Killed,
-            (None, code, _) => Exit::Code { code },
+    /// code counts. An end whose output may be lost is the host's fault, whatever
+    /// the code.
+    fn exit(&self, ended: Phase) -> Exit {
+        match (self.note.ending, ended) {
+            (Some(why), _) => why.exit(),
+            (None, Phase::Exited { code: 137, oom: true }) => Exit::OutOfMemory,
+            (None, Phase::Exited { code, .. }) if code != 137 => Exit::Code { code },
+            (None, Phase::Exited { .. } | Phase::CutOff | Phase::Created | Phase::Running) => Exit::Killed,
         }
     }
 }

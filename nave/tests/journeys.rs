@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
-use support::{Market, kill, succeed, wait_for};
+use support::{Market, find_process, kill, succeed, wait_for};
 
 const SUM: &str = "print(sum(i*i for i in range(10**6)))";
 /// Prints ten lines, one every 300 ms, to standard output.
@@ -130,6 +130,37 @@ fn killing_any_one_process_does_not_change_the_outcome() {
         market.audit();
     }
     assert_eq!(market.json(&["balance"])["held"], 0);
+}
+
+#[test]
+fn a_command_killed_from_outside_runs_again() {
+    let Some(market) = Market::docker(&[]) else { return };
+    let job = market.submit(&[], &["python3", "-c", TICKS, "victim-command"]);
+    wait_for("the third tick", || market.stdout(&job).contains("tick 2").then_some(()));
+    kill(find_process("victim-command").expect("the command"), SIGKILL);
+    let done = market.await_final(&job);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_eq!(done["attempts"][0]["outcome"]["kind"], "killed", "{done}");
+    assert!(market.stdout(&job).ends_with(&ticks()), "{}", market.stdout(&job));
+    market.audit();
+}
+
+#[test]
+fn a_command_that_ends_while_the_engine_is_down_runs_again_since_its_output_may_be_lost() {
+    let Some(market) = Market::docker(&[]) else { return };
+    let program = "import time; print('begin', flush=True); time.sleep(2); print('end', flush=True)";
+    let job = market.submit(&[], &["python3", "-c", program, "unseen-end"]);
+    wait_for("its first line", || market.stdout(&job).contains("begin").then_some(()));
+    let supervisor = market.supervisor();
+    kill(supervisor, SIGSTOP);
+    kill(market.pid("dockerd"), SIGKILL);
+    wait_for("the command to end", || find_process("unseen-end").is_none().then_some(()));
+    kill(supervisor, SIGCONT);
+    let done = market.await_final(&job);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_eq!(done["attempts"].as_array().expect("attempts").len(), 2, "{done}");
+    assert!(market.stdout(&job).ends_with("begin\nend\n"), "{}", market.stdout(&job));
+    market.audit();
 }
 
 #[test]

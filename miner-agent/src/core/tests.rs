@@ -181,6 +181,19 @@ fn exit_137_is_the_memory_limit_or_a_killer_on_the_host() {
 }
 
 #[test]
+fn an_end_that_the_engine_missed_is_the_hosts_fault_unless_the_agent_asked_for_it() {
+    let exit_of = |case: Case| match case.sees(Phase::CutOff).decide() {
+        (Some(Action::Drain(drained)), Some(LeaseReport::Exited { exit })) => {
+            assert_eq!(drained, exit);
+            exit
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(exit_of(Case::listed()), Exit::Killed);
+    assert_eq!(exit_of(Case::stopping().notes(ended(Ending::Stopped))), Exit::Stopped);
+}
+
+#[test]
 fn silence_beyond_the_fence_ends_every_job_and_starts_none() {
     assert_eq!(Case::listed().sees(Phase::Running).silent_for(FENCE).decide().0, None);
     let silent = || Case::listed().silent_for(FENCE + 1);

@@ -7,6 +7,7 @@ pub mod container;
 pub mod firewall;
 pub mod image;
 pub mod network;
+pub mod outages;
 pub mod workdir;
 
 use std::{
@@ -32,7 +33,7 @@ use nave_domain::{HostId, LeaseId, Millis, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 use tokio::{sync::Notify, task::JoinHandle};
 
-use self::{firewall::Firewall, image::Pinned, network::Networks, workdir::WorkDirs};
+use self::{firewall::Firewall, image::Pinned, network::Networks, outages::Outages, workdir::WorkDirs};
 use super::{Logs, StartError};
 use crate::{
     archive::{self, Archive},
@@ -65,6 +66,7 @@ pub struct Docker {
     /// How containers ended; they never start again, so this never changes.
     ended: Mutex<BTreeMap<LeaseId, Phase>>,
     changed: Arc<Notify>,
+    outages: Arc<Outages>,
     events: JoinHandle<()>,
 }
 
@@ -94,8 +96,9 @@ impl Docker {
             );
         }
         let changed = Arc::new(Notify::new());
+        let outages = Arc::new(Outages::default());
         Ok(Self {
-            events: tokio::spawn(watch(client.clone(), host, changed.clone())),
+            events: tokio::spawn(watch(client.clone(), host, changed.clone(), outages.clone())),
             networks: Networks::new(client.clone(), host, config.prefix.clone(), config.pools),
             work: WorkDirs::new(data, container::JOB_UID + user_base(&info)),
             version: version.version.unwrap_or_default(),
@@ -105,6 +108,7 @@ impl Docker {
             host,
             firewall,
             changed,
+            outages,
         })
     }
 
@@ -171,7 +175,9 @@ impl Docker {
             Err(error) => return Err(error).with_context(|| format!("inspect {name}")),
         };
         let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
-        let phase = Phase::Exited { code, oom: state.oom_killed.unwrap_or(false) };
+        let oom = state.oom_killed.unwrap_or(false);
+        let intact = state.finished_at.is_none_or(|at| !self.outages.cover(&at));
+        let phase = if intact { Phase::Exited { code, oom } } else { Phase::CutOff };
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(lease, phase);
         Ok(Some(phase))
     }
@@ -374,7 +380,7 @@ fn said(error: anyhow::Error) -> StartError {
 
 /// Wakes the agent for every event of its containers, and after every gap in
 /// the events, when anything may have happened.
-async fn watch(client: Client, host: HostId, changed: Arc<Notify>) {
+async fn watch(client: Client, host: HostId, changed: Arc<Notify>, outages: Arc<Outages>) {
     let filters = HashMap::from([
         ("label", vec![format!("{LABEL_HOST}={host}")]),
         ("type", vec!["container".to_owned()]),
@@ -392,7 +398,11 @@ async fn watch(client: Client, host: HostId, changed: Arc<Notify>) {
             }
             changed.notify_one();
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        outages.begin();
+        while client.ping().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        outages.end();
         changed.notify_one();
     }
 }

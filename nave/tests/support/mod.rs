@@ -235,6 +235,15 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The process that has `marker` among its arguments.
+pub fn find_process(marker: &str) -> Option<i32> {
+    fs::read_dir("/proc").expect("processes").flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let arguments = fs::read(entry.path().join("cmdline")).ok()?;
+        arguments.split(|b| *b == 0).any(|argument| argument == marker.as_bytes()).then_some(pid)
+    })
+}
+
 pub fn kill(pid: i32, signal: nix::sys::signal::Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("signal a process");
 }
