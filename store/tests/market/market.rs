@@ -236,6 +236,7 @@ impl Market {
                 "select count(*) from jobs j where (state in ('placed', 'running', 'cancelling'))
                  <> exists (select from leases l where l.job_id = j.job_id and l.state <> 'closed')",
             ),
+            ("amounts of zero leave no trace", "select count(*) from ledger_entries where amount = 0"),
             (
                 "a device is leased once",
                 "select count(*) from (select unnest(devices) from leases where state <> 'closed'
@@ -257,12 +258,21 @@ impl Market {
         for attempt in self.store.attempt_list(&jobs).await.expect("attempts") {
             let Some(outcome) = &attempt.outcome else { continue };
             let worth = charge(attempt.size, attempt.used, attempt.rate).expect("in range");
-            if outcome.is_charged() {
-                assert!(attempt.charged <= worth, "{attempt:?} was charged more than {worth}");
-            } else {
+            if !outcome.is_charged() {
                 assert_eq!(attempt.charged, MicroUsd::ZERO, "{attempt:?} is not charged");
+            } else if attempt.charged != worth {
+                assert!(attempt.charged < worth, "{attempt:?} was charged more than {worth}");
+                assert!(self.is_spent(attempt.job).await, "{attempt:?} was charged less than {worth}");
             }
         }
+    }
+
+    async fn is_spent(&self, job: JobId) -> bool {
+        sqlx::query_scalar("select charged = max_spend from jobs where job_id = $1")
+            .bind(job.0)
+            .fetch_one(&self.sql)
+            .await
+            .expect("the job")
     }
 }
 
