@@ -29,13 +29,17 @@ impl Market {
         let mut all = vec!["--runtime", "docker", "--local-registry"];
         all.extend(arguments);
         let market = Self::start(&all);
-        let up = market.up_json();
-        let image = succeed(
-            Command::new(root().join("scripts/local-image"))
-                .args(["--registry", up["registry"].as_str().expect("a registry")]),
-        );
-        succeed(market.naved().args(["admin", "default-image", image.trim()]));
+        // scripts/test has one ready, in a registry that outlives every test.
+        let image = std::env::var("NAVE_TEST_IMAGE").unwrap_or_else(|_| market.build_image());
+        succeed(market.naved().args(["admin", "default-image", &image]));
         Some(market)
+    }
+
+    fn build_image(&self) -> String {
+        let up = self.up_json();
+        let registry = up["registry"].as_str().expect("a registry");
+        let said = succeed(Command::new(root().join("scripts/local-image")).args(["--registry", registry]));
+        said.trim().to_owned()
     }
 
     /// A market that acts jobs out.
