@@ -219,6 +219,7 @@ create table log_chunks (
     at_ms        bigint not null default now_ms(),
     constraint log_chunks_place unique (lease_id, stream, byte_offset)
 );
+create index log_chunks_in_order on log_chunks (lease_id, chunk_id);
 comment on table log_chunks is 'Output of jobs';
 comment on column log_chunks.chunk_id is 'Order of arrival within a lease; cursor of readers';
 comment on column log_chunks.lease_id is 'Who wrote it';

@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, net::TcpListener};
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 use support::{Market, find_process, kill, succeed, wait_for};
@@ -81,6 +81,12 @@ fn limits_end_a_job_and_say_which() {
         reason(&["--memory", "32MiB"], &["python3", "-c", "x = b'x' * 10**9"]),
         ("out_of_memory".into(), 1)
     );
+    let digest = format!("x@sha256:{}", "0".repeat(64));
+    assert_eq!(reason(&["--image", &format!("127.0.0.1:9/{digest}")], &["true"]), ("start_failed".into(), 4));
+    // Takes connections and never answers, so that a pull hangs.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let image = format!("{}/{digest}", silent.local_addr().expect("its address"));
+    assert_eq!(reason(&["--image", &image, "--start-limit", "1s"], &["true"]), ("start_timeout".into(), 1));
     let unknown = market.run(&[], &["no-such-command"]);
     assert_eq!(unknown["exit_code"], 127, "as a shell says it: {unknown}");
     let job = market.run(&["--disk", "32MiB"], &["sh", "-c", "dd if=/dev/zero of=/work/f bs=1M count=64"]);

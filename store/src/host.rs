@@ -106,7 +106,8 @@ pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
 }
 
 impl Store {
-    /// Makes a host known, or renews the price of a known one.
+    /// Makes a host known, or renews the price of a known one; placements planned at the
+    /// old price become stale.
     ///
     /// # Errors
     /// [`StoreError::Constraint`] when another host has this name.
@@ -114,7 +115,8 @@ impl Store {
         sqlx::query!(
             "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour) values ($1, $2, $3, $4, $5, $6)
              on conflict (host_id) do update set
-                gpu_hour = excluded.gpu_hour, vcpu_hour = excluded.vcpu_hour, gib_hour = excluded.gib_hour",
+                gpu_hour = excluded.gpu_hour, vcpu_hour = excluded.vcpu_hour, gib_hour = excluded.gib_hour,
+                generation = hosts.generation + 1",
             new.host.0,
             new.name,
             new.hotkey,
@@ -156,20 +158,24 @@ impl Store {
         let to = host::next(from, HostEvent::Heard).ok_or(StoreError::Stale("host"))?;
         let fresh = error::write_json(inventory)?;
         let changed = from != to || row.inventory.as_ref() != Some(&fresh);
+        // A placement planned on what the host no longer is becomes stale.
+        let generation = generation + u64::from(changed);
         sqlx::query!(
             "update hosts set state = $2, session = $3, sequence = $4, seen_generation = $5, inventory = $6,
-                heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
+                generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
             to.as_str(),
             session.cast_signed(),
             sequence.cast_signed(),
             seen_generation.cast_signed(),
-            fresh
+            fresh,
+            generation.cast_signed()
         )
         .execute(&mut *tx)
         .await?;
         if changed {
+            announce(&mut tx, Changes::Host(id)).await?;
             announce(&mut tx, Changes::Supply).await?;
         }
         tx.commit().await?;

@@ -292,7 +292,7 @@ impl Store {
         rows.into_iter().map(RawAttempt::read).collect()
     }
 
-    /// Ends a job at its customer's wish; a final job stays as it is.
+    /// Ends a job at its customer's wish; one that is final or ends already stays as it is.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when the customer has no such job.
@@ -302,7 +302,7 @@ impl Store {
         if locked.customer != customer {
             return Err(StoreError::NotFound("job"));
         }
-        if locked.state.is_final() {
+        if locked.state.is_final() || locked.state == JobState::Cancelling {
             return Ok(());
         }
         let why = ("cancelled", "the customer cancelled it".to_owned());

@@ -156,9 +156,9 @@ impl Store {
             };
             Ok((row.host_id.into(), host))
         });
-        let mut jobs = jobs.collect::<Result<Vec<_>>>()?;
+        let mut jobs: Vec<_> = jobs.filter_map(readable).collect();
         jobs.sort_unstable_by_key(|queued| queued.job);
-        Ok(Snapshot { now: Timestamp(now), jobs, hosts: hosts.collect::<Result<_>>()? })
+        Ok(Snapshot { now: Timestamp(now), jobs, hosts: hosts.filter_map(readable).collect() })
     }
 
     /// Carries out a placement if neither the job nor the host has changed since the snapshot.
@@ -208,4 +208,9 @@ impl Store {
         tx.commit().await?;
         Ok(lease)
     }
+}
+
+/// Leaves out a row that this version does not understand, so that it does not hold up the others.
+fn readable<T>(row: Result<T>) -> Option<T> {
+    row.inspect_err(|error| tracing::error!(%error, "a row is left out of scheduling")).ok()
 }
