@@ -5,7 +5,10 @@
 
 use std::{
     fs, io,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -28,6 +31,11 @@ pub enum LaunchError {
     /// No account to run it as.
     #[error("Postgres does not run as root and there is no account `postgres` or `nobody` to run it as")]
     NoAccount,
+    /// The account it runs as cannot enter a directory on the way.
+    #[error(
+        "Postgres runs as an account of its own, which cannot enter {0}: choose a directory outside of it, or `chmod o+x` it"
+    )]
+    Unreachable(PathBuf),
     /// A step on the file system failed.
     #[error("could not prepare {path}")]
     Io {
@@ -68,6 +76,7 @@ impl Postgres {
         let version = made_by.and_then(|version| version.trim().parse().ok());
         let postgres = Self { dir: dir.to_owned(), bin: find_bin(version)?, account: account()? };
         postgres.make_dir(dir)?;
+        postgres.check_reachable()?;
         postgres.make_dir(&postgres.socket_dir())?;
         if !postgres.data().join("PG_VERSION").exists() {
             postgres.initdb()?;
@@ -174,6 +183,21 @@ impl Postgres {
             Ok(())
         };
         make().map_err(|source| LaunchError::Io { path: dir.to_owned(), source })
+    }
+
+    fn check_reachable(&self) -> Result<(), LaunchError> {
+        let Some((uid, _)) = self.account else { return Ok(()) };
+        let enters = |dir: &Path| {
+            let found = fs::metadata(dir)?;
+            let own = found.uid() == uid.as_raw();
+            Ok(found.mode() & if own { 0o100 } else { 0o001 } != 0)
+        };
+        for dir in self.dir.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty()) {
+            if !enters(dir).map_err(|source| LaunchError::Io { path: dir.to_owned(), source })? {
+                return Err(LaunchError::Unreachable(dir.to_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// Makes the cluster beside its place and moves it there, so that a cluster is whole or absent.

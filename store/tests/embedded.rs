@@ -129,3 +129,14 @@ async fn only_its_own_account_reaches_the_server() {
     let pid_file = fs::read_to_string(dir.path().join("data/postmaster.pid")).expect("the pid file");
     assert_eq!(pid_file.lines().nth(5), Some(""), "it listens on no network address");
 }
+
+#[test]
+fn a_directory_that_its_account_cannot_enter_is_refused_by_name() {
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let closed = tempfile::tempdir().expect("a directory");
+    fs::set_permissions(closed.path(), fs::Permissions::from_mode(0o700)).expect("close it");
+    let refused = Postgres::prepare(&closed.path().join("pg")).expect_err("it cannot be entered");
+    assert!(refused.to_string().contains(&closed.path().display().to_string()), "{refused}");
+}
