@@ -8,6 +8,7 @@ pub mod firewall;
 pub mod image;
 pub mod network;
 pub mod outages;
+pub mod sigterm;
 pub mod workdir;
 
 use std::{
@@ -278,11 +279,19 @@ impl Docker {
     }
 
     pub(super) async fn stop(&self, lease: LeaseId, grace: Millis) -> anyhow::Result<()> {
-        let seconds = i32::try_from(grace.0.max(0).div_euclid(1_000)).unwrap_or(i32::MAX);
-        let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let name = container::name(lease);
+        let seconds = match self.heeds_sigterm(&name).await {
+            true => i32::try_from(grace.0.max(0).div_euclid(1_000)).unwrap_or(i32::MAX),
+            false => 0,
+        };
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let stopped = self.client.stop_container(&name, Some(options)).await;
         settle(stopped, &[304, 404]).with_context(|| format!("stop {name}"))
+    }
+
+    async fn heeds_sigterm(&self, name: &str) -> bool {
+        let pid = async { self.client.inspect_container(name, None).await.ok()?.state?.pid };
+        pid.await.is_none_or(sigterm::is_caught_by)
     }
 
     pub(super) async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
