@@ -10,6 +10,7 @@ const BEAT_MS_MAX: i64 = 1_000;
 impl Store {
     /// Advances the clock by the time since the last beat, at most one second: what is
     /// longer was downtime. Several gateways may beat; together they add real time once.
+    /// Where Postgres's clock is set back, one beat adds nothing and the next ones go on.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -17,7 +18,7 @@ impl Store {
         sqlx::query!(
             "update control_clock set
                 up_ms = up_ms + greatest(0, least(now_ms() - beat_at_ms, $1)),
-                beat_at_ms = greatest(beat_at_ms, now_ms())",
+                beat_at_ms = now_ms()",
             BEAT_MS_MAX
         )
         .execute(&self.pool)

@@ -25,7 +25,10 @@ pub mod testing;
 use std::time::Duration;
 
 use nave_domain::Timestamp;
-use sqlx::{PgPool, postgres::PgPoolOptions};
+use sqlx::{
+    Connection as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 
 pub use account::{Caller, KeyRow};
 pub use epoch::{DeliveredRow, EpochRow};
@@ -40,6 +43,11 @@ pub use schedule::{Placement, QueuedJob, Snapshot, SupplyHost};
 
 /// The result of every store call.
 pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// What Postgres ends by itself, so that a process or a machine that vanished in the middle
+/// of a transaction holds up the others for a moment and not until its connection is missed.
+const SESSION: [(&str, &str); 3] =
+    [("lock_timeout", "5s"), ("statement_timeout", "30s"), ("idle_in_transaction_session_timeout", "30s")];
 
 /// A connection pool to the market's database.
 #[derive(Debug, Clone)]
@@ -57,7 +65,7 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(16)
             .acquire_timeout(Duration::from_secs(10))
-            .connect_lazy(url)?;
+            .connect_lazy_with(url.parse::<PgConnectOptions>()?.options(SESSION));
         Ok(Self { pool, url: url.to_owned() })
     }
 
@@ -66,7 +74,10 @@ impl Store {
     /// # Errors
     /// When a migration fails or the database is newer than this program.
     pub async fn migrate(&self) -> Result<()> {
-        Ok(sqlx::migrate!("../migrations").run(&self.pool).await?)
+        // Not from the pool: a migration takes as long as it takes.
+        let mut connection = PgConnection::connect(&self.url).await?;
+        sqlx::migrate!("../migrations").run(&mut connection).await?;
+        Ok(connection.close().await?)
     }
 
     /// The database's clock, which is the market's.

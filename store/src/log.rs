@@ -59,14 +59,14 @@ impl Store {
         .await?
         .ok_or(StoreError::NotFound("lease"))?;
         let stored = sqlx::query_scalar!(
-            r#"select coalesce(max(byte_offset + length(bytes)), 0)::bigint as "stored!"
-               from log_chunks where lease_id = $1 and stream = $2"#,
+            r#"select byte_offset + length(bytes) as "stored!" from log_chunks
+               where lease_id = $1 and stream = $2 order by byte_offset desc limit 1"#,
             lease.0,
             stream
         )
-        .fetch_one(&mut *tx)
+        .fetch_optional(&mut *tx)
         .await?
-        .cast_unsigned();
+        .map_or(0, i64::cast_unsigned);
         let Some(fresh) = fresh(stored, offset, bytes, bytes_max) else {
             return Ok(Appended { next_offset: stored, full: stored >= bytes_max });
         };

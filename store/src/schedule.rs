@@ -32,7 +32,8 @@ pub struct Snapshot {
 pub struct QueuedJob {
     /// Its id; ids sort by age.
     pub job: JobId,
-    /// What was asked for.
+    /// What was asked for, without the command and its variables: those may be long, and a
+    /// queue is read at every look.
     pub request: JobRequest,
     /// What may still be spent on it.
     pub left: MicroUsd,
@@ -100,7 +101,7 @@ impl Store {
         sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
         let now = sqlx::query_scalar!(r#"select now_ms() as "now!""#).fetch_one(&mut *tx).await?;
         let jobs = sqlx::query!(
-            r#"select j.job_id, j.request, j.max_spend - j.charged as "left!", j.queued_at_ms as "queued_at_ms!",
+            r#"select j.job_id, j.request || '{"argv": [], "env": {}}' as "request!", j.max_spend - j.charged as "left!", j.queued_at_ms as "queued_at_ms!",
                     j.queued_ms,
                     array(select l.host_id from leases l where l.job_id = j.job_id
                           and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')

@@ -66,9 +66,12 @@ async fn cancelling_again_changes_nothing() {
         let customer = market.customer("ada").await;
         let host = market.host("alpha").await;
         let (job, _) = market.run(customer, host, &request()).await;
+        let before = market.store.host_generation(host).await.expect("generation");
         market.store.job_cancel(customer, job).await.expect("cancel");
         let first = market.attempt(job).await;
         market.store.job_cancel(customer, job).await.expect("cancel again");
+        let after = market.store.host_generation(host).await.expect("generation");
+        assert_eq!(after, before + 1, "the host is told once");
         assert_eq!(market.job(customer, job).await.state, JobState::Cancelling);
         let second = market.attempt(job).await;
         assert!(second.used.0 - first.used.0 < 100, "the first decision bounds the charge");

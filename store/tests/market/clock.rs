@@ -33,9 +33,19 @@ async fn downtime_does_not_count() {
 async fn a_clock_set_back_adds_nothing() {
     open(async |market| {
         assert_eq!(beat_after(market, -60_000).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_a_clock_set_back_silence_counts_on_at_once() {
+    open(async |market| {
+        assert_eq!(beat_after(market, -7_200_000).await, 0);
         let before = market.store.clock_up().await.expect("up");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         market.store.clock_beat().await.expect("beat");
-        assert_eq!(market.store.clock_up().await.expect("up"), before);
+        let added = market.store.clock_up().await.expect("up").0 - before.0;
+        assert!(added >= 40, "{added} of at least 50 ms: silent hosts would not be noticed for two hours");
     })
     .await;
 }

@@ -17,3 +17,4 @@ mod place;
 mod requeue;
 mod storm;
 mod submit;
+mod wait;

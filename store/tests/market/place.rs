@@ -1,7 +1,7 @@
 //! Placing: only what is still as the planner saw it, and only once.
 
-use nave_domain::{job::JobState, lease::LeaseState};
-use nave_store::StoreError;
+use nave_domain::{MicroUsd, job::JobState, lease::LeaseState, rate::Rate};
+use nave_store::{NewHost, StoreError};
 use tokio::task::JoinSet;
 
 use crate::market::{RATE, device, inventory, open, request};
@@ -36,6 +36,80 @@ async fn a_host_whose_spec_moved_on_takes_nothing() {
         let refused = market.store.job_place(&old).await;
         assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
         assert_eq!(market.state().await, before);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_placement_at_a_price_that_has_changed_is_stale() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let old = market.placement(job, host).await;
+        let rate = Rate { vcpu_hour: MicroUsd(1), ..RATE };
+        let dearer = NewHost { host, name: "alpha", hotkey: "hotkey of alpha", rate };
+        market.store.host_enrol(&dearer).await.expect("another price");
+        let refused = market.store.job_place(&old).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        let fresh = market.placement(job, host).await;
+        assert_eq!(fresh.rate, rate);
+        market.store.job_place(&fresh).await.expect("place at the new price");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_placement_on_what_a_host_no_longer_has_is_stale() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let unchanged = market.placement(job, host).await;
+        market.hear(host).await;
+        assert_eq!(market.placement(job, host).await, unchanged, "the same again is no change");
+        let mut less = inventory();
+        less.egress.clear();
+        market.store.host_hear(host, 2, 1, 0, &less).await.expect("hear");
+        let refused = market.store.job_place(&unchanged).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        assert_eq!(market.job(customer, job).await.state, JobState::Queued);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unreadable_request_is_left_out_and_the_others_are_planned() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let [strange, plain] =
+            [market.submit(customer, &request()).await, market.submit(customer, &request()).await];
+        sqlx::query("update jobs set request = request || '{\"later\": 1}' where job_id = $1")
+            .bind(strange.0)
+            .execute(&market.sql)
+            .await
+            .expect("a later version's request");
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let waiting: Vec<_> = snapshot.jobs.iter().map(|queued| queued.job).collect();
+        assert_eq!(waiting, [plain]);
+        market.place(plain, host).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_snapshot_carries_no_commands() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let mut long = request();
+        long.argv = vec!["x".repeat(200_000)];
+        long.env.insert("LONG".into(), "x".repeat(50_000));
+        market.submit(customer, &long).await;
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let planned = serde_json::to_string(&snapshot.jobs[0].request).expect("serialise");
+        assert!(planned.len() < 1_000, "{} bytes of a job that waits are read at every look", planned.len());
+        assert_eq!(snapshot.jobs[0].request.resources, long.resources);
     })
     .await;
 }
@@ -183,7 +257,7 @@ async fn a_customer_with_thousands_of_jobs_does_not_hide_those_of_others() {
     open(async |market| {
         let [eve, ada] = [market.customer("eve").await, market.customer("ada").await];
         let mut free = request();
-        free.max_spend = nave_domain::MicroUsd::ZERO;
+        free.max_spend = MicroUsd::ZERO;
         let first = market.submit(eve, &free).await;
         sqlx::query(
             "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms)
