@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis,
+    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
     host::Device,
     job::GpuRequest,
     rate::{affordable, hourly},
@@ -56,9 +56,10 @@ const RUN_MIN: Millis = Millis(1_000);
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> Plan {
     let mut hosts = snapshot.hosts.clone();
+    let empty: Vec<SupplyHost> = hosts.values().map(emptied).collect();
     let mut plan = Plan::default();
     for job in &snapshot.jobs {
-        match choose(snapshot, &hosts, job) {
+        match choose(snapshot.now, &hosts, &empty, job) {
             Choice::Place(placement) => {
                 if let Some(host) = hosts.get_mut(&placement.host) {
                     occupy(host, &placement);
@@ -78,8 +79,13 @@ enum Choice {
     Fail(Reason),
 }
 
-fn choose(snapshot: &Snapshot, hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Choice {
-    let waited = Millis(job.queued.0.saturating_add(snapshot.now.since(job.queued_at).0));
+fn choose(
+    now: Timestamp,
+    hosts: &BTreeMap<HostId, SupplyHost>,
+    empty: &[SupplyHost],
+    job: &QueuedJob,
+) -> Choice {
+    let waited = Millis(job.queued.0.saturating_add(now.since(job.queued_at).0));
     if waited > job.request.limits.queue_ms {
         let limit = job.request.limits.queue_ms;
         return Choice::Fail(reason(
@@ -87,7 +93,7 @@ fn choose(snapshot: &Snapshot, hosts: &BTreeMap<HostId, SupplyHost>, job: &Queue
             format!("no host was free within its queue limit of {limit}"),
         ));
     }
-    if snapshot.now < job.queued_at.after(pause(job.failed_on.len())) {
+    if now < job.queued_at.after(pause(job.failed_on.len())) {
         return Choice::Wait(reason(
             "backing_off",
             "a host failed to run it; it is tried again shortly".into(),
@@ -99,7 +105,7 @@ fn choose(snapshot: &Snapshot, hosts: &BTreeMap<HostId, SupplyHost>, job: &Queue
         .min_by_key(|(score, _)| *score);
     match best {
         Some((score, host)) => place(score.host, host, job),
-        None => without_host(&snapshot.hosts, job),
+        None => without_host(empty, job),
     }
 }
 
@@ -144,22 +150,23 @@ fn lacks(host: &SupplyHost, job: &QueuedJob) -> Option<&'static str> {
         return Some("a way to enforce its egress policy");
     }
     match wanted.gpu {
-        Some(gpu) if devices(host, gpu).is_none() => Some("enough GPUs with that much memory"),
+        Some(gpu) if free_devices(host, gpu).count() < usize::from(gpu.count) => {
+            Some("enough GPUs with that much memory")
+        }
         _ => None,
     }
 }
 
 /// The devices for a request: the smallest that suffice, so that large ones stay free.
-fn devices(host: &SupplyHost, gpu: GpuRequest) -> Option<Vec<String>> {
-    let mut free: Vec<&Device> = host
-        .inventory
-        .devices
-        .iter()
-        .filter(|device| device.vram >= gpu.vram && !host.devices_used.contains(&device.uuid))
-        .collect();
+fn devices(host: &SupplyHost, gpu: GpuRequest) -> Vec<String> {
+    let mut free: Vec<&Device> = free_devices(host, gpu).collect();
     free.sort_by(|a, b| a.vram.cmp(&b.vram).then_with(|| a.uuid.cmp(&b.uuid)));
-    let count = usize::from(gpu.count);
-    (free.len() >= count).then(|| free.iter().take(count).map(|device| device.uuid.clone()).collect())
+    free.iter().take(usize::from(gpu.count)).map(|device| device.uuid.clone()).collect()
+}
+
+fn free_devices(host: &SupplyHost, gpu: GpuRequest) -> impl Iterator<Item = &Device> {
+    let free = move |device: &&Device| device.vram >= gpu.vram && !host.devices_used.contains(&device.uuid);
+    host.inventory.devices.iter().filter(free)
 }
 
 /// The longest run that the limit allows and the rest of the spend cap pays for; `None`
@@ -180,7 +187,7 @@ fn place(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Choice {
         generation: host.generation,
         size: wanted.size(),
         disk: wanted.disk,
-        devices: wanted.gpu.and_then(|gpu| devices(host, gpu)).unwrap_or_default(),
+        devices: wanted.gpu.map(|gpu| devices(host, gpu)).unwrap_or_default(),
         rate: host.rate,
         run_max,
         capped_by_spend: run_max < job.request.limits.run_ms,
@@ -197,11 +204,10 @@ fn occupy(host: &mut SupplyHost, placement: &Placement) {
 
 /// Tells a wait for capacity from a wish that no host could meet even when empty, and
 /// from one that no host meets for what is left of its spend cap.
-fn without_host(hosts: &BTreeMap<HostId, SupplyHost>, job: &QueuedJob) -> Choice {
-    if hosts.is_empty() {
+fn without_host(empty: &[SupplyHost], job: &QueuedJob) -> Choice {
+    if empty.is_empty() {
         return Choice::Wait(reason("no_hosts", "no host is ready; see `nave hosts`".into()));
     }
-    let empty: Vec<SupplyHost> = hosts.values().map(emptied).collect();
     let (fit, unfit): (Vec<_>, Vec<_>) =
         empty.iter().map(|host| (host, lacks(host, job))).partition(|(_, missing)| missing.is_none());
     if fit.is_empty() {

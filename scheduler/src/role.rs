@@ -2,7 +2,6 @@
 
 use std::{future::Future, time::Duration};
 
-use nave_domain::Timestamp;
 use nave_store::{Changes, OpenLease, Store, StoreError};
 use tokio::{sync::broadcast, time::timeout};
 
@@ -38,8 +37,9 @@ async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
 }
 
 async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
-    place(store).await?;
-    guard(store, patience).await
+    // What keeps jobs from being placed does not keep those that run from being guarded.
+    let placed = place(store).await;
+    guard(store, patience).await.and(placed)
 }
 
 async fn place(store: &Store) -> Result<(), StoreError> {
@@ -52,7 +52,8 @@ async fn place(store: &Store) -> Result<(), StoreError> {
             Err(StoreError::Stale(_)) => {
                 tracing::debug!(job.id = %placement.job, "the market moved on; planning anew");
             }
-            Err(error) => return Err(error),
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(job.id = %placement.job, %error, "could not place a job"),
         }
     }
     for (job, Reason { code, message }) in &plan.waiting {
@@ -62,7 +63,8 @@ async fn place(store: &Store) -> Result<(), StoreError> {
         match store.job_fail_queued(*job, code, message).await {
             Ok(()) => tracing::info!(job.id = %job, reason = code, "a job could not be placed"),
             Err(StoreError::Stale(_)) => {}
-            Err(error) => return Err(error),
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(job.id = %job, %error, "could not fail a job"),
         }
     }
     Ok(())
@@ -72,21 +74,18 @@ async fn guard(store: &Store, patience: &Patience) -> Result<(), StoreError> {
     if store.hosts_suspect(patience.suspect).await? > 0 {
         tracing::info!("a host has fallen silent");
     }
-    let leases = store.leases_open().await?;
-    let now = store.now().await?;
-    for lease in &leases {
-        act(store, lease, now, patience).await?;
+    for lease in &store.leases_open().await? {
+        match act(store, lease, patience).await {
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(lease.id = %lease.lease, %error, "could not guard a lease"),
+            Ok(()) => {}
+        }
     }
     Ok(())
 }
 
-async fn act(
-    store: &Store,
-    lease: &OpenLease,
-    now: Timestamp,
-    patience: &Patience,
-) -> Result<(), StoreError> {
-    match watch(lease, now, patience) {
+async fn act(store: &Store, lease: &OpenLease, patience: &Patience) -> Result<(), StoreError> {
+    match watch(lease, patience) {
         None => Ok(()),
         Some(Decision::Stop(reason)) => {
             tracing::info!(lease.id = %lease.lease, reason = reason.as_str(), "ending a lease");

@@ -1,7 +1,8 @@
-//! The watch over open leases: limits that ran out and hosts that fell silent.
+//! The watch over open leases: limits that ran out and hosts that fell silent, both on the
+//! control clock.
 
 use nave_domain::{
-    Millis, Timestamp,
+    Millis,
     lease::{LeaseState, StopReason},
 };
 use nave_store::OpenLease;
@@ -14,7 +15,7 @@ pub struct Patience {
     /// Silence, on the control clock, after which its jobs are given up. Longer than the
     /// fence by a margin, so that the host has ended them before they start elsewhere.
     pub lost: Millis,
-    /// Time to confirm a stop, or to deliver logs and results after the end.
+    /// Time, on the control clock, to confirm a stop, or to deliver logs and results after the end.
     pub finish: Millis,
 }
 
@@ -41,21 +42,18 @@ pub enum Decision {
 
 /// What to do with an open lease now, if anything.
 #[must_use]
-pub fn watch(lease: &OpenLease, now: Timestamp, patience: &Patience) -> Option<Decision> {
+pub fn watch(lease: &OpenLease, patience: &Patience) -> Option<Decision> {
     if lease.silent > patience.lost {
         return Some(Decision::Lose);
     }
-    let over = |since: Option<Timestamp>, limit: Millis| since.is_some_and(|since| now.since(since) > limit);
+    let over = |limit: Millis| lease.in_state > limit;
     match lease.state {
-        LeaseState::Placed if over(Some(lease.placed_at), lease.limits.start_ms) => {
-            Some(Decision::Stop(StopReason::StartTimeout))
-        }
-        LeaseState::Running if over(lease.started_at, lease.run_max) => {
+        LeaseState::Placed if over(lease.limits.start_ms) => Some(Decision::Stop(StopReason::StartTimeout)),
+        LeaseState::Running if over(lease.run_max) => {
             let spent = lease.capped_by_spend;
             Some(Decision::Stop(if spent { StopReason::SpendCap } else { StopReason::RunTimeout }))
         }
-        LeaseState::Stopping if over(lease.stop_at, patience.finish) => Some(Decision::Lose),
-        LeaseState::Draining if over(lease.ended_at, patience.finish) => Some(Decision::Lose),
+        LeaseState::Stopping | LeaseState::Draining if over(patience.finish) => Some(Decision::Lose),
         LeaseState::Placed
         | LeaseState::Running
         | LeaseState::Stopping

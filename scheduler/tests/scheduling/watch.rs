@@ -1,7 +1,7 @@
 //! The watch over open leases: every limit and every silence, and what follows.
 
 use nave_domain::{
-    HostId, JobId, LeaseId, Millis, Timestamp,
+    HostId, JobId, LeaseId, Millis,
     job::Limits,
     lease::{LeaseState, StopReason},
 };
@@ -9,23 +9,16 @@ use nave_scheduler::watch::{Decision, Patience, watch};
 use nave_store::OpenLease;
 use uuid::Uuid;
 
-use crate::supply::NOW;
-
 const PATIENCE: Patience = Patience { suspect: Millis(3_000), lost: Millis(40_000), finish: Millis(600_000) };
 
-/// A lease whose every step happened `ago` milliseconds ago.
-fn lease(state: LeaseState, ago: i64) -> OpenLease {
-    let at = Timestamp(NOW.0 - ago);
-    let after = |first: LeaseState| (state >= first).then_some(at);
+/// A lease that came into its state `in_state` milliseconds ago.
+fn lease(state: LeaseState, in_state: i64) -> OpenLease {
     OpenLease {
         lease: LeaseId(Uuid::nil()),
         job: JobId(Uuid::nil()),
         host: HostId(Uuid::nil()),
         state,
-        placed_at: at,
-        started_at: after(LeaseState::Running),
-        stop_at: after(LeaseState::Stopping),
-        ended_at: after(LeaseState::Draining),
+        in_state: Millis(in_state),
         limits: Limits { queue_ms: Millis(1), start_ms: Millis(10_000), run_ms: Millis(60_000) },
         run_max: Millis(60_000),
         capped_by_spend: false,
@@ -34,7 +27,7 @@ fn lease(state: LeaseState, ago: i64) -> OpenLease {
 }
 
 fn decide(lease: &OpenLease) -> Option<Decision> {
-    watch(lease, NOW, &PATIENCE)
+    watch(lease, &PATIENCE)
 }
 
 #[test]
@@ -60,13 +53,6 @@ fn a_run_that_the_spend_cap_bounds_ends_for_that_reason() {
     capped.run_max = Millis(5_000);
     capped.capped_by_spend = true;
     assert_eq!(decide(&capped), Some(Decision::Stop(StopReason::SpendCap)));
-}
-
-#[test]
-fn a_run_is_measured_from_its_start_and_not_from_its_placement() {
-    let mut late = lease(LeaseState::Running, 50_000);
-    late.placed_at = Timestamp(NOW.0 - 600_000);
-    assert_eq!(decide(&late), None);
 }
 
 #[test]

@@ -1,0 +1,95 @@
+//! What a plan costs, beside the least that any planner does: taking the first host that fits.
+
+#![allow(missing_docs, reason = "criterion's macros make undocumented items")]
+
+use std::{collections::BTreeMap, hint::black_box};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use nave_domain::{
+    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::{Inventory, Runtime},
+    job::{Egress, JobRequest},
+    rate::Rate,
+};
+use nave_scheduler::planner::plan;
+use nave_store::{QueuedJob, Snapshot, SupplyHost};
+use uuid::Uuid;
+
+const HOSTS: u128 = 1_000;
+const JOBS: u128 = 1_000;
+
+fn host(n: u128) -> SupplyHost {
+    let spread = i64::try_from(n % 17).expect("a small number");
+    SupplyHost {
+        generation: 1,
+        rate: Rate { gpu_hour: MicroUsd(0), vcpu_hour: MicroUsd(20_000 + spread), gib_hour: MicroUsd(3_000) },
+        inventory: Inventory {
+            milli_cpu: MilliCpu(4_000 + 1_000 * spread),
+            memory: Bytes(16 * Bytes::GIB),
+            disk: Bytes(100 * Bytes::GIB),
+            devices: Vec::new(),
+            cpu_model: "a processor".into(),
+            os: "an operating system".into(),
+            kernel: "6".into(),
+            runtime: Runtime::Simulated,
+            egress: vec![Egress::Public, Egress::None],
+            agent: "1".into(),
+        },
+        milli_cpu_used: MilliCpu::ZERO,
+        memory_used: Bytes::ZERO,
+        disk_used: Bytes::ZERO,
+        devices_used: Vec::new(),
+    }
+}
+
+fn job(n: u128, milli_cpu: i64) -> QueuedJob {
+    let request = serde_json::json!({ "argv": ["true"], "resources": { "milli_cpu": milli_cpu } });
+    let request: JobRequest = serde_json::from_value(request).expect("a request");
+    QueuedJob {
+        job: JobId(Uuid::from_u128(n)),
+        left: request.max_spend,
+        request,
+        queued_at: Timestamp(0),
+        queued: Millis(0),
+        failed_on: Vec::new(),
+    }
+}
+
+fn snapshot(milli_cpu: i64) -> Snapshot {
+    let hosts: BTreeMap<HostId, SupplyHost> =
+        (0..HOSTS).map(|n| (HostId(Uuid::from_u128(n)), host(n))).collect();
+    Snapshot { now: Timestamp(1_000), jobs: (0..JOBS).map(|n| job(n, milli_cpu)).collect(), hosts }
+}
+
+/// The floor: CPU, memory and disk of the first host that has enough.
+fn first_fit(snapshot: &Snapshot) -> usize {
+    let mut hosts = snapshot.hosts.clone();
+    let fits = |host: &SupplyHost, job: &QueuedJob| {
+        let wanted = job.request.resources;
+        host.inventory.milli_cpu.0 - host.milli_cpu_used.0 >= wanted.milli_cpu.0
+            && host.inventory.memory.0 - host.memory_used.0 >= wanted.memory.0
+            && host.inventory.disk.0 - host.disk_used.0 >= wanted.disk.0
+    };
+    let mut placed = 0;
+    for job in &snapshot.jobs {
+        if let Some(host) = hosts.values_mut().find(|host| fits(host, job)) {
+            host.milli_cpu_used.0 += job.request.resources.milli_cpu.0;
+            placed += 1;
+        }
+    }
+    placed
+}
+
+fn plans(criterion: &mut Criterion) {
+    let cases = [("all placed", snapshot(1_000)), ("none fits", snapshot(1_000_000))];
+    for (name, snapshot) in &cases {
+        let mut group = criterion.benchmark_group(*name);
+        group.throughput(Throughput::Elements(u64::try_from(JOBS).expect("a small number"))).sample_size(20);
+        group.bench_function("plan", |bench| bench.iter(|| plan(black_box(snapshot))));
+        group.bench_function("first fit", |bench| bench.iter(|| first_fit(black_box(snapshot))));
+        group.finish();
+    }
+}
+
+criterion_group!(benches, plans);
+criterion_main!(benches);
