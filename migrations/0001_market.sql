@@ -24,6 +24,10 @@ comment on column control_clock.up_ms is 'Total uptime; stands still while no ga
 comment on column control_clock.beat_at_ms is 'When a gateway last advanced it';
 insert into control_clock default values;
 
+-- The control clock between two beats as well; a beat adds one second at most.
+create function control_ms() returns bigint language sql volatile
+    return (select up_ms + greatest(0, least(now_ms() - beat_at_ms, 1000)) from control_clock);
+
 create table customers (
     customer_id   uuid primary key,
     name          text not null constraint customers_name unique,
@@ -176,6 +180,7 @@ create table leases (
     outcome         jsonb,
     charged         bigint not null default 0 constraint leases_charged check (charged >= 0),
     settled_ms      bigint not null default 0 constraint leases_settled check (settled_ms between 0 and used_ms),
+    state_up_ms     bigint not null default control_ms(),
     constraint leases_attempt unique (job_id, attempt),
     constraint leases_closed check ((state = 'closed') = (outcome is not null))
 );
@@ -209,6 +214,7 @@ comment on column leases.closed_at_ms is 'When everything was delivered or given
 comment on column leases.outcome is 'How it ended';
 comment on column leases.charged is 'Charges less refunds for it so far';
 comment on column leases.settled_ms is 'Use that epochs have counted';
+comment on column leases.state_up_ms is 'The control clock when it came into its state; limits are measured from it';
 
 create table log_chunks (
     chunk_id     bigint generated always as identity primary key,

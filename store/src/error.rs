@@ -66,6 +66,11 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
     serde_json::from_value(value).map_err(|error| StoreError::Corrupt(format!("{what}: {error}")))
 }
 
+/// Leaves out a row that this version does not understand, so that it does not hold up the others.
+pub(crate) fn readable<T>(row: Result<T, StoreError>) -> Option<T> {
+    row.inspect_err(|error| tracing::error!(%error, "a row is left out")).ok()
+}
+
 /// Reads the name of an enum's value, such as a state.
 pub(crate) fn read_name<T: serde::de::DeserializeOwned>(what: &str, name: String) -> Result<T, StoreError> {
     read_json(what, serde_json::Value::String(name))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
+    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
     job::{self, JobEvent, Limits},
     lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
     ledger::Posting,
@@ -33,14 +33,9 @@ pub struct OpenLease {
     pub host: HostId,
     /// Where it stands.
     pub state: LeaseState,
-    /// When the host was chosen.
-    pub placed_at: Timestamp,
-    /// When it was heard running.
-    pub started_at: Option<Timestamp>,
-    /// When it was told to end.
-    pub stop_at: Option<Timestamp>,
-    /// When it was heard to have ended.
-    pub ended_at: Option<Timestamp>,
+    /// How long it has been in that state, on the control clock: an outage of the control
+    /// plane runs nobody into a limit.
+    pub in_state: Millis,
     /// The job's limits.
     pub limits: Limits,
     /// Longest run.
@@ -133,7 +128,8 @@ async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseE
         "update leases set state = $3,
             started_at_ms = coalesce(started_at_ms, case when $4 then now_ms() end),
             metered_at_ms = coalesce(metered_at_ms, case when $4 then now_ms() end),
-            ended_at_ms = coalesce(ended_at_ms, case when $3 = 'draining' then now_ms() end)
+            ended_at_ms = coalesce(ended_at_ms, case when $3 = 'draining' then now_ms() end),
+            state_up_ms = case when $2 = $3 then state_up_ms else control_ms() end
          where lease_id = $1 and state = $2",
         lease.lease.0,
         from.as_str(),
@@ -443,41 +439,37 @@ impl Store {
             .collect()
     }
 
-    /// Every open lease.
+    /// Every open lease that can be read.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn leases_open(&self) -> Result<Vec<OpenLease>> {
         let rows = sqlx::query!(
-            r#"select l.lease_id, l.job_id, l.host_id, l.state, l.placed_at_ms, l.started_at_ms, l.stop_at_ms,
-                    l.ended_at_ms, l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
-                    greatest(0, c.up_ms - coalesce(h.heard_up_ms, 0)) as "silent!"
+            r#"select l.lease_id, l.job_id, l.host_id, l.state, l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
+                    greatest(0, c.up_ms - coalesce(h.heard_up_ms, 0)) as "silent!",
+                    greatest(0, control_ms() - l.state_up_ms) as "in_state!"
                from leases l join jobs j using (job_id) join hosts h using (host_id) cross join control_clock c
                where l.state <> 'closed' order by l.lease_id"#
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(OpenLease {
-                    lease: row.lease_id.into(),
-                    job: row.job_id.into(),
-                    host: row.host_id.into(),
-                    state: error::read_name("a lease's state", row.state)?,
-                    placed_at: Timestamp(row.placed_at_ms),
-                    started_at: row.started_at_ms.map(Timestamp),
-                    stop_at: row.stop_at_ms.map(Timestamp),
-                    ended_at: row.ended_at_ms.map(Timestamp),
-                    limits: error::read_json("a job's limits", row.limits)?,
-                    run_max: Millis(row.run_ms_max),
-                    capped_by_spend: row.capped_by_spend,
-                    silent: Millis(row.silent),
-                })
+        let leases = rows.into_iter().map(|row| {
+            Ok(OpenLease {
+                lease: row.lease_id.into(),
+                job: row.job_id.into(),
+                host: row.host_id.into(),
+                state: error::read_name("a lease's state", row.state)?,
+                in_state: Millis(row.in_state),
+                limits: error::read_json("a job's limits", row.limits)?,
+                run_max: Millis(row.run_ms_max),
+                capped_by_spend: row.capped_by_spend,
+                silent: Millis(row.silent),
             })
-            .collect()
+        });
+        Ok(leases.filter_map(error::readable).collect())
     }
 
-    /// Open leases whose use since the last charge is worth at least one micro-USD.
+    /// Open leases that have been used.
     ///
     /// # Errors
     /// When the database does not answer.

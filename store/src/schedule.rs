@@ -11,7 +11,8 @@ use nave_domain::{
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, error,
+    Result, Store, StoreError,
+    error::{self, readable},
     job::{advance, lock},
     notify::{Changes, announce},
 };
@@ -209,9 +210,4 @@ impl Store {
         tx.commit().await?;
         Ok(lease)
     }
-}
-
-/// Leaves out a row that this version does not understand, so that it does not hold up the others.
-fn readable<T>(row: Result<T>) -> Option<T> {
-    row.inspect_err(|error| tracing::error!(%error, "a row is left out of scheduling")).ok()
 }

@@ -24,13 +24,18 @@ pub async fn run(every: Duration, store: Store, shutdown: impl Future<Output = (
     }
 }
 
-/// Charges every open lease up to its last reading.
+/// Charges every open lease up to its last reading. One that cannot be charged does not
+/// keep the others from being.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn charge_all(store: &Store) -> Result<(), StoreError> {
     for due in store.charges_due().await? {
-        store.lease_charge(due).await?;
+        match store.lease_charge(due).await {
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(lease.id = %due.lease, %error, "could not charge a lease"),
+            Ok(()) => {}
+        }
     }
     Ok(())
 }

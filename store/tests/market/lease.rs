@@ -302,9 +302,70 @@ async fn an_open_lease_is_watched_with_its_limits() {
         assert_eq!(watched.state, LeaseState::Running);
         assert_eq!(watched.limits, limited.limits);
         assert_eq!((watched.run_max, watched.capped_by_spend), (Millis(2_000), true));
-        assert!(watched.started_at.is_some() && watched.stop_at.is_none() && watched.ended_at.is_none());
+        assert!(watched.in_state < Millis(3_000), "{:?} since it started", watched.in_state);
         market.finish(host, lease, EXITED).await;
         assert_eq!(market.store.leases_open().await.expect("open"), []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn limits_stand_still_while_the_control_plane_is_away() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let lease = market.place(job, host).await;
+        let in_state = async || {
+            let open = market.store.leases_open().await.expect("open");
+            (open[0].state, open[0].in_state.0)
+        };
+        let sleep = async |hours: i64| {
+            market.elapse(lease, hours * 3_600_000).await;
+            sqlx::query("update control_clock set beat_at_ms = beat_at_ms - $1")
+                .bind(hours * 3_600_000)
+                .execute(&market.sql)
+                .await
+                .expect("a night without a gateway");
+        };
+        sleep(8).await;
+        let (state, placed) = in_state().await;
+        assert!(state == LeaseState::Placed && placed < 3_000, "{placed} ms of its start limit are gone");
+        sqlx::query("update control_clock set up_ms = up_ms + 60000").execute(&market.sql).await.expect("up");
+        assert!((60_000..65_000).contains(&in_state().await.1), "time in which it could be heard counts");
+        market.store.lease_started(host, lease).await.expect("started");
+        let (state, running) = in_state().await;
+        assert!(state == LeaseState::Running && running < 3_000, "a run counts from its start: {running}");
+        sleep(8).await;
+        assert!(in_state().await.1 < 3_000, "the job had no chance to run in that time");
+        market.store.lease_started(host, lease).await.expect("started again");
+        sqlx::query("update control_clock set up_ms = up_ms + 60000").execute(&market.sql).await.expect("up");
+        market.store.lease_started(host, lease).await.expect("and again");
+        assert!(in_state().await.1 >= 60_000, "a repeated report does not begin it anew");
+        market.finish(host, lease, EXITED).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_unreadable_request_does_not_hide_the_leases_of_others() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (strange, first) = market.run(customer, host, &request()).await;
+        let (_, second) = market.run(customer, host, &request()).await;
+        let set = "update jobs set request = jsonb_set(request, '{limits}', $2) where job_id = $1";
+        let limits = serde_json::to_value(request().limits).expect("serialise");
+        let write = async |limits: serde_json::Value| {
+            sqlx::query(set).bind(strange.0).bind(limits).execute(&market.sql).await.expect("write");
+        };
+        write(serde_json::json!({"later": 1})).await;
+        let watched: Vec<_> =
+            market.store.leases_open().await.expect("open").iter().map(|lease| lease.lease).collect();
+        assert_eq!(watched, [second]);
+        write(limits).await;
+        market.finish(host, first, EXITED).await;
+        market.finish(host, second, EXITED).await;
     })
     .await;
 }
