@@ -1,8 +1,8 @@
 //! The scheduling role: a thin shell around the planner and the watch.
 
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeSet, future::Future, time::Duration};
 
-use nave_store::{Changes, OpenLease, Store, StoreError};
+use nave_store::{Changes, OpenLease, Placement, Store, StoreError};
 use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
@@ -44,18 +44,7 @@ async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
 
 async fn place(store: &Store) -> Result<(), StoreError> {
     let plan = plan(&store.snapshot().await?);
-    for placement in &plan.placements {
-        match store.job_place(placement).await {
-            Ok(lease) => {
-                tracing::info!(job.id = %placement.job, host.id = %placement.host, lease.id = %lease, "placed a job");
-            }
-            Err(StoreError::Stale(_)) => {
-                tracing::debug!(job.id = %placement.job, "the market moved on; planning anew");
-            }
-            Err(error @ StoreError::Database(_)) => return Err(error),
-            Err(error) => tracing::error!(job.id = %placement.job, %error, "could not place a job"),
-        }
-    }
+    carry_out(store, &plan.placements).await?;
     for (job, Reason { code, message }) in &plan.waiting {
         store.job_waits(*job, code, message).await?;
     }
@@ -66,6 +55,33 @@ async fn place(store: &Store) -> Result<(), StoreError> {
             Err(error @ StoreError::Database(_)) => return Err(error),
             Err(error) => tracing::error!(job.id = %job, %error, "could not fail a job"),
         }
+    }
+    Ok(())
+}
+
+/// Places what a plan decided. Where a placement on a host fails, the later ones there are
+/// dropped: they count on its generation, which somebody else's change may have reached instead.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn carry_out(store: &Store, placements: &[Placement]) -> Result<(), StoreError> {
+    let mut moved = BTreeSet::new();
+    for placement in placements {
+        if moved.contains(&placement.host) {
+            continue;
+        }
+        match store.job_place(placement).await {
+            Ok(lease) => {
+                tracing::info!(job.id = %placement.job, host.id = %placement.host, lease.id = %lease, "placed a job");
+                continue;
+            }
+            Err(StoreError::Stale(_)) => {
+                tracing::debug!(job.id = %placement.job, "the market moved on; planning anew");
+            }
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(job.id = %placement.job, %error, "could not place a job"),
+        }
+        moved.insert(placement.host);
     }
     Ok(())
 }

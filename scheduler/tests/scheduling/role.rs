@@ -7,8 +7,9 @@ use nave_domain::{
     host::{HostState, Inventory},
     job::{JobRequest, JobState},
     lease::{LeaseState, Outcome},
+    rate::Rate,
 };
-use nave_scheduler::watch::Patience;
+use nave_scheduler::{planner::plan, role::carry_out, watch::Patience};
 use nave_store::{AttemptRow, NewHost, Store, Submission, testing};
 use tokio::{
     sync::Notify,
@@ -202,6 +203,26 @@ async fn while_no_gateway_listens_no_host_is_lost() {
     assert_eq!(market.store.clock_up().await.expect("up"), up);
     let attempts = market.attempts(job).await;
     assert_eq!((attempts.len(), attempts[0].state), (1, LeaseState::Running));
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_plan_for_a_host_that_moved_on_is_dropped() {
+    let mut market = Market::open(0).await;
+    let host = market.host("alpha").await;
+    for _ in 0..4 {
+        market.submit().await;
+    }
+    let plan = plan(&market.store.snapshot().await.expect("snapshot"));
+    assert_eq!(plan.placements.len(), 4);
+    market.store.job_place(&plan.placements[0]).await.expect("place");
+    let rate = Rate { vcpu_hour: MicroUsd(1), ..supply::RATE };
+    let dearer = NewHost { host, name: "alpha", hotkey: "miner", rate };
+    market.store.host_enrol(&dearer).await.expect("another price");
+    carry_out(&market.store, &plan.placements[1..]).await.expect("carry out");
+    for placement in &plan.placements[1..] {
+        assert_eq!(market.attempts(placement.job).await.len(), 0, "placed at a price that has changed");
+    }
     market.close().await;
 }
 
