@@ -14,12 +14,13 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         Some(url) => url,
         None => {
             let layout = Layout::new(args.data.data);
-            Postgres::prepare(&layout.postgres())
-                .context("find the market's database; is `naved up` running?")?
+            Postgres::find(&layout.postgres())
+                .context("find the market; `naved up` makes one, --data or NAVE_DATA say where it is")?
                 .url()
         }
     };
     let store = Store::connect(&url).await?;
+    store.now().await.context("reach the market's database; is the market up?")?;
     match args.command {
         AdminCommand::DefaultImage { image } => store.default_image_set(&image).await?,
         AdminCommand::Credit { customer, amount, key } => {

@@ -39,8 +39,11 @@ impl Engine {
                 Ok(Self::Simulated { why: "asked for with --runtime simulated".into() })
             }
             (_, Ok(engine)) => Ok(engine),
-            (RuntimeChoice::Auto, Err(why)) => Ok(Self::Simulated { why }),
-            (RuntimeChoice::Docker, Err(why)) => anyhow::bail!("cannot run jobs in Docker: {why}"),
+            // Who names a socket means that engine and no other.
+            (RuntimeChoice::Auto, Err(why)) if socket.is_none() => Ok(Self::Simulated { why }),
+            (RuntimeChoice::Auto | RuntimeChoice::Docker, Err(why)) => {
+                anyhow::bail!("cannot run jobs in Docker: {why}")
+            }
         }
     }
 

@@ -14,6 +14,7 @@ mod status;
 
 use std::{
     env, fs,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -52,6 +53,10 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
 /// Stops a market: its supervisor first, or what a killed one left.
 pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
     let layout = Layout::new(args.data.clone());
+    if !layout.run().exists() {
+        eprintln!("there is no market in {}; --data or NAVE_DATA say where it is", layout.root().display());
+        return Ok(());
+    }
     let status = Status::read(&layout);
     if let Some(supervisor) = status.as_ref().and_then(|status| Process::recorded(&status.supervisor)) {
         supervisor.end("supervisor", Duration::from_secs(60)).await;
@@ -74,11 +79,13 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
 async fn detach(args: &UpArgs, layout: &Layout) -> anyhow::Result<()> {
     let running = Status::read(layout).filter(|status| Process::recorded(&status.supervisor).is_some());
     if let Some(status) = running.filter(|status| status.ready) {
-        eprintln!("already running");
+        eprintln!("already running; other options take effect after `nave down`");
         return tell(&status, args.json);
     }
     Status::remove(layout);
-    let log = fs::OpenOptions::new().create(true).append(true).open(layout.log().join("naved.log"))?;
+    let path = layout.log().join("naved.log");
+    let log = fs::OpenOptions::new().create(true).append(true).open(&path)?;
+    let logged = log.metadata()?.len();
     let arguments = env::args_os().skip(1).filter(|argument| argument != "--detach");
     let mut command = Command::new(env::current_exe()?);
     command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -90,20 +97,26 @@ async fn detach(args: &UpArgs, layout: &Layout) -> anyhow::Result<()> {
             return tell(&status, args.json);
         }
         if let Some(ended) = child.try_wait()? {
-            anyhow::bail!(
-                "the market did not start ({ended}); see {}",
-                layout.log().join("naved.log").display()
-            );
+            let why = last_words(&path, logged).unwrap_or_else(|| ended.to_string());
+            anyhow::bail!("{why} (the log is {})", path.display());
         }
         anyhow::ensure!(began.elapsed() < READY_MAX * 2, "not ready yet; see {}", layout.log().display());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
+/// Why a supervisor gave up: what [`crate::main`] wrote to the log last, beyond `from` bytes.
+fn last_words(log: &Path, from: u64) -> Option<String> {
+    let text = fs::read(log).ok()?;
+    let fresh = String::from_utf8_lossy(text.get(usize::try_from(from).ok()?..)?).into_owned();
+    fresh.lines().last()?.strip_prefix("naved: ").map(str::to_owned)
+}
+
 async fn supervise(args: UpArgs, layout: &Layout) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let _lock = lock(layout)?;
     end_leftovers(&layout.pids()).await?;
+    check_free(args.api)?;
     let mut market = Market::start(args, layout).await?;
     let stopped = tokio::select! {
         () = stop => Ok(()),
@@ -112,6 +125,15 @@ async fn supervise(args: UpArgs, layout: &Layout) -> anyhow::Result<()> {
     progress("stopping");
     market.stop().await?;
     stopped
+}
+
+/// Fails at once where the gateway would try in vain.
+fn check_free(api: SocketAddr) -> anyhow::Result<()> {
+    drop(
+        TcpListener::bind(api)
+            .with_context(|| format!("serve the API on {api}; choose another address with --api"))?,
+    );
+    Ok(())
 }
 
 fn lock(layout: &Layout) -> anyhow::Result<Flock<fs::File>> {

@@ -40,7 +40,13 @@ impl Failure {
         // Only the API itself knows what does not exist; a wrong URL is another matter.
         let missing = matches!(error, Error::Problem { problem, .. } if problem.status == 404);
         let code = if missing { exit::NOT_FOUND } else { exit::ERROR };
-        Self { attempted: attempted.to_owned(), problem: Box::new(error.problem()), code }
+        let mut problem = error.problem();
+        if problem.status == 401 {
+            // The API speaks of headers, which are this command's business.
+            problem.suggestion =
+                "set NAVE_TOKEN or `token` in the configuration; `nave doctor` says where that is".to_owned();
+        }
+        Self { attempted: attempted.to_owned(), problem: Box::new(problem), code }
     }
 
     /// [`Failure::api`] for `map_err`.

@@ -25,7 +25,11 @@ fn answer<T: Serialize>(cx: &Context, value: &T, text: impl FnOnce(&T) -> String
 pub async fn ps(cx: &Context, ps: Ps) -> Result<(), Failure> {
     let query = JobsQuery { limit: Some(ps.limit), before: ps.before, state: ps.state };
     let page = cx.client()?.jobs(&query).await.map_err(Failure::when("list jobs"))?;
-    answer(cx, &page, |page| show::jobs(&page.items, now()))
+    answer(cx, &page, |page| show::jobs(&page.items, now()))?;
+    if let Some(cursor) = page.next.filter(|_| output::is_watched()) {
+        output::say(&format!("there are older ones: nave ps --before {cursor}, or a larger --limit"));
+    }
+    Ok(())
 }
 
 /// `nave hosts`.

@@ -36,7 +36,7 @@ impl Progress {
         }
         self.last = Some(view);
         let mut remarks = self.new_attempts(job);
-        remarks.extend(standing(job).map(|text| Remark { lasting: false, text }));
+        remarks.extend(standing(job).map(|text| Remark { lasting: is_stuck(job), text }));
         remarks
     }
 
@@ -51,6 +51,12 @@ impl Progress {
             })
             .collect()
     }
+}
+
+/// Whether it waits for what waiting alone does not bring: who sees no progress must know.
+fn is_stuck(job: &Job) -> bool {
+    let code = job.reason.as_ref().map(|reason| reason.code.as_str());
+    job.state == JobState::Queued && matches!(code, Some("no_hosts" | "no_host_fits"))
 }
 
 fn standing(job: &Job) -> Option<String> {
@@ -69,6 +75,8 @@ fn standing(job: &Job) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use nave_sdk::wire::rest::Reason;
+
     use super::{super::golden, *};
 
     fn texts(remarks: &[Remark]) -> Vec<&str> {
@@ -82,6 +90,18 @@ mod tests {
         job.state = JobState::Queued;
         assert_eq!(progress.see(&job).len(), 1);
         assert_eq!(progress.see(&job), []);
+    }
+
+    #[test]
+    fn a_wait_for_a_host_that_does_not_exist_is_for_the_record() {
+        let (mut progress, mut job) = (Progress::default(), golden::jobs().remove(0));
+        job.state = JobState::Queued;
+        let mut told = |code: &str| {
+            job.reason = Some(Reason { code: code.into(), message: "why".into() });
+            progress.see(&job).pop().expect("a remark").lasting
+        };
+        assert!(!told("waiting_for_capacity"));
+        assert!(told("no_host_fits"));
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub fn receipt(receipt: &Receipt) -> String {
     text += &ledger(&receipt.lines);
     // Writing to a string cannot fail.
     let _ = writeln!(text, "\ntotal       {}\nstill held  {}", receipt.total, receipt.held);
-    let _ = writeln!(text, "\n{}", clean(&receipt.notice));
+    if !receipt.attempts.is_empty() {
+        let _ = writeln!(text, "\n{}", clean(&receipt.notice));
+    }
     text
 }
 
