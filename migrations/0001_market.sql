@@ -65,6 +65,7 @@ create table hosts (
         constraint hosts_state check (state in ('enrolled', 'ready', 'suspect', 'draining', 'gone')),
     trust            text not null default 'unrated' constraint hosts_trust check (trust in ('unrated')),
     inventory        jsonb,
+    inventory_at_ms  bigint,
     gpu_hour         bigint not null constraint hosts_gpu_hour check (gpu_hour >= 0),
     vcpu_hour        bigint not null constraint hosts_vcpu_hour check (vcpu_hour >= 0),
     gib_hour         bigint not null constraint hosts_gib_hour check (gib_hour >= 0),
@@ -82,7 +83,8 @@ comment on column hosts.name is 'For people';
 comment on column hosts.hotkey is 'The miner it belongs to';
 comment on column hosts.state is 'See the host states of the domain';
 comment on column hosts.trust is 'How far its claims were tested';
-comment on column hosts.inventory is 'What it says it has, from its last report';
+comment on column hosts.inventory is 'What it says it has; changes once a second at most';
+comment on column hosts.inventory_at_ms is 'Since when it says so';
 comment on column hosts.gpu_hour is 'Price of one GPU for an hour';
 comment on column hosts.vcpu_hour is 'Price of one virtual CPU for an hour';
 comment on column hosts.gib_hour is 'Price of one GiB of memory for an hour';

@@ -97,6 +97,11 @@ pub struct OrderRow {
     pub devices: Vec<String>,
 }
 
+/// Shortest time between two changes of what a host has. A change makes placements planned
+/// before it stale; a host that said something else all the time would hold up every job
+/// that is planned for it. What comes too soon is believed when it is repeated.
+const INVENTORY_MS_MIN: i64 = 1_000;
+
 /// Announces that a host's spec has changed; the last row lock before money.
 pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
     sqlx::query!("update hosts set generation = generation + 1 where host_id = $1", host.0)
@@ -129,7 +134,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes note of a report: the host was heard, and what it has. Returns the generation
+    /// Takes note of a report: the host was heard, and what it has, which changes once a
+    /// second at most. Returns the generation
     /// of its spec and whether the report is news: a late one from the same process is not.
     ///
     /// # Errors
@@ -144,8 +150,11 @@ impl Store {
     ) -> Result<(u64, bool)> {
         let mut tx = self.pool.begin().await?;
         let row = sqlx::query!(
-            "select state, session, sequence, generation, inventory from hosts where host_id = $1 for update",
-            id.0
+            r#"select state, session, sequence, generation, inventory,
+                    coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!"
+               from hosts where host_id = $1 for update"#,
+            id.0,
+            INVENTORY_MS_MIN
         )
         .fetch_optional(&mut *tx)
         .await?
@@ -157,11 +166,14 @@ impl Store {
         let from: HostState = error::read_name("a host's state", row.state)?;
         let to = host::next(from, HostEvent::Heard).ok_or(StoreError::Stale("host"))?;
         let fresh = error::write_json(inventory)?;
-        let changed = from != to || row.inventory.as_ref() != Some(&fresh);
+        let another = row.inventory.as_ref() != Some(&fresh) && !row.settling;
+        let changed = from != to || another;
         // A placement planned on what the host no longer is becomes stale.
         let generation = generation + u64::from(changed);
         sqlx::query!(
-            "update hosts set state = $2, session = $3, sequence = $4, seen_generation = $5, inventory = $6,
+            "update hosts set state = $2, session = $3, sequence = $4, seen_generation = $5,
+                inventory = case when $8 then $6 else inventory end,
+                inventory_at_ms = case when $8 then now_ms() else inventory_at_ms end,
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -170,7 +182,8 @@ impl Store {
             sequence.cast_signed(),
             seen_generation.cast_signed(),
             fresh,
-            generation.cast_signed()
+            generation.cast_signed(),
+            another
         )
         .execute(&mut *tx)
         .await?;

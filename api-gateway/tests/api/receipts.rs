@@ -1,5 +1,7 @@
 //! Receipts.
 
+use std::time::Duration;
+
 use nave_domain::{MicroUsd, Millis, host::Runtime, job::JobState, lease::Outcome, ledger::PostingKind};
 use nave_sdk::wire::{
     host::{Exit, LeaseReport},
@@ -51,6 +53,8 @@ async fn a_receipt_from_a_simulated_host_says_loudly_that_nothing_ran() {
     let mut host = market.host("h").await;
     let mut report = host.next_report(&[]);
     report.inventory.runtime = Runtime::Simulated;
+    // What a host has changes once a second at most.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
     host.send(&report).await;
     let (job, _) = market.placed(&host).await;
     let receipt: Receipt = market.fetch(&format!("/v1/jobs/{}/receipt", job.job)).await;

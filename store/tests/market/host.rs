@@ -82,6 +82,34 @@ async fn a_late_report_of_the_same_process_is_not_believed() {
     .await;
 }
 
+/// Otherwise a cheap host that says something else all the time makes every placement on
+/// it stale, and jobs that others could run are planned for it again and again.
+#[tokio::test]
+async fn a_host_that_changes_all_the_time_does_not_keep_jobs_from_being_placed() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        market.settle(host).await;
+        let mut other = inventory();
+        for version in 1..=20_u64 {
+            let generation = market.store.host_generation(host).await.expect("generation");
+            other.os = version.to_string();
+            let heard = market.store.host_hear(host, 7, version, 0, &other).await.expect("hear");
+            assert_eq!(heard, (generation + u64::from(version == 1), true), "change {version}");
+        }
+        let placement = market.placement(job, host).await;
+        other.os = "again".into();
+        market.store.host_hear(host, 7, 21, 0, &other).await.expect("hear");
+        market.store.job_place(&placement).await.expect("place");
+        market.settle(host).await;
+        market.store.host_hear(host, 7, 22, 0, &other).await.expect("hear");
+        assert_eq!(market.store.host_list().await.expect("list")[0].inventory, Some(other));
+        market.finish(host, market.attempt(job).await.lease, EXITED).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn unknown_and_gone_hosts_are_not_heard() {
     open(async |market| {

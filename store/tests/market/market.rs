@@ -105,6 +105,15 @@ impl Market {
         self.store.host_hear(host, 1, sequence, 0, &inventory()).await.expect("hear");
     }
 
+    /// Lets the time pass in which a host's inventory stays as it is.
+    pub async fn settle(&self, host: HostId) {
+        sqlx::query("update hosts set inventory_at_ms = inventory_at_ms - 1000 where host_id = $1")
+            .bind(host.0)
+            .execute(&self.sql)
+            .await
+            .expect("settle");
+    }
+
     pub async fn try_submit(
         &self,
         customer: CustomerId,

@@ -70,6 +70,7 @@ async fn a_placement_on_what_a_host_no_longer_has_is_stale() {
         assert_eq!(market.placement(job, host).await, unchanged, "the same again is no change");
         let mut less = inventory();
         less.egress.clear();
+        market.settle(host).await;
         market.store.host_hear(host, 2, 1, 0, &less).await.expect("hear");
         let refused = market.store.job_place(&unchanged).await;
         assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
