@@ -61,15 +61,15 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
     if let Some(supervisor) = status.as_ref().and_then(|status| Process::recorded(&status.supervisor)) {
         supervisor.end("supervisor", Duration::from_secs(60)).await;
     }
-    if layout.pids().exists() {
-        let socket = status.and_then(|status| status.docker_host).map(|host| host.replacen("unix://", "", 1));
-        let left = fs::read_dir(layout.pids())?.next().is_some();
-        if let Some(socket) = socket.filter(|_| left) {
-            purge(&layout, &engine_arguments(&layout, Path::new(&socket))?);
-        }
-        end_leftovers(&layout.pids()).await?;
-        engine::unmount_leftovers(&layout)?;
+    end_leftovers(&layout.pids()).await?;
+    if Slot::is_held(layout.root()) {
+        let docker = status.and_then(|status| status.docker_host);
+        let socket = docker.map(|host| PathBuf::from(host.replacen("unix://", "", 1)));
+        purge_stopped(&layout, &socket.unwrap_or_else(|| layout.docker_socket()))
+            .await
+            .context("remove what the local host has made on this machine")?;
     }
+    engine::unmount_leftovers(&layout)?;
     Status::remove(&layout);
     eprintln!("stopped; the market's state is in {}", layout.root().display());
     Ok(())
@@ -162,6 +162,7 @@ struct Market {
 
 impl Market {
     async fn start(args: UpArgs, layout: &Layout) -> anyhow::Result<Self> {
+        let (naved, agent) = (env::current_exe()?, agent_program()?);
         let engine = Engine::choose(args.runtime, args.docker.as_deref(), layout)?;
         let socket = engine.socket(layout);
         let engine_arguments =
@@ -177,13 +178,13 @@ impl Market {
         let url = postgres.url();
         let server = postgres.clone();
         let first = keep(layout, "postgres", 20, Box::new(move || Ok(server.command()?)));
-        postgres.ready().await?;
-        let store = Store::connect(&url).await?;
-        store.migrate().await.context("migrate the database")?;
-        let identity = market::found(&store, layout, &args).await?;
-        if let Some(image) = &args.default_image {
-            store.default_image_set(image).await?;
-        }
+        let (store, identity) = match found(&postgres, layout, &args).await {
+            Ok(found) => found,
+            Err(error) => {
+                first.stop().await;
+                return Err(error);
+            }
+        };
         let mut market = Self {
             args,
             layout: layout.clone(),
@@ -194,11 +195,11 @@ impl Market {
             status,
             parts: vec![first],
         };
-        market.start_parts(&url).await?;
+        market.start_parts(&url, naved, agent).await;
         Ok(market)
     }
 
-    async fn start_parts(&mut self, url: &str) -> anyhow::Result<()> {
+    async fn start_parts(&mut self, url: &str, naved: PathBuf, agent: PathBuf) {
         progress("starting gateway, scheduler, validator, treasury and the local host");
         let roles = [
             ("gateway", self.gateway_arguments()),
@@ -214,7 +215,6 @@ impl Market {
             ),
             ("treasury", vec![]),
         ];
-        let naved = env::current_exe()?;
         for (name, arguments) in roles {
             let (naved, url) = (naved.clone(), url.to_owned());
             self.keep(name, 10, Box::new(move || Ok(role_command(&naved, name, &url, &arguments))));
@@ -228,7 +228,6 @@ impl Market {
             let layout = self.layout.clone();
             self.keep("registry", 10, Box::new(move || Registry::command(&layout)));
         }
-        let agent = agent_program()?;
         let arguments = self.agent_arguments();
         self.keep(
             "agent",
@@ -239,7 +238,6 @@ impl Market {
                 Ok(command)
             }),
         );
-        Ok(())
     }
 
     fn keep(&mut self, name: &'static str, seconds: u64, make: Make) {
@@ -314,8 +312,11 @@ impl Market {
         if let Some(agent) = self.parts.pop() {
             agent.stop().await;
         }
-        if !self.engine_arguments.is_empty() {
-            purge(&self.layout, &self.engine_arguments);
+        if !self.engine_arguments.is_empty()
+            && let Err(error) = purge(&self.layout, &self.engine_arguments)
+        {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "could not remove all of the agent's containers; `naved down` tries again");
         }
         while let Some(part) = self.parts.pop() {
             part.stop().await;
@@ -326,6 +327,18 @@ impl Market {
         Status::remove(&self.layout);
         Ok(())
     }
+}
+
+/// Brings the database up to date and makes what a market starts with.
+async fn found(postgres: &Postgres, layout: &Layout, args: &UpArgs) -> anyhow::Result<(Store, Identity)> {
+    postgres.ready().await?;
+    let store = Store::connect(&postgres.url()).await?;
+    store.migrate().await.context("migrate the database")?;
+    let identity = market::found(&store, layout, args).await?;
+    if let Some(image) = &args.default_image {
+        store.default_image_set(image).await?;
+    }
+    Ok((store, identity))
 }
 
 fn keep(layout: &Layout, name: &'static str, seconds: u64, make: Make) -> Kept {
@@ -353,20 +366,34 @@ fn engine_arguments(layout: &Layout, socket: &Path) -> anyhow::Result<Vec<String
     Ok(arguments.to_vec())
 }
 
-/// Removes every container, network, mount and firewall table that the agent made.
-fn purge(layout: &Layout, engine_arguments: &[String]) {
-    let done = agent_program().and_then(|agent| {
-        let mut command = Command::new(agent);
-        command.args(["remove-all", "--data"]).arg(layout.agent()).args(engine_arguments);
-        Ok(command.output()?)
-    });
-    match done {
-        Ok(output) if output.status.success() => Slot::release(layout.root()),
-        Ok(output) => {
-            tracing::warn!(said = %String::from_utf8_lossy(&output.stderr), "could not remove all of the agent's containers")
-        }
-        Err(error) => tracing::warn!(%error, "could not remove the agent's containers"),
+/// Removes every container, network, mount and firewall table that the agent made; then the
+/// slot is free. No agent may run.
+fn purge(layout: &Layout, engine_arguments: &[String]) -> anyhow::Result<()> {
+    let output = Command::new(agent_program()?)
+        .args(["remove-all", "--data"])
+        .arg(layout.agent())
+        .args(engine_arguments)
+        .output()
+        .context("run miner-agent remove-all")?;
+    anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Slot::release(layout.root());
+    Ok(())
+}
+
+/// [`purge`] where nothing of the market runs any more: containers outlive a private engine,
+/// so it has to come back for a moment.
+async fn purge_stopped(layout: &Layout, socket: &Path) -> anyhow::Result<()> {
+    let arguments = engine_arguments(layout, socket)?;
+    if socket != layout.docker_socket() {
+        return purge(layout, &arguments);
     }
+    let dockerd = engine::program("dockerd").context("Docker Engine is not installed any more")?;
+    let of_engine = layout.clone();
+    let engine = keep(layout, "dockerd", 20, Box::new(move || engine::dockerd(&dockerd, &of_engine)));
+    engine::answers(layout).await;
+    let purged = purge(layout, &arguments);
+    engine.stop().await;
+    purged
 }
 
 fn agent_program() -> anyhow::Result<PathBuf> {

@@ -54,6 +54,7 @@ impl Part {
         while !*stopped.borrow() {
             let began = Instant::now();
             match self.once(log, pids, &mut stopped).await {
+                Ok(_) if *stopped.borrow() => return,
                 Ok(ended) => tracing::warn!(part = self.name, ended, "a part has ended; starting it again"),
                 Err(error) => {
                     tracing::warn!(part = self.name, error = format!("{error:#}"), "a part did not start")

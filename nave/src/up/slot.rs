@@ -27,6 +27,11 @@ impl Slot {
         claim(Path::new(CLAIMS), root)
     }
 
+    /// Whether the market in `root` has a slot, and with it perhaps containers and networks.
+    pub fn is_held(root: &Path) -> bool {
+        held(Path::new(CLAIMS), root).is_some()
+    }
+
     /// Gives the slot of the market in `root` back.
     pub fn release(root: &Path) {
         if let Some(slot) = held(Path::new(CLAIMS), root) {
