@@ -183,6 +183,7 @@ create table leases (
     charged         bigint not null default 0 constraint leases_charged check (charged >= 0),
     settled_ms      bigint not null default 0 constraint leases_settled check (settled_ms between 0 and used_ms),
     state_up_ms     bigint not null default control_ms(),
+    order_bytes     bigint not null,
     constraint leases_attempt unique (job_id, attempt),
     constraint leases_closed check ((state = 'closed') = (outcome is not null))
 );
@@ -216,6 +217,7 @@ comment on column leases.closed_at_ms is 'When everything was delivered or given
 comment on column leases.outcome is 'How it ended';
 comment on column leases.charged is 'Charges less refunds for it so far';
 comment on column leases.settled_ms is 'Use that epochs have counted';
+comment on column leases.order_bytes is 'Room that its order takes in the spec of its host, at most';
 comment on column leases.state_up_ms is 'The control clock when it came into its state; limits are measured from it';
 
 create table log_chunks (

@@ -39,7 +39,7 @@ pub use lease::{ChargeDue, HeldLease, OpenLease};
 pub use ledger::{BalanceRow, LedgerRow};
 pub use log::{Appended, LogRow};
 pub use notify::{Changes, Listener};
-pub use schedule::{Placement, QueuedJob, Snapshot, SupplyHost};
+pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
 
 /// The result of every store call.
 pub type Result<T> = std::result::Result<T, StoreError>;

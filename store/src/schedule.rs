@@ -55,7 +55,7 @@ pub struct SupplyHost {
     pub rate: Rate,
     /// What it says it has.
     pub inventory: Inventory,
-    /// CPU leased.
+    /// CPU leased; all of it where no further order fits into the host's spec.
     pub milli_cpu_used: MilliCpu,
     /// Memory leased.
     pub memory_used: Bytes,
@@ -92,6 +92,16 @@ pub struct Placement {
 /// that many jobs which no host fits do not hide those of others.
 const JOBS_MAX: i64 = 1_000;
 
+/// Most bytes that the orders of one host take together: what fits into one document.
+pub const ORDERS_BYTES_MAX: i64 = 15 << 18;
+/// Most bytes that one order takes: 256 KiB of arguments that JSON writes six times as long,
+/// and the names of its devices.
+const ORDER_BYTES_MAX: i64 = 7 << 18;
+/// Bytes of an order beside its request and its devices.
+const ORDER_BYTES: i64 = 1_024;
+/// Bytes of a device in an order.
+const DEVICE_BYTES: i64 = 264;
+
 impl Store {
     /// The queue and the supply at one moment.
     ///
@@ -117,7 +127,7 @@ impl Store {
         let hosts = sqlx::query!(
             r#"select h.host_id, h.generation, h.gpu_hour, h.vcpu_hour, h.gib_hour, h.inventory as "inventory!",
                     coalesce(sum(l.milli_cpu), 0)::bigint as "milli_cpu!", coalesce(sum(l.memory), 0)::bigint as "memory!",
-                    coalesce(sum(l.disk), 0)::bigint as "disk!"
+                    coalesce(sum(l.disk), 0)::bigint as "disk!", coalesce(sum(l.order_bytes), 0)::bigint as "order_bytes!"
                from hosts h left join leases l on l.host_id = h.host_id and l.state <> 'closed'
                where h.state = 'ready' and h.inventory is not null group by h.host_id"#
         )
@@ -143,6 +153,11 @@ impl Store {
             })
         });
         let hosts = hosts.into_iter().map(|row| {
+            let inventory: Inventory = error::read_json("an inventory", row.inventory)?;
+            // A host whose spec has no room for another order is as good as busy.
+            let is_full = row.order_bytes > ORDERS_BYTES_MAX - ORDER_BYTES_MAX;
+            let milli_cpu_used =
+                if is_full { inventory.milli_cpu.0.max(row.milli_cpu) } else { row.milli_cpu };
             let host = SupplyHost {
                 generation: row.generation.cast_unsigned(),
                 rate: Rate {
@@ -150,8 +165,8 @@ impl Store {
                     vcpu_hour: MicroUsd(row.vcpu_hour),
                     gib_hour: MicroUsd(row.gib_hour),
                 },
-                inventory: error::read_json("an inventory", row.inventory)?,
-                milli_cpu_used: MilliCpu(row.milli_cpu),
+                inventory,
+                milli_cpu_used: MilliCpu(milli_cpu_used),
                 memory_used: Bytes(row.memory),
                 disk_used: Bytes(row.disk),
                 devices_used: used.remove(&row.host_id).unwrap_or_default(),
@@ -163,7 +178,8 @@ impl Store {
         Ok(Snapshot { now: Timestamp(now), jobs, hosts: hosts.filter_map(readable).collect() })
     }
 
-    /// Carries out a placement if neither the job nor the host has changed since the snapshot.
+    /// Carries out a placement if neither the job nor the host has changed since the snapshot
+    /// and the host's spec has room for it.
     ///
     /// # Errors
     /// [`StoreError::Stale`] otherwise; look again.
@@ -185,10 +201,12 @@ impl Store {
         }
         let lease = LeaseId(Uuid::now_v7());
         sqlx::query!(
-            "with next as (update jobs set attempts = attempts + 1 where job_id = $2 returning attempts)
+            "with next as (update jobs set attempts = attempts + 1 where job_id = $2
+                           returning attempts, octet_length(request::text) as bytes)
              insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
-                                 gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend)
-             select $1, $2, attempts, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 from next",
+                                 gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes)
+             select $1, $2, attempts, $3, $4::text[], $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                    bytes + $14::bigint + $15::bigint * cardinality($4::text[]) from next",
             lease.0,
             placement.job.0,
             placement.host.0,
@@ -201,10 +219,21 @@ impl Store {
             placement.rate.vcpu_hour.0,
             placement.rate.gib_hour.0,
             placement.run_max.0,
-            placement.capped_by_spend
+            placement.capped_by_spend,
+            ORDER_BYTES,
+            DEVICE_BYTES
         )
         .execute(&mut *tx)
         .await?;
+        let orders_bytes = sqlx::query_scalar!(
+            r#"select sum(order_bytes)::bigint as "bytes!" from leases where host_id = $1 and state <> 'closed'"#,
+            placement.host.0
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if orders_bytes > ORDERS_BYTES_MAX {
+            return Err(StoreError::Stale("host"));
+        }
         advance(&mut tx, &mut job, JobEvent::Place, None).await?;
         announce(&mut tx, Changes::Host(placement.host)).await?;
         tx.commit().await?;

@@ -66,8 +66,8 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
     })
 }
 
-/// The oldest orders that fit into one document. The others follow when these are done:
-/// customers decide how long a command is, and must not silence a host with it.
+/// The oldest orders that fit into one document: customers decide how long a command is,
+/// and must not silence a host with it. All fit unless the store's own bound was changed.
 fn fitting(orders: impl Iterator<Item = (LeaseId, Order)>) -> BTreeMap<LeaseId, Order> {
     let mut room = DOCUMENT_BYTES_MAX - ENVELOPE_BYTES;
     let fits = |(_, order): &(LeaseId, Order)| {
@@ -98,6 +98,7 @@ fn order(row: OrderRow) -> Order {
 #[cfg(test)]
 mod tests {
     use nave_domain::{Bytes, JobId, MilliCpu, job::Egress, lease::StopReason};
+    use nave_store::ORDERS_BYTES_MAX;
     use uuid::Uuid;
 
     use super::*;
@@ -124,6 +125,8 @@ mod tests {
         let kept = fitting((1..40).map(|n| large(n, None)));
         assert!((10..20).contains(&kept.len()), "{}", kept.len());
         assert!(serde_json::to_vec(&kept).expect("JSON").len() < DOCUMENT_BYTES_MAX);
+        let room = i64::try_from(DOCUMENT_BYTES_MAX - ENVELOPE_BYTES).expect("small");
+        assert!(ORDERS_BYTES_MAX <= room, "the store lets no host have more than fits");
         let stopped = fitting((1..40).map(|n| large(n, Some(StopReason::StartTimeout))));
         assert_eq!(stopped.len(), kept.len(), "a stop pushes no other order out");
     }

@@ -1,10 +1,10 @@
 //! Placing: only what is still as the planner saw it, and only once.
 
-use nave_domain::{MicroUsd, job::JobState, lease::LeaseState, rate::Rate};
+use nave_domain::{MicroUsd, MilliCpu, job::JobState, lease::LeaseState, rate::Rate};
 use nave_store::{NewHost, StoreError};
 use tokio::task::JoinSet;
 
-use crate::market::{RATE, device, inventory, open, request};
+use crate::market::{EXITED, RATE, device, inventory, open, request};
 
 #[tokio::test]
 async fn a_placed_job_stands_in_its_hosts_spec_under_a_new_generation() {
@@ -111,6 +111,41 @@ async fn a_snapshot_carries_no_commands() {
         let planned = serde_json::to_string(&snapshot.jobs[0].request).expect("serialise");
         assert!(planned.len() < 1_000, "{} bytes of a job that waits are read at every look", planned.len());
         assert_eq!(snapshot.jobs[0].request.resources, long.resources);
+    })
+    .await;
+}
+
+/// Otherwise one customer's long commands fill the document that a host fetches, and orders
+/// of others never reach it.
+#[tokio::test]
+async fn a_host_takes_no_more_orders_than_fit_into_its_spec() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let mut long = request();
+        long.argv = vec!["x".repeat(250_000)];
+        long.resources.milli_cpu = MilliCpu(10);
+        long.max_spend = MicroUsd(1_000);
+        let mut placed = 0;
+        let refused = loop {
+            let job = market.submit(customer, &long).await;
+            match market.store.job_place(&market.placement(job, host).await).await {
+                Ok(_) => placed += 1,
+                Err(error) => break error,
+            }
+            assert!(placed < 17, "more than four MiB of orders");
+        };
+        assert!(matches!(refused, StoreError::Stale("host")), "{refused:?}");
+        assert!(placed > 10, "{placed}");
+        let supply = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
+        assert_eq!(supply.milli_cpu_used, supply.inventory.milli_cpu, "a full spec leaves nothing free");
+        for lease in market.store.host_spec(host).await.expect("spec").orders.keys() {
+            market.finish(host, *lease, EXITED).await;
+        }
+        let job = market.submit(customer, &long).await;
+        market.place(job, host).await;
+        let supply = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
+        assert_eq!(supply.milli_cpu_used, MilliCpu(10));
     })
     .await;
 }
