@@ -76,7 +76,7 @@ pub struct UpArgs {
     /// Docker socket to use instead of an engine of its own.
     #[arg(long)]
     pub docker: Option<PathBuf>,
-    /// Run an image registry on this machine's loopback.
+    /// Run an image registry on this machine's loopback, from now on whenever the market is up.
     #[arg(long)]
     pub local_registry: bool,
     /// Image of jobs that name none.

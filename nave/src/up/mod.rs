@@ -167,7 +167,9 @@ impl Market {
         let socket = engine.socket(layout);
         let engine_arguments =
             socket.map(|socket| engine_arguments(layout, &socket)).transpose()?.unwrap_or_default();
-        let registry = args.local_registry.then(|| Registry::prepare(layout)).transpose()?;
+        let registry = (args.local_registry || Registry::is_kept(layout))
+            .then(|| Registry::prepare(layout))
+            .transpose()?;
         let status = first_status(&args, layout, &engine, registry.as_ref())?;
         status.write(layout)?;
         for limit in &status.limits {

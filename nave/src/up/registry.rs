@@ -1,6 +1,10 @@
 //! An image registry on loopback, for machines that reach no public one.
 
-use std::{net::TcpListener, path::Path, process::Command};
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Context as _;
 
@@ -17,12 +21,17 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Whether the market has had one: its images, perhaps the default one, name it for good.
+    pub fn is_kept(layout: &Layout) -> bool {
+        address_file(layout).exists()
+    }
+
     /// Chooses its port, once for a market: image references contain it.
     ///
     /// # Errors
     /// When there is no free port or the choice cannot be written.
     pub fn prepare(layout: &Layout) -> anyhow::Result<Self> {
-        let file = layout.registry().join("address");
+        let file = address_file(layout);
         let address = match std::fs::read_to_string(&file) {
             Ok(address) => address,
             Err(_) => {
@@ -48,6 +57,10 @@ impl Registry {
         command.arg("serve").arg(layout.registry().join("config.yml"));
         Ok(command)
     }
+}
+
+fn address_file(layout: &Layout) -> PathBuf {
+    layout.registry().join("address")
 }
 
 /// JSON is YAML, so that a path needs no quoting rules of its own.
