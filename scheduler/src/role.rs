@@ -21,6 +21,8 @@ pub async fn run(patience: Patience, store: Store, shutdown: impl Future<Output 
     let mut changes = store.listen().subscribe();
     tokio::pin!(shutdown);
     loop {
+        // One look answers every announcement before it: many jobs at once are not many looks.
+        changes = changes.resubscribe();
         if let Err(error) = look(&store, &patience).await {
             tracing::warn!(%error, "could not schedule; trying again");
         }

@@ -342,7 +342,7 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if set_state(&mut tx, &mut lease, LeaseEvent::Started).await?
-            && job::next(job.state, JobEvent::Start).is_some()
+            && job::next(job.state, JobEvent::Start).is_some_and(|to| to != job.state)
         {
             advance(&mut tx, &mut job, JobEvent::Start, None).await?;
         }

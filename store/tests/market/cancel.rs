@@ -61,6 +61,23 @@ async fn a_running_job_is_charged_up_to_its_cancellation() {
 }
 
 #[tokio::test]
+async fn a_command_that_starts_while_it_is_cancelled_hides_nothing_of_why() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let lease = market.place(job, host).await;
+        market.store.job_cancel(customer, job).await.expect("cancel");
+        let before = market.job(customer, job).await;
+        market.store.lease_started(host, lease).await.expect("started");
+        assert_eq!(market.job(customer, job).await, before);
+        market.store.lease_finished(host, lease, None, None).await.expect("finished");
+        assert_eq!(market.job(customer, job).await.charged, MicroUsd::ZERO, "it was to end before it ran");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn cancelling_again_changes_nothing() {
     open(async |market| {
         let customer = market.customer("ada").await;
