@@ -291,6 +291,11 @@ impl Market {
         if let Some(file) = market::configure_client(&self.args, &self.identity)? {
             progress(&format!("`nave` is configured in {}", file.display()));
         }
+        if self.store.default_image().await?.is_none() {
+            self.status.limits.push(
+                "jobs have to name an image (--image) until `naved admin default-image` sets one".into(),
+            );
+        }
         self.status.ready = true;
         self.status.write(&self.layout)?;
         tell(&self.status, self.args.json)?;

@@ -23,7 +23,7 @@ pub struct Status {
     pub docker_host: Option<String>,
     /// The registry on loopback, if there is one.
     pub registry: Option<String>,
-    /// What this machine cannot do, in sentences.
+    /// What this machine cannot do, or the market could not when it came up, in sentences.
     pub limits: Vec<String>,
 }
 
