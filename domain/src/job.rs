@@ -323,9 +323,9 @@ pub struct Tries {
     pub host: u32,
 }
 
-/// Attempts that may end through hosts before the job fails: one host in ten
-/// lost would fail one job in ten thousand.
-pub const HOST_TRIES_MAX: u32 = 4;
+/// Attempts that may end through hosts before the job fails. With the pauses between
+/// them a job outlasts half a minute in which its only host cannot start anything.
+pub const HOST_TRIES_MAX: u32 = 6;
 
 /// What an attempt's end means for its job, given the tries including that one.
 #[must_use]
@@ -389,11 +389,11 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_retried_as_often_as_asked_and_a_lost_host_four_times() {
+    fn a_command_is_retried_as_often_as_asked_and_a_lost_host_five_times() {
         let failed = Outcome::Exited { code: 3 };
         assert_eq!(after(&failed, Tries { command: 1, host: 0 }, 1), JobEvent::Requeue);
         assert_eq!(after(&failed, Tries { command: 2, host: 0 }, 1), JobEvent::Fail);
-        assert_eq!(after(&Outcome::HostLost, Tries { command: 0, host: 3 }, 0), JobEvent::Requeue);
-        assert_eq!(after(&Outcome::HostLost, Tries { command: 0, host: 4 }, 0), JobEvent::Fail);
+        assert_eq!(after(&Outcome::HostLost, Tries { command: 0, host: 5 }, 0), JobEvent::Requeue);
+        assert_eq!(after(&Outcome::HostLost, Tries { command: 0, host: 6 }, 0), JobEvent::Fail);
     }
 }

@@ -82,7 +82,10 @@ fn limits_end_a_job_and_say_which() {
         ("out_of_memory".into(), 1)
     );
     let digest = format!("x@sha256:{}", "0".repeat(64));
-    assert_eq!(reason(&["--image", &format!("127.0.0.1:9/{digest}")], &["true"]), ("start_failed".into(), 4));
+    let absent = market.submit(&["--image", &format!("127.0.0.1:9/{digest}")], &["true"]);
+    market.await_job(&absent, "tried", |job| job["attempts"][0]["outcome"]["kind"] == "start_failed");
+    succeed(&mut market.nave(&["cancel", &absent]));
+    market.await_final(&absent);
     // Takes connections and never answers, so that a pull hangs.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
     let image = format!("{}/{digest}", silent.local_addr().expect("its address"));
@@ -114,12 +117,12 @@ fn a_cancelled_job_ends_and_what_it_did_not_use_comes_back() {
 #[test]
 fn killing_any_one_process_does_not_change_the_outcome() {
     let Some(market) = Market::docker(&["--report", "1s"]) else { return };
-    for victim in
-        ["gateway", "scheduler", "validator", "treasury", "agent", "postgres", "registry", "dockerd"]
-    {
+    let victims =
+        ["gateway", "scheduler", "validator", "treasury", "agent", "postgres", "registry", "dockerd"];
+    for victim in victims.into_iter().chain(["containerd", "a backend of postgres"]) {
         let job = market.submit(&[], &["python3", "-c", TICKS]);
         wait_for("the third tick", || market.stdout(&job).contains("tick 2").then_some(()));
-        kill(market.pid(victim), SIGKILL);
+        kill(market.pid_of(victim), SIGKILL);
         let done = wait_for(&format!("the job to end after {victim} was killed"), || {
             let listed = market.nave(&["ps", "--json"]).output().ok()?;
             let list: serde_json::Value = serde_json::from_slice(&listed.stdout).ok()?;

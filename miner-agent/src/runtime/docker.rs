@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod firewall;
+pub mod ghosts;
 pub mod image;
 pub mod network;
 pub mod outages;
@@ -34,7 +35,9 @@ use nave_domain::{HostId, LeaseId, Millis, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 use tokio::{sync::Notify, task::JoinHandle};
 
-use self::{firewall::Firewall, image::Pinned, network::Networks, outages::Outages, workdir::WorkDirs};
+use self::{
+    firewall::Firewall, ghosts::Ghosts, image::Pinned, network::Networks, outages::Outages, workdir::WorkDirs,
+};
 use super::{Logs, StartError};
 use crate::{
     archive::{self, Archive},
@@ -68,6 +71,7 @@ pub struct Docker {
     ended: Mutex<BTreeMap<LeaseId, Phase>>,
     changed: Arc<Notify>,
     outages: Arc<Outages>,
+    ghosts: Ghosts,
     events: JoinHandle<()>,
 }
 
@@ -110,6 +114,7 @@ impl Docker {
             firewall,
             changed,
             outages,
+            ghosts: Ghosts::default(),
         })
     }
 
@@ -134,6 +139,18 @@ impl Docker {
         self.changed.notified().await;
     }
 
+    /// A container that is listed as running: it runs, or its end was missed.
+    async fn running(&self, lease: LeaseId) -> Phase {
+        if !self.ghosts.knows(lease) {
+            let inspected = self.client.inspect_container(&container::name(lease), None).await;
+            let pid = inspected.ok().and_then(|found| found.state).and_then(|state| state.pid);
+            if let Some(pid) = pid.filter(|pid| *pid > 0) {
+                self.ghosts.learn(lease, pid);
+            }
+        }
+        if self.ghosts.is_ghost(lease) { Phase::CutOff } else { Phase::Running }
+    }
+
     pub(super) async fn observe(&self) -> anyhow::Result<BTreeMap<LeaseId, Observed>> {
         let filters = HashMap::from([("label", vec![format!("{LABEL_HOST}={}", self.host)])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
@@ -156,7 +173,7 @@ impl Docker {
                     | ContainerSummaryStateEnum::STOPPING
                     | ContainerSummaryStateEnum::EMPTY,
                 )
-                | None => Phase::Running,
+                | None => self.running(lease).await,
             };
             observed.insert(lease, seen);
         }
@@ -295,14 +312,16 @@ impl Docker {
     }
 
     pub(super) async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
-        // Never by force: where a start that an earlier agent asked for still
-        // goes through, the engine refuses, and the running job is adopted.
-        let options = RemoveContainerOptionsBuilder::default().v(true).build();
+        // By force only what is gone: where a start that an earlier agent asked for
+        // still goes through, the engine refuses, and the running job is adopted.
+        let ghost = self.ghosts.is_ghost(lease);
+        let options = RemoveContainerOptionsBuilder::default().v(true).force(ghost).build();
         let name = container::name(lease);
         let removed = self.client.remove_container(&name, Some(options)).await;
         settle(removed, &[404]).with_context(|| format!("remove {name}"))?;
         let (network, work) = tokio::join!(self.networks.remove(lease), self.work.remove(lease));
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
+        self.ghosts.forget(lease);
         network.and(work)
     }
 

@@ -173,6 +173,25 @@ impl Market {
         })
     }
 
+    /// A part's process, or one that a part has started.
+    pub fn pid_of(&self, name: &str) -> i32 {
+        match name {
+            "containerd" => {
+                let file = self.data().join("docker/exec/containerd/containerd.pid");
+                fs::read_to_string(file).expect("its number").trim().parse().expect("a number")
+            }
+            "a backend of postgres" => {
+                let parent = self.pid("postgres");
+                let is_backend = |pid: &i32| {
+                    let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                    title.starts_with(b"postgres: nave nave")
+                };
+                wait_for("a backend", || children(parent).into_iter().find(is_backend))
+            }
+            part => self.pid(part),
+        }
+    }
+
     pub fn supervisor(&self) -> i32 {
         let up = self.up_json();
         let record = up["supervisor"].as_str().expect("a supervisor");
@@ -237,6 +256,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+fn children(parent: i32) -> Vec<i32> {
+    let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The process that has `marker` among its arguments.
