@@ -118,8 +118,9 @@ impl Store {
         Ok(rows.collect())
     }
 
-    /// Closes the open epoch: every unsettled stretch of use is counted in it, once, and
-    /// the next epoch begins.
+    /// Closes the open epoch: the use of every lease that closed since the last one is counted
+    /// in it, once, and the next epoch begins. A lease that is open may still be lost and
+    /// refunded, so it does not count yet.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when this epoch is not open.
@@ -137,7 +138,7 @@ impl Store {
         let leases = sqlx::query!(
             "select l.lease_id, h.hotkey, l.used_ms, l.settled_ms, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour,
                     l.vcpu_hour, l.gib_hour
-             from leases l join hosts h using (host_id) where l.used_ms > l.settled_ms
+             from leases l join hosts h using (host_id) where l.state = 'closed' and l.used_ms > l.settled_ms
              order by l.lease_id for update of l"
         )
         .fetch_all(&mut *tx)
