@@ -214,7 +214,7 @@ fn without_host(empty: &[SupplyHost], job: &QueuedJob) -> Choice {
         let mut kinds: Vec<&str> = unfit.into_iter().filter_map(|(_, missing)| missing).collect();
         kinds.sort_unstable();
         kinds.dedup();
-        let message = format!("every host lacks {}; see `nave offers`", kinds.join(" or "));
+        let message = format!("no host has {}; see `nave offers`", kinds.join(" or "));
         return Choice::Wait(reason("no_host_fits", message));
     }
     if fit.iter().all(|(host, _)| run_max(host, job).is_none()) {

@@ -211,7 +211,7 @@ fn a_waiting_job_is_told_that_there_are_no_hosts() {
 }
 
 #[test]
-fn a_waiting_job_is_told_what_every_host_lacks() {
+fn a_waiting_job_is_told_what_no_host_has() {
     let lacking = |change: fn(&mut nave_store::QueuedJob), hosts| {
         let mut job = job(1);
         change(&mut job);
@@ -221,17 +221,17 @@ fn a_waiting_job_is_told_what_every_host_lacks() {
         message.to_owned()
     };
     let cpu = lacking(|job| job.request.resources.milli_cpu = MilliCpu(9_000), vec![host()]);
-    assert_eq!(cpu, "every host lacks enough CPU; see `nave offers`");
+    assert_eq!(cpu, "no host has enough CPU; see `nave offers`");
     let memory = lacking(|job| job.request.resources.memory = Bytes(33 * Bytes::GIB), vec![host()]);
-    assert!(memory.contains("lacks enough memory"), "{memory}");
+    assert!(memory.contains("no host has enough memory"), "{memory}");
     let disk = lacking(|job| job.request.resources.disk = Bytes(101 * Bytes::GIB), vec![host()]);
-    assert!(disk.contains("lacks enough disk"), "{disk}");
+    assert!(disk.contains("no host has enough disk"), "{disk}");
     let mut closed = host();
     closed.inventory.egress = vec![Egress::None];
     let egress = lacking(|_| {}, vec![closed]);
-    assert!(egress.contains("lacks a way to enforce its egress policy"), "{egress}");
+    assert!(egress.contains("no host has a way to enforce its egress policy"), "{egress}");
     let gpus = lacking(|job| job.request = gpu_job(1, 2, 40).request, vec![gpu_host(&[24, 80]), host()]);
-    assert!(gpus.contains("lacks enough GPUs with that much memory"), "{gpus}");
+    assert!(gpus.contains("no host has enough GPUs with that much memory"), "{gpus}");
 }
 
 #[test]
@@ -243,7 +243,7 @@ fn hosts_that_lack_different_things_are_told_apart() {
     few_cpus.inventory.milli_cpu = MilliCpu(2_000);
     little_memory.inventory.memory = Bytes(Bytes::GIB);
     let plan = plan_for(vec![wanting], vec![few_cpus, little_memory]);
-    assert_eq!(waits_for(&plan).1, "every host lacks enough CPU or enough memory; see `nave offers`");
+    assert_eq!(waits_for(&plan).1, "no host has enough CPU or enough memory; see `nave offers`");
 }
 
 #[test]
