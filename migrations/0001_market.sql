@@ -128,6 +128,7 @@ create table jobs (
     reason_code     text,
     reason_message  text,
     result_sha256   bytea references blobs,
+    result_truncated boolean not null default false,
     constraint jobs_idempotency_key unique (customer_id, idempotency_key)
 );
 create index jobs_by_customer on jobs (customer_id, job_id desc);
@@ -152,6 +153,7 @@ comment on column jobs.exit_code is 'Exit code of the attempt that settled it';
 comment on column jobs.reason_code is 'Why it failed or what it waits for, for programs';
 comment on column jobs.reason_message is 'The same for people';
 comment on column jobs.result_sha256 is 'Archive of its result files';
+comment on column jobs.result_truncated is 'Whether files were left out because the archive would exceed 32 MiB';
 
 create table leases (
     lease_id        uuid primary key,

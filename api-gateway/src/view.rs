@@ -41,6 +41,7 @@ fn job(row: JobRow, attempts: &[AttemptRow]) -> Result<Job, Overflow> {
         charged: row.charged,
         attempts: attempts.iter().map(attempt).collect::<Result<_, _>>()?,
         has_result,
+        result_truncated: row.result_truncated,
         actions: actions(row.state, has_result),
     })
 }

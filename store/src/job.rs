@@ -62,6 +62,8 @@ pub struct JobRow {
     pub charged: MicroUsd,
     /// SHA-256 of the result archive.
     pub result: Option<Vec<u8>>,
+    /// Whether files were left out of it because it would exceed 32 MiB.
+    pub result_truncated: bool,
 }
 
 /// One attempt, with what is known of its host.
@@ -234,7 +236,7 @@ impl Store {
         let row = sqlx::query_as!(
             RawJob,
             "select job_id, customer_id, state, request, created_at_ms, finished_at_ms, exit_code, reason_code,
-                    reason_message, charged, result_sha256
+                    reason_message, charged, result_sha256, result_truncated
              from jobs where job_id = $1 and customer_id = $2",
             job.0,
             customer.0
@@ -258,7 +260,7 @@ impl Store {
         let rows = sqlx::query_as!(
             RawJob,
             "select job_id, customer_id, state, request, created_at_ms, finished_at_ms, exit_code, reason_code,
-                    reason_message, charged, result_sha256
+                    reason_message, charged, result_sha256, result_truncated
              from jobs
              where customer_id = $1 and ($2::text is null or state = $2) and ($3::uuid is null or job_id < $3)
              order by job_id desc limit $4",
@@ -386,6 +388,7 @@ struct RawJob {
     reason_message: Option<String>,
     charged: i64,
     result_sha256: Option<Vec<u8>>,
+    result_truncated: bool,
 }
 
 impl RawJob {
@@ -401,6 +404,7 @@ impl RawJob {
             reason: self.reason_code.zip(self.reason_message),
             charged: MicroUsd(self.charged),
             result: self.result_sha256,
+            result_truncated: self.result_truncated,
         })
     }
 }

@@ -55,6 +55,15 @@ pub struct HeldLease {
     pub started: bool,
 }
 
+/// A result archive that a host says it has delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ResultRow {
+    /// SHA-256 of the archive.
+    pub sha256: [u8; 32],
+    /// Whether files were left out because the archive would exceed 32 MiB.
+    pub truncated: bool,
+}
+
 /// A lease whose use has not been charged in full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChargeDue {
@@ -373,7 +382,7 @@ impl Store {
         host: HostId,
         id: LeaseId,
         outcome: Option<Outcome>,
-        result: Option<[u8; 32]>,
+        result: Option<ResultRow>,
     ) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
@@ -387,9 +396,13 @@ impl Store {
         };
         // Also when there is none: a result is that of the last attempt.
         sqlx::query!(
-            "update jobs set result_sha256 = (select sha256 from blobs where sha256 = $2) where job_id = $1",
+            "update jobs
+             set result_sha256 = (select sha256 from blobs where sha256 = $2),
+                 result_truncated = $3 and exists (select from blobs where sha256 = $2)
+             where job_id = $1",
             job.job.0,
-            result.as_ref().map(<[u8; 32]>::as_slice)
+            result.as_ref().map(|result| result.sha256.as_slice()),
+            result.is_some_and(|result| result.truncated)
         )
         .execute(&mut *tx)
         .await?;

@@ -35,7 +35,7 @@ pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
 pub use host::{HostRow, NewHost, OrderRow, SpecRow, UsageRow};
 pub use job::{AttemptRow, JobRow, Submission, Submitted};
-pub use lease::{ChargeDue, HeldLease, OpenLease};
+pub use lease::{ChargeDue, HeldLease, OpenLease, ResultRow};
 pub use ledger::{BalanceRow, LedgerRow};
 pub use log::{Appended, LogRow};
 pub use notify::{Changes, Listener};

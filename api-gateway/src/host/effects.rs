@@ -8,7 +8,7 @@ use nave_domain::{
     lease::{LeaseState, Outcome},
 };
 use nave_sdk::wire::host::{DETAIL_BYTES_MAX, Exit, LeaseReport, ResultRef};
-use nave_store::HeldLease;
+use nave_store::{HeldLease, ResultRow};
 
 /// Something to write down about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,8 +25,8 @@ pub(super) enum Effect {
     Finished {
         /// How it ended; none when the control plane knows better.
         outcome: Option<Outcome>,
-        /// Hash of its result.
-        result: Option<[u8; 32]>,
+        /// Its result.
+        result: Option<ResultRow>,
     },
 }
 
@@ -49,7 +49,7 @@ fn of_lease(report: LeaseReport, held: HeldLease) -> Vec<Effect> {
         LeaseReport::Exited { exit } => exited(&exit, held),
         LeaseReport::Finished { exit, result } => {
             let mut effects = has_run(&exit, held);
-            effects.push(Effect::Finished { outcome: outcome(exit), result: result.and_then(hash) });
+            effects.push(Effect::Finished { outcome: outcome(exit), result: result.and_then(named) });
             effects
         }
     }
@@ -106,8 +106,10 @@ fn bounded(text: &str) -> String {
     text[..end.unwrap_or(0)].replace('\0', "\u{fffd}")
 }
 
-fn hash(result: ResultRef) -> Option<[u8; 32]> {
-    hex::decode(result.sha256).ok()?.try_into().ok()
+/// A result whose name is a hash; under another name nothing is stored.
+fn named(result: ResultRef) -> Option<ResultRow> {
+    let sha256 = hex::decode(result.sha256).ok()?.try_into().ok()?;
+    Some(ResultRow { sha256, truncated: result.truncated })
 }
 
 #[cfg(test)]

@@ -65,6 +65,7 @@ async fn a_job_runs_from_its_placement_to_its_receipt() {
 
     let done: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
     assert_eq!((done.state, done.exit_code, done.has_result), (JobState::Succeeded, Some(0), true));
+    assert!(!done.result_truncated);
     assert_eq!(done.attempts[0].outcome, Some(Outcome::Exited { code: 0 }), "a later word changes nothing");
     let fetched = market.get(&format!("/v1/jobs/{}/result", job.job)).send().await.expect("an answer");
     assert_eq!(fetched.headers()["content-type"], "application/x-tar");
@@ -90,6 +91,20 @@ async fn receipt_agrees_with_the_ledger(market: &Market, job: &Job) {
     assert!(receipt.total >= MicroUsd(1_200) && receipt.total == job.charged);
     assert_eq!((receipt.held, receipt.attempts[0].attempt.charged), (MicroUsd(0), job.charged));
     market.assert_books_balance().await;
+}
+
+#[tokio::test]
+async fn files_left_out_of_a_result_are_told_to_the_customer() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    let (job, lease) = market.placed(&host).await;
+    let sha256 = hex::encode(Sha256::digest(b"a part"));
+    let stored = host.call(Method::PUT, &format!("/host/v1/blobs/{sha256}")).body("a part");
+    assert_eq!(stored.send().await.expect("an answer").status(), 204);
+    let result = Some(ResultRef { sha256, size: 6, truncated: true });
+    host.report(&[(lease, LeaseReport::Finished { exit: code(0), result })]).await;
+    let done: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
+    assert_eq!((done.state, done.has_result, done.result_truncated), (JobState::Succeeded, true, true));
 }
 
 #[tokio::test]

@@ -58,7 +58,8 @@ pub fn jobs() -> Vec<Job> {
         sample(json!({
             "job": id("job", number), "state": state, "request": { "argv": argv },
             "created_at": "2026-09-21T14:12:20Z", "finished_at": null, "exit_code": null, "reason": null,
-            "charged": 123, "attempts": attempts, "has_result": false, "actions": ["cancel", "logs"]
+            "charged": 123, "attempts": attempts, "has_result": false,
+            "result_truncated": false, "actions": ["cancel", "logs"]
         }))
     };
     let python = ["python3", "-c", "print(sum(i * i for i in range(1_000_000)))"];

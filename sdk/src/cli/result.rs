@@ -20,6 +20,9 @@ use super::{
 /// How often a download that breaks is begun again.
 const DOWNLOADS_MAX: u32 = 5;
 
+/// What is said of a result that is not all of it.
+pub const TRUNCATED: &str = "some result files were left out: the archive would exceed 32 MiB";
+
 /// Fetches the result of a finished job.
 pub async fn result(cx: &Context, args: ResultArgs) -> Result<(), Failure> {
     let client = cx.client()?;
@@ -31,6 +34,9 @@ pub async fn result(cx: &Context, args: ResultArgs) -> Result<(), Failure> {
             false => ("the job is not finished", exit::UNFINISHED),
         };
         return Err(Failure::local(&attempted, detail, &format!("nave logs {}", args.job)).exiting(code));
+    }
+    if job.result_truncated {
+        say(TRUNCATED);
     }
     match args.out.unwrap_or_else(|| PathBuf::from(args.job.to_string())) {
         out if out.as_os_str() == "-" => to_stdout(&client, args.job).await,

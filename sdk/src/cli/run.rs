@@ -268,6 +268,9 @@ async fn finish(client: &Client, out: Option<PathBuf>, report: Report, json: boo
         None => Ok(()),
     };
     if !json {
+        if job.result_truncated {
+            say(result::TRUNCATED);
+        }
         say(&last_line(job));
     }
     fetched?;

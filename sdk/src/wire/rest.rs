@@ -67,6 +67,8 @@ pub struct Job {
     pub attempts: Vec<Attempt>,
     /// Whether result files can be fetched.
     pub has_result: bool,
+    /// Whether files were left out of the result because the archive would exceed 32 MiB.
+    pub result_truncated: bool,
     /// What can be done with it now: `cancel`, `logs`, `result`, `receipt`.
     pub actions: Vec<String>,
 }

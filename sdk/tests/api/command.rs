@@ -180,6 +180,20 @@ async fn a_log_is_read_to_its_present_end_and_not_followed() {
 }
 
 #[tokio::test]
+async fn a_run_says_that_result_files_were_left_out() {
+    let mut last = job("succeeded", Some(0));
+    last["result_truncated"] = json!(true);
+    let stub = Stub::start(one_job(String::new(), last)).await;
+    let plain = output(&stub.url, &["run", "--", "true"]).await;
+    let said: Vec<&str> = text(&plain.stderr).split_inclusive('\n').collect();
+    assert_eq!((said.len(), said[0]), (2, LEFT_OUT));
+    let json = output(&stub.url, &["run", "--json", "--", "true"]).await;
+    assert_eq!((text(&json.stderr), &document(&json)["result_truncated"]), ("", &json!(true)));
+}
+
+const LEFT_OUT: &str = "nave: some result files were left out: the archive would exceed 32 MiB\n";
+
+#[tokio::test]
 async fn result_files_are_unpacked_and_listed() {
     let mut builder = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -193,6 +207,7 @@ async fn result_files_are_unpacked_and_listed() {
         }
         let mut job = job("succeeded", Some(0));
         job["has_result"] = json!(true);
+        job["result_truncated"] = json!(true);
         Reply::json(&job)
     })
     .await;
@@ -200,6 +215,7 @@ async fn result_files_are_unpacked_and_listed() {
     let out = dir.path().join("out");
     let first = output(&stub.url, &["result", JOB, "-o", out.to_str().expect("UTF-8")]).await;
     assert!(first.status.success(), "{}", text(&first.stderr));
+    assert_eq!(text(&first.stderr), LEFT_OUT);
     assert_eq!(fs::read_to_string(out.join("model/weights.bin")).expect("the file"), "hello");
     let again = output(&stub.url, &["result", JOB, "-o", out.to_str().expect("UTF-8")]).await;
     assert_eq!(again.status.code(), Some(1));

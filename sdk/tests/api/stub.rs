@@ -131,7 +131,7 @@ pub fn job(state: &str, exit_code: Option<i32>) -> Value {
     json!({
         "job": JOB, "state": state, "request": { "argv": ["true"] }, "created_at": "2026-09-21T14:12:20Z",
         "finished_at": null, "exit_code": exit_code, "reason": null, "charged": 123, "has_result": false,
-        "actions": [], "attempts": [attempt(1, "local-1", &json!(outcome))]
+        "result_truncated": false, "actions": [], "attempts": [attempt(1, "local-1", &json!(outcome))]
     })
 }
 

@@ -7,6 +7,7 @@ use nave_domain::{
     ledger::PostingKind,
     rate::{Rate, charge},
 };
+use nave_store::ResultRow;
 
 use crate::market::{EXITED, Market, assert_about, hash, inventory, open, request};
 
@@ -251,6 +252,10 @@ async fn a_stop_grows_the_generation_and_the_first_reason_stays() {
     .await;
 }
 
+fn truncated(sha256: [u8; 32]) -> ResultRow {
+    ResultRow { sha256, truncated: true }
+}
+
 #[tokio::test]
 async fn a_result_counts_when_its_bytes_are_here() {
     open(async |market| {
@@ -260,8 +265,13 @@ async fn a_result_counts_when_its_bytes_are_here() {
         market.store.blob_put(here, b"here").await.expect("put");
         for (promised, kept) in [(here, Some(here.to_vec())), (hash("missing"), None)] {
             let (job, lease) = market.run(customer, host, &request()).await;
-            market.store.lease_finished(host, lease, Some(EXITED), Some(promised)).await.expect("finished");
-            assert_eq!(market.job(customer, job).await.result, kept);
+            market
+                .store
+                .lease_finished(host, lease, Some(EXITED), Some(truncated(promised)))
+                .await
+                .expect("finished");
+            let row = market.job(customer, job).await;
+            assert_eq!((row.result_truncated, row.result), (kept.is_some(), kept));
         }
     })
     .await;
@@ -278,11 +288,11 @@ async fn the_result_is_that_of_the_attempt_that_settled_the_job() {
         stubborn.retries = 1;
         let (job, lease) = market.run(customer, host, &stubborn).await;
         let failed = Some(Outcome::Exited { code: 1 });
-        market.store.lease_finished(host, lease, failed, Some(first)).await.expect("finished");
+        market.store.lease_finished(host, lease, failed, Some(truncated(first))).await.expect("finished");
         let lease = market.place(job, host).await;
         market.finish(host, lease, EXITED).await;
         let row = market.job(customer, job).await;
-        assert_eq!((row.state, row.result), (JobState::Succeeded, None));
+        assert_eq!((row.state, row.result, row.result_truncated), (JobState::Succeeded, None, false));
     })
     .await;
 }
