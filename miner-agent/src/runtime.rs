@@ -91,10 +91,10 @@ impl Runtime {
         either!(self, inner => inner.reap(known).await)
     }
 
-    /// The output of a command; with `follow` until it ends.
+    /// Some streams of the output of a command; with `follow` until it ends.
     #[must_use]
-    pub fn logs(&self, lease: LeaseId, follow: bool) -> Logs {
-        either!(self, inner => inner.logs(lease, follow))
+    pub fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {
+        either!(self, inner => inner.logs(lease, follow, streams))
     }
 
     /// Packs the result files of an ended command; `None` where there are none.

@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use nave_domain::{MicroUsd, Millis, host::Runtime, job::JobState, lease::Outcome, ledger::PostingKind};
+use nave_domain::{
+    MicroUsd, Millis,
+    host::Runtime,
+    job::{HOST_TRIES_MAX, JobState},
+    lease::Outcome,
+    ledger::PostingKind,
+};
 use nave_sdk::wire::{
     host::{Exit, LeaseReport},
     rest::{Job, Receipt},
@@ -67,15 +73,16 @@ async fn a_job_that_never_started_costs_nothing() {
     let market = Market::start().await;
     let mut host = market.host("h").await;
     let (job, mut lease) = market.placed(&host).await;
-    for attempt in 1..=4 {
+    for attempt in 1..=HOST_TRIES_MAX {
         let exit = Exit::StartFailed { detail: format!("no such image\0 {}", "x".repeat(5_000)) };
         host.report(&[(lease, LeaseReport::Finished { exit, result: None })]).await;
-        if attempt < 4 {
+        if attempt < HOST_TRIES_MAX {
             lease = market.place(job.job, host.id).await;
         }
     }
     let job: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
-    assert_eq!((job.state, job.attempts.len(), job.charged), (JobState::Failed, 4, MicroUsd(0)));
+    let attempts = u32::try_from(job.attempts.len()).expect("a few");
+    assert_eq!((job.state, attempts, job.charged), (JobState::Failed, HOST_TRIES_MAX, MicroUsd(0)));
     let reason = job.reason.expect("a reason");
     assert!(reason.code == "start_failed" && reason.message.len() < 1_200, "{reason:?}");
     let receipt: Receipt = market.fetch(&format!("/v1/jobs/{}/receipt", job.job)).await;

@@ -335,8 +335,9 @@ impl Docker {
         Ok(())
     }
 
-    pub(super) fn logs(&self, lease: LeaseId, follow: bool) -> Logs {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).build();
+    pub(super) fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {
+        let [out, err] = [Stream::Stdout, Stream::Stderr].map(|stream| streams.contains(&stream));
+        let options = LogsOptionsBuilder::default().stdout(out).stderr(err).follow(follow).build();
         let lines = self.client.logs(&container::name(lease), Some(options));
         lines.map_err(|error| anyhow::Error::new(error).context("read the log")).try_filter_map(split).boxed()
     }

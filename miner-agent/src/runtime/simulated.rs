@@ -137,8 +137,9 @@ impl Simulated {
         self.save(&plays)
     }
 
-    pub(super) fn logs(&self, lease: LeaseId, follow: bool) -> Logs {
-        let Some(play) = self.plays().get(&lease).cloned() else {
+    pub(super) fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {
+        let play = self.plays().get(&lease).cloned();
+        let Some(play) = play.filter(|_| streams.contains(&Stream::Stdout)) else {
             return stream::empty().boxed();
         };
         let line = Bytes::from(format!("simulated: would run {:?}\n", play.argv));

@@ -28,14 +28,14 @@ pub(super) enum Pass {
     Sent,
     /// Nothing more is wanted: it is kept in full or no longer taken.
     Enough,
-    /// The output must be read again from its beginning.
+    /// What is still wanted must be read again from its beginning.
     Again,
 }
 
 /// Sends the output of a running lease until nothing more of it is wanted.
 /// The caller ends it when the lease ends.
 pub(super) async fn follow(plane: Arc<ControlPlane>, runtime: Arc<Runtime>, lease: LeaseId) {
-    while Forward::pass(&plane, lease, runtime.logs(lease, true)).await != Pass::Enough {
+    while Forward::pass(&plane, &runtime, lease, true).await != Pass::Enough {
         tokio::time::sleep(AGAIN).await;
     }
 }
@@ -43,7 +43,7 @@ pub(super) async fn follow(plane: Arc<ControlPlane>, runtime: Arc<Runtime>, leas
 /// Sends what is left of the output of an ended lease.
 pub(super) async fn finish(plane: &ControlPlane, runtime: &Runtime, lease: LeaseId) {
     let mut backoff = Backoff::default();
-    while Forward::pass(plane, lease, runtime.logs(lease, false)).await == Pass::Again {
+    while Forward::pass(plane, runtime, lease, false).await == Pass::Again {
         backoff.wait().await;
     }
 }
@@ -56,22 +56,28 @@ struct Forward<'a> {
 
 impl Forward<'_> {
     /// Reads the output from its beginning and sends what the control plane lacks.
-    pub(super) async fn pass(plane: &ControlPlane, lease: LeaseId, logs: Logs) -> Pass {
+    pub(super) async fn pass(plane: &ControlPlane, runtime: &Runtime, lease: LeaseId, follow: bool) -> Pass {
         let cursors = [Cursor::new(Stream::Stdout), Cursor::new(Stream::Stderr)];
         let mut forward = Forward { plane, lease, cursors };
-        match forward.run(logs).await {
+        match forward.run(runtime, follow).await {
             Ok(()) => Pass::Sent,
             Err(pass) => pass,
         }
     }
 
-    async fn run(&mut self, mut logs: Logs) -> Result<(), Pass> {
+    async fn run(&mut self, runtime: &Runtime, follow: bool) -> Result<(), Pass> {
         for index in 0..self.cursors.len() {
             // Without bytes, the answer is where to go on.
             self.send(index, true).await?;
         }
+        let wanted = self.wanted();
+        let mut logs = runtime.logs(self.lease, follow, &wanted);
         loop {
             self.enough()?;
+            if self.wanted() != wanted {
+                // The rest of a full stream is not even read: it may be a flood.
+                return Err(Pass::Again);
+            }
             let Some(piece) = self.gather(&mut logs).await? else {
                 return self.flush().await;
             };
@@ -112,6 +118,10 @@ impl Forward<'_> {
 
     fn has_gathered(&self) -> bool {
         self.cursors.iter().any(|cursor| !cursor.gathered.is_empty())
+    }
+
+    fn wanted(&self) -> Vec<Stream> {
+        self.cursors.iter().filter(|cursor| !cursor.full).map(|cursor| cursor.stream).collect()
     }
 
     fn enough(&self) -> Result<(), Pass> {
