@@ -262,7 +262,7 @@ async fn log(
         log.extend_from_slice(body.get(known..).unwrap_or_default());
     }
     let keep = usize::try_from(LOG_BYTES_MAX).expect("fits");
-    let full = log.len() > keep;
+    let full = log.len() >= keep;
     log.truncate(keep);
     Json(LogAck { next_offset: log.len() as u64, full }).into_response()
 }
