@@ -5,6 +5,13 @@
 create function now_ms() returns bigint language sql volatile parallel safe
     return (extract(epoch from clock_timestamp()) * 1000)::bigint;
 
+-- Use added up until now: never more than a tolerated gap since the last reading, never
+-- after the control plane decided to stop it, never beyond the longest run.
+create function metered_ms(used_ms bigint, run_ms_max bigint, metered_at_ms bigint, stop_at_ms bigint, gap_ms_max bigint)
+    returns bigint language sql volatile parallel safe
+    return least(run_ms_max, used_ms + greatest(0, least(
+        least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, gap_ms_max)));
+
 create table settings (
     name  text primary key,
     value jsonb not null

@@ -156,8 +156,7 @@ async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseE
 async fn meter(tx: &mut PgConnection, lease: &mut LockedLease) -> Result<()> {
     let used = sqlx::query_scalar!(
         "update leases set
-            used_ms = least(run_ms_max, used_ms + greatest(0, least(
-                least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, $2))),
+            used_ms = metered_ms(used_ms, run_ms_max, metered_at_ms, stop_at_ms, $2),
             metered_at_ms = now_ms()
          where lease_id = $1 and metered_at_ms is not null and ended_at_ms is null
          returning used_ms",
@@ -330,8 +329,7 @@ impl Store {
                   and metered_at_ms is not null and ended_at_ms is null
                 order by lease_id for update)
              update leases l set
-                used_ms = least(run_ms_max, used_ms + greatest(0, least(
-                    least(now_ms(), coalesce(stop_at_ms, now_ms())) - metered_at_ms, $3))),
+                used_ms = metered_ms(used_ms, run_ms_max, metered_at_ms, stop_at_ms, $3),
                 metered_at_ms = now_ms()
              from heard where l.lease_id = heard.lease_id",
             host.0,
