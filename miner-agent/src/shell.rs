@@ -19,6 +19,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nave_crash_point::crash_point;
 use nave_domain::{LeaseId, Millis};
 use nave_sdk::wire::host::{HostSpec, LeaseReport};
 use tokio::{
@@ -337,8 +338,9 @@ impl Agent {
         let listed = self.spec.as_ref().is_some_and(|spec| spec.leases.contains_key(&lease));
         match outcome {
             Outcome::Started => self.note(lease).started = true,
-            Outcome::Finished(finished) => self.finish(lease, finished),
+            Outcome::Finished(finished) => return self.finish(lease, finished).await,
             Outcome::Removed if !listed => {
+                crash_point!("agent.remove.before_forget");
                 self.memory.notes.remove(&lease);
             }
             Outcome::Removed | Outcome::Stopped | Outcome::Failed => return,
@@ -346,9 +348,11 @@ impl Agent {
         self.save().await;
     }
 
-    fn finish(&mut self, lease: LeaseId, finished: Finished) {
+    async fn finish(&mut self, lease: LeaseId, finished: Finished) {
         tracing::info!(lease.id = %lease, exit = ?finished.exit, "finished");
         self.note(lease).finished = Some(finished);
+        self.save().await;
+        crash_point!("agent.finish.before_report");
     }
 
     fn note(&mut self, lease: LeaseId) -> &mut core::Note {

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId, Millis};
 use nave_sdk::wire::host::HostSpec;
 use nix::fcntl::{Flock, FlockArg};
@@ -93,7 +94,10 @@ impl StateDir {
     pub fn save(&self, spec: Option<&HostSpec>, notes: &BTreeMap<LeaseId, Note>) -> anyhow::Result<()> {
         let saved =
             Saved { host: self.host, boot: self.boot.clone(), spec: spec.cloned(), notes: notes.clone() };
-        self.write("state.json", &saved, true)
+        crash_point!("agent.state.before_save");
+        self.write("state.json", &saved, true)?;
+        crash_point!("agent.state.after_save");
+        Ok(())
     }
 
     /// Writes down when the control plane was last heard.
@@ -123,6 +127,7 @@ impl StateDir {
         file.write_all(&bytes).with_context(|| format!("write {}", next.display()))?;
         if flush {
             file.sync_data().with_context(|| format!("flush {}", next.display()))?;
+            crash_point!("agent.state.before_replace");
         }
         fs::rename(&next, &path).with_context(|| format!("replace {}", path.display()))
     }

@@ -9,14 +9,15 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("domain", &[]),
+    ("crash-point", &[]),
     ("sdk", &["nave-domain"]),
-    ("store", &["nave-domain"]),
-    ("scheduler", &["nave-domain", "nave-store"]),
-    ("validator", &["nave-domain", "nave-store"]),
-    ("api-gateway", &["nave-domain", "nave-store", "nave-sdk"]),
-    ("miner-agent", &["nave-domain", "nave-sdk"]),
+    ("store", &["nave-domain", "nave-crash-point"]),
+    ("scheduler", &["nave-domain", "nave-store", "nave-crash-point"]),
+    ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
+    ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
+    ("miner-agent", &["nave-domain", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain"]),
     (
         "nave",
@@ -183,6 +184,22 @@ fn each_door_to_the_outside_is_opened_by_one_crate() {
         );
     }
     assert_none(&broken, "Put the call behind a function of the crate that owns the door.");
+}
+
+#[test]
+fn every_crash_point_is_one_line_and_is_on_the_list() {
+    let mut used: Vec<String> = Vec::new();
+    for source in rust().iter().filter(|source| !source.is_in(&["crash-point"]) && !source.is_test()) {
+        let calls = source.without_tests().split("crash_point!(\"").skip(1);
+        used.extend(calls.filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+    }
+    let count = |name: &str| used.iter().filter(|used| *used == name).count();
+    let listed = nave_crash_point::POINTS.iter().filter(|name| count(name) != 1);
+    let unlisted = used.iter().filter(|name| !nave_crash_point::POINTS.contains(&name.as_str()));
+    let listed = listed.map(|name| format!("{name} is on the list and stands in {} lines", count(name)));
+    let broken: Vec<String> =
+        listed.chain(unlisted.map(|name| format!("{name} is not on the list"))).collect();
+    assert_none(&broken, "One name for one line: put it there, or take it out of crash-point/src/points.rs.");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
+use nave_crash_point::crash_point;
 use nave_store::{Changes, OpenLease, Placement, Store, StoreError};
 use tokio::{sync::broadcast, time::timeout};
 
@@ -46,6 +47,7 @@ async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
 
 async fn place(store: &Store) -> Result<(), StoreError> {
     let plan = plan(&store.snapshot().await?);
+    crash_point!("scheduler.plan.before_place");
     carry_out(store, &plan.placements).await?;
     for (job, Reason { code, message }) in &plan.waiting {
         store.job_waits(*job, code, message).await?;
@@ -111,6 +113,7 @@ async fn act(store: &Store, lease: &OpenLease, patience: &Patience) -> Result<()
         }
         Some(Decision::Lose) => {
             tracing::warn!(lease.id = %lease.lease, host.id = %lease.host, "a host has lost a lease");
+            crash_point!("scheduler.guard.before_lose");
             store.lease_lost(lease.host, lease.lease).await
         }
     }

@@ -1,6 +1,7 @@
 //! Bytes by their hash.
 
 use crate::{Result, Store};
+use nave_crash_point::crash_point;
 
 impl Store {
     /// Stores bytes under their SHA-256, which the caller has checked; again is a no-op.
@@ -15,6 +16,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
+        crash_point!("store.blob_put.after_commit");
         Ok(())
     }
 

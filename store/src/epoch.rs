@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
     epoch::EpochState,
@@ -173,7 +174,10 @@ impl Store {
         sqlx::query!("insert into epochs (epoch, chain) values ($1, $2)", epoch + 1, chain)
             .execute(&mut *tx)
             .await?;
-        Ok(tx.commit().await?)
+        crash_point!("store.epoch_close.before_commit");
+        tx.commit().await?;
+        crash_point!("store.epoch_close.after_commit");
+        Ok(())
     }
 
     /// Moves an epoch one state on; `weights` go with the step to settled.

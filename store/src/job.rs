@@ -1,5 +1,6 @@
 //! Jobs: submitting, reading, cancelling.
 
+use nave_crash_point::crash_point;
 use nave_domain::{Bytes, MilliCpu, MilliGpu};
 use nave_domain::{
     CustomerId, HostId, JobId, LeaseId, MicroUsd, Millis, Timestamp,
@@ -210,7 +211,9 @@ impl Store {
         .await?;
         ledger::post(&mut tx, &Posting::hold(job, submission.customer, request.max_spend)).await?;
         announce(&mut tx, Changes::Supply).await?;
+        crash_point!("store.job_submit.before_commit");
         tx.commit().await?;
+        crash_point!("store.job_submit.after_commit");
         Ok(Submitted { job, fresh: true })
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
     job::{self, JobEvent, Limits},
@@ -353,7 +354,10 @@ impl Store {
         {
             advance(&mut tx, &mut job, JobEvent::Start, None).await?;
         }
-        Ok(tx.commit().await?)
+        crash_point!("store.lease_started.before_commit");
+        tx.commit().await?;
+        crash_point!("store.lease_started.after_commit");
+        Ok(())
     }
 
     /// A host says that a lease's command has ended; charging ends.
@@ -365,7 +369,10 @@ impl Store {
         let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         meter(&mut tx, &mut lease).await?;
         set_state(&mut tx, &mut lease, LeaseEvent::Exited).await?;
-        Ok(tx.commit().await?)
+        crash_point!("store.lease_exited.before_commit");
+        tx.commit().await?;
+        crash_point!("store.lease_exited.after_commit");
+        Ok(())
     }
 
     /// A host has delivered all of a lease: it closes. A result counts when its bytes are here.
@@ -405,7 +412,10 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome).await?;
-        Ok(tx.commit().await?)
+        crash_point!("store.lease_finished.before_commit");
+        tx.commit().await?;
+        crash_point!("store.lease_finished.after_commit");
+        Ok(())
     }
 
     /// Gives a lease up: its host is lost, or has lost it.
@@ -416,7 +426,10 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost).await?;
-        Ok(tx.commit().await?)
+        crash_point!("store.lease_lost.before_commit");
+        tx.commit().await?;
+        crash_point!("store.lease_lost.after_commit");
+        Ok(())
     }
 
     /// Tells the host to end a lease.
@@ -510,6 +523,9 @@ impl Store {
         }
         ledger::lock(&mut tx, job.customer).await?;
         charge_rest(&mut tx, &mut job, &mut lease).await?;
-        Ok(tx.commit().await?)
+        crash_point!("store.lease_charge.before_commit");
+        tx.commit().await?;
+        crash_point!("store.lease_charge.after_commit");
+        Ok(())
     }
 }

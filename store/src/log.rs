@@ -1,5 +1,6 @@
 //! Output of jobs.
 
+use nave_crash_point::crash_point;
 use nave_domain::{HostId, JobId, LeaseId, Timestamp};
 
 use crate::{
@@ -80,7 +81,9 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         announce(&mut tx, Changes::Job(job.into())).await?;
+        crash_point!("store.log_append.before_commit");
         tx.commit().await?;
+        crash_point!("store.log_append.after_commit");
         let next_offset = stored.saturating_add(u64::try_from(fresh.len()).unwrap_or(u64::MAX));
         Ok(Appended { next_offset, full: next_offset >= bytes_max })
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
     host::Inventory,
@@ -236,7 +237,9 @@ impl Store {
         }
         advance(&mut tx, &mut job, JobEvent::Place, None).await?;
         announce(&mut tx, Changes::Host(placement.host)).await?;
+        crash_point!("store.job_place.before_commit");
         tx.commit().await?;
+        crash_point!("store.job_place.after_commit");
         Ok(lease)
     }
 }

@@ -5,6 +5,7 @@
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use anyhow::Context as _;
+use nave_crash_point::crash_point;
 use nave_domain::{
     Millis,
     epoch::{EpochState, weights},
@@ -72,10 +73,12 @@ async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Re
             let values: BTreeMap<_, _> =
                 delivered.into_iter().map(|(hotkey, row)| (hotkey, row.value)).collect();
             let vector = weights(&values, &config.sink);
+            crash_point!("validator.settle.before_advance");
             store.epoch_advance(epoch.epoch, EpochState::Closed, Some(&vector)).await?;
         }
         EpochState::Settled => {
             config.chain.submit(epoch.epoch, known()?)?;
+            crash_point!("validator.submit.before_advance");
             store.epoch_advance(epoch.epoch, EpochState::Settled, None).await?;
         }
         EpochState::Submitted => {
@@ -84,6 +87,7 @@ async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Re
                 shown.as_ref() == Some(known()?),
                 "the chain shows other weights than were submitted"
             );
+            crash_point!("validator.confirm.before_advance");
             store.epoch_advance(epoch.epoch, EpochState::Submitted, None).await?;
             tracing::info!(epoch = epoch.epoch, "weights confirmed");
         }

@@ -5,6 +5,7 @@
 
 use std::{future::Future, time::Duration};
 
+use nave_crash_point::crash_point;
 use nave_store::{Store, StoreError};
 
 /// Charges until `shutdown`, once every `every`.
@@ -34,7 +35,7 @@ pub async fn charge_all(store: &Store) -> Result<(), StoreError> {
         match store.lease_charge(due).await {
             Err(error @ StoreError::Database(_)) => return Err(error),
             Err(error) => tracing::error!(lease.id = %due.lease, %error, "could not charge a lease"),
-            Ok(()) => {}
+            Ok(()) => crash_point!("treasury.charge.between_leases"),
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header::CONTENT_LENGTH},
 };
 use futures_util::StreamExt;
+use nave_crash_point::crash_point;
 use nave_sdk::wire::host::BLOB_BYTES_MAX;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
@@ -52,6 +53,7 @@ pub(super) async fn store(
         .suggest("send the bytes again"));
     }
     app.store.blob_put(sha256, &bytes).await?;
+    crash_point!("gateway.blob.before_answer");
     Ok(StatusCode::NO_CONTENT)
 }
 

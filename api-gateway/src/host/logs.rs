@@ -1,6 +1,7 @@
 //! Output of a host's leases.
 
 use axum::{Json, extract::State, http::StatusCode};
+use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::{LOG_BYTES_MAX, LogAck, Stream};
 use serde::Deserialize;
@@ -39,6 +40,7 @@ pub(super) async fn append(
     if appended.full {
         say_full(&app, host, lease, stream).await?;
     }
+    crash_point!("gateway.log.before_answer");
     let next_offset = appended.next_offset.min(LOG_BYTES_MAX);
     Ok(Json(LogAck { next_offset, full: appended.full }))
 }

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::{HostReport, PROTOCOL, ReportAck};
 use nave_store::StoreError;
@@ -45,7 +46,9 @@ pub(super) async fn take(
     if !fresh {
         return Ok(Json(ReportAck { generation: newest }).into_response());
     }
+    crash_point!("gateway.report.before_effects");
     write_down(&app, host, effects::of_report(leases, &held)).await?;
+    crash_point!("gateway.report.before_answer");
     let generation = app.store.host_generation(host).await?;
     Ok(Json(ReportAck { generation }).into_response())
 }

@@ -11,6 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::stream;
+use nave_crash_point::crash_point;
 use nave_domain::{
     CustomerId, JobId, Millis,
     job::{JobRequest, JobState},
@@ -97,6 +98,7 @@ pub(crate) async fn submit(
             app.store.job_submit(&Submission { customer, key, hash, request: &request }).await?
         }
     };
+    crash_point!("gateway.submit.before_answer");
     let job = load(&app, customer, submitted.job).await?;
     let status = if submitted.fresh { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, [(header::LOCATION, format!("/v1/jobs/{}", submitted.job))], Json(job)).into_response())

@@ -31,6 +31,7 @@ use bollard::{
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
+use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId, Millis, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 use tokio::{sync::Notify, task::JoinHandle};
@@ -230,6 +231,7 @@ impl Docker {
             volumes: &volumes,
         };
         self.create(&plan).await.map_err(said)?;
+        crash_point!("agent.start.after_create");
         let created = began.elapsed();
         let name = container::name(lease);
         if let Err(error) = self.client.start_container(&name, None).await {

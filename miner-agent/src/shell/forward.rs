@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use nave_crash_point::crash_point;
 use nave_domain::LeaseId;
 use nave_sdk::wire::host::{LOG_CHUNK_BYTES_MAX, LogAck, Stream};
 use tokio::time::Instant;
@@ -83,6 +84,7 @@ impl Forward<'_> {
             };
             let index = usize::from(piece.0 == Stream::Stderr);
             self.cursors[index].push(&piece.1);
+            crash_point!("agent.log.before_send");
             if self.cursors[index].is_heavy() {
                 self.send(index, false).await?;
             }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use nave_crash_point::crash_point;
 use nave_domain::LeaseId;
 use nave_sdk::wire::host::{Exit, Order, ResultRef, Stream};
 
@@ -51,7 +52,10 @@ impl Work {
     async fn start(&self, order: &Order) -> Outcome {
         tracing::info!(job.id = %order.job, attempt = order.attempt, "starting");
         let exit = match self.runtime.start(self.lease, order).await {
-            Ok(()) => return Outcome::Started,
+            Ok(()) => {
+                crash_point!("agent.start.before_note");
+                return Outcome::Started;
+            }
             Err(StartError::Host(detail)) => {
                 tracing::info!(job.id = %order.job, detail, "could not start");
                 core::start_failed(&detail)
@@ -103,11 +107,15 @@ impl Work {
     }
 
     async fn upload(&self, archive: &Archive) -> Option<ResultRef> {
+        crash_point!("agent.result.before_upload");
         let mut backoff = Backoff::default();
         let mut refusals = 0;
         while refusals < TRIES {
             match self.plane.blob(&archive.path, &archive.result).await {
-                Ok(()) => return Some(archive.result.clone()),
+                Ok(()) => {
+                    crash_point!("agent.result.after_upload");
+                    return Some(archive.result.clone());
+                }
                 Err(CallError::Away(reason)) => {
                     tracing::info!(reason = format!("{reason:#}"), "the result waits");
                 }

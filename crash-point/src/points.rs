@@ -1,0 +1,84 @@
+//! The points, each with what a crash there would cost if its line were not safe.
+
+/// Every crash point: role or crate, deed, moment.
+pub const POINTS: &[&str] = &[
+    // --- store: money and state in one transaction.
+    // A hold without its job.
+    "store.job_submit.before_commit",
+    // A job twice, when the customer asks again because no answer came.
+    "store.job_submit.after_commit",
+    // A lease whose job still waits, or the reverse: the job runs on two hosts.
+    "store.job_place.before_commit",
+    // A placement that neither the scheduler nor the host was told of: the job hangs.
+    "store.job_place.after_commit",
+    // A running lease of a job that is still placed, or time used that nobody pays.
+    "store.lease_started.before_commit",
+    // The rest of a report whose first effect is written down.
+    "store.lease_started.after_commit",
+    // Metering that goes on after the end.
+    "store.lease_exited.before_commit",
+    // The rest of a report, as above: the end that follows in it.
+    "store.lease_exited.after_commit",
+    // A closed lease without its last charge, or a final job that keeps its hold.
+    "store.lease_finished.before_commit",
+    // An end that the host must report again and that then counts twice.
+    "store.lease_finished.after_commit",
+    // A lost attempt that is charged, or a job that is not queued again.
+    "store.lease_lost.before_commit",
+    // A refund that is posted again by the next watch.
+    "store.lease_lost.after_commit",
+    // A posting whose sum does not stand in the lease and the job.
+    "store.lease_charge.before_commit",
+    // A charge that is posted again at the next round.
+    "store.lease_charge.after_commit",
+    // Use that counts in no epoch or in two.
+    "store.epoch_close.before_commit",
+    // An epoch that is closed and settled by nobody.
+    "store.epoch_close.after_commit",
+    // A piece of output that readers hear of and cannot read.
+    "store.log_append.before_commit",
+    // A piece that is stored twice when the host sends it again.
+    "store.log_append.after_commit",
+    // A result that is there and not named by its job, or sent again.
+    "store.blob_put.after_commit",
+    // --- scheduler
+    // A plan that was made and not carried out.
+    "scheduler.plan.before_place",
+    // A host that was found lost, and a lease of it that is not yet given up.
+    "scheduler.guard.before_lose",
+    // --- gateway: the store has committed and the caller has no answer.
+    "gateway.submit.before_answer",
+    // The host was heard, and what it said of its leases is not written down; the same
+    // report again is late, so the next one must say it all.
+    "gateway.report.before_effects",
+    "gateway.report.before_answer",
+    "gateway.log.before_answer",
+    "gateway.blob.before_answer",
+    // --- validator and treasury: between two steps.
+    // Weights that are computed and not written down, then computed anew.
+    "validator.settle.before_advance",
+    // Weights that the chain has and no row knows of: submitted again.
+    "validator.submit.before_advance",
+    // Weights that were read back and not confirmed.
+    "validator.confirm.before_advance",
+    // Some leases charged and others not.
+    "treasury.charge.between_leases",
+    // --- agent: what the host has done and what it remembers of it.
+    // A container that was made and never started.
+    "agent.start.after_create",
+    // A command that runs and is not noted: it must not run again.
+    "agent.start.before_note",
+    // An end that is noted and not reported: results and output must not be lost.
+    "agent.finish.before_report",
+    // Output that was read and not sent.
+    "agent.log.before_send",
+    // A result that was packed and not sent, or was sent and not reported.
+    "agent.result.before_upload",
+    "agent.result.after_upload",
+    // A lease that was removed and is still remembered.
+    "agent.remove.before_forget",
+    // A state file that is old, half written, or new and not acted on.
+    "agent.state.before_save",
+    "agent.state.before_replace",
+    "agent.state.after_save",
+];
