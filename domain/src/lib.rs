@@ -10,6 +10,7 @@ pub mod ids;
 pub mod job;
 pub mod lease;
 pub mod ledger;
+pub mod mesh;
 pub mod rate;
 pub mod units;
 
