@@ -3,4 +3,6 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+#[cfg(feature = "hotkey")]
+pub mod hotkey;
 pub mod wire;
