@@ -41,6 +41,16 @@ pub const POINTS: &[&str] = &[
     "store.log_append.after_commit",
     // A result that is there and not named by its job, or sent again.
     "store.blob_put.after_commit",
+    // A ticket that is used up and enrolled nobody.
+    "store.host_join.before_commit",
+    // A key that the hub lets in and the host's spec does not confirm.
+    "store.mesh_key_adopt.before_commit",
+    // A host whose spec names no challenge while it waits for one.
+    "store.challenge_draw.before_commit",
+    // An answer that is judged and not stored, or stored and not judged.
+    "store.challenge_answer.before_commit",
+    // A verdict without its effect on the host.
+    "store.challenge_decide.before_commit",
     // --- scheduler
     // A plan that was made and not carried out.
     "scheduler.plan.before_place",

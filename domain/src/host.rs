@@ -120,29 +120,61 @@ impl Inventory {
 pub enum HostState {
     /// Known, not heard yet.
     Enrolled,
+    /// Claims more than it has proven; takes no jobs until it has.
+    Verifying,
     /// Takes jobs.
     Ready,
     /// Silent for longer than it should be; takes no new jobs.
     Suspect,
-    /// Finishes its jobs and takes no new ones.
+    /// Failed a proof; takes no jobs until it passes one.
+    Refused,
+    /// Finishes its jobs, takes no new ones, and leaves when the last is done.
     Draining,
     /// Left for good.
     Gone,
+    /// Sent away by the operator for good.
+    Banned,
 }
 
 impl HostState {
     /// All states, in the order of a host's life.
-    pub const ALL: [Self; 5] = [Self::Enrolled, Self::Ready, Self::Suspect, Self::Draining, Self::Gone];
+    pub const ALL: [Self; 8] = [
+        Self::Enrolled,
+        Self::Verifying,
+        Self::Ready,
+        Self::Suspect,
+        Self::Refused,
+        Self::Draining,
+        Self::Gone,
+        Self::Banned,
+    ];
 
     /// The name in JSON and SQL.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Enrolled => "enrolled",
+            Self::Verifying => "verifying",
             Self::Ready => "ready",
             Self::Suspect => "suspect",
+            Self::Refused => "refused",
             Self::Draining => "draining",
             Self::Gone => "gone",
+            Self::Banned => "banned",
+        }
+    }
+
+    /// Whether the host is part of the mesh and heard when it speaks.
+    #[must_use]
+    pub fn is_member(self) -> bool {
+        match self {
+            Self::Enrolled
+            | Self::Verifying
+            | Self::Ready
+            | Self::Suspect
+            | Self::Refused
+            | Self::Draining => true,
+            Self::Gone | Self::Banned => false,
         }
     }
 }
@@ -150,19 +182,45 @@ impl HostState {
 /// What can happen to a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum HostEvent {
-    /// A valid report came.
+    /// A valid report came, and what it claims has been proven.
     Heard,
+    /// A valid report came that claims more than has been proven.
+    Claimed,
     /// It missed its reports for a while.
     Silent,
+    /// It passed its proofs.
+    Proved,
+    /// It failed a proof.
+    Failed,
+    /// It may try its proofs again.
+    Retry,
+    /// It enrolled again, on other hardware or without its keys.
+    Rejoin,
     /// Its owner wants it empty.
     Drain,
+    /// The last of its leases was closed.
+    Emptied,
     /// Its owner takes it out.
     Leave,
+    /// The operator sends it away.
+    Ban,
 }
 
 impl HostEvent {
     /// All events.
-    pub const ALL: [Self; 4] = [Self::Heard, Self::Silent, Self::Drain, Self::Leave];
+    pub const ALL: [Self; 11] = [
+        Self::Heard,
+        Self::Claimed,
+        Self::Silent,
+        Self::Proved,
+        Self::Failed,
+        Self::Retry,
+        Self::Rejoin,
+        Self::Drain,
+        Self::Emptied,
+        Self::Leave,
+        Self::Ban,
+    ];
 }
 
 /// A host's state after `event`; `None` where the event is illegal.
@@ -171,14 +229,83 @@ pub fn next(state: HostState, event: HostEvent) -> Option<HostState> {
     use HostEvent as E;
     use HostState as S;
     match (state, event) {
-        (S::Enrolled | S::Ready | S::Suspect, E::Heard) => Some(S::Ready),
-        (S::Ready | S::Suspect, E::Silent) => Some(S::Suspect),
+        (S::Gone | S::Banned, _) => None,
+        (_, E::Ban) => Some(S::Banned),
+        (_, E::Leave) => Some(S::Gone),
+        (S::Draining, E::Emptied) => Some(S::Gone),
+        (S::Draining, E::Heard | E::Claimed | E::Silent | E::Proved | E::Failed | E::Drain)
+        | (_, E::Drain) => Some(S::Draining),
+        (S::Draining, E::Retry | E::Rejoin) | (_, E::Emptied) => None,
+        (_, E::Rejoin) => Some(S::Enrolled),
+        (S::Enrolled | S::Verifying | S::Ready | S::Suspect, E::Heard) => Some(S::Ready),
+        (S::Enrolled | S::Verifying | S::Ready | S::Suspect, E::Claimed) => Some(S::Verifying),
+        (S::Refused, E::Heard | E::Claimed | E::Silent) => Some(S::Refused),
         (S::Enrolled, E::Silent) => Some(S::Enrolled),
-        (S::Enrolled | S::Ready | S::Suspect, E::Drain) | (S::Draining, E::Heard | E::Silent | E::Drain) => {
-            Some(S::Draining)
+        (S::Verifying | S::Ready | S::Suspect, E::Silent) | (S::Suspect, E::Proved) => Some(S::Suspect),
+        (S::Verifying | S::Ready, E::Proved) => Some(S::Ready),
+        (S::Verifying | S::Ready | S::Suspect, E::Failed) => Some(S::Refused),
+        (S::Refused, E::Retry) => Some(S::Verifying),
+        (S::Enrolled | S::Refused, E::Proved | E::Failed)
+        | (S::Enrolled | S::Verifying | S::Ready | S::Suspect, E::Retry) => None,
+    }
+}
+
+/// For how long capacity is offered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Term {
+    /// Until its owner drains it.
+    #[default]
+    OnDemand,
+    /// Its owner may take it back at any time.
+    Spot,
+}
+
+impl Term {
+    /// All terms.
+    pub const ALL: [Self; 2] = [Self::OnDemand, Self::Spot];
+
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnDemand => "on_demand",
+            Self::Spot => "spot",
         }
-        (S::Enrolled | S::Ready | S::Suspect | S::Draining, E::Leave) => Some(S::Gone),
-        (S::Gone, _) => None,
+    }
+}
+
+/// What a host has proven: the claims it passed its proofs with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Proven {
+    /// Thousandths of a virtual CPU.
+    pub milli_cpu: MilliCpu,
+    /// Memory in bytes.
+    pub memory: Bytes,
+    /// The processor it was proven on; another one is another machine.
+    pub cpu_model: String,
+}
+
+impl Proven {
+    /// What passing proofs with these claims proves.
+    #[must_use]
+    pub fn of(inventory: &Inventory) -> Self {
+        Self {
+            milli_cpu: inventory.milli_cpu,
+            memory: inventory.memory,
+            cpu_model: inventory.cpu_model.clone(),
+        }
+    }
+
+    /// Whether these claims need no further proof.
+    #[must_use]
+    pub fn covers(&self, claims: &Inventory) -> bool {
+        claims.milli_cpu <= self.milli_cpu
+            && claims.memory <= self.memory
+            && claims.cpu_model == self.cpu_model
     }
 }
 

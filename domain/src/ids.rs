@@ -79,6 +79,10 @@ id!(
     /// One attempt of a job on one host.
     LeaseId, "lease"
 );
+id!(
+    /// One test of what a host claims.
+    ChallengeId, "challenge"
+);
 
 #[cfg(test)]
 mod tests {

@@ -14,5 +14,5 @@ pub mod mesh;
 pub mod rate;
 pub mod units;
 
-pub use ids::{CustomerId, HostId, JobId, KeyId, LeaseId};
+pub use ids::{ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId};
 pub use units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow, Timestamp};

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt::Debug, fs, path::Path};
 
 use nave_domain::{
     epoch::EpochState,
-    host::{self, HostEvent, HostState},
+    host::{self, HostEvent, HostState, Term},
     job::{self, HOST_TRIES_MAX, JobEvent, JobState, Tries},
     lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
 };
@@ -150,7 +150,9 @@ fn a_final_state_accepts_nothing() {
         assert_eq!(lease::next(LeaseState::Closed, event), None, "{event:?}");
     }
     for event in HostEvent::ALL {
-        assert_eq!(host::next(HostState::Gone, event), None, "{event:?}");
+        for state in HostState::ALL.into_iter().filter(|state| !state.is_member()) {
+            assert_eq!(host::next(state, event), None, "{state:?} {event:?}");
+        }
     }
     assert_eq!(EpochState::Confirmed.next(), None);
 }
@@ -182,7 +184,7 @@ fn every_state_is_reached_and_only_final_ones_are_dead_ends() {
     let (leases, ends) = explore(LeaseState::Placed, &LeaseEvent::ALL, lease::next);
     assert_eq!((leases, ends), (LeaseState::ALL.into(), [LeaseState::Closed].into()));
     let (hosts, ends) = explore(HostState::Enrolled, &HostEvent::ALL, host::next);
-    assert_eq!((hosts, ends), (HostState::ALL.into(), [HostState::Gone].into()));
+    assert_eq!((hosts, ends), (HostState::ALL.into(), [HostState::Gone, HostState::Banned].into()));
     let (epochs, ends) = explore(EpochState::Open, &[()], |state, ()| state.next());
     assert_eq!((epochs, ends), (EpochState::ALL.into(), [EpochState::Confirmed].into()));
 }
@@ -197,7 +199,7 @@ fn a_report_that_comes_again_changes_nothing_further() {
         }
     }
     for state in HostState::ALL {
-        for event in [HostEvent::Heard, HostEvent::Silent, HostEvent::Drain] {
+        for event in [HostEvent::Heard, HostEvent::Claimed, HostEvent::Silent, HostEvent::Drain] {
             if let Some(to) = host::next(state, event) {
                 assert_eq!(host::next(to, event), Some(to), "{state:?} {event:?}");
             }
@@ -216,5 +218,20 @@ fn the_names_in_sql_are_those_in_json() {
     check(&JobState::ALL, JobState::as_str);
     check(&LeaseState::ALL, LeaseState::as_str);
     check(&HostState::ALL, HostState::as_str);
+    check(&Term::ALL, Term::as_str);
     check(&EpochState::ALL, EpochState::as_str);
+}
+
+#[test]
+fn only_a_host_whose_claims_are_proven_becomes_ready() {
+    for state in HostState::ALL.into_iter().filter(|state| *state != HostState::Ready) {
+        let into: Vec<HostEvent> = HostEvent::ALL
+            .into_iter()
+            .filter(|event| host::next(state, *event) == Some(HostState::Ready))
+            .collect();
+        assert!(
+            into.iter().all(|event| matches!(event, HostEvent::Heard | HostEvent::Proved)),
+            "{state:?}: {into:?}"
+        );
+    }
 }

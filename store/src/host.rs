@@ -1,10 +1,10 @@
 //! Hosts: enrolment, reports and specs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Timestamp,
-    host::{self, HostEvent, HostState, Inventory, Trust},
+    host::{self, HostEvent, HostState, Inventory, Proven, Term, Trust},
     job::JobRequest,
     lease::StopReason,
     rate::Rate,
@@ -15,19 +15,6 @@ use crate::{
     Result, Store, StoreError, error,
     notify::{Changes, announce},
 };
-
-/// A host to be enrolled.
-#[derive(Debug, Clone)]
-pub struct NewHost<'a> {
-    /// Its id.
-    pub host: HostId,
-    /// Its name, unique.
-    pub name: &'a str,
-    /// Who owns it.
-    pub hotkey: &'a str,
-    /// Its price.
-    pub rate: Rate,
-}
 
 /// A host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,12 +31,35 @@ pub struct HostRow {
     pub trust: Trust,
     /// What it says it has.
     pub inventory: Option<Inventory>,
+    /// What of that it has proven.
+    pub proven: Option<Proven>,
+    /// Why it takes no jobs.
+    pub reason: Option<HostReason>,
+    /// Whether its owner wants no new jobs on it for now.
+    pub paused: bool,
+    /// For how long its capacity is offered.
+    pub term: Term,
     /// Its price.
     pub rate: Rate,
+    /// Its address in the mesh.
+    pub mesh_address: Option<IpAddr>,
+    /// When it became known.
+    pub enrolled_at: Timestamp,
     /// When it was last heard.
     pub heard_at: Option<Timestamp>,
     /// Number of open leases.
     pub leases: u32,
+}
+
+/// Why a host takes no jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostReason {
+    /// For programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// Since when.
+    pub since: Timestamp,
 }
 
 /// What open leases occupy of a host.
@@ -101,6 +111,8 @@ pub struct OrderRow {
 /// before it stale; a host that said something else all the time would hold up every job
 /// that is planned for it. What comes too soon is believed when it is repeated.
 const INVENTORY_MS_MIN: i64 = 1_000;
+/// Pause before a refused host that claims something else is tested again.
+const CORRECTED_MS: i64 = 5_000;
 
 /// Announces that a host's spec has changed; the last row lock before money.
 pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
@@ -110,32 +122,22 @@ pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
     announce(tx, Changes::Host(host)).await
 }
 
-impl Store {
-    /// Makes a host known, or renews the price of a known one; placements planned at the
-    /// old price become stale.
-    ///
-    /// # Errors
-    /// [`StoreError::Constraint`] when another host has this name.
-    pub async fn host_enrol(&self, new: &NewHost<'_>) -> Result<()> {
-        sqlx::query!(
-            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour) values ($1, $2, $3, $4, $5, $6)
-             on conflict (host_id) do update set
-                gpu_hour = excluded.gpu_hour, vcpu_hour = excluded.vcpu_hour, gib_hour = excluded.gib_hour,
-                generation = hosts.generation + 1",
-            new.host.0,
-            new.name,
-            new.hotkey,
-            new.rate.gpu_hour.0,
-            new.rate.vcpu_hour.0,
-            new.rate.gib_hour.0
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
+/// Announces that a lease of a host was closed; a host that drains leaves with its last one.
+pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    bump(tx, host).await?;
+    let left = sqlx::query!(
+        "update hosts set state = 'gone' where host_id = $1 and state = 'draining'
+             and not exists (select from leases where host_id = $1 and state <> 'closed')",
+        host.0
+    )
+    .execute(&mut *tx)
+    .await?;
+    if left.rows_affected() == 0 { Ok(()) } else { announce(tx, Changes::Mesh).await }
+}
 
+impl Store {
     /// Takes note of a report: the host was heard, and what it has, which changes once a
-    /// second at most. Returns the generation
+    /// second at most; claims that are not proven take it out until they are. Returns the generation
     /// of its spec and whether the report is news: a late one from the same process is not.
     ///
     /// # Errors
@@ -150,7 +152,7 @@ impl Store {
     ) -> Result<(u64, bool)> {
         let mut tx = self.pool.begin().await?;
         let row = sqlx::query!(
-            r#"select state, session, sequence, generation, inventory,
+            r#"select state, session, sequence, generation, inventory, proven,
                     coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!"
                from hosts where host_id = $1 for update"#,
             id.0,
@@ -164,9 +166,15 @@ impl Store {
             return Ok((generation, false));
         }
         let from: HostState = error::read_name("a host's state", row.state)?;
-        let to = host::next(from, HostEvent::Heard).ok_or(StoreError::Stale("host"))?;
         let fresh = error::write_json(inventory)?;
         let another = row.inventory.as_ref() != Some(&fresh) && !row.settling;
+        let proven: Option<Proven> =
+            row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
+        let event = match proven {
+            Some(proven) if !another || proven.covers(inventory) => HostEvent::Heard,
+            Some(_) | None => HostEvent::Claimed,
+        };
+        let to = host::next(from, event).ok_or(StoreError::Stale("host"))?;
         let changed = from != to || another;
         // A placement planned on what the host no longer is becomes stale.
         let generation = generation + u64::from(changed);
@@ -174,6 +182,8 @@ impl Store {
             "update hosts set state = $2, session = $3, sequence = $4, seen_generation = $5,
                 inventory = case when $8 then $6 else inventory end,
                 inventory_at_ms = case when $8 then now_ms() else inventory_at_ms end,
+                -- Who corrects its claims need not wait as long as one who repeats them.
+                retry_up_ms = case when $8 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -183,13 +193,17 @@ impl Store {
             seen_generation.cast_signed(),
             fresh,
             generation.cast_signed(),
-            another
+            another,
+            CORRECTED_MS
         )
         .execute(&mut *tx)
         .await?;
         if changed {
             announce(&mut tx, Changes::Host(id)).await?;
             announce(&mut tx, Changes::Supply).await?;
+        }
+        if from != to && to == HostState::Verifying {
+            announce(&mut tx, Changes::Challenges).await?;
         }
         tx.commit().await?;
         Ok((generation, true))
@@ -248,36 +262,62 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn host_list(&self) -> Result<Vec<HostRow>> {
+        self.host_select(None).await
+    }
+
+    /// Every host of a miner, those that left too, by name.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hosts_of_miner(&self, hotkey: &str) -> Result<Vec<HostRow>> {
+        self.host_select(Some(hotkey)).await
+    }
+
+    async fn host_select(&self, hotkey: Option<&str>) -> Result<Vec<HostRow>> {
         let rows = sqlx::query!(
             r#"select h.host_id, h.name, h.hotkey, h.state, h.trust, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
-                    h.heard_at_ms,
+                    h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term,
+                    host(h.mesh_address) as mesh_address, h.enrolled_at_ms,
                     (select count(*) from leases l where l.host_id = h.host_id and l.state <> 'closed') as "leases!"
-               from hosts h where h.state <> 'gone' order by h.name"#
+               from hosts h
+               where h.hotkey = $1 or ($1::text is null and h.state not in ('gone', 'banned'))
+               order by h.name, h.host_id"#,
+            hotkey
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                Ok(HostRow {
-                    host: row.host_id.into(),
-                    name: row.name,
-                    hotkey: row.hotkey,
-                    state: error::read_name("a host's state", row.state)?,
-                    trust: error::read_name("a trust class", row.trust)?,
-                    inventory: row
-                        .inventory
-                        .map(|value| error::read_json("an inventory", value))
-                        .transpose()?,
-                    rate: Rate {
-                        gpu_hour: MicroUsd(row.gpu_hour),
-                        vcpu_hour: MicroUsd(row.vcpu_hour),
-                        gib_hour: MicroUsd(row.gib_hour),
-                    },
-                    heard_at: row.heard_at_ms.map(Timestamp),
-                    leases: u32::try_from(row.leases).unwrap_or(u32::MAX),
-                })
+        let rows = rows.into_iter().map(|row| {
+            let reason = row.reason_code.zip(row.reason_message).zip(row.reason_at_ms);
+            Ok(HostRow {
+                host: row.host_id.into(),
+                name: row.name,
+                hotkey: row.hotkey,
+                state: error::read_name("a host's state", row.state)?,
+                trust: error::read_name("a trust class", row.trust)?,
+                inventory: row.inventory.map(|value| error::read_json("an inventory", value)).transpose()?,
+                proven: row
+                    .proven
+                    .map(|value| error::read_json("what a host has proven", value))
+                    .transpose()?,
+                reason: reason.map(|((code, message), since)| HostReason {
+                    code,
+                    message,
+                    since: Timestamp(since),
+                }),
+                paused: row.paused,
+                term: error::read_name("a term", row.term)?,
+                rate: Rate {
+                    gpu_hour: MicroUsd(row.gpu_hour),
+                    vcpu_hour: MicroUsd(row.vcpu_hour),
+                    gib_hour: MicroUsd(row.gib_hour),
+                },
+                mesh_address: row.mesh_address.and_then(|address| address.parse().ok()),
+                enrolled_at: Timestamp(row.enrolled_at_ms),
+                heard_at: row.heard_at_ms.map(Timestamp),
+                leases: u32::try_from(row.leases).unwrap_or(u32::MAX),
             })
-            .collect()
+        });
+        rows.collect()
     }
 
     /// What open leases occupy, by host; hosts without any are left out.
@@ -314,7 +354,7 @@ impl Store {
     pub async fn hosts_suspect(&self, silent: nave_domain::Millis) -> Result<u64> {
         let done = sqlx::query!(
             "update hosts set state = 'suspect'
-             where state = 'ready' and (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $1",
+             where state in ('ready', 'verifying') and (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $1",
             silent.0
         )
         .execute(&self.pool)

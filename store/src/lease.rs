@@ -264,7 +264,7 @@ async fn close(
     .await?;
     lease.state = LeaseState::Closed;
     settle_job(tx, job, outcome).await?;
-    host::bump(tx, lease.host).await?;
+    host::released(tx, lease.host).await?;
     announce(tx, Changes::Supply).await?;
     ledger::lock(tx, job.customer).await?;
     if outcome.is_charged() {

@@ -7,8 +7,10 @@
 
 mod account;
 mod blob;
+mod challenge;
 mod clock;
 pub mod embedded;
+mod enrol;
 mod epoch;
 mod error;
 mod host;
@@ -16,6 +18,8 @@ mod job;
 mod lease;
 mod ledger;
 mod log;
+mod mesh;
+mod miner;
 mod notify;
 mod schedule;
 mod setting;
@@ -31,13 +35,17 @@ use sqlx::{
 };
 
 pub use account::{Caller, KeyRow};
+pub use challenge::{Decision, DueHost, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
-pub use host::{HostRow, NewHost, OrderRow, SpecRow, UsageRow};
+pub use host::{HostReason, HostRow, OrderRow, SpecRow, UsageRow};
 pub use job::{AttemptRow, JobRow, Submission, Submitted};
 pub use lease::{ChargeDue, HeldLease, OpenLease, ResultRow};
 pub use ledger::{BalanceRow, LedgerRow};
 pub use log::{Appended, LogRow};
+pub use mesh::{HubRow, MeshPeer};
+pub use miner::{Departure, HostPatch};
 pub use notify::{Changes, Listener};
 pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
 

@@ -20,6 +20,10 @@ pub enum Changes {
     Job(JobId),
     /// A host's spec.
     Host(HostId),
+    /// Who is in the mesh, or with which key.
+    Mesh,
+    /// What is being tested of hosts.
+    Challenges,
     /// Anything: announcements may have been missed.
     Unknown,
 }
@@ -72,8 +76,11 @@ async fn relay(url: &str, sender: &broadcast::Sender<Changes>) -> std::result::R
 }
 
 fn parse(payload: &str) -> Changes {
-    if payload == "supply" {
-        return Changes::Supply;
+    match payload {
+        "supply" => return Changes::Supply,
+        "mesh" => return Changes::Mesh,
+        "challenges" => return Changes::Challenges,
+        _ => {}
     }
     match (payload.parse(), payload.parse()) {
         (Ok(job), _) => Changes::Job(job),
@@ -86,6 +93,8 @@ fn parse(payload: &str) -> Changes {
 pub(crate) async fn announce(tx: &mut PgConnection, change: Changes) -> Result<()> {
     let payload = match change {
         Changes::Supply => "supply".to_owned(),
+        Changes::Mesh => "mesh".to_owned(),
+        Changes::Challenges => "challenges".to_owned(),
         Changes::Job(job) => job.to_string(),
         Changes::Host(host) => host.to_string(),
         Changes::Unknown => return Ok(()),

@@ -130,7 +130,7 @@ impl Store {
                     coalesce(sum(l.milli_cpu), 0)::bigint as "milli_cpu!", coalesce(sum(l.memory), 0)::bigint as "memory!",
                     coalesce(sum(l.disk), 0)::bigint as "disk!", coalesce(sum(l.order_bytes), 0)::bigint as "order_bytes!"
                from hosts h left join leases l on l.host_id = h.host_id and l.state <> 'closed'
-               where h.state = 'ready' and h.inventory is not null group by h.host_id"#
+               where h.state = 'ready' and not h.paused and h.inventory is not null group by h.host_id"#
         )
         .fetch_all(&mut *tx)
         .await?;
@@ -191,7 +191,7 @@ impl Store {
             return Err(StoreError::Stale("job"));
         }
         let held = sqlx::query!(
-            "update hosts set generation = generation + 1 where host_id = $1 and generation = $2 and state = 'ready'",
+            "update hosts set generation = generation + 1 where host_id = $1 and generation = $2 and state = 'ready' and not paused",
             placement.host.0,
             placement.generation.cast_signed()
         )

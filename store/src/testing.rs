@@ -12,10 +12,67 @@ use std::{
     thread,
 };
 
-use crate::{Store, embedded::Postgres};
+use nave_domain::{HostId, rate::Rate};
+
+use crate::{Result, Store, embedded::Postgres};
 
 static SERVER: OnceLock<Postgres> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+/// A host that did not come by a ticket.
+#[derive(Debug, Clone)]
+pub struct NewHost<'a> {
+    /// Its id.
+    pub host: HostId,
+    /// Its name.
+    pub name: &'a str,
+    /// Who owns it.
+    pub hotkey: &'a str,
+    /// Its price.
+    pub rate: Rate,
+}
+
+/// The processor of hosts whose claims count as proven, however large.
+pub const CPU_MODEL: &str = "test";
+
+impl Store {
+    /// Makes a host known, whose claims count as proven on a [`CPU_MODEL`].
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn host_enrol(&self, new: &NewHost<'_>) -> Result<()> {
+        let proven = serde_json::json!({ "milli_cpu": i64::MAX, "memory": i64::MAX, "cpu_model": CPU_MODEL });
+        sqlx::query!(
+            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, proven)
+             values ($1, $2, $3, $4, $5, $6, $7)",
+            new.host.0,
+            new.name,
+            new.hotkey,
+            new.rate.gpu_hour.0,
+            new.rate.vcpu_hour.0,
+            new.rate.gib_hour.0,
+            proven
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Gives a host an address in the mesh.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn host_move(&self, host: HostId, address: std::net::IpAddr) -> Result<()> {
+        sqlx::query!(
+            "update hosts set mesh_address = $2::text::inet where host_id = $1",
+            host.0,
+            address.to_string()
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}
 
 /// A fresh, migrated database of its own.
 ///

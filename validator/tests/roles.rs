@@ -11,7 +11,7 @@ use nave_domain::{
     lease::Outcome,
     rate::Rate,
 };
-use nave_store::{EpochRow, NewHost, Placement, Store, Submission, testing};
+use nave_store::{EpochRow, Placement, Store, Submission, testing::{self, NewHost}};
 use nave_validator::{
     chain::{Chain, LocalChain},
     role::{Config, step},

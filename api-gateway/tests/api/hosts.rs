@@ -2,7 +2,7 @@
 
 use nave_domain::{Bytes, HostId, MicroUsd, host::HostState, rate::Rate};
 use nave_sdk::wire::rest::{Host, Offer};
-use nave_store::NewHost;
+use nave_store::{HostPatch, testing::NewHost};
 use uuid::Uuid;
 
 use crate::setup::{Market, RATE, inventory};
@@ -28,8 +28,8 @@ async fn offers_are_what_is_free_on_ready_hosts_cheapest_first() {
     let dear = market.host("dear").await;
     let cheap = market.host("cheap").await;
     let rate = Rate { gpu_hour: MicroUsd(1), ..RATE };
-    let new = NewHost { host: cheap.id, name: "cheap", hotkey: "5Miner", rate };
-    market.store.host_enrol(&new).await.expect("enrol again");
+    let cheaper = HostPatch { rate: Some(rate), ..HostPatch::default() };
+    market.store.host_patch("5Miner", cheap.id, cheaper).await.expect("another price");
     market.placed(&dear).await;
     let offers: Vec<Offer> = market.fetch("/v1/offers").await;
     assert_eq!(offers.iter().map(|offer| offer.host).collect::<Vec<_>>(), [cheap.id, dear.id]);

@@ -17,7 +17,7 @@ use nave_sdk::wire::{
     host::{HOST_HEADER, HostReport, HostSpec, LeaseReport, LogAck, PROTOCOL, ReportAck},
     rest::{Job, Problem, SCOPES},
 };
-use nave_store::{NewHost, Placement, Store};
+use nave_store::{Placement, Store, testing::NewHost};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};

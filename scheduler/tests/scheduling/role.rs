@@ -10,7 +10,7 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_scheduler::{planner::plan, role::carry_out, watch::Patience};
-use nave_store::{AttemptRow, NewHost, Store, Submission, testing};
+use nave_store::{AttemptRow, HostPatch, Store, Submission, testing::{self, NewHost}};
 use tokio::{
     sync::Notify,
     task::JoinHandle,
@@ -217,8 +217,8 @@ async fn what_is_left_of_a_plan_for_a_host_that_moved_on_is_dropped() {
     assert_eq!(plan.placements.len(), 4);
     market.store.job_place(&plan.placements[0]).await.expect("place");
     let rate = Rate { vcpu_hour: MicroUsd(1), ..supply::RATE };
-    let dearer = NewHost { host, name: "alpha", hotkey: "miner", rate };
-    market.store.host_enrol(&dearer).await.expect("another price");
+    let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
+    market.store.host_patch("miner", host, dearer).await.expect("another price");
     carry_out(&market.store, &plan.placements[1..]).await.expect("carry out");
     for placement in &plan.placements[1..] {
         assert_eq!(market.attempts(placement.job).await.len(), 0, "placed at a price that has changed");

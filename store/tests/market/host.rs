@@ -1,7 +1,7 @@
 //! Hosts: enrolment, reports and silence.
 
 use nave_domain::{HostId, MicroUsd, MilliCpu, Millis, host::HostState, lease::LeaseState, rate::Rate};
-use nave_store::{Changes, NewHost, StoreError};
+use nave_store::{Changes, HostPatch, StoreError, testing::NewHost};
 use uuid::Uuid;
 
 use crate::market::{EXITED, Market, RATE, inventory, open, request};
@@ -38,12 +38,14 @@ async fn a_host_takes_jobs_from_its_first_report() {
 }
 
 #[tokio::test]
-async fn enrolling_again_renews_the_price_and_nothing_else() {
+async fn an_owner_changes_the_price_and_nothing_else() {
     open(async |market| {
         let host = market.host("alpha").await;
         let rate = Rate { vcpu_hour: MicroUsd(1), ..RATE };
-        let new = NewHost { host, name: "other", hotkey: "other", rate };
-        market.store.host_enrol(&new).await.expect("enrol again");
+        let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
+        let foreign = market.store.host_patch("eve", host, dearer).await;
+        assert!(matches!(foreign, Err(StoreError::NotFound("host"))), "{foreign:?}");
+        market.store.host_patch("hotkey of alpha", host, dearer).await.expect("another price");
         let listed = market.store.host_list().await.expect("list");
         assert_eq!((listed[0].name.as_str(), listed[0].rate), ("alpha", rate));
         assert_eq!(listed[0].state, HostState::Ready);
@@ -52,10 +54,12 @@ async fn enrolling_again_renews_the_price_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn two_hosts_do_not_share_a_name() {
+async fn two_hosts_of_a_miner_do_not_share_a_name() {
     open(async |market| {
         market.host("alpha").await;
-        let new = NewHost { host: HostId(Uuid::now_v7()), name: "alpha", hotkey: "eve", rate: RATE };
+        let foreign = NewHost { host: HostId(Uuid::now_v7()), name: "alpha", hotkey: "eve", rate: RATE };
+        market.store.host_enrol(&foreign).await.expect("names of others are free");
+        let new = NewHost { host: HostId(Uuid::now_v7()), hotkey: "hotkey of alpha", ..foreign };
         let refused = market.store.host_enrol(&new).await;
         assert!(matches!(&refused, Err(StoreError::Constraint(name)) if name == "hosts_name"), "{refused:?}");
     })

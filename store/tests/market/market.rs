@@ -13,7 +13,10 @@ use nave_domain::{
     lease::Outcome,
     rate::{Rate, affordable, charge},
 };
-use nave_store::{AttemptRow, JobRow, NewHost, Placement, Store, StoreError, Submission, Submitted, testing};
+use nave_store::{
+    AttemptRow, JobRow, Placement, Store, StoreError, Submission, Submitted,
+    testing::{self, NewHost},
+};
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 use uuid::Uuid;

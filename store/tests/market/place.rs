@@ -1,7 +1,7 @@
 //! Placing: only what is still as the planner saw it, and only once.
 
 use nave_domain::{MicroUsd, MilliCpu, job::JobState, lease::LeaseState, rate::Rate};
-use nave_store::{NewHost, StoreError};
+use nave_store::{HostPatch, StoreError};
 use tokio::task::JoinSet;
 
 use crate::market::{EXITED, RATE, device, inventory, open, request};
@@ -48,8 +48,8 @@ async fn a_placement_at_a_price_that_has_changed_is_stale() {
         let job = market.submit(customer, &request()).await;
         let old = market.placement(job, host).await;
         let rate = Rate { vcpu_hour: MicroUsd(1), ..RATE };
-        let dearer = NewHost { host, name: "alpha", hotkey: "hotkey of alpha", rate };
-        market.store.host_enrol(&dearer).await.expect("another price");
+        let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
+        market.store.host_patch("hotkey of alpha", host, dearer).await.expect("another price");
         let refused = market.store.job_place(&old).await;
         assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
         let fresh = market.placement(job, host).await;

@@ -1,0 +1,192 @@
+//! Enrolment: a ticket makes a host, once.
+
+use std::net::Ipv6Addr;
+
+use nave_crash_point::crash_point;
+use nave_domain::{
+    HostId,
+    host::{self, HostEvent, HostState, Term},
+    rate::Rate,
+};
+use sqlx::PgConnection;
+
+use crate::{
+    Result, Store, StoreError, error,
+    notify::{Changes, announce},
+};
+
+/// An enrolment whose signatures have been checked.
+#[derive(Debug, Clone)]
+pub struct Joining<'a> {
+    /// The ticket's random id.
+    pub ticket: &'a str,
+    /// Who signed the ticket.
+    pub hotkey: &'a str,
+    /// The key of the agent that uses it.
+    pub agent_key: &'a str,
+    /// WireGuard public key of the host.
+    pub mesh_key: &'a str,
+    /// Id of the host, should it be a new one.
+    pub host: HostId,
+    /// Its address in the mesh, should it be a new one.
+    pub address: Ipv6Addr,
+    /// Its name.
+    pub name: &'a str,
+    /// Its price.
+    pub rate: Rate,
+    /// For how long its capacity is offered.
+    pub term: Term,
+    /// The host that enrols again, on other hardware or without its keys.
+    pub replaces: Option<HostId>,
+}
+
+/// A host that has joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined {
+    /// Its id.
+    pub host: HostId,
+    /// Its address in the mesh.
+    pub address: Ipv6Addr,
+}
+
+impl Store {
+    /// Uses a ticket: makes the host, or lets a known one begin anew with other keys. The
+    /// agent that used a ticket gets the same answer again.
+    ///
+    /// # Errors
+    /// [`StoreError::Constraint`] with `tickets_pkey` when another agent has used the ticket,
+    /// `mesh_keys_pkey` when another host has had the mesh key, `hosts_name` when another host
+    /// of the miner has the name; [`StoreError::NotFound`] when the miner has no host to be
+    /// replaced, [`StoreError::Stale`] when that one is leaving.
+    pub async fn host_join(&self, joining: &Joining<'_>) -> Result<Joined> {
+        let mut tx = self.pool.begin().await?;
+        if let Some(joined) = joined_before(&mut tx, joining).await? {
+            return Ok(joined);
+        }
+        let joined = match joining.replaces {
+            Some(host) => rejoin(&mut tx, joining, host).await?,
+            None => join(&mut tx, joining).await?,
+        };
+        mesh_key_claim(&mut tx, joined.host, joining.mesh_key).await?;
+        sqlx::query!(
+            "insert into tickets (ticket, hotkey, agent_key, host_id) values ($1, $2, $3, $4)",
+            joining.ticket,
+            joining.hotkey,
+            joining.agent_key,
+            joined.host.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        announce(&mut tx, Changes::Mesh).await?;
+        announce(&mut tx, Changes::Host(joined.host)).await?;
+        crash_point!("store.host_join.before_commit");
+        tx.commit().await?;
+        Ok(joined)
+    }
+
+    /// Takes note of the nonce of a signed request; false when it was used before. Nonces of
+    /// requests that have expired meanwhile are forgotten.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn nonce_use(&self, signer: &str, nonce: &str, expires_at_ms: i64) -> Result<bool> {
+        sqlx::query!("delete from nonces where expires_at_ms < now_ms() - 60000").execute(&self.pool).await?;
+        let done = sqlx::query!(
+            "insert into nonces (signer, nonce, expires_at_ms) values ($1, $2, $3) on conflict do nothing",
+            signer,
+            nonce,
+            expires_at_ms
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+}
+
+async fn joined_before(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Option<Joined>> {
+    let used = sqlx::query!(
+        r#"select t.agent_key, t.host_id, host(h.mesh_address) as "address!"
+           from tickets t join hosts h using (host_id) where t.ticket = $1"#,
+        joining.ticket
+    )
+    .fetch_optional(tx)
+    .await?;
+    let Some(used) = used else { return Ok(None) };
+    if used.agent_key != joining.agent_key {
+        return Err(StoreError::Constraint("tickets_pkey".into()));
+    }
+    Ok(Some(Joined { host: used.host_id.into(), address: read_address(&used.address)? }))
+}
+
+async fn join(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Joined> {
+    sqlx::query!(
+        "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, term, agent_key, mesh_address, mesh_key)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::inet, $10)",
+        joining.host.0,
+        joining.name,
+        joining.hotkey,
+        joining.rate.gpu_hour.0,
+        joining.rate.vcpu_hour.0,
+        joining.rate.gib_hour.0,
+        joining.term.as_str(),
+        joining.agent_key,
+        joining.address.to_string(),
+        joining.mesh_key
+    )
+    .execute(tx)
+    .await?;
+    Ok(Joined { host: joining.host, address: joining.address })
+}
+
+/// What the host had proven and said was true of other hardware. Its leases stay in its
+/// spec: the new agent does not have their containers, says so, and they are lost.
+async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> Result<Joined> {
+    let row = sqlx::query!(
+        r#"select state, host(mesh_address) as address from hosts where host_id = $1 and hotkey = $2 for update"#,
+        host.0,
+        joining.hotkey
+    )
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or(StoreError::NotFound("host"))?;
+    let from: HostState = error::read_name("a host's state", row.state)?;
+    let to = host::next(from, HostEvent::Rejoin).ok_or(StoreError::Stale("host"))?;
+    let address = row.address.as_deref().map_or(Ok(joining.address), read_address)?;
+    sqlx::query!(
+        "update hosts set state = $2, agent_key = $3, mesh_key = $4, mesh_key_next = null, mesh_address = $5::text::inet,
+            inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
+            gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, generation = generation + 1
+         where host_id = $1",
+        host.0,
+        to.as_str(),
+        joining.agent_key,
+        joining.mesh_key,
+        address.to_string(),
+        joining.rate.gpu_hour.0,
+        joining.rate.vcpu_hour.0,
+        joining.rate.gib_hour.0,
+        joining.term.as_str(),
+        joining.name
+    )
+    .execute(tx)
+    .await?;
+    Ok(Joined { host, address })
+}
+
+/// Gives a mesh key to a host for good.
+pub(crate) async fn mesh_key_claim(tx: &mut PgConnection, host: HostId, key: &str) -> Result<()> {
+    sqlx::query!(
+        "insert into mesh_keys (mesh_key, host_id) values ($1, $2) on conflict (mesh_key) do nothing",
+        key,
+        host.0
+    )
+    .execute(&mut *tx)
+    .await?;
+    let owner =
+        sqlx::query_scalar!("select host_id from mesh_keys where mesh_key = $1", key).fetch_one(tx).await?;
+    if owner == host.0 { Ok(()) } else { Err(StoreError::Constraint("mesh_keys_pkey".into())) }
+}
+
+pub(crate) fn read_address(text: &str) -> Result<Ipv6Addr> {
+    text.parse().map_err(|_| StoreError::Corrupt(format!("the mesh address {text:?}")))
+}

@@ -1,0 +1,137 @@
+//! What the owner of a host, or the operator, decides about it.
+
+use nave_domain::{
+    HostId,
+    host::{self, HostEvent, HostState, Term},
+    rate::Rate,
+};
+
+use crate::{
+    Result, Store, StoreError, error, host as hosts,
+    notify::{Changes, announce},
+};
+
+/// What an owner changes; what is none stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostPatch {
+    /// Its price.
+    pub rate: Option<Rate>,
+    /// For how long its capacity is offered.
+    pub term: Option<Term>,
+    /// Whether it takes no new jobs for now.
+    pub paused: Option<bool>,
+}
+
+/// Who takes a host out, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Departure {
+    /// Its owner, once its jobs are done.
+    Drain,
+    /// Its owner, at once: its jobs run again elsewhere.
+    Leave,
+    /// The operator, at once and for good.
+    Ban,
+}
+
+impl Departure {
+    fn event(self) -> HostEvent {
+        match self {
+            Self::Drain => HostEvent::Drain,
+            Self::Leave => HostEvent::Leave,
+            Self::Ban => HostEvent::Ban,
+        }
+    }
+
+    fn reason(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Drain => ("drained", "its owner takes it out once its jobs are done"),
+            Self::Leave => ("left", "its owner has taken it out"),
+            Self::Ban => ("banned", "the operator has sent it away"),
+        }
+    }
+}
+
+impl Store {
+    /// Changes what an owner decides about a host. Placements planned before become stale.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the miner has no such host, [`StoreError::Stale`] when it has left.
+    pub async fn host_patch(&self, hotkey: &str, host: HostId, patch: HostPatch) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let state = sqlx::query_scalar!(
+            "select state from hosts where host_id = $1 and hotkey = $2 for update",
+            host.0,
+            hotkey
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::NotFound("host"))?;
+        let state: HostState = error::read_name("a host's state", state)?;
+        if !state.is_member() {
+            return Err(StoreError::Stale("host"));
+        }
+        sqlx::query!(
+            "update hosts set gpu_hour = coalesce($2, gpu_hour), vcpu_hour = coalesce($3, vcpu_hour),
+                gib_hour = coalesce($4, gib_hour), term = coalesce($5, term), paused = coalesce($6, paused)
+             where host_id = $1",
+            host.0,
+            patch.rate.map(|rate| rate.gpu_hour.0),
+            patch.rate.map(|rate| rate.vcpu_hour.0),
+            patch.rate.map(|rate| rate.gib_hour.0),
+            patch.term.map(Term::as_str),
+            patch.paused
+        )
+        .execute(&mut *tx)
+        .await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Supply).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Takes a host out. One that leaves at once is cut off from the mesh; its leases are lost
+    /// when its fence has passed, since only then nothing runs there any more.
+    /// Without `hotkey` the operator decides.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the miner has no such host, [`StoreError::Stale`] when it has left.
+    pub async fn host_depart(
+        &self,
+        hotkey: Option<&str>,
+        host: HostId,
+        departure: Departure,
+    ) -> Result<HostState> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            r#"select state,
+                    exists (select from leases where host_id = $1 and state <> 'closed') as "busy!"
+               from hosts where host_id = $1 and ($2::text is null or hotkey = $2) for update"#,
+            host.0,
+            hotkey
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::NotFound("host"))?;
+        let from: HostState = error::read_name("a host's state", row.state)?;
+        let mut to = host::next(from, departure.event()).ok_or(StoreError::Stale("host"))?;
+        if to == HostState::Draining && !row.busy {
+            to = host::next(to, HostEvent::Emptied).ok_or(StoreError::Stale("host"))?;
+        }
+        let (code, message) = departure.reason();
+        sqlx::query!(
+            "update hosts set state = $2, reason_code = $3, reason_message = $4, reason_at_ms = now_ms()
+             where host_id = $1",
+            host.0,
+            to.as_str(),
+            code,
+            message
+        )
+        .execute(&mut *tx)
+        .await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Supply).await?;
+        announce(&mut tx, Changes::Mesh).await?;
+        tx.commit().await?;
+        Ok(to)
+    }
+}
