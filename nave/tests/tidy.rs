@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("sdk", &["nave-domain"]),
@@ -18,7 +18,8 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
     ("miner-agent", &["nave-domain", "nave-sdk", "nave-crash-point"]),
-    ("miner-agent/prover", &["nave-domain"]),
+    ("miner-agent/prover", &["nave-domain", "nave-proof"]),
+    ("verifier/proof", &["nave-domain"]),
     (
         "nave",
         &[

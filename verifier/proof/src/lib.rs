@@ -1,0 +1,26 @@
+//! Proofs of what a host claims: challenge → evidence → verdict.
+//!
+//! The verifier draws a [`Challenge`]; the host answers each of its nonces with a
+//! [`ProofReport`]: first commitments, at the end an opening; [`judge`] turns what
+//! came back, and when, into a [`Verdict`]. Everything here is a function of its
+//! arguments: no clock, no randomness, no files, no network.
+//!
+//! | step | the host gets | the host answers, CPU | the host answers, memory |
+//! |---|---|---|---|
+//! | 0 | the challenge with its nonce | commitment: root over all chains' checkpoints | commitment: memory is filled |
+//! | 1 | `reveals[0]` | opening: the segments it chooses | commitment: root over all lanes' ends |
+//! | 2 | `reveals[1]` | | opening: the lanes it chooses |
+//!
+//! Only the verifier's clock counts: each step has a [`Span`] from the first
+//! delivery of its nonce to the complete receipt of its answer.
+
+mod judge;
+mod message;
+mod verdict;
+
+pub use judge::judge;
+pub use message::{
+    Challenge, CpuTask, Digest, EXPLANATION_MAX, Evidence, INLINE_MAX, MemoryTask, Message, Nonce,
+    OPENING_MAX, Opening, ProofReport, Span, Task, VERSION,
+};
+pub use verdict::{Failure, Proven, Reason, Verdict};

@@ -1,0 +1,231 @@
+//! What travels between verifier and host.
+
+use std::{fmt, str::FromStr};
+
+use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Version of everything in this crate that both sides must agree on.
+pub const VERSION: u32 = 1;
+/// Largest opening that travels inside a report; a larger one is a blob.
+pub const INLINE_MAX: usize = 30 << 10;
+/// Largest opening at all, in bytes.
+pub const OPENING_MAX: usize = 4 << 20;
+/// Longest explanation of a host, in bytes.
+pub const EXPLANATION_MAX: usize = 512;
+
+/// Text that is not 32 bytes in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not 64 hexadecimal digits")]
+pub struct BadHex;
+
+macro_rules! bytes32 {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub [u8; 32]);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = BadHex;
+
+            fn from_str(text: &str) -> Result<Self, BadHex> {
+                let mut bytes = [0; 32];
+                hex::decode_to_slice(text, &mut bytes).map_err(|_| BadHex)?;
+                Ok(Self(bytes))
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+bytes32!(
+    /// Fresh randomness of the verifier: 32 bytes, hexadecimal in JSON.
+    Nonce
+);
+bytes32!(
+    /// SHA-256 of something: 32 bytes, hexadecimal in JSON.
+    Digest
+);
+
+/// A test of one claim of one host, as its spec carries it.
+///
+/// It grows while it lasts: each commitment of the host is answered by one more
+/// nonce in `reveals`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Challenge {
+    /// [`VERSION`]; a host that does not know it says so and computes nothing.
+    pub version: u32,
+    /// Which challenge.
+    pub challenge: ChallengeId,
+    /// Whose claim is tested; evidence of another host proves nothing.
+    pub host: HostId,
+    /// What is claimed and how it is tested.
+    pub task: Task,
+    /// Where the work starts from; it was never used before.
+    pub nonce: Nonce,
+    /// What the verifier drew after each commitment, in their order.
+    pub reveals: Vec<Nonce>,
+}
+
+/// A claim with the size of its test.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Chains of sequential work, one for each core.
+    Cpu(CpuTask),
+    /// Dependent reads all over a memory that was filled before.
+    Memory(MemoryTask),
+}
+
+/// A test of computing power.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CpuTask {
+    /// What the host claims.
+    pub milli_cpu: MilliCpu,
+    /// Length of a whole core's chain, in segments.
+    pub segments: u32,
+    /// How many segments are computed again by the verifier.
+    pub samples: u32,
+}
+
+/// A test of memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryTask {
+    /// What the host claims.
+    pub memory: Bytes,
+    /// Cores that the host claims: fill and reads are divided among them.
+    pub milli_cpu: MilliCpu,
+    /// Chains of dependent reads.
+    pub lanes: u32,
+    /// Reads in each lane.
+    pub reads: u32,
+    /// How many lanes are read again by the verifier.
+    pub samples: u32,
+    /// Longest time from the second nonce to the commitment of all lanes.
+    pub reads_ms: Millis,
+}
+
+/// An answer of the host, as its report carries it until the spec shows the next step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProofReport {
+    /// Which challenge.
+    pub challenge: ChallengeId,
+    /// What it answers: the challenge (0) or `reveals[step - 1]`.
+    pub step: u32,
+    /// The answer.
+    pub message: Message,
+}
+
+/// What a host answers to one step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// What the host has computed, fixed before it learns what will be looked at.
+    Commitment(Digest),
+    /// What the last reveal chose.
+    Opening(Opening),
+    /// The host gives up. It is a failure, with the reason the host gives.
+    Failed(crate::Failure),
+}
+
+/// The bytes of an opening, or where they are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Opening {
+    /// The bytes themselves, [`INLINE_MAX`] at most, hexadecimal in JSON.
+    Inline(#[serde(with = "inline")] Vec<u8>),
+    /// Bytes that were stored as a blob before.
+    Blob {
+        /// SHA-256 of the bytes.
+        sha256: Digest,
+        /// How many bytes, [`OPENING_MAX`] at most.
+        size: u64,
+    },
+}
+
+mod inline {
+    use super::{Deserialize, Deserializer, INLINE_MAX, Serializer, de};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.len() > 2 * INLINE_MAX {
+            return Err(de::Error::custom("an inline opening is too long"));
+        }
+        hex::decode(text).map_err(|_| de::Error::custom("an inline opening is not hexadecimal"))
+    }
+}
+
+/// Everything that came back for a challenge, once its opening is complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// One commitment for each reveal of the challenge.
+    pub commitments: Vec<Digest>,
+    /// The bytes of the opening.
+    pub opening: Vec<u8>,
+}
+
+/// How long one step took, on the verifier's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Span {
+    /// When the step's nonce first left for the host.
+    pub sent: Timestamp,
+    /// When its answer had come, with all its bytes.
+    pub received: Timestamp,
+}
+
+impl Challenge {
+    /// The step that waits for an answer: 0 for the challenge itself.
+    #[must_use]
+    pub fn step(&self) -> usize {
+        self.reveals.len()
+    }
+
+    /// Whether the answer to the present step is the opening, after which there is a verdict.
+    #[must_use]
+    pub fn is_last_step(&self) -> bool {
+        self.step() >= self.task.commitments()
+    }
+}
+
+impl Task {
+    /// How many commitments come before the opening.
+    #[must_use]
+    pub fn commitments(&self) -> usize {
+        match self {
+            Self::Cpu(_) => 1,
+            Self::Memory(_) => 2,
+        }
+    }
+}
