@@ -25,6 +25,19 @@ pub struct DueHost {
     pub host: HostId,
     /// What it claims.
     pub claims: Inventory,
+    /// The last challenge it was given since it joined.
+    pub last: Option<Decided>,
+}
+
+/// A challenge with its verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// What the host was asked to do.
+    pub body: Value,
+    /// What it had to prove.
+    pub claims: Inventory,
+    /// What came of it.
+    pub verdict: Value,
 }
 
 /// A moment on both clocks.
@@ -95,8 +108,8 @@ pub enum Decision {
         /// Pause before the next try, on the control clock.
         pause: Millis,
     },
-    /// Nothing: the fault was not the host's.
-    Void,
+    /// Nothing yet: a part of the claims is proven, or the fault was not the host's.
+    Stays,
 }
 
 impl Store {
@@ -113,17 +126,27 @@ impl Store {
         .execute(&self.pool)
         .await?;
         let rows = sqlx::query!(
-            r#"select host_id, inventory as "inventory!" from hosts h
+            r#"select h.host_id, h.inventory as "inventory!", last.challenge as "body?", last.claims as "claims?",
+                    last.verdict as "verdict?"
+               from hosts h left join lateral (
+                    select * from challenges c where c.host_id = h.host_id and c.drawn_at_ms >= h.enrolled_at_ms
+                    order by challenge_id desc limit 1) last on true
                where state = 'verifying' and inventory is not null
                  and not exists (select from challenges c where c.host_id = h.host_id and c.verdict is null)
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
-               order by host_id"#
+               order by h.host_id"#
         )
         .fetch_all(&self.pool)
         .await?;
         let rows = rows.into_iter().map(|row| {
+            let last = match (row.body, row.claims, row.verdict) {
+                (Some(body), Some(claims), Some(verdict)) => {
+                    Some(Decided { body, claims: error::read_json("an inventory", claims)?, verdict })
+                }
+                _ => None,
+            };
             let claims = error::read_json("an inventory", row.inventory)?;
-            Ok(DueHost { host: row.host_id.into(), claims })
+            Ok(DueHost { host: row.host_id.into(), claims, last })
         });
         Ok(rows.filter_map(readable).collect())
     }
@@ -325,7 +348,7 @@ impl Store {
             Decision::Refused { code, message, pause } => {
                 refuse(&mut tx, host, state, (code, message), *pause).await?;
             }
-            Decision::Void => {}
+            Decision::Stays => {}
         }
         hosts::bump(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;

@@ -154,7 +154,7 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
     let address = row.address.as_deref().map_or(Ok(joining.address), read_address)?;
     sqlx::query!(
         "update hosts set state = $2, agent_key = $3, mesh_key = $4, mesh_key_next = null, mesh_address = $5::text::inet,
-            inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
+            enrolled_at_ms = now_ms(), inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
             gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, generation = generation + 1
          where host_id = $1",
         host.0,

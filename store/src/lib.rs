@@ -35,7 +35,7 @@ use sqlx::{
 };
 
 pub use account::{Caller, KeyRow};
-pub use challenge::{Decision, DueHost, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use challenge::{Decided, Decision, DueHost, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;

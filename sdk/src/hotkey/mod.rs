@@ -3,7 +3,11 @@
 //! Signatures are Schnorr signatures over Ristretto255 with the context `substrate`,
 //! as schnorrkel makes them.
 
+#[cfg(feature = "wallet")]
+pub mod keyfile;
 pub mod ss58;
+#[cfg(feature = "wallet")]
+pub mod uri;
 
 use std::{fmt, str::FromStr};
 

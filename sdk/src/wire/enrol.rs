@@ -18,13 +18,14 @@ use std::net::Ipv6Addr;
 use nave_domain::{
     HostId, Millis, Timestamp,
     host::{HostState, Inventory, Proven, Term, Trust},
+    mesh::MeshKey,
     rate::Rate,
 };
 use serde::{Deserialize, Serialize};
 
 use super::rest::Capacity;
 pub use super::{
-    keys::{BadText, MeshKey, PublicKey, Sha256, Signature, TicketId},
+    keys::{BadText, PublicKey, Sha256, Signature, TicketId},
     ticket::{BadTicket, Ticket},
 };
 

@@ -6,6 +6,9 @@
 //! | `POST /host/v1/report` | a [`HostReport`]; answered with a [`ReportAck`] |
 //! | `POST /host/v1/leases/{lease}/logs/{stream}?offset=O` | bytes of a log from offset `O`; answered with a [`LogAck`] |
 //! | `PUT /host/v1/blobs/{sha256}` | bytes whose SHA-256 is the name; storing them again is a no-op |
+//! | `GET /host/v1/releases/{version}/{target}` | the program of a release |
+//!
+//! It is spoken inside the mesh only, and the address a call comes from says which host it is.
 //!
 //! The agent reconciles what it has with the spec. There are no commands, so
 //! none can be lost: an order is there until its lease is closed.
@@ -17,13 +20,15 @@ use nave_domain::{
     host::{HostState, Inventory},
     job::Egress,
     lease::StopReason,
+    mesh::MeshKey,
 };
+use nave_proof::{Challenge, ProofReport};
 use serde::{Deserialize, Serialize};
 
+use super::sign::SignedRelease;
+
 /// The version of this protocol; another one is refused by name.
-pub const PROTOCOL: u16 = 1;
-/// Names the host on the local socket, where no mesh address does.
-pub const HOST_HEADER: &str = "x-nave-host";
+pub const PROTOCOL: u16 = 2;
 /// Largest report or spec, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 /// Largest piece of a log in one call, in bytes.
@@ -48,8 +53,27 @@ pub struct HostSpec {
     pub fence_ms: Millis,
     /// Longest time between two reports.
     pub report_ms: Millis,
+    /// How the host is part of the mesh.
+    pub mesh: MeshSpec,
+    /// What it is asked to prove; its answer belongs into its reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<Challenge>,
+    /// The agent it should run; the release key has signed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<SignedRelease>,
     /// Every open lease, by id.
     pub leases: BTreeMap<LeaseId, Order>,
+}
+
+/// How a host is part of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeshSpec {
+    /// The WireGuard public key that the hub lets it in with.
+    pub key: MeshKey,
+    /// The hub's WireGuard public key.
+    pub hub_key: MeshKey,
+    /// Where the hub's UDP socket can be reached, best first.
+    pub hub_endpoints: Vec<String>,
 }
 
 /// One lease to run.
@@ -93,6 +117,12 @@ pub struct HostReport {
     pub session: u64,
     /// What the host has.
     pub inventory: Inventory,
+    /// The key that the host is about to use in the mesh instead of its present one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mesh_key_next: Option<MeshKey>,
+    /// Its answer to the newest step of its challenge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofReport>,
     /// Every lease the host knows, by id.
     pub leases: BTreeMap<LeaseId, LeaseReport>,
 }

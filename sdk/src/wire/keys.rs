@@ -5,7 +5,6 @@
 
 use std::{fmt, str::FromStr};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Text that is not a key, signature or id of the expected kind.
@@ -79,23 +78,10 @@ fixed!(
     /// A SHA-256.
     Sha256, 32, "a SHA-256", "64 lowercase hexadecimal digits", hex::encode, unhex
 );
-fixed!(
-    /// A WireGuard public key (X25519).
-    MeshKey, 32, "a WireGuard key", "44 characters of base64", base64, unbase64
-);
-
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let plain = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     // Longer texts cannot be any of these and are not worth the memory.
     (text.len() <= 128 && text.bytes().all(plain)).then(|| hex::decode(text).ok()).flatten()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    BASE64_STANDARD.encode(bytes)
-}
-
-fn unbase64(text: &str) -> Option<Vec<u8>> {
-    (text.len() == 44).then(|| BASE64_STANDARD.decode(text).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -110,10 +96,6 @@ mod tests {
         assert_eq!(key.to_string().parse(), Ok(key));
         assert!(key.to_string().to_uppercase().parse::<PublicKey>().is_err());
         assert!(format!("{key}00").parse::<PublicKey>().is_err());
-        let mesh = MeshKey([7; 32]);
-        assert_eq!(mesh.to_string().parse(), Ok(mesh));
-        // The last character has bits that no key uses: another one there says the same, and is refused.
-        assert!(mesh.to_string().replace("c=", "d=").parse::<MeshKey>().is_err());
     }
 
     proptest! {
@@ -121,7 +103,6 @@ mod tests {
         fn no_text_makes_a_parser_panic(text in "\\PC{0,140}", hex in "[0-9a-fA-F]{0,140}") {
             for text in [&text, &hex] {
                 let _ = text.parse::<PublicKey>();
-                let _ = text.parse::<MeshKey>();
                 if let Ok(signature) = text.parse::<Signature>() {
                     prop_assert_eq!(&signature.to_string(), text);
                 }
