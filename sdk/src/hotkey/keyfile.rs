@@ -36,7 +36,9 @@ impl BadKeyfile {
                 "hotkeys are not encrypted by default; write a plain one with \
                  `btcli wallet regen-hotkey`, or put the mnemonic into NAVE_HOTKEY_URI for this command"
             }
-            Self::Public => "use the file without `pub` in its name, on the machine where the hotkey was made",
+            Self::Public => {
+                "use the file without `pub` in its name, on the machine where the hotkey was made"
+            }
             Self::Mismatch(_) => "write the file anew with `btcli wallet regen-hotkey`",
             Self::Other(_) => {
                 "name a file such as ~/.bittensor/wallets/default/hotkeys/default; \
@@ -169,7 +171,7 @@ mod tests {
     fn a_hotkey_file_of_a_wallet_is_read_in_each_of_its_forms() {
         let address = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY".parse().expect("an address");
         let mut ed25519 = without(alice(), &["secretSeed"]);
-        let secret = HotkeySecret::from_uri("//Alice").expect("a URI").pair.secret;
+        let secret = HotkeySecret::from_uri("//Alice").expect("a URI").pair.secret.clone();
         ed25519["privateKey"] = json!(hex::encode(secret.to_ed25519_bytes()));
         let mut doubled = without(alice(), &["privateKey", "ss58Address"]);
         doubled["secretSeed"] = json!(format!("0x{}", doubled["secretSeed"].as_str().expect("text")));
@@ -182,7 +184,10 @@ mod tests {
     fn a_mnemonic_in_a_file_gives_the_key_it_stands_for() {
         let phrase = "bottom drive obey lake curtain smoke basket hold race lonely fit walk";
         let expected = "5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV".parse();
-        assert_eq!(read(&json!({ "secretPhrase": phrase })), expected.clone().map_err(|_| BadKeyfile::Public));
+        assert_eq!(
+            read(&json!({ "secretPhrase": phrase })),
+            expected.map_err(|_| BadKeyfile::Public)
+        );
         let plain = HotkeySecret::from_keyfile(format!("{phrase}\n").as_bytes()).expect("a phrase");
         assert_eq!(Ok(plain.hotkey()), expected);
     }

@@ -152,3 +152,6 @@ impl Ticket {
         Ok(hotkey)
     }
 }
+
+#[cfg(all(test, feature = "wallet"))]
+mod tests;

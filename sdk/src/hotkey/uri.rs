@@ -19,7 +19,7 @@ use super::HotkeySecret;
 /// The phrase behind `//Alice`; everybody knows it.
 const DEV_PHRASE: &str = "bottom drive obey lake curtain smoke basket hold race lonely fit walk";
 /// How often the phrase is hashed.
-const ROUNDS: NonZeroU32 = NonZeroU32::new(2048).unwrap_or(NonZeroU32::MIN);
+const ROUNDS: NonZeroU32 = NonZeroU32::MIN.saturating_add(2047);
 
 /// Text that is no secret URI. It never quotes the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,9 +55,7 @@ impl HotkeySecret {
             (phrase, None) => of_phrase(phrase, password)?,
         };
         let secret = junctions(path)?.into_iter().fold(expand(&root), |secret, junction| match junction {
-            Junction::Hard(code) => {
-                expand(&secret.hard_derive_mini_secret_key(Some(ChainCode(code)), b"").0)
-            }
+            Junction::Hard(code) => expand(&secret.hard_derive_mini_secret_key(Some(ChainCode(code)), b"").0),
             Junction::Soft(code) => secret.derived_key_simple(ChainCode(code), b"").0,
         });
         Ok(Self { pair: Keypair::from(secret) })
@@ -192,7 +190,10 @@ mod tests {
 
     #[test]
     fn long_names_are_measured_and_hashed_as_scale_does() {
-        assert_eq!((compact(0x3f), compact(0x40), compact(0x4000)), (vec![0xfc], vec![1, 1], vec![2, 0, 1, 0]));
+        assert_eq!(
+            (compact(0x3f), compact(0x40), compact(0x4000)),
+            (vec![0xfc], vec![1, 1], vec![2, 0, 1, 0])
+        );
         assert_ne!(chain_code(&"x".repeat(31))[..2], chain_code(&"x".repeat(32))[..2]);
     }
 

@@ -335,3 +335,42 @@ mod unix_ms {
         i64::deserialize(deserializer).map(Timestamp)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nave_domain::MicroUsd;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_field_of_a_change_is_refused_and_so_is_a_change_of_nothing() {
+        let read = |text: &str| serde_json::from_str::<HostPatch>(text);
+        assert!(read(r#"{"paused":true,"state":"ready"}"#).is_err());
+        assert!(read("{}").expect("a document").check().is_err());
+        let paused = HostPatch { paused: Some(true), ..HostPatch::default() };
+        assert_eq!(read(r#"{"paused":true}"#).expect("a document"), paused);
+        assert_eq!(
+            (paused.check(), serde_json::to_string(&paused).ok()),
+            (Ok(()), Some(r#"{"paused":true}"#.into()))
+        );
+    }
+
+    #[test]
+    fn a_rate_is_never_negative_nor_absurd() {
+        let rate = |micros| Rate { vcpu_hour: MicroUsd(micros), ..Rate::default() };
+        assert!(check_rate(&rate(0)).is_ok() && check_rate(&rate(RATE_PART_MAX)).is_ok());
+        for micros in [-1, RATE_PART_MAX + 1, i64::MIN, i64::MAX] {
+            assert!(check_rate(&rate(micros)).is_err_and(|message| message.starts_with("rate.vcpu_hour")));
+        }
+    }
+
+    #[test]
+    fn a_name_is_fit_for_a_command_line() {
+        for name in ["a", "gpu-1.rack_2", "0", &"x".repeat(NAME_BYTES_MAX)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in ["", "-y", ".x", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(NAME_BYTES_MAX + 1)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+}

@@ -224,3 +224,94 @@ pub struct SignedRelease {
 mod ed25519;
 #[cfg(feature = "sign")]
 pub use self::ed25519::{BadSignature, KeyError, SecretKey, random, sha256};
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_790_000_000_000);
+
+    fn stamp(expiry: Timestamp) -> Stamp {
+        Stamp { key: "5Alice".into(), nonce: Nonce([1; 16]), expiry, signature: Signature([2; 64]) }
+    }
+
+    fn read(headers: &[(&'static str, String)]) -> Result<Stamp, BadStamp> {
+        Stamp::read(|name| headers.iter().find(|(given, _)| *given == name).map(|(_, value)| value.as_str()))
+    }
+
+    #[test]
+    fn the_signed_bytes_of_a_request_are_these() {
+        let (market, body) = (PublicKey([0xab; 32]), Sha256([0xcd; 32]));
+        let request =
+            Request { market: &market, method: "GET", target: "/v1/miner/hosts?limit=1", body: &body };
+        let expected = format!(
+            "nave request 1\n{}\nGET\n/v1/miner/hosts?limit=1\n{}\n{}\n1790000000000",
+            "ab".repeat(32),
+            "cd".repeat(32),
+            "01".repeat(16)
+        );
+        assert_eq!(stamp(NOW).bytes(&request), expected.as_bytes());
+        let reply = format!("nave reply 1\n{}\n201\n{}", "02".repeat(64), "cd".repeat(32));
+        assert_eq!(reply_bytes(&Signature([2; 64]), 201, &body), reply.as_bytes());
+    }
+
+    #[test]
+    fn headers_are_read_as_they_are_written_and_a_missing_one_is_named() {
+        let headers = stamp(NOW).headers();
+        assert_eq!(read(&headers), Ok(stamp(NOW)));
+        for (at, (name, _)) in headers.iter().enumerate() {
+            let mut fewer = headers.to_vec();
+            fewer.remove(at);
+            assert_eq!(read(&fewer), Err(BadStamp::Missing(name)));
+        }
+    }
+
+    #[test]
+    fn a_signature_counts_for_five_minutes_at_most() {
+        let expiring = |ms: i64| stamp(NOW.after(Millis(ms))).check_expiry(NOW);
+        assert_eq!(
+            (expiring(1), expiring(EXPIRY_AHEAD.0), expiring(EXPIRY_AHEAD_MAX.0)),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        assert_eq!((expiring(0), expiring(-1)), (Err(BadStamp::Expired), Err(BadStamp::Expired)));
+        assert_eq!(expiring(EXPIRY_AHEAD_MAX.0 + 1), Err(BadStamp::TooLong));
+    }
+
+    fn release(version: &str, target: &str) -> Release {
+        Release { version: version.into(), target: target.into(), sha256: Sha256([1; 32]), size: 7 }
+    }
+
+    #[test]
+    fn a_release_has_three_numbers_and_no_line_breaks() {
+        assert_eq!(release("0.12.3", "x86_64-linux").check(), Ok(()));
+        for version in
+            ["", "1", "1.2", "1.2.3.4", "1.2.3-rc", "01.2.3", "1.2.3\n", "1..3", "+1.2.3", "1.2.9999999999"]
+        {
+            assert!(release(version, "x86_64-linux").check().is_err(), "{version}");
+        }
+        assert!(release("1.2.3", "x86\n64").check().is_err());
+        assert!(release("0.10.0", "x").number() > release("0.9.9", "x").number());
+    }
+
+    #[test]
+    fn the_signed_bytes_of_a_release_are_these() {
+        let expected = format!("nave release 1\n0.2.0\nx86_64-linux\n{}\n7", "01".repeat(32));
+        assert_eq!(release("0.2.0", "x86_64-linux").bytes(), expected.as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_the_reader_panic(at in 0..4_usize, value in "\\PC{0,140}", digits in "[0-9]{0,30}") {
+            for value in [value, digits] {
+                let mut headers = stamp(NOW).headers();
+                headers[at].1 = value;
+                if let Ok(stamp) = read(&headers) {
+                    // What is read has one form only: no two texts mean the same.
+                    prop_assert_eq!(stamp.headers(), headers);
+                }
+            }
+        }
+    }
+}

@@ -166,3 +166,70 @@ impl SignedRelease {
         key.verify(&self.release.bytes(), &self.signature)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> SecretKey {
+        SecretKey::from_seed([7; 32]).expect("a key")
+    }
+
+    /// RFC 8032, section 7.1, test 2.
+    #[test]
+    fn keys_and_signatures_are_those_of_the_standard() {
+        let seed = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb";
+        let key = SecretKey::parse(&format!("{seed}\n")).expect("a key");
+        assert_eq!(key.reveal(), seed);
+        let public = "3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c";
+        assert_eq!(key.public().to_string(), public);
+        let signature = "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
+                         085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00";
+        assert_eq!(key.sign(&[0x72]).to_string(), signature);
+        assert_eq!(key.public().verify(&[0x72], &key.sign(&[0x72])), Ok(()));
+    }
+
+    #[test]
+    fn a_reply_fits_its_request_status_and_body_only() {
+        let (asked, other) = (Signature([1; 64]), Signature([2; 64]));
+        let signature = key().sign_reply(&asked, 200, b"{}");
+        let check = |asked, status, body: &[u8]| key().public().verify_reply(asked, status, body, &signature);
+        assert_eq!(check(&asked, 200, b"{}"), Ok(()));
+        for refused in [check(&other, 200, b"{}"), check(&asked, 409, b"{}"), check(&asked, 200, b"{ }")] {
+            assert_eq!(refused, Err(BadSignature));
+        }
+        let stranger = SecretKey::generate().expect("a key").public();
+        assert_eq!(stranger.verify_reply(&asked, 200, b"{}", &signature), Err(BadSignature));
+    }
+
+    #[test]
+    fn an_agents_request_names_its_key() {
+        let (market, body) = (PublicKey([1; 32]), sha256(b"{}"));
+        let request = Request { market: &market, method: "POST", target: "/v1/enrolments", body: &body };
+        let stamp = key().stamp(&request, Nonce([3; 16]), Timestamp(1));
+        assert_eq!(stamp.verify_agent(&request), Ok(key().public()));
+        let forged = Stamp { key: SecretKey::generate().expect("a key").public().to_string(), ..stamp };
+        assert_eq!(forged.verify_agent(&request), Err(BadStamp::Signature));
+    }
+
+    #[test]
+    fn a_release_signed_by_another_key_is_refused() {
+        let release = super::super::Release {
+            version: "0.2.0".into(),
+            target: "x86_64-linux".into(),
+            sha256: sha256(b"agent"),
+            size: 5,
+        };
+        let signed = SignedRelease { signature: key().sign(&release.bytes()), release };
+        assert_eq!(signed.verify(&key().public()), Ok(()));
+        assert_eq!(signed.verify(&SecretKey::generate().expect("a key").public()), Err(BadSignature));
+        let mut newer = signed;
+        newer.release.version = "0.3.0".into();
+        assert_eq!(newer.verify(&key().public()), Err(BadSignature));
+    }
+
+    #[test]
+    fn a_debug_text_never_shows_the_secret() {
+        assert!(!format!("{:?}", key()).contains(&key().reveal()));
+    }
+}
