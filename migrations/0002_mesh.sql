@@ -32,6 +32,9 @@ comment on column hosts.mesh_address is 'Its address in the mesh, by which it is
 comment on column hosts.mesh_key is 'WireGuard public key that the hub lets in, base64';
 comment on column hosts.mesh_key_next is 'The key that its agent is about to use instead';
 
+alter table control_clock add hub_at_ms bigint;
+comment on column control_clock.hub_at_ms is 'When the hub last said that it lets hosts in; none where there never was one';
+
 -- Every key that a host ever announced: a key is let in for one host, once, and the key of a
 -- host that was sent away never again.
 create table mesh_keys (

@@ -1,4 +1,4 @@
-//! The control clock: time during which hosts could reach a gateway.
+//! The control clock: time during which hosts could reach a gateway, through the hub.
 
 use nave_domain::Millis;
 
@@ -6,10 +6,13 @@ use crate::{Result, Store};
 
 /// Longest stretch one beat adds; a gateway beats twice as often.
 const BEAT_MS_MAX: i64 = 1_000;
+/// Longest time since the hub's last beat while it counts as there.
+const HUB_MS_MAX: i64 = 1_500;
 
 impl Store {
     /// Advances the clock by the time since the last beat, at most one second: what is
     /// longer was downtime. Several gateways may beat; together they add real time once.
+    /// Where there is a hub and it does not beat, the clock stands still.
     /// Where Postgres's clock is set back, one beat adds nothing and the next ones go on.
     ///
     /// # Errors
@@ -18,11 +21,22 @@ impl Store {
         sqlx::query!(
             "update control_clock set
                 up_ms = up_ms + greatest(0, least(now_ms() - beat_at_ms, $1)),
-                beat_at_ms = now_ms()",
-            BEAT_MS_MAX
+                beat_at_ms = now_ms()
+             where hub_at_ms is null or now_ms() - hub_at_ms < $2",
+            BEAT_MS_MAX,
+            HUB_MS_MAX
         )
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    /// The hub is there and lets hosts in.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hub_beat(&self) -> Result<()> {
+        sqlx::query!("update control_clock set hub_at_ms = now_ms()").execute(&self.pool).await?;
         Ok(())
     }
 

@@ -72,3 +72,30 @@ async fn several_gateways_together_add_real_time_once() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_clock_stands_still_while_the_hub_is_away() {
+    open(async |market| {
+        let up = async || market.store.clock_up().await.expect("uptime").0;
+        let age = async |span: i64| {
+            sqlx::query("update control_clock set beat_at_ms = beat_at_ms - $1, hub_at_ms = hub_at_ms - $1")
+                .bind(span)
+                .execute(&market.sql)
+                .await
+                .expect("age");
+        };
+        market.store.hub_beat().await.expect("the hub");
+        age(400).await;
+        let before = up().await;
+        market.store.clock_beat().await.expect("a beat");
+        assert!(up().await >= before + 400, "the hub was there a moment ago");
+        age(5_000).await;
+        let before = up().await;
+        market.store.clock_beat().await.expect("a beat");
+        assert_eq!(up().await, before, "hosts could not reach anything");
+        market.store.hub_beat().await.expect("the hub is back");
+        market.store.clock_beat().await.expect("a beat");
+        assert_eq!(up().await, before + 1_000, "one beat's worth at most");
+    })
+    .await;
+}
