@@ -14,13 +14,24 @@
 //! Only the verifier's clock counts: each step has a [`Span`] from the first
 //! delivery of its nonce to the complete receipt of its answer.
 
+mod cpu;
 mod judge;
+mod memory;
+mod merkle;
 mod message;
+mod mix;
+mod prover;
+mod task;
+mod transcript;
 mod verdict;
 
+pub use cpu::STEPS;
 pub use judge::judge;
+pub use memory::{BLOCK, covered};
 pub use message::{
     Challenge, CpuTask, Digest, EXPLANATION_MAX, Evidence, INLINE_MAX, MemoryTask, Message, Nonce,
     OPENING_MAX, Opening, ProofReport, Span, Task, VERSION,
 };
+pub use prover::{Answer, Prover};
+pub use task::{REFERENCE_STEPS_PER_S, TOLERANCE};
 pub use verdict::{Failure, Proven, Reason, Verdict};

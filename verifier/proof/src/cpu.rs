@@ -1,0 +1,166 @@
+//! Computing power: one chain of sequential work for each claimed core.
+//!
+//! A segment is [`STEPS`] steps from one checkpoint to the next; a checkpoint is
+//! SHA-256 of the state, so that what follows cannot begin before it is there.
+//! The commitment is the root over all checkpoints of all chains; the opening has
+//! the checkpoints before the segments that the reveal chose, and the verifier
+//! computes those segments again.
+
+use std::{collections::BTreeMap, thread};
+
+use crate::{
+    CpuTask, Digest, Failure, Reason,
+    merkle::{self, Tree},
+    mix,
+    transcript::{draw, expand, seal},
+};
+
+/// Steps in a segment.
+pub const STEPS: u64 = 4096;
+/// Rounds in a step.
+const ROUNDS: usize = 4;
+/// Most checkpoints of all chains together: 256 MiB at the host while it works.
+pub(crate) const CHECKPOINTS_MAX: u64 = 1 << 23;
+/// Most chains: each is a thread of the prover.
+pub(crate) const CHAINS_MAX: u64 = 1024;
+
+/// Where each chain's checkpoints stand among all.
+pub(crate) struct Layout {
+    whole: u64,
+    last: u64,
+    chains: u64,
+}
+
+impl Layout {
+    pub(crate) fn of(task: &CpuTask) -> Self {
+        let milli = u64::try_from(task.milli_cpu.0).unwrap_or(0).max(1);
+        let whole = u64::from(task.segments).max(1);
+        let rest = milli - (milli.div_ceil(1000) - 1).saturating_mul(1000);
+        Self { whole, last: whole.saturating_mul(rest).div_ceil(1000), chains: milli.div_ceil(1000) }
+    }
+
+    pub(crate) fn chains(&self) -> u64 {
+        self.chains
+    }
+
+    /// Segments of all chains together.
+    pub(crate) fn segments(&self) -> u64 {
+        (self.chains - 1).saturating_mul(self.whole).saturating_add(self.last)
+    }
+
+    fn segments_of(&self, chain: u64) -> u64 {
+        if chain + 1 == self.chains { self.last } else { self.whole }
+    }
+
+    fn is_first_of_its_chain(&self, segment: u64) -> bool {
+        segment.is_multiple_of(self.whole)
+    }
+
+    fn first_checkpoint(&self, binding: &Digest, segment: u64) -> Digest {
+        seal("nave proof chain", binding, segment / self.whole, &[0; 8])
+    }
+}
+
+/// The checkpoint at the end of a segment.
+fn segment(binding: &Digest, number: u64, from: &Digest) -> Digest {
+    let mut state = expand("nave proof segment", from, number);
+    for _ in 0..STEPS {
+        for _ in 0..ROUNDS {
+            mix::round(&mut state);
+        }
+    }
+    seal("nave proof checkpoint", binding, number, &state)
+}
+
+fn chain(binding: &Digest, layout: &Layout, chain: u64) -> Vec<Digest> {
+    let first = chain * layout.whole;
+    let mut last = layout.first_checkpoint(binding, first);
+    let numbers = first..first + layout.segments_of(chain);
+    numbers
+        .map(|number| {
+            last = segment(binding, number, &last);
+            last
+        })
+        .collect()
+}
+
+/// Does the work: all chains at once, each in a thread.
+pub(crate) fn prove(task: &CpuTask, binding: &Digest) -> Result<Tree, Failure> {
+    let layout = &Layout::of(task);
+    let chains = thread::scope(|scope| {
+        let start = |number| {
+            let thread = thread::Builder::new().stack_size(128 << 10);
+            thread.spawn_scoped(scope, move || chain(binding, layout, number))
+        };
+        let threads: Result<Vec<_>, _> = (0..layout.chains()).map(start).collect();
+        let threads = threads.map_err(|error| aborted(format!("start a thread for each core: {error}")))?;
+        let ends =
+            threads.into_iter().map(|thread| thread.join().map_err(|_| aborted("a chain broke off".into())));
+        ends.collect::<Result<Vec<_>, _>>()
+    })?;
+    Ok(Tree::over(chains.concat()))
+}
+
+fn aborted(message: String) -> Failure {
+    Failure { code: Reason::Aborted, message }
+}
+
+/// The segments that `seed` chooses.
+fn chosen(task: &CpuTask, layout: &Layout, seed: &Digest) -> Vec<u64> {
+    draw(seed, task.samples, layout.segments())
+}
+
+/// The leaves of the tree that the opening of `segments` shows or lets compute.
+fn leaves(layout: &Layout, segments: &[u64]) -> Vec<u64> {
+    let before = segments.iter().filter(|segment| !layout.is_first_of_its_chain(**segment));
+    segments.iter().copied().chain(before.map(|segment| segment - 1)).collect()
+}
+
+/// The digests of an opening: the checkpoint before each chosen segment, then the proof.
+pub(crate) fn open(task: &CpuTask, tree: &Tree, binding: &Digest, seed: &Digest) -> Vec<Digest> {
+    let layout = Layout::of(task);
+    let segments = chosen(task, &layout, seed);
+    let before = |segment: &u64| match layout.is_first_of_its_chain(*segment) {
+        true => Some(layout.first_checkpoint(binding, *segment)),
+        false => tree.leaf(segment - 1),
+    };
+    let starts = segments.iter().filter_map(before);
+    starts.chain(tree.proof(leaves(&layout, &segments))).collect()
+}
+
+/// How many digests an opening has.
+pub(crate) fn opening_len(task: &CpuTask, seed: &Digest) -> usize {
+    let layout = Layout::of(task);
+    let segments = chosen(task, &layout, seed);
+    segments.len() + merkle::proof_len(leaves(&layout, &segments), layout.segments())
+}
+
+/// Whether the opening shows chosen segments of the work that was committed to.
+pub(crate) fn check(
+    task: &CpuTask,
+    binding: &Digest,
+    commitment: &Digest,
+    seed: &Digest,
+    opening: &[Digest],
+) -> Result<(), String> {
+    let layout = Layout::of(task);
+    let segments = chosen(task, &layout, seed);
+    let (starts, proof) = opening.split_at_checked(segments.len()).ok_or("the opening is too short")?;
+    let mut known = BTreeMap::new();
+    let mut learn = |leaf, digest| match known.insert(leaf, digest) {
+        Some(other) if other != digest => Err(format!("checkpoint {leaf} is shown as two")),
+        Some(_) | None => Ok(()),
+    };
+    for (&number, start) in segments.iter().zip(starts) {
+        if !layout.is_first_of_its_chain(number) {
+            learn(number - 1, *start)?;
+        } else if *start != layout.first_checkpoint(binding, number) {
+            return Err(format!("segment {number} does not start where its chain does"));
+        }
+        learn(number, segment(binding, number, start))?;
+    }
+    match merkle::root(known, layout.segments(), proof) {
+        Some(root) if root == *commitment => Ok(()),
+        Some(_) | None => Err("chosen segments are not what was committed to".into()),
+    }
+}

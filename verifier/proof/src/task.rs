@@ -1,0 +1,116 @@
+//! How large a test is, and how long it may take.
+
+use nave_domain::{Bytes, MilliCpu, Millis};
+
+use crate::{
+    Challenge, CpuTask, MemoryTask, Task,
+    cpu::{self, Layout},
+    memory,
+};
+
+/// Steps in a second of what counts as one core: a hardware thread of a server of 2.5 GHz
+/// whose other thread is busy too.
+pub const REFERENCE_STEPS_PER_S: u64 = 20_000_000;
+/// A claim stands up to this many times what was proven, so that a host does not
+/// fail because it has other work to do.
+pub const TOLERANCE: u64 = 2;
+/// How long the opening may take: it needs no work, but may have to be stored first.
+const OPENING_MS: i64 = 60_000;
+/// Time for a message to come and go, beside what the work takes.
+const TRAVEL_MS: i64 = 15_000;
+/// Reads in each lane.
+const READS: u32 = 128;
+/// Lanes for each claimed core, and for all of them.
+const LANES_PER_CORE: i64 = 1 << 16;
+const LANES_MAX: i64 = 1 << 20;
+/// Time for a read on one core, several times what is usual.
+const READ_NS: i64 = 150;
+/// What the reads may take in any case: the commitment has to come back, too.
+const READS_MS: i64 = 1_500;
+/// Bytes that one core fills in a millisecond, a fraction of what is usual.
+const FILL_PER_MS: i64 = 64 << 10;
+
+impl Task {
+    /// A test of a claim of computing power that takes a core of the reference rate `length`.
+    #[must_use]
+    pub fn cpu(milli_cpu: MilliCpu, length: Millis) -> Self {
+        let chains = u64::try_from(milli_cpu.0).unwrap_or(1).div_ceil(1000).max(1);
+        let steps = u64::try_from(length.0).unwrap_or(0).saturating_mul(REFERENCE_STEPS_PER_S / 1000);
+        let segments = (steps / cpu::STEPS).clamp(1, (cpu::CHECKPOINTS_MAX / chains).max(1));
+        Self::Cpu(CpuTask { milli_cpu, segments: u32::try_from(segments).unwrap_or(u32::MAX), samples: 64 })
+    }
+
+    /// A test of a claim of memory, for a host that claims `milli_cpu`, too.
+    #[must_use]
+    pub fn memory(memory: Bytes, milli_cpu: MilliCpu) -> Self {
+        let lanes = LANES_PER_CORE.saturating_mul(milli_cpu.0.max(1000)) / 1000;
+        let lanes = lanes.min(LANES_MAX);
+        let reads_ns = (lanes * i64::from(READS) * READ_NS).saturating_mul(1000) / milli_cpu.0.max(1000);
+        Self::Memory(MemoryTask {
+            memory,
+            milli_cpu,
+            lanes: u32::try_from(lanes).unwrap_or(u32::MAX),
+            reads: READS,
+            samples: 8,
+            reads_ms: Millis(READS_MS + reads_ns / 1_000_000),
+        })
+    }
+
+    /// Refuses sizes that would cost a host or the verifier too much.
+    ///
+    /// # Errors
+    /// A sentence that says what is out of range.
+    pub fn check(&self) -> Result<(), String> {
+        let in_range = match self {
+            Self::Cpu(task) => {
+                let layout = Layout::of(task);
+                task.milli_cpu.0 > 0
+                    && layout.chains() <= cpu::CHAINS_MAX
+                    && task.segments > 0
+                    && layout.segments() <= cpu::CHECKPOINTS_MAX
+                    && (1..=1024).contains(&task.samples)
+            }
+            Self::Memory(task) => {
+                (1..=1 << 50).contains(&task.memory.0)
+                    && (1..=1 << 50).contains(&task.milli_cpu.0)
+                    && (1..=LANES_MAX).contains(&i64::from(task.lanes))
+                    && (1..=1024).contains(&task.reads)
+                    && (1..=64).contains(&task.samples)
+                    && (1..=600_000).contains(&task.reads_ms.0)
+            }
+        };
+        if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
+    }
+
+    /// What a core of the reference rate needs for a whole chain, in milliseconds.
+    pub(crate) fn chain_ms(task: &CpuTask) -> i64 {
+        let steps = u64::from(task.segments).saturating_mul(cpu::STEPS);
+        i64::try_from(steps.saturating_mul(1000) / REFERENCE_STEPS_PER_S).unwrap_or(i64::MAX)
+    }
+
+    /// How long the verifier waits for the answer to a step before silence is the answer.
+    #[must_use]
+    pub fn patience(&self, step: usize) -> Millis {
+        let work = match self {
+            Self::Cpu(task) => [Self::chain_ms(task).saturating_mul(8)].get(step).copied(),
+            Self::Memory(task) => {
+                let per_s = FILL_PER_MS.saturating_mul(task.milli_cpu.0.max(1000)) / 1000;
+                [task.memory.0 / per_s, task.reads_ms.0.saturating_mul(4)].get(step).copied()
+            }
+        };
+        Millis(work.map_or(OPENING_MS, |work| work.saturating_add(TRAVEL_MS)))
+    }
+}
+
+impl Challenge {
+    /// How long the verifier waits for the answer to the present step.
+    #[must_use]
+    pub fn patience(&self) -> Millis {
+        self.task.patience(self.step())
+    }
+}
+
+/// Bytes of memory that a claim must show, and how many blocks that is.
+pub(crate) fn shown(task: &MemoryTask) -> Bytes {
+    Bytes(i64::try_from(memory::blocks(task) * memory::BLOCK).unwrap_or(i64::MAX))
+}
