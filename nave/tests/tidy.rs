@@ -9,21 +9,23 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("domain", &[]),
     ("crash-point", &[]),
+    ("mesh", &["nave-domain"]),
     ("sdk", &["nave-domain"]),
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
-    ("miner-agent", &["nave-domain", "nave-sdk", "nave-crash-point"]),
+    ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain", "nave-proof"]),
     ("verifier/proof", &["nave-domain"]),
     (
         "nave",
         &[
             "nave-domain",
+            "nave-mesh",
             "nave-sdk",
             "nave-store",
             "nave-scheduler",
@@ -35,12 +37,14 @@ const ARROWS: [(&str, &[&str]); 11] = [
 ];
 
 /// Doors to the outside world, and the one crate that may open each.
-const DOORS: [(&str, &str); 5] = [
+const DOORS: [(&str, &str); 7] = [
     ("sqlx", "store"),
     ("axum", "api-gateway"),
     ("oci-client", "api-gateway"),
     ("bollard", "miner-agent"),
     ("nvml-wrapper", "miner-agent/prover"),
+    ("gotatun", "mesh"),
+    ("wireguard-control", "mesh"),
 ];
 
 /// Crates in which money, capacity and usage are integers.
@@ -201,6 +205,27 @@ fn every_crash_point_is_one_line_and_is_on_the_list() {
     let broken: Vec<String> =
         listed.chain(unlisted.map(|name| format!("{name} is not on the list"))).collect();
     assert_none(&broken, "One name for one line: put it there, or take it out of crash-point/src/points.rs.");
+}
+
+#[test]
+fn what_others_link_against_reaches_no_copyleft_code() {
+    let mut reached = BTreeSet::from(["nave-sdk".to_owned()]);
+    let mut todo = vec!["sdk".to_owned()];
+    let places: Vec<(String, String)> = members()
+        .into_iter()
+        .map(|place| (manifest(&place)["package"]["name"].as_str().expect("a name").to_owned(), place))
+        .collect();
+    while let Some(place) = todo.pop() {
+        for name in dependencies(&manifest(&place), "dependencies") {
+            let ours = places.iter().find(|(ours, _)| *ours == name);
+            if reached.insert(name.clone()) {
+                todo.extend(ours.map(|(_, place)| place.clone()));
+            }
+        }
+    }
+    let copyleft = ["wireguard-control", "gotatun"].map(str::to_owned);
+    let broken: Vec<String> = copyleft.into_iter().filter(|name| reached.contains(name)).collect();
+    assert_none(&broken, "Customers and miners link the sdk: keep LGPL and MPL code behind nave-mesh.");
 }
 
 #[test]
