@@ -358,6 +358,29 @@ impl Store {
         Ok(())
     }
 
+    /// Has a host prove again what it claims, without further pause; it takes no jobs until it has.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is leaving.
+    pub async fn host_retest(&self, host: HostId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let from = host_lock(&mut tx, host).await?;
+        let event = if from == HostState::Refused { HostEvent::Retry } else { HostEvent::Claimed };
+        let to = host::next(from, event).filter(|to| *to == HostState::Verifying);
+        let to = to.ok_or(StoreError::Stale("host"))?;
+        sqlx::query!(
+            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null where host_id = $1",
+            host.0,
+            to.as_str()
+        )
+        .execute(&mut *tx)
+        .await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Whether a host is being tested.
     ///
     /// # Errors
