@@ -1,16 +1,17 @@
 //! What an agent is told when it starts.
 
-use std::{path::PathBuf, str::FromStr};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use nave_domain::{Bytes, HostId, MilliCpu};
+use nave_mesh::Name;
 
 /// Everything an agent is told.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Which host it is.
     pub host: HostId,
-    /// Where the control plane is.
-    pub endpoint: Endpoint,
+    /// How it reaches the control plane.
+    pub reach: Reach,
     /// Where its state and the working directories are.
     pub data: PathBuf,
     /// What runs jobs.
@@ -23,13 +24,18 @@ pub struct Config {
     pub prover: PathBuf,
 }
 
-/// Where the control plane is.
+/// How an agent reaches its control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    /// A Unix socket on this machine.
-    Socket(PathBuf),
-    /// A base URL, such as `http://[fd00::1]:7000`.
-    Url(String),
+pub enum Reach {
+    /// Through the mesh, and no other way.
+    Mesh {
+        /// Name of the interface, unique on the machine.
+        interface: Name,
+        /// How long a mesh key is used.
+        rotate: Duration,
+    },
+    /// At this base URL, where a test stands in for what is behind the mesh.
+    WithoutMesh(String),
 }
 
 /// Which runtime is wanted.

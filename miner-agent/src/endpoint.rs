@@ -1,17 +1,18 @@
 //! The agent's side of the host protocol: four calls.
 
-use std::{path::Path, time::Duration};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use nave_domain::{HostId, LeaseId};
-use nave_sdk::wire::host::{
-    DOCUMENT_BYTES_MAX, HOST_HEADER, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream,
-};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
+use nave_domain::LeaseId;
+use nave_mesh::Name;
+use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
 use serde::de::DeserializeOwned;
-
-use crate::config::Endpoint;
 
 /// Longest a long poll waits at the control plane.
 pub const WAIT: Duration = Duration::from_secs(25);
@@ -19,6 +20,8 @@ pub const WAIT: Duration = Duration::from_secs(25);
 const ANSWER: Duration = Duration::from_secs(15);
 /// Longest a result may travel.
 const UPLOAD: Duration = Duration::from_secs(300);
+/// Silence after which a connection is asked whether it still is one.
+const SILENCE: Duration = Duration::from_secs(5);
 /// Most that is read of a refusal, in characters.
 const REFUSAL_CHARS_MAX: usize = 300;
 
@@ -43,21 +46,31 @@ pub enum CallError {
 pub struct ControlPlane {
     client: Client,
     base: String,
-    host: HostId,
 }
 
 impl ControlPlane {
-    /// Prepares calls to `endpoint` as `host`; nothing is sent yet.
+    /// Prepares calls to the control plane at `base`, such as `http://[fd00::1]:7461`.
+    /// With `through`, nothing leaves by any other interface. Nothing is sent yet.
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
-    pub fn new(endpoint: &Endpoint, host: HostId) -> anyhow::Result<Self> {
-        let builder = Client::builder().no_proxy().pool_max_idle_per_host(2).connect_timeout(ANSWER);
-        let (builder, base) = match endpoint {
-            Endpoint::Socket(path) => (builder.unix_socket(path.as_path()), "http://nave".to_owned()),
-            Endpoint::Url(url) => (builder, url.trim_end_matches('/').to_owned()),
+    pub fn new(base: &str, through: Option<(&Name, Ipv6Addr)>) -> anyhow::Result<Self> {
+        // Behind a tunnel that is made anew, connections are never refused, only silent.
+        let builder = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .pool_max_idle_per_host(2)
+            .connect_timeout(ANSWER)
+            .tcp_keepalive(SILENCE)
+            .tcp_keepalive_interval(SILENCE)
+            .tcp_keepalive_retries(2)
+            .tcp_user_timeout(ANSWER);
+        let builder = match through {
+            Some((interface, own)) => builder.interface(interface.as_str()).local_address(IpAddr::V6(own)),
+            None => builder,
         };
-        Ok(Self { client: builder.build().context("build the HTTP client")?, base, host })
+        let client = builder.build().context("build the HTTP client")?;
+        Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
     }
 
     /// The spec, as soon as its generation exceeds `after`; `None` when it did not in time.
@@ -113,8 +126,7 @@ impl ControlPlane {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
-        let sent = request.header(HOST_HEADER, self.host.to_string()).send().await;
-        let answer = sent.map_err(|error| CallError::Away(error.into()))?;
+        let answer = request.send().await.map_err(|error| CallError::Away(error.into()))?;
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);

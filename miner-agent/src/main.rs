@@ -1,14 +1,17 @@
 //! The agent: offers one machine to a Nave market.
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use nave_domain::{Bytes, HostId, MilliCpu, host::Inventory};
+use nave_domain::{Bytes, MilliCpu, host::Inventory};
+use nave_mesh::Name;
 use nave_miner_agent::{
     VERSION,
-    config::{BridgePrefix, Config, DockerConfig, Endpoint, Offer, Pools, RuntimeChoice},
-    doctor, inventory, purge, shell,
+    config::{BridgePrefix, Config, DockerConfig, Offer, Pools, Reach, RuntimeChoice},
+    doctor, inventory,
+    membership::Membership,
+    purge, shell,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::Instrument as _;
@@ -35,15 +38,6 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Which host this is.
-    #[arg(long, env = "NAVE_AGENT_HOST_ID")]
-    host_id: HostId,
-    /// Unix socket of the control plane on this machine.
-    #[arg(long, env = "NAVE_AGENT_SOCKET", conflicts_with = "url", required_unless_present = "url")]
-    socket: Option<PathBuf>,
-    /// Base URL of the control plane.
-    #[arg(long, env = "NAVE_AGENT_URL")]
-    url: Option<String>,
     /// Directory for the agent's state and for working directories.
     #[arg(long, env = "NAVE_AGENT_DATA")]
     data: PathBuf,
@@ -57,6 +51,15 @@ struct RunArgs {
     /// Removes all jobs when it stops, instead of leaving them to the next agent.
     #[arg(long)]
     purge: bool,
+    /// Name of the mesh interface; agents on one machine need different ones.
+    #[arg(long, env = "NAVE_AGENT_MESH_INTERFACE", default_value = "nave0")]
+    mesh_interface: Name,
+    /// Seconds for which a mesh key is used; 0 for ever.
+    #[arg(long, env = "NAVE_AGENT_ROTATE_EVERY", default_value_t = 86_400, value_name = "SECONDS")]
+    rotate_every: u64,
+    /// What stands in for the control plane behind the mesh in tests of the agent.
+    #[arg(long, hide = true, value_name = "URL")]
+    without_mesh: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -141,9 +144,6 @@ struct RemoveArgs {
     /// The data directory of the agent.
     #[arg(long, env = "NAVE_AGENT_DATA")]
     data: PathBuf,
-    /// Which host's; by default the one whose state is in the data directory.
-    #[arg(long, env = "NAVE_AGENT_HOST_ID")]
-    host_id: Option<HostId>,
     #[command(flatten)]
     docker: DockerArgs,
 }
@@ -178,7 +178,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inventory(args) => show_inventory(args).await,
         Command::Doctor(args) => examine(args).await,
         Command::RemoveAll(args) => {
-            let count = purge::remove_all(&args.data, args.host_id, &args.docker.config()).await?;
+            let count = purge::remove_all(&args.data, &args.docker.config()).await?;
             eprintln!("removed {count} jobs and everything around them");
             Ok(ExitCode::SUCCESS)
         }
@@ -186,15 +186,16 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let endpoint = match (args.socket, args.url) {
-        (Some(path), _) => Endpoint::Socket(path),
-        (None, Some(url)) => Endpoint::Url(url),
-        (None, None) => anyhow::bail!("name the control plane with --socket or --url"),
-    };
+    let data = std::path::absolute(&args.data).context("make the data directory's path absolute")?;
+    let membership = Membership::load(&data)?;
+    let rotate = Duration::from_secs(args.rotate_every);
     let config = Config {
-        host: args.host_id,
-        endpoint,
-        data: std::path::absolute(&args.data).context("make the data directory's path absolute")?,
+        host: membership.place.host,
+        reach: match args.without_mesh {
+            Some(url) => Reach::WithoutMesh(url),
+            None => Reach::Mesh { interface: args.mesh_interface, rotate },
+        },
+        data,
         runtime: args.runtime,
         docker: args.docker.config(),
         prover: args.offer.prover()?,
@@ -208,7 +209,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     shell::run(config, shutdown).instrument(tracing::info_span!("host", host.id = %host)).await?;
     if args.purge {
-        purge::remove_all(&data, Some(host), &docker).await?;
+        purge::remove_all(&data, &docker).await?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,10 +3,11 @@
 use std::{collections::BTreeSet, path::Path};
 
 use anyhow::Context as _;
-use nave_domain::{HostId, Millis};
+use nave_domain::Millis;
 
 use crate::{
     config::DockerConfig,
+    membership::Membership,
     runtime::{
         Runtime,
         docker::{Docker, firewall::Firewall},
@@ -20,8 +21,9 @@ use crate::{
 ///
 /// # Errors
 /// When an agent still runs there, or something could not be removed.
-pub async fn remove_all(data: &Path, host: Option<HostId>, docker: &DockerConfig) -> anyhow::Result<usize> {
-    let Some(host) = host.or_else(|| state::host_of(data)) else {
+pub async fn remove_all(data: &Path, docker: &DockerConfig) -> anyhow::Result<usize> {
+    let member = Membership::find(data)?.map(|member| member.place.host);
+    let Some(host) = member.or_else(|| state::host_of(data)) else {
         return Ok(0);
     };
     let _state = StateDir::open(data, host)?;

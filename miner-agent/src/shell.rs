@@ -34,7 +34,7 @@ use self::{
 };
 use crate::{
     clock,
-    config::{Config, RuntimeChoice},
+    config::{Config, Reach, RuntimeChoice},
     core::{self, Action, Ending, Finished, Memory, Observed, Phase, Task},
     endpoint::ControlPlane,
     inventory,
@@ -115,7 +115,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     std::fs::create_dir_all(&config.data).with_context(|| format!("create {}", config.data.display()))?;
     let state = Arc::new(StateDir::open(&config.data, config.host)?);
     let runtime = Arc::new(open_runtime(&config).await?);
-    let plane = Arc::new(ControlPlane::new(&config.endpoint, config.host)?);
+    let plane = Arc::new(match &config.reach {
+        Reach::Mesh { .. } => todo!(),
+        Reach::WithoutMesh(url) => ControlPlane::new(url, None)?,
+    });
     let (spec, memory) = state.load();
     let egress = runtime.egress().await;
     let inventory = inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;

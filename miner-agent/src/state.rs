@@ -7,9 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, File},
-    io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -23,6 +21,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{
     clock,
     core::{Memory, Note},
+    files::{self, Keep},
+    membership,
 };
 
 /// An agent's state directory, held by one process at a time.
@@ -54,10 +54,9 @@ impl StateDir {
     /// # Errors
     /// When the directory cannot be written or another agent uses it.
     pub fn open(data: &Path, host: HostId) -> anyhow::Result<Self> {
-        let dir = data.join("agent");
+        let dir = membership::dir(data);
         // The spec carries the variables of jobs, which may be secrets.
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.with_context(|| format!("create {}", dir.display()))?;
+        files::ensure_dir(&dir)?;
         let path = dir.join("lock");
         let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
         let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
@@ -95,7 +94,7 @@ impl StateDir {
         let saved =
             Saved { host: self.host, boot: self.boot.clone(), spec: spec.cloned(), notes: notes.clone() };
         crash_point!("agent.state.before_save");
-        self.write("state.json", &saved, true)?;
+        self.write("state.json", &saved, Keep::Power)?;
         crash_point!("agent.state.after_save");
         Ok(())
     }
@@ -105,7 +104,7 @@ impl StateDir {
     /// # Errors
     /// When the disk refuses.
     pub fn save_heard(&self, heard: Millis) -> anyhow::Result<()> {
-        self.write("heard.json", &Heard { boot: self.boot.clone(), heard }, false)
+        self.write("heard.json", &Heard { boot: self.boot.clone(), heard }, Keep::Process)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
@@ -120,24 +119,16 @@ impl StateDir {
         }
     }
 
-    fn write<T: Serialize>(&self, name: &str, value: &T, flush: bool) -> anyhow::Result<()> {
-        let bytes = serde_json::to_vec(value).context("write the state as JSON")?;
-        let (path, next) = (self.dir.join(name), self.dir.join(format!("{name}.next")));
-        let mut file = File::create(&next).with_context(|| format!("create {}", next.display()))?;
-        file.write_all(&bytes).with_context(|| format!("write {}", next.display()))?;
-        if flush {
-            file.sync_data().with_context(|| format!("flush {}", next.display()))?;
-            crash_point!("agent.state.before_replace");
-        }
-        fs::rename(&next, &path).with_context(|| format!("replace {}", path.display()))
+    fn write<T: Serialize>(&self, name: &str, value: &T, keep: Keep) -> anyhow::Result<()> {
+        files::write_json(&self.dir.join(name), value, keep)
     }
 }
 
 /// The host whose state is below `data`, where there is any.
 #[must_use]
 pub fn host_of(data: &Path) -> Option<HostId> {
-    let bytes = fs::read(data.join("agent/state.json")).ok()?;
-    serde_json::from_slice::<Saved>(&bytes).ok().map(|saved| saved.host)
+    let saved: Option<Saved> = files::read_json(&membership::dir(data).join("state.json")).ok().flatten();
+    saved.map(|saved| saved.host)
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ impl Machine {
         }
         let image = setting("NAVE_TEST_IMAGE").expect(fix);
         let dir = tempfile::tempdir().expect("temporary directory");
-        let plane = Plane::start(dir.path());
+        let plane = Plane::start();
         let socket = PathBuf::from(socket.trim_start_matches("unix://"));
         let mut machine = Self { dir, plane, prefix: format!("nt{letter}"), socket, image, agent: None };
         machine.start_agent();
@@ -144,7 +144,6 @@ impl Drop for Machine {
             .arg("remove-all")
             .arg("--data")
             .arg(self.data())
-            .args(["--host-id", &self.plane.host.to_string()])
             .args(self.docker_args())
             .status();
         assert!(removed.expect("remove-all runs").success() || std::thread::panicking());

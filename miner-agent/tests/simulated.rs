@@ -19,7 +19,7 @@ fn play(ms: u32, exit: i32, out: Option<&str>) -> Order {
 
 fn begin() -> (TempDir, Plane, LeaseId) {
     let dir = tempfile::tempdir().expect("temporary directory");
-    let plane = Plane::start(dir.path());
+    let plane = Plane::start();
     (dir, plane, new_lease())
 }
 

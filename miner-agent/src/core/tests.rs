@@ -1,11 +1,15 @@
-use nave_domain::{Bytes, HostId, MilliCpu, host::HostState, job::Egress, lease::StopReason};
-use nave_sdk::wire::host::PROTOCOL;
+use nave_domain::{Bytes, HostId, MilliCpu, host::HostState, job::Egress, lease::StopReason, mesh::MeshKey};
+use nave_sdk::wire::host::{MeshSpec, PROTOCOL};
 use proptest::prelude::*;
 
 use super::*;
 
 const FENCE: i64 = 60_000;
 const NOW: Millis = Millis(1_000_000);
+
+fn mesh_key(byte: u8) -> MeshKey {
+    MeshKey::new([byte; 32]).expect("a key")
+}
 
 fn lease(n: u8) -> LeaseId {
     format!("lease_{n:032x}").parse().expect("an id")
@@ -40,6 +44,9 @@ fn spec(leases: &[(u8, Option<StopReason>)]) -> HostSpec {
         state: HostState::Ready,
         fence_ms: Millis(FENCE),
         report_ms: Millis(5_000),
+        mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },
+        challenge: None,
+        release: None,
         leases: leases.iter().map(|(n, stop)| (lease(*n), order(*stop))).collect(),
     }
 }

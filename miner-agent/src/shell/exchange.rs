@@ -137,6 +137,8 @@ impl Reporter {
             sequence: self.sequence,
             session: self.session,
             inventory: bulletin.inventory,
+            mesh_key_next: None,
+            proof: None,
             leases: bulletin.leases,
         };
         // The control plane was there after this moment; how long after, nobody knows.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use nave_crash_point::crash_point;
 use nave_domain::LeaseId;
-use nave_sdk::wire::host::{LOG_CHUNK_BYTES_MAX, LogAck, Stream};
+use nave_sdk::wire::host::{LOG_BYTES_MAX, LOG_CHUNK_BYTES_MAX, LogAck, Stream};
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
@@ -207,11 +207,13 @@ impl Cursor {
         let kept = usize::try_from(gained).unwrap_or(usize::MAX).min(self.gathered.len());
         self.gathered.drain(..kept);
         self.next = ack.next_offset;
-        if ack.full {
+        // What is kept in full may only be said so when more is offered; the bound is known.
+        let full = ack.full || ack.next_offset >= LOG_BYTES_MAX;
+        if full {
             self.full = true;
             self.gathered = Vec::new();
         }
-        Ok(gained > 0 || ack.full)
+        Ok(gained > 0 || full)
     }
 }
 
@@ -258,5 +260,14 @@ mod tests {
         cursor.take(&LogAck { next_offset: 1, full: true }).expect("in order");
         cursor.push(b"more");
         assert!(cursor.gathered.is_empty());
+    }
+
+    #[test]
+    fn a_log_that_has_reached_its_bound_is_full_without_being_told() {
+        let mut cursor = Cursor::new(Stream::Stdout);
+        cursor.take(&ack(LOG_BYTES_MAX - 1)).expect("in order");
+        assert!(!cursor.full);
+        assert_eq!(cursor.take(&ack(LOG_BYTES_MAX)), Ok(true));
+        assert!(cursor.full);
     }
 }

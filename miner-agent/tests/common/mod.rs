@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::Path,
     process::Stdio,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -17,13 +17,20 @@ use axum::{
     Json, Router,
     body::Bytes as Body,
     extract::{DefaultBodyLimit, Path as Segments, Query, State},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::{get, post, put},
 };
-use nave_domain::{Bytes, HostId, LeaseId, MilliCpu, Millis, host::HostState, job::Egress};
+use nave_domain::{
+    Bytes, HostId, LeaseId, MilliCpu, Millis,
+    host::HostState,
+    job::Egress,
+    mesh::{MeshKey, PREFIX_BITS, Prefix},
+};
+use nave_miner_agent::membership::Membership;
+use nave_sdk::wire::enrol::{Enrolment, MeshPlace, PublicKey, TicketId};
 use nave_sdk::wire::host::{
-    Exit, HOST_HEADER, HostReport, HostSpec, LOG_BYTES_MAX, LeaseReport, LogAck, Order, PROTOCOL, ReportAck,
+    Exit, HostReport, HostSpec, LOG_BYTES_MAX, LeaseReport, LogAck, MeshSpec, Order, PROTOCOL, ReportAck,
     ResultRef,
 };
 use serde::Deserialize;
@@ -67,11 +74,18 @@ pub fn order(argv: &[&str]) -> Order {
     }
 }
 
-/// A control plane in memory, on a Unix socket.
+/// The key of the market in these tests.
+pub const MARKET_KEY: PublicKey = PublicKey([7; 32]);
+
+pub fn mesh_key(byte: u8) -> MeshKey {
+    MeshKey::new([byte; 32]).expect("a key")
+}
+
+/// A control plane in memory, in place of the one behind the mesh.
 #[derive(Clone)]
 pub struct Plane {
     inner: Arc<Inner>,
-    pub socket: PathBuf,
+    pub url: String,
     pub host: HostId,
 }
 
@@ -104,7 +118,7 @@ struct Offset {
 }
 
 impl Plane {
-    pub fn start(dir: &Path) -> Self {
+    pub fn start() -> Self {
         let host = new_host();
         let spec = HostSpec {
             protocol: PROTOCOL,
@@ -113,11 +127,16 @@ impl Plane {
             state: HostState::Ready,
             fence_ms: Millis(60_000),
             report_ms: Millis(500),
+            mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },
+            challenge: None,
+            release: None,
             leases: BTreeMap::new(),
         };
         let inner = Arc::new(Inner { spec: watch::Sender::new(spec), kept: Mutex::default() });
-        let socket = dir.join("plane.sock");
-        let listener = tokio::net::UnixListener::bind(&socket).expect("bind");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        listener.set_nonblocking(true).expect("a setting");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
         let app = Router::new()
             .route("/host/v1/spec", get(poll))
             .route("/host/v1/report", post(report))
@@ -126,7 +145,31 @@ impl Plane {
             .layer(DefaultBodyLimit::max(64 << 20))
             .with_state(inner.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
-        Self { inner, socket, host }
+        Self { inner, url, host }
+    }
+
+    /// Makes this host a member of the market, as its enrolment would.
+    pub fn join(&self, data: &Path) {
+        let (own, prefix) = (MARKET_KEY, Prefix::of_market(&MARKET_KEY.0));
+        let mesh = MeshPlace {
+            address: prefix.host(self.host),
+            prefix: PREFIX_BITS,
+            hub_address: prefix.hub(),
+            hub_key: mesh_key(2),
+            hub_endpoints: vec![],
+            port: 7461,
+            keepalive_s: 15,
+        };
+        let place = Enrolment { host: self.host, name: "test".into(), mesh, report_ms: Millis(500) };
+        let membership = Membership {
+            ticket: TicketId([1; 16]),
+            url: "http://127.0.0.1:1".into(),
+            market_key: own,
+            release_key: None,
+            hotkey: "none".into(),
+            place,
+        };
+        membership.save(data).expect("saved");
     }
 
     pub fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -208,16 +251,15 @@ impl Plane {
 
 type Shared = State<Arc<Inner>>;
 
-fn refuse(inner: &Inner, headers: &HeaderMap) -> Option<Response> {
+fn refuse(inner: &Inner) -> Option<Response> {
     if inner.kept.lock().expect("not poisoned").away {
         return Some(StatusCode::SERVICE_UNAVAILABLE.into_response());
     }
-    let named = headers.get(HOST_HEADER).and_then(|value| value.to_str().ok());
-    (named != Some(&inner.spec.borrow().host.to_string())).then(|| StatusCode::UNAUTHORIZED.into_response())
+    None
 }
 
-async fn poll(State(inner): Shared, headers: HeaderMap, Query(poll): Query<Poll>) -> Response {
-    if let Some(refusal) = refuse(&inner, &headers) {
+async fn poll(State(inner): Shared, Query(poll): Query<Poll>) -> Response {
+    if let Some(refusal) = refuse(&inner) {
         return refusal;
     }
     let mut spec = inner.spec.subscribe();
@@ -228,8 +270,8 @@ async fn poll(State(inner): Shared, headers: HeaderMap, Query(poll): Query<Poll>
     }
 }
 
-async fn report(State(inner): Shared, headers: HeaderMap, Json(report): Json<HostReport>) -> Response {
-    if let Some(refusal) = refuse(&inner, &headers) {
+async fn report(State(inner): Shared, Json(report): Json<HostReport>) -> Response {
+    if let Some(refusal) = refuse(&inner) {
         return refusal;
     }
     report.inventory.check().expect("a plausible inventory");
@@ -245,12 +287,11 @@ async fn report(State(inner): Shared, headers: HeaderMap, Json(report): Json<Hos
 
 async fn log(
     State(inner): Shared,
-    headers: HeaderMap,
     Segments((lease, stream)): Segments<(String, String)>,
     Query(at): Query<Offset>,
     body: Body,
 ) -> Response {
-    if let Some(refusal) = refuse(&inner, &headers) {
+    if let Some(refusal) = refuse(&inner) {
         return refusal;
     }
     let mut kept = inner.kept.lock().expect("not poisoned");
@@ -267,13 +308,8 @@ async fn log(
     Json(LogAck { next_offset: log.len() as u64, full }).into_response()
 }
 
-async fn blob(
-    State(inner): Shared,
-    headers: HeaderMap,
-    Segments(sha): Segments<String>,
-    body: Body,
-) -> Response {
-    if let Some(refusal) = refuse(&inner, &headers) {
+async fn blob(State(inner): Shared, Segments(sha): Segments<String>, body: Body) -> Response {
+    if let Some(refusal) = refuse(&inner) {
         return refusal;
     }
     assert_eq!(sha, hex::encode(Sha256::digest(&body)), "the name is the hash");
@@ -299,11 +335,10 @@ impl Agent {
     pub fn start(plane: &Plane, data: &Path, args: &[&str]) -> Self {
         let program = std::env::var_os("NAVE_TEST_AGENT");
         let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_miner-agent").into());
+        plane.join(data);
         let child = Command::new(program)
             .arg("run")
-            .args(["--host-id", &plane.host.to_string()])
-            .arg("--socket")
-            .arg(&plane.socket)
+            .args(["--without-mesh", &plane.url])
             .arg("--data")
             .arg(data)
             .args(["--prover", "/bin/false"])

@@ -7,3 +7,5 @@ pub mod keys;
 pub mod rest;
 pub mod sign;
 pub mod ticket;
+
+pub use nave_proof as proof;
