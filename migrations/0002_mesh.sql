@@ -100,6 +100,7 @@ create table challenge_steps (
     challenge_id   uuid not null references challenges,
     step           integer not null,
     reveal         text,
+    drawn_up_ms    bigint not null default control_ms(),
     sent_at_ms     bigint,
     sent_up_ms     bigint,
     answer         jsonb,
@@ -112,6 +113,7 @@ comment on table challenge_steps is 'The exchanges of a challenge: what was sent
 comment on column challenge_steps.challenge_id is 'The challenge';
 comment on column challenge_steps.step is 'Counted from 0, which sends the challenge itself';
 comment on column challenge_steps.reveal is 'The nonce that this step sends, hexadecimal';
+comment on column challenge_steps.drawn_up_ms is 'The control clock when it was drawn';
 comment on column challenge_steps.sent_at_ms is 'When it was first handed to the host';
 comment on column challenge_steps.sent_up_ms is 'The control clock then';
 comment on column challenge_steps.answer is 'What the host answered first; later answers are not taken';

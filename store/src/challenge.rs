@@ -54,6 +54,8 @@ pub struct Moment {
 pub struct StepRow {
     /// The nonce it sends, hexadecimal; none for the first step, which sends the challenge.
     pub reveal: Option<String>,
+    /// The control clock when it was drawn.
+    pub drawn_up: Millis,
     /// When it was first handed to the host.
     pub sent: Option<Moment>,
     /// What the host answered, and when that was complete.
@@ -75,6 +77,8 @@ pub struct OpenChallenge {
     pub claims: Inventory,
     /// When it was drawn, on the database's clock.
     pub drawn_at: Timestamp,
+    /// When its host joined; what was drawn before that is not for the machine it is now.
+    pub joined_at: Timestamp,
     /// Its exchanges so far.
     pub steps: Vec<StepRow>,
     /// Failed proofs of this host in a row.
@@ -112,16 +116,21 @@ pub enum Decision {
     Stays,
 }
 
+/// Longest time since a refused host was heard, on the control clock, for it to be tested again.
+const HEARD_MS_MAX: i64 = 10_000;
+
 impl Store {
     /// Hosts to be tested: they claim more than they have proven, run nothing and are not
-    /// being tested. Refused hosts whose pause has passed are among them again.
+    /// being tested. Refused hosts whose pause has passed are among them again once they are heard.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn hosts_to_test(&self) -> Result<Vec<DueHost>> {
+        // Tests of a host that is not there would only make its pause longer.
         sqlx::query!(
             "update hosts set state = 'verifying', generation = generation + 1
-             where state = 'refused' and retry_up_ms <= control_ms()"
+             where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1",
+            HEARD_MS_MAX
         )
         .execute(&self.pool)
         .await?;
@@ -262,7 +271,7 @@ impl Store {
     pub async fn challenges_open(&self) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, c.challenge, c.claims, c.drawn_at_ms, h.state, h.refusals,
-                    now_ms() as "now_ms!", control_ms() as "up_ms!"
+                    h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
                from challenges c join hosts h using (host_id) where c.verdict is null order by c.challenge_id"#
         )
         .fetch_all(&self.pool)
@@ -277,6 +286,7 @@ impl Store {
                 body: row.challenge,
                 claims: error::read_json("an inventory", row.claims)?,
                 drawn_at: Timestamp(row.drawn_at_ms),
+                joined_at: Timestamp(row.enrolled_at_ms),
                 steps: steps.remove(&row.challenge_id).unwrap_or_default(),
                 refusals: row.refusals.unsigned_abs(),
                 now: Moment { at: Timestamp(row.now_ms), up: Millis(row.up_ms) },
@@ -287,7 +297,7 @@ impl Store {
 
     async fn steps(&self, challenges: &[Uuid]) -> Result<BTreeMap<Uuid, Vec<StepRow>>> {
         let rows = sqlx::query!(
-            "select challenge_id, reveal, sent_at_ms, sent_up_ms, answer, answered_at_ms, answered_up_ms
+            "select challenge_id, reveal, drawn_up_ms, sent_at_ms, sent_up_ms, answer, answered_at_ms, answered_up_ms
              from challenge_steps where challenge_id = any($1) order by step",
             challenges
         )
@@ -301,6 +311,7 @@ impl Store {
             let answered = moment(row.answered_at_ms, row.answered_up_ms);
             steps.entry(row.challenge_id).or_default().push(StepRow {
                 reveal: row.reveal,
+                drawn_up: Millis(row.drawn_up_ms),
                 sent: moment(row.sent_at_ms, row.sent_up_ms),
                 answer: row.answer.zip(answered),
             });
@@ -323,7 +334,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a verdict down, and with it what it means for the host.
+    /// Writes a verdict down, and with it what it means for the host: nothing, where that has
+    /// joined again since the challenge was drawn.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when there is one already.
@@ -336,14 +348,17 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
         let state = host_lock(&mut tx, host).await?;
-        sqlx::query!(
-            "update challenges set verdict = $2, decided_at_ms = now_ms() where challenge_id = $1",
+        let of_this_machine = sqlx::query_scalar!(
+            r#"update challenges c set verdict = $2, decided_at_ms = now_ms() from hosts h
+               where c.challenge_id = $1 and h.host_id = c.host_id
+               returning c.drawn_at_ms >= h.enrolled_at_ms as "is!""#,
             challenge.0,
             verdict
         )
-        .execute(&mut *tx)
+        .fetch_one(&mut *tx)
         .await?;
         match decision {
+            Decision::Proven | Decision::Refused { .. } if !of_this_machine => {}
             Decision::Proven => prove(&mut tx, host, state, challenge).await?,
             Decision::Refused { code, message, pause } => {
                 refuse(&mut tx, host, state, (code, message), *pause).await?;

@@ -170,8 +170,13 @@ impl Store {
         let another = row.inventory.as_ref() != Some(&fresh) && !row.settling;
         let proven: Option<Proven> =
             row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
+        // What counts is what it is known to claim: repeating a claim does not prove it.
+        let claims = match row.inventory {
+            Some(kept) if !another => error::read_json("an inventory", kept)?,
+            Some(_) | None => inventory.clone(),
+        };
         let event = match proven {
-            Some(proven) if !another || proven.covers(inventory) => HostEvent::Heard,
+            Some(proven) if proven.covers(&claims) => HostEvent::Heard,
             Some(_) | None => HostEvent::Claimed,
         };
         let to = host::next(from, event).ok_or(StoreError::Stale("host"))?;

@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-use nave_domain::{HostId, rate::Rate};
+use nave_domain::{ChallengeId, HostId, Millis, rate::Rate};
 
 use crate::{Result, Store, embedded::Postgres};
 
@@ -71,6 +71,83 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+}
+
+/// A challenge, open or not, in the order of drawing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drawn {
+    /// Its id.
+    pub challenge: ChallengeId,
+    /// What the host is asked to do.
+    pub body: serde_json::Value,
+    /// What came of it.
+    pub verdict: Option<serde_json::Value>,
+}
+
+/// Times that tests choose, so that they need not wait.
+impl Store {
+    /// Lets the answer to a step have taken, or its host be silent for, `wall` on the database's
+    /// clock and `up` on the control clock.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn challenge_took(
+        &self,
+        challenge: ChallengeId,
+        step: u32,
+        wall: Millis,
+        up: Millis,
+    ) -> Result<()> {
+        sqlx::query!(
+            "update challenge_steps set sent_at_ms = coalesce(answered_at_ms, now_ms()) - $3,
+                sent_up_ms = coalesce(answered_up_ms, control_ms()) - $4
+             where challenge_id = $1 and step = $2",
+            challenge.0,
+            step.cast_signed(),
+            wall.0,
+            up.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Advances the control clock, as if hosts could have reached the control plane for `span`.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn clock_advance(&self, span: Millis) -> Result<()> {
+        sqlx::query!("update control_clock set up_ms = up_ms + $1", span.0).execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Every challenge of a host, the oldest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn challenges_of_host(&self, host: HostId) -> Result<Vec<Drawn>> {
+        let rows = sqlx::query!(
+            "select challenge_id, challenge, verdict from challenges where host_id = $1 order by challenge_id",
+            host.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| Drawn {
+            challenge: row.challenge_id.into(),
+            body: row.challenge,
+            verdict: row.verdict,
+        });
+        Ok(rows.collect())
+    }
+
+    /// The control clock when a refused host is tested again.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn host_retry_up(&self, host: HostId) -> Result<Option<Millis>> {
+        let retry = sqlx::query_scalar!("select retry_up_ms from hosts where host_id = $1", host.0);
+        Ok(retry.fetch_one(&self.pool).await?.map(Millis))
     }
 }
 
