@@ -1,17 +1,25 @@
 //! What an operator decides about a gateway.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    fmt, io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
 use nave_domain::Millis;
+use nave_sdk::wire::{keys::PublicKey, sign::SecretKey};
 
 /// A gateway's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where customers connect.
     pub api: SocketAddr,
-    /// Unix socket of the hosts on this machine. Only this user may open it: whoever can
-    /// open it may speak for any host.
-    pub host_socket: PathBuf,
+    /// Where hosts connect.
+    pub hosts: HostListen,
+    /// What identifies the market; signs the answers to enrolments.
+    pub market_key: Arc<SecretKey>,
+    /// What signs upgrades of agents, where there are any.
+    pub release_key: Option<PublicKey>,
     /// Time after which a host that hears nothing ends its jobs.
     pub fence_ms: Millis,
     /// Longest time between two reports of a host.
@@ -26,14 +34,35 @@ pub struct Config {
 impl Config {
     /// The defaults, listening on these places.
     #[must_use]
-    pub fn new(api: SocketAddr, host_socket: PathBuf) -> Self {
+    pub fn new(api: SocketAddr, hosts: HostListen, market_key: Arc<SecretKey>) -> Self {
         Self {
             api,
-            host_socket,
+            hosts,
+            market_key,
+            release_key: None,
             fence_ms: Millis(45_000),
             report_ms: Millis(5_000),
             registries: ["docker.io", "ghcr.io", "quay.io", "nvcr.io"].map(str::to_owned).to_vec(),
             insecure_registries: Vec::new(),
         }
+    }
+}
+
+/// How to listen for hosts.
+///
+/// The address a connection comes from is what identifies a host, so this must be a place
+/// where nobody can choose it: the inside of the mesh.
+#[derive(Clone)]
+pub struct HostListen {
+    /// Where, for the log.
+    pub address: SocketAddr,
+    /// Opens the socket. It is called until it succeeds, and now and then afterwards: when it
+    /// succeeds again, the mesh was set up anew and the new socket takes over. May block.
+    pub bind: Arc<dyn Fn() -> io::Result<TcpListener> + Send + Sync>,
+}
+
+impl fmt::Debug for HostListen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostListen").field("address", &self.address).finish_non_exhaustive()
     }
 }

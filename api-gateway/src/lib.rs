@@ -1,6 +1,6 @@
 //! The customers' REST API and the hosts' protocol.
 //!
-//! Two listeners: customers over TCP, hosts on a unix socket. Handlers are thin: they
+//! Two listeners: customers and those who join in the open, hosts inside the mesh. Handlers are thin: they
 //! read a request, call the store, and write the answer; the rules are in the domain and
 //! every state change is one transaction of the store.
 
@@ -12,6 +12,7 @@ mod extract;
 mod guard;
 mod host;
 mod image;
+mod listen;
 mod logs;
 mod openapi;
 mod page;
@@ -26,7 +27,9 @@ use std::future::Future;
 
 use nave_store::Store;
 
-pub use config::Config;
+pub use config::{Config, HostListen};
+#[doc(hidden)]
+pub use host::effects;
 pub use openapi::openapi;
 pub use serve::Gateway;
 

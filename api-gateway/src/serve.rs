@@ -1,52 +1,54 @@
 //! Listening, serving and stopping.
 
-use std::{
-    fs::{self, DirBuilder},
-    future::Future,
-    io,
-    net::SocketAddr,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
-    path::Path,
-    time::Duration,
-};
+use std::{convert::Infallible, future::Future, io, net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
-use axum::serve::ListenerExt;
 use nave_store::Store;
 use tokio::{
-    net::{TcpListener, UnixListener, UnixStream},
+    net::TcpListener,
     sync::watch,
-    time::{MissedTickBehavior, interval, timeout},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use crate::{app::App, config::Config, host, routes};
+use crate::{
+    app::App,
+    config::{Config, HostListen},
+    host,
+    listen::{Bounds, Connections},
+    routes,
+};
 
 /// Time between beats of the control clock; each may add one second at most.
 const BEAT: Duration = Duration::from_millis(500);
 /// Longest time that answers under way may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// A gateway that listens and does not answer yet.
+/// Pause before listening for hosts is tried again.
+const BIND_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is looked whether hosts must be listened for anew.
+const BIND_ANEW: Duration = Duration::from_secs(2);
+/// Connections of customers.
+const CUSTOMERS: Bounds = Bounds { all: 4_096, per_address: 1_024 };
+/// Connections of hosts. An agent needs a handful.
+const HOSTS: Bounds = Bounds { all: 16_384, per_address: 32 };
+
+/// A gateway that listens for customers and does not answer yet.
 pub struct Gateway {
     api: TcpListener,
-    hosts: UnixListener,
     config: Config,
     store: Store,
 }
 
 impl Gateway {
-    /// Listens on both places.
+    /// Listens for customers.
     ///
     /// # Errors
-    /// When an address is taken, or the socket cannot be made.
+    /// When the address is taken.
     pub async fn bind(config: Config, store: Store) -> anyhow::Result<Self> {
         let api = TcpListener::bind(config.api)
             .await
             .with_context(|| format!("listen for customers on {}", config.api))?;
-        let hosts = bind_private(&config.host_socket)
-            .await
-            .with_context(|| format!("listen for hosts on {}", config.host_socket.display()))?;
-        Ok(Self { api, hosts, config, store })
+        Ok(Self { api, config, store })
     }
 
     /// Where customers connect.
@@ -57,39 +59,78 @@ impl Gateway {
         self.api.local_addr()
     }
 
-    /// Serves until `shutdown`, then lets answers under way finish for a short time.
+    /// Serves until `shutdown`, then lets answers under way finish for a short time. Hosts
+    /// are served as soon as they can be listened for.
     ///
     /// # Errors
-    /// When a listener fails.
+    /// When the customers' listener fails.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
         let (stop, stopping) = watch::channel(false);
+        let listen = self.config.hosts.clone();
         let app = App::new(self.config, self.store, stopping.clone());
-        let api = self.api.tap_io(|connection| {
-            // Without it events wait for the acknowledgement of the ones before.
-            let _ = connection.set_nodelay(true);
-        });
-        let customers =
-            axum::serve(api, routes::router(&app)).with_graceful_shutdown(ended(stopping.clone()));
-        let hosts = host::router(&app).into_make_service_with_connect_info::<host::Peer>();
-        let hosts = axum::serve(self.hosts, hosts).with_graceful_shutdown(ended(stopping));
-        let served = async { tokio::try_join!(customers.into_future(), hosts.into_future()) };
-        tokio::pin!(served);
+        let customers = Connections::new(routes::router(&app), CUSTOMERS, stopping.clone());
+        let hosts = Connections::new(host::router(&app), HOSTS, stopping);
         tokio::select! {
-            failed = &mut served => return failed.map(drop).context("serve"),
+            failed = customers.accept(&self.api) => {
+                let Err(error) = failed;
+                return Err(error).context("accept customers");
+            }
+            never = accept_hosts(&listen, &hosts) => match never {},
             () = beat(&app.store) => {}
             () = shutdown => {}
         }
+        drop(self.api);
         let _ = stop.send(true);
-        match timeout(GRACE, served).await {
-            Ok(done) => done.map(drop).context("finish answers"),
-            Err(_) => Ok(()),
+        let ended = async { tokio::join!(customers.ended(), hosts.ended()) };
+        drop(timeout(GRACE, ended).await);
+        Ok(())
+    }
+}
+
+/// Accepts hosts, wherever they can be listened for at the moment.
+async fn accept_hosts(listen: &HostListen, hosts: &Connections) -> Infallible {
+    loop {
+        let mut listener = bound(listen).await;
+        tracing::info!("listening for hosts on {}", listen.address);
+        let failed = loop {
+            tokio::select! {
+                failed = hosts.accept(&listener) => { let Err(error) = failed; break error }
+                anew = bound_anew(listen) => listener = anew,
+            }
+        };
+        tracing::error!(error = %failed, "hosts cannot be accepted; listening again");
+    }
+}
+
+/// A listener for hosts, as soon as there can be one.
+async fn bound(listen: &HostListen) -> TcpListener {
+    loop {
+        match bind(listen).await {
+            Ok(listener) => return listener,
+            Err(error) => {
+                tracing::debug!(%error, "hosts cannot be listened for on {} yet", listen.address);
+                sleep(BIND_AGAIN).await;
+            }
         }
     }
 }
 
-async fn ended(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which ends it as well.
-    drop(stopping.wait_for(|stopping| *stopping).await);
+/// Another listener for hosts, when the place of the first one is free again: then the mesh
+/// was set up anew, and nobody reaches the old one.
+async fn bound_anew(listen: &HostListen) -> TcpListener {
+    loop {
+        sleep(BIND_ANEW).await;
+        if let Ok(listener) = bind(listen).await {
+            return listener;
+        }
+    }
+}
+
+async fn bind(listen: &HostListen) -> io::Result<TcpListener> {
+    let bind = listen.bind.clone();
+    let listener = tokio::task::spawn_blocking(move || bind()).await.map_err(io::Error::other)??;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 /// Advances the control clock for as long as hosts can reach this gateway.
@@ -102,30 +143,4 @@ async fn beat(store: &Store) {
             tracing::debug!(%error, "the control clock stands still");
         }
     }
-}
-
-/// A unix socket that only this user may open, from its first moment on: it is made in a
-/// private directory, closed to others, then moved over whatever an earlier gateway left.
-async fn bind_private(path: &Path) -> anyhow::Result<UnixListener> {
-    if let Ok(left) = fs::symlink_metadata(path) {
-        anyhow::ensure!(left.file_type().is_socket(), "there is something else in this place");
-        anyhow::ensure!(UnixStream::connect(path).await.is_err(), "another gateway listens there");
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
-    let private = parent.join(format!(".{}", std::process::id()));
-    DirBuilder::new().recursive(true).mode(0o700).create(&private)?;
-    let made = move_into_place(&private.join("s"), path);
-    // Left behind it does no harm; the next gateway of this process id uses it again.
-    drop(fs::remove_dir_all(&private));
-    made
-}
-
-fn move_into_place(fresh: &Path, path: &Path) -> anyhow::Result<UnixListener> {
-    // There is one when an earlier process of this id was killed between the steps.
-    drop(fs::remove_file(fresh));
-    let listener = UnixListener::bind(fresh)?;
-    fs::set_permissions(fresh, fs::Permissions::from_mode(0o600))?;
-    fs::rename(fresh, path)?;
-    Ok(listener)
 }

@@ -61,6 +61,10 @@ pub const POINTS: &[&str] = &[
     // The host was heard, and what it said of its leases is not written down; the same
     // report again is late, so the next one must say it all.
     "gateway.report.before_effects",
+    // A challenge that counts as sent and never arrived: the host's time runs.
+    "gateway.spec.before_answer",
+    // A ticket that was used by a host which does not know its place.
+    "gateway.enrol.before_answer",
     "gateway.report.before_answer",
     "gateway.log.before_answer",
     "gateway.blob.before_answer",

@@ -28,14 +28,14 @@ const UPLOAD_MAX: Duration = Duration::from_secs(120);
 /// Stores the bytes whose SHA-256 is the name; storing them again is a no-op.
 pub(super) async fn store(
     State(app): State<App>,
-    PeerHost(host): PeerHost,
+    host: PeerHost,
     Path(name): Path<String>,
     Query(Nothing {}): Query<Nothing>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let sha256 = hash(&name)?;
-    if app.store.leases_of_host(host).await?.is_empty() {
+    if app.store.leases_of_host(host.id).await?.is_empty() {
         return Err(ApiError::new(StatusCode::FORBIDDEN, "no_open_lease", "this host holds no open lease")
             .suggest("store results before the lease is finished"));
     }

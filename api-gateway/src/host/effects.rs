@@ -12,7 +12,7 @@ use nave_store::{HeldLease, ResultRow};
 
 /// Something to write down about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Effect {
+pub enum Effect {
     /// It still runs.
     Heard,
     /// Its command runs now, or has run.
@@ -32,7 +32,8 @@ pub(super) enum Effect {
 
 /// What a report says that is new, in the order to write it down. Leases that this host
 /// does not hold, or not any more, are passed over.
-pub(super) fn of_report(
+#[must_use]
+pub fn of_report(
     reported: BTreeMap<LeaseId, LeaseReport>,
     held: &BTreeMap<LeaseId, HeldLease>,
 ) -> Vec<(LeaseId, Effect)> {

@@ -25,7 +25,7 @@ const FULL: &str = "\n[nave: nothing after the first 16 MiB of this stream is ke
 /// Appends to a stream. The answer says from where to send on, whatever this piece overlapped or missed.
 pub(super) async fn append(
     State(app): State<App>,
-    PeerHost(host): PeerHost,
+    host: PeerHost,
     Path((lease, stream)): Path<(LeaseId, Stream)>,
     Query(query): Query<AppendQuery>,
     Raw(bytes): Raw,
@@ -36,9 +36,9 @@ pub(super) async fn append(
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "query_invalid", detail));
     }
     let appended =
-        app.store.log_append(host, lease, stream.as_str(), query.offset, &bytes, LOG_BYTES_MAX).await?;
+        app.store.log_append(host.id, lease, stream.as_str(), query.offset, &bytes, LOG_BYTES_MAX).await?;
     if appended.full {
-        say_full(&app, host, lease, stream).await?;
+        say_full(&app, host.id, lease, stream).await?;
     }
     crash_point!("gateway.log.before_answer");
     let next_offset = appended.next_offset.min(LOG_BYTES_MAX);

@@ -1,7 +1,7 @@
 //! The hosts' protocol: a spec down, reports up, and byte channels beside them.
 
 mod blobs;
-mod effects;
+pub mod effects;
 mod logs;
 mod peer;
 mod report;
@@ -14,8 +14,6 @@ use axum::{
     routing::{get, post, put},
 };
 use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, LOG_CHUNK_BYTES_MAX};
-
-pub(crate) use peer::Peer;
 
 use crate::{app::App, guard};
 

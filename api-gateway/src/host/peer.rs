@@ -1,54 +1,56 @@
 //! Which host speaks: the one place that knows.
 
+use std::net::{IpAddr, SocketAddr};
+
 use axum::{
-    extract::{ConnectInfo, FromRequestParts, connect_info::Connected},
-    http::{HeaderMap, StatusCode, request::Parts},
-    serve::IncomingStream,
+    extract::{ConnectInfo, FromRequestParts},
+    http::{StatusCode, request::Parts},
 };
 use nave_domain::HostId;
-use nave_sdk::wire::host::HOST_HEADER;
-use tokio::net::UnixListener;
+use nave_store::StoreError;
 
-use crate::error::ApiError;
+use crate::{app::App, error::ApiError};
 
-/// Where a connection came from, as its listener knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Peer {
-    /// The unix socket of this machine. Its file permissions are the authentication: who
-    /// may open it is this machine's operator, and may speak for any of its hosts.
-    Local,
-}
-
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(_: IncomingStream<'_, UnixListener>) -> Self {
-        Self::Local
-    }
-}
-
-/// The host that sent a request.
+/// The host that sent a request: the one whose address in the mesh the connection comes
+/// from. The mesh lets nobody choose another address than that of their key.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PeerHost(pub(crate) HostId);
+pub(crate) struct PeerHost {
+    pub(crate) id: HostId,
+    address: IpAddr,
+}
 
-impl<S: Send + Sync> FromRequestParts<S> for PeerHost {
+impl FromRequestParts<App> for PeerHost {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let ConnectInfo(peer) = parts
             .extensions
-            .get::<ConnectInfo<Peer>>()
-            .ok_or_else(|| ApiError::internal("a listener does not tell who its peers are"))?;
-        match peer {
-            Peer::Local => named(&parts.headers).map(Self),
-        }
+            .get::<ConnectInfo<SocketAddr>>()
+            .ok_or_else(|| ApiError::internal("a listener does not tell where its peers are"))?;
+        Self::at(app, peer.ip().to_canonical()).await
     }
 }
 
-fn named(headers: &HeaderMap) -> Result<HostId, ApiError> {
-    let text = headers.get(HOST_HEADER).and_then(|value| value.to_str().ok());
-    let host = text.and_then(|text| text.parse().ok());
-    host.ok_or_else(|| {
-        let detail = format!("the header {HOST_HEADER} does not name a host");
-        ApiError::new(StatusCode::UNAUTHORIZED, "host_unnamed", detail)
-            .suggest("name the host by its id, as enrolment gave it")
-    })
+impl PeerHost {
+    /// The member of the market at an address.
+    async fn at(app: &App, address: IpAddr) -> Result<Self, ApiError> {
+        match app.store.host_at(address).await {
+            Ok((id, state)) if state.is_member() => Ok(Self { id, address }),
+            Ok(_) | Err(StoreError::NotFound(_)) => Err(host_unknown()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Refuses who was sent away meanwhile.
+    pub(crate) async fn check(&self, app: &App) -> Result<(), ApiError> {
+        Self::at(app, self.address)
+            .await
+            .and_then(|now| if now.id == self.id { Ok(()) } else { Err(host_unknown()) })
+    }
+}
+
+/// The refusal of who is no host, or none any more.
+pub(super) fn host_unknown() -> ApiError {
+    ApiError::new(StatusCode::FORBIDDEN, "host_unknown", "this address belongs to no host of this market")
+        .suggest("enrol again with a new ticket")
 }

@@ -27,7 +27,7 @@ use crate::{
 /// Takes a report. A late one, overtaken by a newer one of the same agent process, changes nothing.
 pub(super) async fn take(
     State(app): State<App>,
-    PeerHost(host): PeerHost,
+    host: PeerHost,
     Query(Nothing {}): Query<Nothing>,
     Raw(body): Raw,
 ) -> Result<Response, ApiError> {
@@ -40,16 +40,16 @@ pub(super) async fn take(
     })?;
     // What is known is read before the report is registered: whatever a later report
     // changes is then not taken for old by this one.
-    let held = app.store.leases_of_host(host).await?;
+    let held = app.store.leases_of_host(host.id).await?;
     let HostReport { generation, sequence, session, inventory, leases, .. } = report;
-    let (newest, fresh) = app.store.host_hear(host, session, sequence, generation, &inventory).await?;
+    let (newest, fresh) = app.store.host_hear(host.id, session, sequence, generation, &inventory).await?;
     if !fresh {
         return Ok(Json(ReportAck { generation: newest }).into_response());
     }
     crash_point!("gateway.report.before_effects");
-    write_down(&app, host, effects::of_report(leases, &held)).await?;
+    write_down(&app, host.id, effects::of_report(leases, &held)).await?;
     crash_point!("gateway.report.before_answer");
-    let generation = app.store.host_generation(host).await?;
+    let generation = app.store.host_generation(host.id).await?;
     Ok(Json(ReportAck { generation }).into_response())
 }
 
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    const REPORT: &str = r#"{"protocol":1,"generation":3,"sequence":9,"session":18446744073709551615,
+    const REPORT: &str = r#"{"protocol":2,"generation":3,"sequence":9,"session":18446744073709551615,
         "inventory":{"milli_cpu":4000,"memory":8589934592,"disk":8589934592,"devices":[],"cpu_model":"","os":"",
         "kernel":"","runtime":{"kind":"simulated"},"egress":["public"],"agent":""},
         "leases":{"lease_00000000000000000000000000000001":{"phase":"exited","exit":{"kind":"code","code":-1}}}}"#;

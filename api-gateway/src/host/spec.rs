@@ -8,9 +8,11 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use nave_domain::{HostId, LeaseId, Millis};
-use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, Order, PROTOCOL};
-use nave_store::{Changes, OrderRow};
+use nave_crash_point::crash_point;
+use nave_domain::{HostId, LeaseId, Millis, mesh::BadMeshKey};
+use nave_proof::{Challenge, Nonce};
+use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL};
+use nave_store::{Changes, OrderRow, SentChallenge};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -33,27 +35,33 @@ pub(super) struct SpecQuery {
 }
 
 /// Answers as soon as the spec's generation exceeds `after`; 204 when `wait_ms` passes first.
+/// A host that is sent away while it waits is told so.
 pub(super) async fn show(
     State(app): State<App>,
-    PeerHost(host): PeerHost,
+    host: PeerHost,
     Query(query): Query<SpecQuery>,
 ) -> Result<Response, ApiError> {
     let end = Instant::now() + routes::wait(query.wait_ms)?;
     loop {
         let watch = app.watch();
-        if app.store.host_generation(host).await? > query.after {
-            return Ok(Json(load(&app, host).await?).into_response());
+        host.check(&app).await?;
+        if app.store.host_generation(host.id).await? > query.after {
+            return Ok(Json(load(&app, host.id).await?).into_response());
         }
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() || app.is_stopping() {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
-        watch.changed(Changes::Host(host), left.min(LOOK_AGAIN)).await;
+        watch.changed(Changes::Host(host.id), left.min(LOOK_AGAIN)).await;
     }
 }
 
 async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
+    // The generation first: what is read later is then at least as new as it says.
     let row = app.store.host_spec(host).await?;
+    let mesh = mesh(app, host).await?;
+    let challenge = app.store.challenge_send(host).await?.and_then(challenge);
+    crash_point!("gateway.spec.before_answer");
     let Config { fence_ms, report_ms, .. } = *app.config;
     Ok(HostSpec {
         protocol: PROTOCOL,
@@ -62,8 +70,35 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         state: row.state,
         fence_ms,
         report_ms,
+        mesh,
+        challenge,
+        release: None,
         leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(row)))),
     })
+}
+
+async fn mesh(app: &App, host: HostId) -> Result<MeshSpec, ApiError> {
+    let (key, hub) = (app.store.mesh_key(host).await?, app.store.hub().await?);
+    let (Some(key), Some(hub)) = (key, hub) else {
+        return Err(ApiError::unavailable("hub_unknown", "the hub of the mesh has not come up yet"));
+    };
+    let read = |key: &str| key.parse().map_err(|error: BadMeshKey| ApiError::internal(error.to_string()));
+    Ok(MeshSpec { key: read(&key)?, hub_key: read(&hub.key)?, hub_endpoints: hub.endpoints })
+}
+
+/// A challenge with the nonces that were revealed so far. One that this version does not
+/// understand is for the verifier to end; the host works on meanwhile.
+fn challenge(sent: SentChallenge) -> Option<Challenge> {
+    let read = || -> Result<Challenge, String> {
+        let reveals =
+            sent.reveals.iter().map(|nonce| nonce.parse::<Nonce>().map_err(|error| error.to_string()));
+        let reveals = reveals.collect::<Result<Vec<_>, _>>()?;
+        let body =
+            serde_json::from_value::<Challenge>(sent.body.clone()).map_err(|error| error.to_string())?;
+        Ok(Challenge { reveals, ..body })
+    };
+    let id = sent.challenge;
+    read().inspect_err(|error| tracing::error!(challenge.id = %id, error, "a challenge cannot be sent")).ok()
 }
 
 /// The oldest orders that fit into one document: customers decide how long a command is,
