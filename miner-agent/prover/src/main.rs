@@ -1,51 +1,24 @@
-//! Speaks to the GPU driver on behalf of the agent, in a process of its own, so
-//! that a crash in the vendor's library ends only this process.
+//! What the agent does in a process of its own, so that a crash or a lack of memory
+//! ends only this process.
 //!
-//! Prints one JSON document: `{"devices":[…]}`, or `{"error":"…"}` where there
-//! is no driver.
+//! - `nave-prover` speaks to the GPU driver and prints one JSON document:
+//!   `{"devices":[…]}`, or `{"error":"…"}` where there is no driver.
+//! - `nave-prover prove` does the work of one challenge; see [`prove`].
 
-use nave_domain::{
-    Bytes,
-    host::{DEVICES_MAX, Device},
-};
-use nvml_wrapper::{Nvml, error::NvmlError};
-use serde::Serialize;
+mod devices;
+mod prove;
 
-#[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Answer {
-    Devices(Vec<Device>),
-    Error(String),
-}
+use std::process::ExitCode;
 
-fn main() {
-    let answer = match devices() {
-        Ok(devices) => Answer::Devices(devices),
-        Err(error) => Answer::Error(format!("NVML: {error}")),
-    };
-    match serde_json::to_string(&answer) {
-        Ok(text) => println!("{text}"),
-        Err(error) => eprintln!("write the answer as JSON: {error}"),
-    }
-}
-
-fn devices() -> Result<Vec<Device>, NvmlError> {
-    let nvml = Nvml::init()?;
-    let driver = nvml.sys_driver_version()?;
-    let count = nvml.device_count()?.min(u32::try_from(DEVICES_MAX).unwrap_or(u32::MAX));
-    let mut devices = Vec::new();
-    for index in 0..count {
-        match device(&nvml, index, &driver) {
-            Ok(device) => devices.push(device),
-            // One broken GPU does not hide the others.
-            Err(error) => eprintln!("GPU {index}: {error}"),
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => devices::print(),
+        ["prove"] => return prove::run(),
+        [..] => {
+            eprintln!("usage: nave-prover [prove]");
+            return ExitCode::from(2);
         }
     }
-    Ok(devices)
-}
-
-fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
-    let device = nvml.device_by_index(index)?;
-    let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
-    Ok(Device { uuid: device.uuid()?, model: device.name()?, vram: Bytes(vram), driver: driver.to_owned() })
+    ExitCode::SUCCESS
 }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Version of everything in this crate that both sides must agree on.
 pub const VERSION: u32 = 1;
-/// Largest opening that travels inside a report; a larger one is a blob.
-pub const INLINE_MAX: usize = 30 << 10;
+/// Largest opening that travels inside a report; a larger one is a blob. Those of CPU and
+/// memory are always smaller.
+pub const INLINE_MAX: usize = 48 << 10;
 /// Largest opening at all, in bytes.
 pub const OPENING_MAX: usize = 4 << 20;
 /// Longest explanation of a host, in bytes.
@@ -143,6 +144,22 @@ pub struct ProofReport {
     pub message: Message,
 }
 
+impl ProofReport {
+    /// Refuses what no honest host reports.
+    ///
+    /// # Errors
+    /// A sentence that says what is out of range.
+    pub fn check(&self) -> Result<(), String> {
+        let in_range = match &self.message {
+            Message::Commitment(_) => true,
+            Message::Opening(Opening::Inline(bytes)) => bytes.len() <= INLINE_MAX,
+            Message::Opening(Opening::Blob { sha256: _, size }) => *size <= OPENING_MAX as u64,
+            Message::Failed(failure) => failure.message.len() <= EXPLANATION_MAX,
+        };
+        if in_range { Ok(()) } else { Err("proof: a message is too long".into()) }
+    }
+}
+
 /// What a host answers to one step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -159,7 +176,7 @@ pub enum Message {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Opening {
-    /// The bytes themselves, [`INLINE_MAX`] at most, hexadecimal in JSON.
+    /// The bytes themselves, [`INLINE_MAX`] at most, base64 in JSON.
     Inline(#[serde(with = "inline")] Vec<u8>),
     /// Bytes that were stored as a blob before.
     Blob {
@@ -171,18 +188,20 @@ pub enum Opening {
 }
 
 mod inline {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+
     use super::{Deserialize, Deserializer, INLINE_MAX, Serializer, de};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&hex::encode(bytes))
+        serializer.serialize_str(&STANDARD.encode(bytes))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
-        if text.len() > 2 * INLINE_MAX {
+        if text.len() > INLINE_MAX.div_ceil(3) * 4 {
             return Err(de::Error::custom("an inline opening is too long"));
         }
-        hex::decode(text).map_err(|_| de::Error::custom("an inline opening is not hexadecimal"))
+        STANDARD.decode(text).map_err(|_| de::Error::custom("an inline opening is not base64"))
     }
 }
 

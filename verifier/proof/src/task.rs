@@ -24,7 +24,7 @@ const READS: u32 = 128;
 const LANES_PER_CORE: i64 = 1 << 16;
 const LANES_MAX: i64 = 1 << 20;
 /// Time for a read on one core, several times what is usual.
-const READ_NS: i64 = 150;
+const READ_NS: i64 = 250;
 /// What the reads may take in any case: the commitment has to come back, too.
 const READS_MS: i64 = 1_500;
 /// Bytes that one core fills in a millisecond, a fraction of what is usual.

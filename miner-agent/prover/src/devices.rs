@@ -1,0 +1,48 @@
+//! The devices of this machine, as NVML lists them.
+
+use nave_domain::{
+    Bytes,
+    host::{DEVICES_MAX, Device},
+};
+use nvml_wrapper::{Nvml, error::NvmlError};
+use serde::Serialize;
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Devices(Vec<Device>),
+    Error(String),
+}
+
+/// Prints the devices, or why there are none.
+pub fn print() {
+    let answer = match devices() {
+        Ok(devices) => Answer::Devices(devices),
+        Err(error) => Answer::Error(format!("NVML: {error}")),
+    };
+    match serde_json::to_string(&answer) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("write the answer as JSON: {error}"),
+    }
+}
+
+fn devices() -> Result<Vec<Device>, NvmlError> {
+    let nvml = Nvml::init()?;
+    let driver = nvml.sys_driver_version()?;
+    let count = nvml.device_count()?.min(u32::try_from(DEVICES_MAX).unwrap_or(u32::MAX));
+    let mut devices = Vec::new();
+    for index in 0..count {
+        match device(&nvml, index, &driver) {
+            Ok(device) => devices.push(device),
+            // One broken GPU does not hide the others.
+            Err(error) => eprintln!("GPU {index}: {error}"),
+        }
+    }
+    Ok(devices)
+}
+
+fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
+    let device = nvml.device_by_index(index)?;
+    let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
+    Ok(Device { uuid: device.uuid()?, model: device.name()?, vram: Bytes(vram), driver: driver.to_owned() })
+}

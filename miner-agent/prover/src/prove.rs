@@ -1,0 +1,159 @@
+//! Does the work of one challenge.
+//!
+//! On its input it gets the challenge as a line of JSON, and the whole challenge again
+//! each time it has grown by a reveal, as the host's spec carries it. For each line that
+//! shows a new step it prints one line: the [`ProofReport`] for that step. Lines that
+//! show nothing new are ignored, so the agent may pass on every spec. Where the work
+//! fails, the message says so and the program ends.
+//!
+//! It ends with status 0 after the opening, and also when its input ends: then nobody
+//! waits for an answer any more. Its errors are for people.
+//!
+//! Proofs use all cores and nearly all memory for seconds. So the kernel is told to end
+//! this process first when memory runs out, and to end it with the thread that started it;
+//! the agent therefore starts it from a thread that lives on.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    process::{ExitCode, exit},
+    sync::mpsc,
+    thread,
+};
+
+use nave_domain::Bytes;
+use nave_proof::{
+    Answer, Challenge, EXPLANATION_MAX, Failure, Message, Opening, ProofReport, Prover, Reason, Task, covered,
+};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+
+/// Longest line of input, in bytes.
+const LINE_MAX: u64 = 64 << 10;
+/// Memory that stays free beside a fill.
+const SPARE: i64 = 64 << 20;
+
+/// Proves what the challenge on standard input asks for.
+pub fn run() -> ExitCode {
+    step_back();
+    let challenges = listen();
+    let mut prover = None;
+    let mut answered = None;
+    for challenge in challenges {
+        if answered.is_some_and(|step| challenge.step() <= step) {
+            continue;
+        }
+        let answer = answer(&mut prover, &challenge);
+        if let Err(failure) = &answer {
+            eprintln!("{}: {}", challenge.challenge, failure.message);
+        }
+        let is_last = matches!(answer, Ok(Answer::Opening(_)) | Err(_));
+        if let Err(error) = print(&challenge, answer) {
+            eprintln!("write an answer: {error}");
+            return ExitCode::FAILURE;
+        }
+        if is_last {
+            return ExitCode::SUCCESS;
+        }
+        answered = Some(challenge.step());
+    }
+    ExitCode::SUCCESS
+}
+
+/// Makes this process the first to go when memory runs out or the agent ends.
+fn step_back() {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "1000") {
+        eprintln!("write oom_score_adj: {error}");
+    }
+    if let Err(error) = set_pdeathsig(Signal::SIGKILL) {
+        eprintln!("ask to end with the agent: {error}");
+    }
+}
+
+/// The challenges on standard input. When it ends, so does the process, whatever it is doing.
+fn listen() -> mpsc::Receiver<Challenge> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut input = BufReader::new(std::io::stdin());
+        loop {
+            match read(&mut input) {
+                Ok(Some(challenge)) => drop(sender.send(challenge)),
+                Ok(None) => exit(0),
+                Err(error) => {
+                    eprintln!("read a challenge: {error}");
+                    exit(1);
+                }
+            }
+        }
+    });
+    receiver
+}
+
+fn read(input: &mut impl BufRead) -> Result<Option<Challenge>, String> {
+    let mut line = String::new();
+    input.take(LINE_MAX).read_line(&mut line).map_err(|error| error.to_string())?;
+    match line.is_empty() {
+        true => Ok(None),
+        false => serde_json::from_str(&line).map(Some).map_err(|error| error.to_string()),
+    }
+}
+
+fn answer(prover: &mut Option<Prover>, challenge: &Challenge) -> Result<Answer, Failure> {
+    let prover = match prover {
+        Some(prover) => prover,
+        None => {
+            check_memory(&challenge.task)?;
+            let threads = thread::available_parallelism().map_or(1, usize::from);
+            prover.insert(Prover::new(challenge, threads)?)
+        }
+    };
+    prover.answer(challenge)
+}
+
+/// Refuses a fill that the machine has no memory for, before it costs others theirs.
+fn check_memory(task: &Task) -> Result<(), Failure> {
+    let Task::Memory(task) = task else { return Ok(()) };
+    let Some(available) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
+        return Ok(());
+    };
+    if covered(task.memory).0.saturating_add(SPARE) <= available.0 {
+        return Ok(());
+    }
+    let message = format!("claims {}, but {available} are available", task.memory);
+    Err(Failure { code: Reason::MemoryUnavailable, message })
+}
+
+/// What /proc/meminfo says is available.
+fn available(meminfo: &str) -> Option<Bytes> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024).map(Bytes)
+}
+
+fn print(challenge: &Challenge, answer: Result<Answer, Failure>) -> Result<(), String> {
+    let message = match answer {
+        Ok(Answer::Commitment(commitment)) => Message::Commitment(commitment),
+        Ok(Answer::Opening(bytes)) => Message::Opening(Opening::Inline(bytes)),
+        Err(failure) => {
+            let message = failure.message.chars().take(EXPLANATION_MAX / 4).collect();
+            Message::Failed(Failure { message, ..failure })
+        }
+    };
+    let step = u32::try_from(challenge.step()).unwrap_or(u32::MAX);
+    let report = ProofReport { challenge: challenge.challenge, step, message };
+    let mut line = serde_json::to_string(&report).map_err(|error| error.to_string())?;
+    line.push('\n');
+    let mut output = std::io::stdout().lock();
+    output.write_all(line.as_bytes()).and_then(|()| output.flush()).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_as_the_kernel_writes_it() {
+        let meminfo = "MemTotal:       24689236 kB\nMemAvailable:   22000000 kB\nBuffers: 1 kB\n";
+        assert_eq!(available(meminfo), Some(Bytes(22_000_000 * 1024)));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
+}

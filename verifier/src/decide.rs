@@ -1,0 +1,271 @@
+//! What to do about a host that is to be tested, and about a challenge that is open. Pure.
+
+use nave_domain::{
+    MilliCpu, Millis,
+    host::{HostState, Proven as Claims},
+};
+use nave_proof::{
+    Challenge, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason, Span, Task,
+    VERSION, Verdict, judge,
+};
+use nave_store::{Decision, DueHost, Moment, OpenChallenge};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// How far the control clock and the database's may come apart during a step. What is
+/// more was time in which the host could not reach us, or a clock that was set.
+const LAG_MS_MAX: i64 = 1_500;
+/// Pause after a first failed proof, on the control clock; each further one doubles it.
+const PAUSE: Millis = Millis(10_000);
+/// Longest pause after a failed proof.
+const PAUSE_MAX: Millis = Millis(3_600_000);
+
+/// What is written down as the end of a challenge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ruling {
+    /// The claim holds.
+    Passed(Proven),
+    /// It does not, or the host did not show it.
+    Failed(Failure),
+    /// The challenge says nothing about the host, and why; it does not count.
+    Void(String),
+}
+
+/// What to do about an open challenge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing yet.
+    Wait,
+    /// Send the nonce of this step.
+    Reveal(u32),
+    /// Judge what came back.
+    Judge(Box<Case>),
+    /// End it.
+    Rule(Ruling),
+}
+
+/// A challenge that was answered to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Case {
+    /// What the host was asked to do, with all that was revealed.
+    pub challenge: Challenge,
+    /// What it committed to.
+    pub commitments: Vec<Digest>,
+    /// Where its opening is.
+    pub opening: Opening,
+    /// How long each step took.
+    pub spans: Vec<Span>,
+    /// Whether hosts could not reach the control plane for some of that time.
+    pub cut_off: bool,
+}
+
+/// The test that a host is due for: its computing power, then its memory. Claims that
+/// changed in between start anew.
+#[must_use]
+pub fn draw(due: &DueHost, effort: Millis) -> Task {
+    let Claims { milli_cpu, memory, .. } = Claims::of(&due.claims);
+    if is_due_for_memory(due) { Task::memory(memory, milli_cpu) } else { Task::cpu(milli_cpu, effort) }
+}
+
+/// Whether the last challenge was the same claims' first part and passed, or their second and void.
+fn is_due_for_memory(due: &DueHost) -> bool {
+    let Some(last) = &due.last else { return false };
+    let read = (read_challenge(&last.body), serde_json::from_value::<Ruling>(last.verdict.clone()));
+    let (Some(challenge), Ok(ruling)) = read else { return false };
+    let follows = match (challenge.task, ruling) {
+        (Task::Cpu(_), Ruling::Passed(_)) | (Task::Memory(_), Ruling::Void(_)) => true,
+        (Task::Cpu(_), Ruling::Failed(_) | Ruling::Void(_))
+        | (Task::Memory(_), Ruling::Passed(_) | Ruling::Failed(_)) => false,
+    };
+    follows && Claims::of(&last.claims) == Claims::of(&due.claims)
+}
+
+fn read_challenge(body: &Value) -> Option<Challenge> {
+    serde_json::from_value(body.clone()).ok().filter(|challenge: &Challenge| challenge.version == VERSION)
+}
+
+/// What to do about an open challenge now. Its host may be silent for `silent` on the
+/// control clock before that is its answer.
+#[must_use]
+pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
+    if let Some(why) = is_elsewhere(open) {
+        return void(why);
+    }
+    match with_reveals(open) {
+        Some(challenge) => match challenge.task.check() {
+            Ok(()) => follow(open, challenge, silent),
+            Err(why) => fail(Reason::Aborted, format!("{} cannot be tested: {why}", claimed(&challenge.task))),
+        },
+        // A newer verifier, which runs beside this one, will know what to do.
+        None if open.body.get("version").and_then(Value::as_u64) > Some(u64::from(VERSION)) => Next::Wait,
+        None => void("no verifier reads this challenge any more"),
+    }
+}
+
+/// Why the host is not the one that is tested, if it is not.
+fn is_elsewhere(open: &OpenChallenge) -> Option<&'static str> {
+    match open.host_state {
+        HostState::Draining | HostState::Gone | HostState::Banned => Some("the host leaves the market"),
+        HostState::Enrolled => Some("the host joined again"),
+        HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {
+            (open.drawn_at < open.joined_at).then_some("the host joined again")
+        }
+    }
+}
+
+/// The challenge with the nonces that rows have for it.
+fn with_reveals(open: &OpenChallenge) -> Option<Challenge> {
+    let challenge = read_challenge(&open.body)?;
+    let is_its_own = challenge.challenge == open.challenge && challenge.host == open.host;
+    let (first, later) = open.steps.split_first()?;
+    let reveals = later.iter().map(|step| step.reveal.as_ref()?.parse().ok());
+    let reveals = reveals.collect::<Option<Vec<_>>>()?;
+    let in_order = first.reveal.is_none() && reveals.len() <= challenge.task.commitments();
+    (is_its_own && in_order).then_some(Challenge { reveals, ..challenge })
+}
+
+/// Goes through the steps up to the first that lacks something.
+fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
+    let (mut commitments, mut spans, mut cut_off) = (Vec::new(), Vec::new(), false);
+    for (number, step) in open.steps.iter().enumerate() {
+        let Some(sent) = step.sent else { return unsent(open, step.drawn_up, silent) };
+        let until = step.answer.as_ref().map_or(open.now, |(_, received)| *received);
+        let lag = lag_ms(sent, until);
+        if lag < -LAG_MS_MAX {
+            return void("the clock was set back meanwhile");
+        }
+        cut_off |= lag > LAG_MS_MAX;
+        let (took, most) = (until.at.since(sent.at), challenge.task.patience(number));
+        if took > most {
+            let message = format!("no answer to step {number} within {most}");
+            return Next::Rule(excuse(Failure { code: Reason::TooLate, message }, cut_off));
+        }
+        let Some((answer, _)) = &step.answer else { return Next::Wait };
+        spans.push(Span { sent: sent.at, received: until.at });
+        let is_last = number == challenge.task.commitments();
+        match serde_json::from_value::<Message>(answer.clone()) {
+            Ok(Message::Commitment(commitment)) if !is_last => commitments.push(commitment),
+            Ok(Message::Opening(opening)) if is_last => {
+                return Next::Judge(Box::new(Case { challenge, commitments, opening, spans, cut_off }));
+            }
+            Ok(Message::Failed(failure)) => return Next::Rule(Ruling::Failed(readable(failure))),
+            Ok(Message::Commitment(_) | Message::Opening(_)) => {
+                let message = format!("step {number} was answered with what belongs to another step");
+                return fail(Reason::EvidenceMalformed, message);
+            }
+            Err(_) => {
+                let message = format!("the answer to step {number} cannot be read");
+                return fail(Reason::EvidenceMalformed, message);
+            }
+        }
+    }
+    Next::Reveal(u32::try_from(open.steps.len()).unwrap_or(u32::MAX))
+}
+
+/// A step that the host has not fetched: while the control plane is away, nobody can.
+fn unsent(open: &OpenChallenge, drawn_up: Millis, silent: Millis) -> Next {
+    if open.now.up.0.saturating_sub(drawn_up.0) <= silent.0 {
+        return Next::Wait;
+    }
+    fail(Reason::TooLate, format!("the host was silent for more than {silent} while it was tested"))
+}
+
+/// How much longer a stretch was on the database's clock than on the control clock.
+fn lag_ms(from: Moment, to: Moment) -> i64 {
+    let wall = to.at.0.saturating_sub(from.at.0);
+    wall.saturating_sub(to.up.0.saturating_sub(from.up.0))
+}
+
+fn void(why: &str) -> Next {
+    Next::Rule(Ruling::Void(why.to_owned()))
+}
+
+fn fail(code: Reason, message: String) -> Next {
+    Next::Rule(Ruling::Failed(Failure { code, message }))
+}
+
+/// A failure that may come from the time in which hosts could not reach us does not count.
+fn excuse(failure: Failure, cut_off: bool) -> Ruling {
+    let of_time = match failure.code {
+        Reason::CpuOverclaimed | Reason::MemoryMissing | Reason::TooLate => true,
+        Reason::MemoryUnavailable
+        | Reason::EvidenceWrong
+        | Reason::EvidenceMalformed
+        | Reason::BindingWrong
+        | Reason::Aborted
+        | Reason::VersionUnknown => false,
+    };
+    match cut_off && of_time {
+        true => Ruling::Void("hosts could not reach the control plane meanwhile".into()),
+        false => Ruling::Failed(failure),
+    }
+}
+
+/// What a host says about its failure, short enough to keep and without what Postgres does not store.
+fn readable(failure: Failure) -> Failure {
+    let plain = failure.message.replace(char::is_control, " ");
+    let end = (0..=EXPLANATION_MAX.min(plain.len())).rev().find(|end| plain.is_char_boundary(*end));
+    Failure { message: plain[..end.unwrap_or(0)].to_owned(), ..failure }
+}
+
+fn claimed(task: &Task) -> String {
+    match task {
+        Task::Cpu(task) => format!("a claim of {} thousandths of a core", task.milli_cpu.0),
+        Task::Memory(task) => {
+            let MilliCpu(milli) = task.milli_cpu;
+            format!("a claim of {} with {milli} thousandths of a core", task.memory)
+        }
+    }
+}
+
+impl Case {
+    /// What comes of it; `opening` has the bytes, or why there are none.
+    #[must_use]
+    pub fn rule(&self, opening: Result<Vec<u8>, Failure>) -> Ruling {
+        let judged = opening.map(|opening| {
+            let evidence = Evidence { commitments: self.commitments.clone(), opening };
+            judge(&self.challenge, &evidence, &self.spans)
+        });
+        match judged {
+            Ok(Verdict::Passed(proven)) => Ruling::Passed(proven),
+            Ok(Verdict::Failed(failure)) | Err(failure) => excuse(failure, self.cut_off),
+        }
+    }
+}
+
+impl Ruling {
+    /// For programs.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Passed(_) => "passed",
+            Self::Failed(failure) => failure.code.as_str(),
+            Self::Void(_) => "void",
+        }
+    }
+
+    /// What it means for the host, after `refusals` failed proofs in a row. Computing
+    /// power alone is half of what is to be proven, and memory is tested last.
+    #[must_use]
+    pub fn decision(&self, refusals: u32) -> Decision {
+        match self {
+            Self::Passed(Proven::Memory { .. }) => Decision::Proven,
+            Self::Passed(Proven::Cpu { .. }) | Self::Void(_) => Decision::Stays,
+            Self::Failed(Failure { code, message }) => Decision::Refused {
+                code: code.as_str().to_owned(),
+                message: message.clone(),
+                pause: pause(refusals),
+            },
+        }
+    }
+}
+
+/// How long a host waits until it is tested again.
+fn pause(refusals: u32) -> Millis {
+    Millis((PAUSE.0 << refusals.min(16)).min(PAUSE_MAX.0))
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;
