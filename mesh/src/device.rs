@@ -144,7 +144,12 @@ impl Device {
         Ok(())
     }
 
-    /// Applies the key of the wish, and begins anew with every peer.
+    /// Applies the key of the wish to a device of the kernel.
+    pub fn set_private_key(&self) -> Result<(), Error> {
+        self.apply(DeviceUpdate::new().set_private_key(self.wish().private_key.raw()))
+    }
+
+    /// Begins anew with every peer.
     pub fn renew(&self) -> Result<(), Error> {
         let mut wish = self.wish();
         if !wish.ready {
@@ -152,8 +157,7 @@ impl Device {
         }
         // Where peers are now is not forgotten with their sessions.
         self.seen(&mut wish)?;
-        let key = DeviceUpdate::new().set_private_key(wish.private_key.raw()).replace_peers();
-        self.apply(key)?;
+        self.apply(DeviceUpdate::new().replace_peers())?;
         let mut update = DeviceUpdate::new();
         for peer in wish.peers.values() {
             update = update.add_peer(peer::config(peer, wish.endpoint(peer)));

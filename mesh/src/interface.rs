@@ -136,11 +136,18 @@ impl Interface {
 
     /// Speaks with another key from now on, to peers that have to know it.
     ///
+    /// Where a process serves the interface it is replaced, which takes a moment and
+    /// leaves connections intact: gotatun rebinds its socket for a new key, and now and
+    /// then loses against its own tasks that still hold the old one.
+    ///
     /// # Errors
-    /// As [`Self::set_peers`] when the device does not take it.
+    /// When the device does not take it, or is not there again in time.
     pub fn set_private_key(&self, key: &PrivateKey) -> Result<(), Error> {
         self.device.wish().private_key = key.clone();
-        self.renew()
+        match &self.supervisor {
+            Some(supervisor) => supervisor.replace(self.device.name.as_str()),
+            None => self.device.set_private_key(),
+        }
     }
 
     /// Forgets the sessions with all peers and shakes hands anew, which is quicker than

@@ -17,8 +17,9 @@ use crate::{
     tunnel::READY,
 };
 
-/// How long a device may take to come up the first time.
+/// How long a caller waits for a device to come up, and how many failures.
 const UP_TIME_MAX: Duration = Duration::from_secs(20);
+const FAILURES_MAX: u32 = 4;
 /// How long a process that served the name before may take to end.
 const HANDOVER_MAX: Duration = Duration::from_secs(5);
 /// Between tries: this at first, twice as long each time, never longer than that.
@@ -76,7 +77,9 @@ struct State {
     stopping: bool,
     /// How often the device has come up.
     starts: u64,
+    /// What went wrong since then, and how often.
     problem: Option<String>,
+    failures: u32,
 }
 
 impl Shared {
@@ -100,19 +103,28 @@ impl Supervisor {
             .spawn(move || supervise(&inner, &device, &program))
             .map_err(Error::io(format!("start the supervisor of {name}")))?;
         let supervisor = Self { shared, thread: Some(thread) };
-        supervisor.await_start(&name)?;
+        let state = supervisor.shared.lock();
+        supervisor.await_start(state, &name)?;
         Ok(supervisor)
     }
 
-    fn await_start(&self, name: &str) -> Result<(), Error> {
-        let waiting = |state: &mut State| state.starts == 0;
-        let state = self.shared.lock();
+    /// Ends the process and waits until the next one has brought the device up.
+    pub fn replace(&self, name: &str) -> Result<(), Error> {
+        let mut state = self.shared.lock();
+        kill(&mut state);
+        self.await_start(state, name)
+    }
+
+    /// Waits until the device has come up once more.
+    fn await_start(&self, state: MutexGuard<'_, State>, name: &str) -> Result<(), Error> {
+        let before = state.starts;
+        let waiting = |state: &mut State| state.starts == before && state.failures < FAILURES_MAX;
         let (state, _) = self
             .shared
             .changed
             .wait_timeout_while(state, UP_TIME_MAX, waiting)
             .unwrap_or_else(PoisonError::into_inner);
-        if state.starts > 0 {
+        if state.starts != before {
             return Ok(());
         }
         let reason = state.problem.clone().unwrap_or_else(|| "it does not answer".to_owned());
@@ -174,7 +186,11 @@ fn supervise(shared: &Shared, device: &Device, program: &Program) {
             Ok(()) => pause = PAUSE_MIN,
             Err(error) => {
                 tracing::warn!(interface = %device.name, %error, "the tunnel does not come up");
-                shared.lock().problem = Some(chain(&error));
+                let mut state = shared.lock();
+                state.problem = Some(chain(&error));
+                state.failures += 1;
+                drop(state);
+                shared.changed.notify_all();
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
@@ -229,7 +245,10 @@ fn bring_up(shared: &Shared, device: &Device, stdout: ChildStdout) -> Result<(),
         }
     }
     device.configure()?;
-    shared.lock().starts += 1;
+    let mut state = shared.lock();
+    state.starts += 1;
+    state.failures = 0;
+    drop(state);
     shared.changed.notify_all();
     // Nothing more is said; the end of the stream is the end of the process.
     let _ = stdout.read_to_end(&mut Vec::new());
