@@ -78,6 +78,9 @@ pub enum Command {
     /// Show what miners delivered and the weights it earns
     #[command(subcommand)]
     Epoch(Epochs),
+    /// Let hosts join under your hotkey, and keep them
+    #[command(after_help = super::miner::args::AFTER)]
+    Miner(Box<super::miner::args::Miner>),
     /// Check configuration, API, token and hosts, and say how to fix them
     Doctor,
     /// Print a completion script

@@ -4,7 +4,10 @@
 use std::{env, fs, path::Path};
 
 use clap::{Command, CommandFactory as _};
-use nave_sdk::wire::rest::{Epoch, Host, Job, Offer, Receipt};
+use nave_sdk::wire::{
+    enrol::MinerHost,
+    rest::{Epoch, Host, Job, Offer, Receipt},
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -93,6 +96,39 @@ pub fn hosts() -> Vec<Host> {
         host(2, "act\u{1b}[31mor", "suspect", inventory(&simulated, &json!([]))),
         host(3, "new", "enrolled", Value::Null),
     ]
+}
+
+/// A miner's hosts: one that works and is paused, one that was refused, and one that has not come yet.
+pub fn miner_hosts() -> Vec<MinerHost> {
+    let host = |number, name: &str, state: &str| {
+        json!({
+            "host": id("host", number), "name": name, "state": state, "reason": null, "paused": false,
+            "rate": { "gpu_hour": 1_500_000, "vcpu_hour": 20_000, "gib_hour": 3_000 }, "term": "on_demand",
+            "trust": "unrated", "inventory": null, "proven": null, "mesh_address": null, "heard_at": null,
+            "leases": 0, "enrolled_at": "2026-09-20T14:00:00Z", "actions": ["pause", "leave"]
+        })
+    };
+    let inventory = json!({
+        "capacity": { "gpus": { "H100": 2 }, "milli_cpu": 8_000, "memory": 34_359_738_368_i64,
+                      "disk": 53_687_091_200_i64 },
+        "cpu_model": "EPYC 7763", "os": "Debian 12", "runtime": "docker", "agent_version": "0.1.0"
+    });
+    let mut ready = host(1, "gpu-1", "ready");
+    ready["paused"] = json!(true);
+    ready["leases"] = json!(2);
+    ready["inventory"] = inventory.clone();
+    ready["proven"] = json!({ "milli_cpu": 8_000, "memory": 34_359_738_368_i64, "cpu_model": "EPYC 7763" });
+    ready["mesh_address"] = json!("fd12:3456:789a:1::7");
+    ready["heard_at"] = json!("2026-09-21T14:13:18Z");
+    let mut refused = host(2, "gpu\u{1b}-2", "refused");
+    refused["inventory"] = inventory;
+    refused["heard_at"] = json!("2026-09-21T14:13:18Z");
+    refused["term"] = json!("spot");
+    refused["reason"] = json!({
+        "code": "cpu_below_claim", "message": "it claims 8 cores and computes like 2; offer what it has",
+        "since": "2026-09-21T14:00:00Z"
+    });
+    sample(json!([ready, refused, host(3, "new", "enrolled")]))
 }
 
 /// One offer.

@@ -17,7 +17,11 @@ use super::{
     receipt, show, table,
 };
 
-fn answer<T: Serialize>(cx: &Context, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+/// Prints `value` as JSON, or as `text` makes it readable.
+///
+/// # Errors
+/// As [`output::print`].
+pub fn answer<T: Serialize>(cx: &Context, value: &T, text: impl FnOnce(&T) -> String) -> Result<(), Failure> {
     if cx.global.json { output::print_json(value) } else { output::print(&text(value)) }
 }
 
@@ -121,7 +125,7 @@ async fn key_create(cx: &Context, wish: KeyCreate) -> Result<(), Failure> {
 async fn key_revoke(cx: &Context, key: KeyId) -> Result<(), Failure> {
     let attempted = format!("revoke {key}");
     if !cx.global.yes {
-        confirm(&attempted)?;
+        confirm(&attempted, "")?;
     }
     cx.client()?.key_revoke(key).await.map_err(Failure::when(&attempted))?;
     if cx.global.json {
@@ -131,12 +135,16 @@ async fn key_revoke(cx: &Context, key: KeyId) -> Result<(), Failure> {
 }
 
 /// Asks a person; where there is none, nothing irreversible happens without `-y`.
-fn confirm(attempted: &str) -> Result<(), Failure> {
+pub fn confirm(attempted: &str, warning: &str) -> Result<(), Failure> {
     let refused = |detail: &str| Failure::local(attempted, detail, "give -y to do it without a question");
     if !io::stdin().is_terminal() {
         return Err(refused("it cannot be undone and nobody is there to ask").exiting(exit::USAGE));
     }
-    let _ = write!(io::stderr(), "{attempted}? This cannot be undone. [y/N] ");
+    let _ = write!(
+        io::stderr(),
+        "{warning}{}{attempted}? This cannot be undone. [y/N] ",
+        if warning.is_empty() { "" } else { "\n" }
+    );
     let mut line = String::new();
     io::stdin().read_line(&mut line).map_err(|error| refused(&error.to_string()))?;
     match line.trim() {

@@ -8,6 +8,7 @@ mod failure;
 mod golden;
 mod lists;
 mod logs;
+mod miner;
 mod naved;
 mod output;
 mod progress;
@@ -115,6 +116,7 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
         Command::Receipt(one) => lists::receipt(&cx(global)?, one.job).await,
         Command::Result(args) => result::result(&cx(global)?, args).await,
         Command::Keys(keys) => lists::keys(&cx(global)?, keys).await,
+        Command::Miner(miner) => miner::miner(&cx(global)?, *miner).await,
         Command::Epoch(epochs) => lists::epoch(&cx(global)?, epochs).await,
     }?;
     Ok(0)

@@ -88,7 +88,9 @@ fn devices(inventory: &Inventory) -> String {
     models(counts.into_iter())
 }
 
-fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
+/// GPUs by model, in words.
+#[must_use]
+pub fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
     let parts: Vec<String> =
         counts.filter(|(_, n)| *n > 0).map(|(model, n)| format!("{n} x {model}")).collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }

@@ -43,6 +43,11 @@ impl Call {
         Self::new(Method::POST, path, repeat)
     }
 
+    #[cfg(feature = "hotkey")]
+    pub(super) fn patch(path: &[&(dyn Display + Sync)]) -> Self {
+        Self::new(Method::PATCH, path, Repeat::Safe)
+    }
+
     pub(super) fn delete(path: &[&(dyn Display + Sync)]) -> Self {
         Self::new(Method::DELETE, path, Repeat::Unsafe)
     }

@@ -6,6 +6,8 @@
 mod call;
 mod error;
 mod follow;
+#[cfg(feature = "hotkey")]
+mod miner;
 mod retry;
 pub mod sse;
 
@@ -22,6 +24,8 @@ use reqwest::{
 };
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "hotkey")]
+pub use self::miner::MinerClient;
 use self::{call::Call, error::Repeat, retry::Tries};
 pub use self::{
     error::Error,
@@ -52,6 +56,8 @@ pub struct Client {
     authorization: Option<HeaderValue>,
     patience: Patience,
     notice: Option<Notice>,
+    #[cfg(feature = "hotkey")]
+    signer: Option<Arc<miner::Signer>>,
 }
 
 impl fmt::Debug for Client {
@@ -132,7 +138,15 @@ impl Client {
             .build()
             .map_err(|error| Error::Setup(format!("cannot prepare an HTTP client: {error:?}")))?;
         let authorization = token.map(bearer).transpose()?;
-        Ok(Self { http, base, authorization, patience: Patience::default(), notice: None })
+        Ok(Self {
+            http,
+            base,
+            authorization,
+            patience: Patience::default(),
+            notice: None,
+            #[cfg(feature = "hotkey")]
+            signer: None,
+        })
     }
 
     /// This client with another patience.
@@ -340,7 +354,10 @@ impl Client {
 
     async fn open_once(&self, call: &Call) -> Result<Response, Error> {
         let url = call.url(&self.base)?;
-        let sent = self.request(call, url.clone()).send();
+        let request = self.request(call, url.clone());
+        #[cfg(feature = "hotkey")]
+        let request = self.signed(call, &url, request)?;
+        let sent = request.send();
         // A stream has no end to time, but its beginning must come.
         let sent = tokio::time::timeout(call.answer_max.unwrap_or(SILENCE_MAX), sent);
         let mut response = match sent.await {

@@ -184,10 +184,7 @@ mod tests {
     fn a_mnemonic_in_a_file_gives_the_key_it_stands_for() {
         let phrase = "bottom drive obey lake curtain smoke basket hold race lonely fit walk";
         let expected = "5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV".parse();
-        assert_eq!(
-            read(&json!({ "secretPhrase": phrase })),
-            expected.map_err(|_| BadKeyfile::Public)
-        );
+        assert_eq!(read(&json!({ "secretPhrase": phrase })), expected.map_err(|_| BadKeyfile::Public));
         let plain = HotkeySecret::from_keyfile(format!("{phrase}\n").as_bytes()).expect("a phrase");
         assert_eq!(Ok(plain.hotkey()), expected);
     }

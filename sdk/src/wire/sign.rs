@@ -44,7 +44,7 @@ pub struct Request<'a> {
     pub market: &'a PublicKey,
     /// `GET`, `POST`, …
     pub method: &'a str,
-    /// Path and query as they are sent, beginning with `/`.
+    /// Path and query as the API sees them, beginning with `/v1`.
     pub target: &'a str,
     /// SHA-256 of the body; of nothing where there is none.
     pub body: &'a Sha256,

@@ -3,4 +3,6 @@
 mod client;
 #[cfg(unix)]
 mod command;
+#[cfg(unix)]
+mod miner;
 mod stub;

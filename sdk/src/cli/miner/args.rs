@@ -1,0 +1,253 @@
+//! What can be typed after `nave miner`.
+
+use std::path::PathBuf;
+
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser},
+};
+use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate};
+use nave_sdk::wire::enrol::{PublicKey, TICKET_LIFE_MAX, check_name};
+
+/// `nave miner`.
+#[derive(Debug, Args)]
+pub struct Miner {
+    /// Who signs.
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Where the hotkey is and which market it signs for.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Hotkey and market")]
+pub struct KeyArgs {
+    /// Bittensor wallet; with --hotkey it names ~/.bittensor/wallets/WALLET/hotkeys/HOTKEY
+    #[arg(long, global = true, value_name = "WALLET")]
+    pub wallet: Option<String>,
+    /// Hotkey of the wallet [default: default]
+    #[arg(long, global = true, value_name = "HOTKEY")]
+    pub hotkey: Option<String>,
+    /// Hotkey file of a wallet, or a file with a mnemonic or secret URI
+    #[arg(long, global = true, value_name = "PATH", conflicts_with_all = ["wallet", "hotkey"])]
+    pub hotkey_file: Option<PathBuf>,
+    /// Public development key, such as //Alice
+    #[arg(long, global = true, value_name = "URI", conflicts_with_all = ["wallet", "hotkey", "hotkey_file"])]
+    pub hotkey_uri: Option<String>,
+    /// The market's key, as its operator says it; left out, the one seen first is remembered
+    #[arg(long, global = true, value_name = "KEY")]
+    pub market_key: Option<PublicKey>,
+}
+
+/// What a miner does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a ticket, with which one host joins the market
+    #[command(after_help = TICKET_AFTER)]
+    Ticket(Box<TicketArgs>),
+    /// List your hosts, with their states and reasons
+    Hosts,
+    /// Show one host
+    Show(OneHost),
+    /// Change the price of a host; open leases keep theirs
+    Price(Price),
+    /// Change for how long a host is offered
+    Term(TermArgs),
+    /// Give a host no new jobs for now
+    Pause(OneHost),
+    /// Give a paused host jobs again
+    Resume(OneHost),
+    /// Take a host out once its jobs are done
+    Drain(OneHost),
+    /// Take a host out now; its jobs are placed anew on others
+    Leave(OneHost),
+}
+
+pub const AFTER: &str = "\
+Hotkeys: without an option, a mnemonic or secret URI in NAVE_HOTKEY_URI is used, else the hotkey
+`default` of the wallet `default`. Secrets stay on this machine and are never printed.";
+
+const TICKET_AFTER: &str = "\
+The ticket alone goes to stdout. Whoever has it can let one host join under your hotkey until it
+expires or was used: hand it over as you would a password, or bind it to an agent with --for.";
+
+/// `nave miner ticket`.
+#[derive(Debug, Args)]
+pub struct TicketArgs {
+    /// What to call the host; left out, the market names it
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Option<String>,
+    /// Price.
+    #[command(flatten)]
+    pub price: TicketPrice,
+    /// For how long it is offered: until you drain it, or until you want it back at once
+    #[arg(long, default_value = "on-demand", value_parser = term())]
+    pub term: Term,
+    /// How long the ticket can be used; 7d at most
+    #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = life)]
+    pub expires: Millis,
+    /// Key of the one agent that may use it; without it the first that comes
+    #[arg(long = "for", value_name = "AGENT_KEY")]
+    pub agent: Option<PublicKey>,
+    /// Your host that joins again, on other hardware or without its keys
+    #[arg(long, value_name = "HOST")]
+    pub replaces: Option<String>,
+    /// The key that signs upgrades of the agent, as the operator says it
+    #[arg(long, value_name = "KEY")]
+    pub release_key: Option<PublicKey>,
+}
+
+/// The price in a ticket.
+#[derive(Debug, Args)]
+pub struct TicketPrice {
+    /// Dollars per hour of one GPU
+    #[arg(long, value_name = "DOLLARS", default_value = "1.50")]
+    pub price_gpu: MicroUsd,
+    /// Dollars per hour of one virtual CPU
+    #[arg(long, value_name = "DOLLARS", default_value = "0.02")]
+    pub price_cpu: MicroUsd,
+    /// Dollars per hour of one GiB of memory
+    #[arg(long, value_name = "DOLLARS", default_value = "0.003")]
+    pub price_memory: MicroUsd,
+}
+
+impl TicketPrice {
+    /// As a rate.
+    #[must_use]
+    pub fn rate(&self) -> Rate {
+        Rate { gpu_hour: self.price_gpu, vcpu_hour: self.price_cpu, gib_hour: self.price_memory }
+    }
+}
+
+/// A command on one host.
+#[derive(Debug, Args)]
+pub struct OneHost {
+    /// Its name or id
+    pub host: String,
+}
+
+/// `nave miner price`.
+#[derive(Debug, Args)]
+pub struct Price {
+    /// Its name or id
+    pub host: String,
+    /// What changes.
+    #[command(flatten)]
+    pub change: PriceChange,
+}
+
+/// The parts of a price that change.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct PriceChange {
+    /// Dollars per hour of one GPU
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_gpu: Option<MicroUsd>,
+    /// Dollars per hour of one virtual CPU
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_cpu: Option<MicroUsd>,
+    /// Dollars per hour of one GiB of memory
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_memory: Option<MicroUsd>,
+}
+
+impl PriceChange {
+    /// `old` with these parts in it.
+    #[must_use]
+    pub fn over(&self, old: Rate) -> Rate {
+        Rate {
+            gpu_hour: self.price_gpu.unwrap_or(old.gpu_hour),
+            vcpu_hour: self.price_cpu.unwrap_or(old.vcpu_hour),
+            gib_hour: self.price_memory.unwrap_or(old.gib_hour),
+        }
+    }
+}
+
+/// `nave miner term`.
+#[derive(Debug, Args)]
+pub struct TermArgs {
+    /// Its name or id
+    pub host: String,
+    /// For how long it is offered
+    #[arg(value_parser = term())]
+    pub term: Term,
+}
+
+fn term() -> ValueParser {
+    let values = [PossibleValue::new("on-demand").alias("on_demand"), PossibleValue::new("spot")];
+    ValueParser::new(PossibleValuesParser::new(values).map(|text| match text.as_str() {
+        "spot" => Term::Spot,
+        _ => Term::OnDemand,
+    }))
+}
+
+fn life(text: &str) -> Result<Millis, String> {
+    let span: Millis = text.parse().map_err(|error: nave_domain::units::BadAmount| error.to_string())?;
+    if span <= Millis::ZERO || span > TICKET_LIFE_MAX {
+        return Err("a ticket lives for more than nothing and for 7d at most".to_owned());
+    }
+    Ok(span)
+}
+
+fn name(text: &str) -> Result<String, String> {
+    check_name(text).map_err(|error| error.trim_start_matches("name: ").to_owned())?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::{
+        super::super::args::{Cli, Command as Any},
+        *,
+    };
+
+    fn parse(line: &str) -> Result<Miner, clap::Error> {
+        let cli = Cli::try_parse_from(line.split_whitespace())?;
+        let Any::Miner(miner) = cli.command else { panic!("another command") };
+        Ok(*miner)
+    }
+
+    #[test]
+    fn a_ticket_has_the_prices_of_a_local_host_unless_told_otherwise() {
+        let Command::Ticket(ticket) = parse("nave miner ticket --term spot").expect("valid").command else {
+            panic!("another command");
+        };
+        let rate = ticket.price.rate();
+        assert_eq!(
+            (rate.gpu_hour, rate.vcpu_hour, rate.gib_hour),
+            (MicroUsd(1_500_000), MicroUsd(20_000), MicroUsd(3_000))
+        );
+        assert_eq!((ticket.term, ticket.expires), (Term::Spot, Millis(3_600_000)));
+    }
+
+    #[test]
+    fn a_ticket_never_lives_longer_than_a_week() {
+        for span in ["8d", "0s", "169h", "soon"] {
+            assert!(parse(&format!("nave miner ticket --expires {span}")).is_err(), "{span}");
+        }
+        assert!(parse("nave miner ticket --expires 7d").is_ok());
+    }
+
+    #[test]
+    fn a_hotkey_comes_from_one_place_only() {
+        assert!(parse("nave miner --wallet a --hotkey b hosts").is_ok());
+        assert!(parse("nave miner hosts --hotkey-uri //Alice").is_ok());
+        assert!(parse("nave miner hosts --hotkey-uri //Alice --wallet a").is_err());
+        assert!(parse("nave miner hosts --hotkey-file x --hotkey b").is_err());
+    }
+
+    #[test]
+    fn a_price_that_changes_nothing_is_refused_and_the_other_parts_stay() {
+        assert!(parse("nave miner price gpu-1").is_err());
+        let Command::Price(price) = parse("nave miner price gpu-1 --price-cpu 0.05").expect("valid").command
+        else {
+            panic!("another command");
+        };
+        let old = Rate { gpu_hour: MicroUsd(1), vcpu_hour: MicroUsd(2), gib_hour: MicroUsd(3) };
+        assert_eq!(price.change.over(old), Rate { vcpu_hour: MicroUsd(50_000), ..old });
+    }
+}
