@@ -94,10 +94,10 @@ fn source(args: &KeyArgs, in_environment: bool, home: Option<PathBuf>) -> Result
 fn of_file(path: &Path, missing: &dyn Fn() -> String) -> Result<HotkeySecret, Failure> {
     let attempted = format!("{ATTEMPTED} {}", path.display());
     let bytes = read(path).map_err(|error| {
-        let advice = match error.kind() {
-            io::ErrorKind::NotFound => missing(),
-            io::ErrorKind::PermissionDenied => "run this as the user who owns the wallet".to_owned(),
-            _ => String::new(),
+        let advice = if error.kind() == io::ErrorKind::NotFound {
+            missing()
+        } else {
+            "run this as the user who owns the wallet".to_owned()
         };
         Failure::local(&attempted, &error.to_string(), &advice)
     })?;
