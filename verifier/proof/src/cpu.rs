@@ -164,3 +164,55 @@ pub(crate) fn check(
         Some(_) | None => Err("chosen segments are not what was committed to".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nave_domain::MilliCpu;
+
+    use super::*;
+    use crate::transcript::hash;
+
+    fn task(milli_cpu: i64, segments: u32, samples: u32) -> CpuTask {
+        CpuTask { milli_cpu: MilliCpu(milli_cpu), segments, samples }
+    }
+
+    #[test]
+    fn the_last_core_of_a_claim_does_its_fraction() {
+        let segments = |milli_cpu| Layout::of(&task(milli_cpu, 1000, 1)).segments();
+        assert_eq!([1, 999, 1000, 1001, 1500, 64_000].map(segments), [1, 999, 1000, 1001, 1500, 64_000]);
+        assert_eq!(Layout::of(&task(1001, 1000, 1)).chains(), 2);
+    }
+
+    /// The root over chains in which every `nth` segment was made up instead of computed.
+    fn skipping(task: &CpuTask, binding: &Digest, nth: u64) -> Tree {
+        let layout = Layout::of(task);
+        let mut last = layout.first_checkpoint(binding, 0);
+        let checkpoints = (0..layout.segments()).map(|number| {
+            if layout.is_first_of_its_chain(number) {
+                last = layout.first_checkpoint(binding, number);
+            }
+            last = match number % nth {
+                0 => hash("made up", &[&number.to_le_bytes()]),
+                _ => segment(binding, number, &last),
+            };
+            last
+        });
+        Tree::over(checkpoints.collect())
+    }
+
+    #[test]
+    fn skipped_segments_pass_as_often_as_the_sampling_says() {
+        let (task, binding, trials) = (task(2000, 100, 8), Digest([5; 32]), 400);
+        let tree = skipping(&task, &binding, 10);
+        let root = tree.root().unwrap();
+        let passed = (0..trials).filter(|trial: &u32| {
+            let seed = hash("a reveal", &[&trial.to_le_bytes()]);
+            let opening = open(&task, &tree, &binding, &seed);
+            check(&task, &binding, &root, &seed, &opening).is_ok()
+        });
+        // Eight of 200 without repetition, one in ten skipped: 0.9^8 = 0.43, or 0.424 exactly.
+        // Four standard deviations of 400 trials are 0.1; the seeds are fixed, so it stays as it is.
+        let passed = passed.count();
+        assert!((130..=210).contains(&passed), "{passed} of {trials} passed");
+    }
+}

@@ -260,3 +260,128 @@ pub(crate) fn check(
         Some(_) | None => Err("chosen lanes are not what was committed to".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use nave_domain::{ChallengeId, HostId, MilliCpu, Millis, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::{
+        Challenge, Evidence, Nonce, Span, Task, VERSION, Verdict, judge,
+        transcript::{binding, revealed},
+    };
+
+    const FILL: Millis = Millis(100);
+    const READS_MS: Millis = Millis(400);
+
+    /// 16 MiB, and 131 072 reads all over it.
+    fn task() -> MemoryTask {
+        let (lanes, reads, samples) = (2048, 64, 4);
+        MemoryTask {
+            memory: Bytes(32 << 20),
+            milli_cpu: MilliCpu(1000),
+            lanes,
+            reads,
+            samples,
+            reads_ms: READS_MS,
+        }
+    }
+
+    fn challenge(task: &MemoryTask) -> Challenge {
+        Challenge {
+            version: VERSION,
+            challenge: ChallengeId(Uuid::from_u128(1)),
+            host: HostId(Uuid::from_u128(2)),
+            task: Task::Memory(task.clone()),
+            nonce: Nonce([3; 32]),
+            reveals: vec![Nonce([4; 32]), Nonce([5; 32])],
+        }
+    }
+
+    /// What a host answers whose lanes end as `read` says, and how long that took.
+    fn answer(
+        challenge: &Challenge,
+        task: &MemoryTask,
+        read: impl FnOnce(&Digest, &Digest) -> Tree,
+    ) -> (Evidence, Duration) {
+        let first = binding(challenge);
+        let second = revealed(&first, &filled(&first), &challenge.reveals[0]);
+        let began = Instant::now();
+        let tree = read(&first, &second);
+        let took = began.elapsed();
+        let root = tree.root().unwrap();
+        let third = revealed(&second, &root, &challenge.reveals[1]);
+        let opening = [third].iter().chain(&open(task, &tree, &third)).flat_map(|digest| digest.0).collect();
+        (Evidence { commitments: vec![filled(&first), root], opening }, took)
+    }
+
+    fn spans(reads: Duration) -> Vec<Span> {
+        let span = |took| Span { sent: Timestamp(0), received: Timestamp(took) };
+        vec![span(FILL.0), span(i64::try_from(reads.as_millis()).unwrap()), span(100)]
+    }
+
+    /// Lanes of a host that kept every other block and computes the others when it needs them.
+    fn half(fill: &Fill, task: &MemoryTask, first: &Digest, second: &Digest) -> Tree {
+        let mut block = Vec::new();
+        let ends = (0..u64::from(task.lanes)).map(|lane| {
+            let mut state = start(second, lane);
+            for _ in 0..task.reads {
+                let line = below(state[0], fill.lines);
+                if (line / LINES).is_multiple_of(2) {
+                    add(&mut state, fill.line(line));
+                } else {
+                    derive(first, line / LINES, &mut block);
+                    add(&mut state, &block[range(line % LINES)]);
+                }
+                round(&mut state);
+            }
+            end(second, lane, &state)
+        });
+        Tree::over(ends.collect())
+    }
+
+    #[test]
+    fn a_host_that_kept_half_of_its_memory_is_refused_by_the_clock_alone() {
+        let task = task();
+        let challenge = challenge(&task);
+        let fill = Fill::new(&task, &binding(&challenge), 2).unwrap();
+        let (honest, honest_took) =
+            answer(&challenge, &task, |_, second| fill.read(&task, second, 2).unwrap());
+        let (cheating, cheating_took) =
+            answer(&challenge, &task, |first, second| half(&fill, &task, first, second));
+
+        // What it says is right: it computed what it had not kept.
+        assert_eq!(honest, cheating);
+        assert!(
+            matches!(judge(&challenge, &honest, &spans(honest_took)), Verdict::Passed(_)),
+            "{honest_took:?}"
+        );
+        match judge(&challenge, &cheating, &spans(cheating_took)) {
+            Verdict::Failed(failure) => {
+                assert_eq!(failure.code, Reason::MemoryMissing);
+                assert!(failure.message.starts_with("claims 32 MiB, but "), "{}", failure.message);
+            }
+            Verdict::Passed(proven) => panic!("{proven:?} in {cheating_took:?}"),
+        }
+    }
+
+    #[test]
+    fn no_line_of_a_block_stays_as_the_first_pass_left_it() {
+        let mut block = Vec::new();
+        derive(&Digest([1; 32]), 7, &mut block);
+        let mut state = expand("nave proof block", &Digest([1; 32]), 7);
+        (0..ROUNDS).for_each(|_| round(&mut state));
+        assert_ne!(block[range(0)], state);
+        assert_eq!(block.len() as u64 * 8, BLOCK);
+    }
+
+    #[test]
+    fn all_but_a_small_part_of_a_claim_is_filled() {
+        assert_eq!(covered(Bytes(8 * Bytes::GIB)), Bytes(8 * Bytes::GIB - (512 << 20) - (32 << 20)));
+        assert_eq!(covered(Bytes(10)), Bytes(5));
+        assert_eq!(covered(Bytes(-10)), Bytes(0));
+    }
+}
