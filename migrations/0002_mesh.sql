@@ -121,7 +121,7 @@ comment on column challenge_steps.answered_at_ms is 'When the answer was complet
 comment on column challenge_steps.answered_up_ms is 'The control clock then';
 
 create table releases (
-    version      text not null,
+    version      text not null constraint releases_three_numbers check (version ~ '^[0-9]{1,9}(\.[0-9]{1,9}){2}$'),
     target       text not null,
     manifest     jsonb not null,
     signature    text not null,
@@ -136,3 +136,16 @@ comment on column releases.manifest is 'What was signed';
 comment on column releases.signature is 'By the release key, hexadecimal';
 comment on column releases.bytes is 'The program; its SHA-256 stands in the manifest';
 comment on column releases.published_at_ms is 'When it was published';
+
+create table blob_claims (
+    host_id      uuid not null references hosts,
+    sha256       bytea not null,
+    size         bigint not null,
+    claimed_at_ms bigint not null default now_ms(),
+    constraint blob_claims_once primary key (host_id, sha256)
+);
+comment on table blob_claims is 'What a host has stored for its leases and challenges within a day';
+comment on column blob_claims.host_id is 'Who stored it';
+comment on column blob_claims.sha256 is 'SHA-256 of the bytes; they may not have come';
+comment on column blob_claims.size is 'Bytes';
+comment on column blob_claims.claimed_at_ms is 'When';

@@ -30,8 +30,8 @@ pub struct Joining<'a> {
     pub host: HostId,
     /// Its address in the mesh, should it be a new one.
     pub address: Ipv6Addr,
-    /// Its name.
-    pub name: &'a str,
+    /// Its name; without one a known host keeps its own, and a new one is named after its id.
+    pub name: Option<&'a str>,
     /// Its price.
     pub rate: Rate,
     /// For how long its capacity is offered.
@@ -41,10 +41,12 @@ pub struct Joining<'a> {
 }
 
 /// A host that has joined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Joined {
     /// Its id.
     pub host: HostId,
+    /// Its name.
+    pub name: String,
     /// Its address in the mesh.
     pub address: Ipv6Addr,
 }
@@ -54,12 +56,17 @@ impl Store {
     /// agent that used a ticket gets the same answer again.
     ///
     /// # Errors
-    /// [`StoreError::Constraint`] with `tickets_pkey` when another agent has used the ticket,
+    /// [`StoreError::Constraint`] with `tickets_pkey` when another agent has used the ticket, or
+    /// the same one with another mesh key, or its host has enrolled again since;
     /// `mesh_keys_pkey` when another host has had the mesh key, `hosts_name` when another host
     /// of the miner has the name; [`StoreError::NotFound`] when the miner has no host to be
-    /// replaced, [`StoreError::Stale`] when that one is leaving.
+    /// replaced, [`StoreError::Stale`] when the host is leaving or has left.
     pub async fn host_join(&self, joining: &Joining<'_>) -> Result<Joined> {
         let mut tx = self.pool.begin().await?;
+        // One at a time: an agent that repeats itself must find what its first wish did.
+        sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", joining.ticket)
+            .execute(&mut *tx)
+            .await?;
         if let Some(joined) = joined_before(&mut tx, joining).await? {
             return Ok(joined);
         }
@@ -105,25 +112,33 @@ impl Store {
 
 async fn joined_before(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Option<Joined>> {
     let used = sqlx::query!(
-        r#"select t.agent_key, t.host_id, host(h.mesh_address) as "address!"
+        r#"select t.agent_key, t.hotkey, t.host_id, h.name, h.state, h.agent_key as "agent_now", host(h.mesh_address) as "address!",
+                exists (select from mesh_keys k where k.mesh_key = $2 and k.host_id = t.host_id) as "keyed!"
            from tickets t join hosts h using (host_id) where t.ticket = $1"#,
-        joining.ticket
+        joining.ticket,
+        joining.mesh_key
     )
     .fetch_optional(tx)
     .await?;
     let Some(used) = used else { return Ok(None) };
-    if used.agent_key != joining.agent_key {
+    let is_same = used.agent_key == joining.agent_key && used.hotkey == joining.hotkey && used.keyed;
+    if !is_same || used.agent_now.as_ref() != Some(&used.agent_key) {
         return Err(StoreError::Constraint("tickets_pkey".into()));
     }
-    Ok(Some(Joined { host: used.host_id.into(), address: read_address(&used.address)? }))
+    let state: HostState = error::read_name("a host's state", used.state)?;
+    if !state.is_member() {
+        return Err(StoreError::Stale("host"));
+    }
+    Ok(Some(Joined { host: used.host_id.into(), name: used.name, address: read_address(&used.address)? }))
 }
 
 async fn join(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Joined> {
+    let name = joining.name.map_or_else(|| named_after(joining.host), str::to_owned);
     sqlx::query!(
         "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, term, agent_key, mesh_address, mesh_key)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::inet, $10)",
         joining.host.0,
-        joining.name,
+        name,
         joining.hotkey,
         joining.rate.gpu_hour.0,
         joining.rate.vcpu_hour.0,
@@ -135,14 +150,19 @@ async fn join(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Joined> {
     )
     .execute(tx)
     .await?;
-    Ok(Joined { host: joining.host, address: joining.address })
+    Ok(Joined { host: joining.host, name, address: joining.address })
+}
+
+/// The end of an id, which is random, unlike its beginning.
+fn named_after(host: HostId) -> String {
+    format!("host-{:08x}", host.0.as_u128() & 0xffff_ffff)
 }
 
 /// What the host had proven and said was true of other hardware. Its leases stay in its
 /// spec: the new agent does not have their containers, says so, and they are lost.
 async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> Result<Joined> {
     let row = sqlx::query!(
-        r#"select state, host(mesh_address) as address from hosts where host_id = $1 and hotkey = $2 for update"#,
+        "select state, name, host(mesh_address) as address from hosts where host_id = $1 and hotkey = $2 for update",
         host.0,
         joining.hotkey
     )
@@ -152,9 +172,11 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
     let from: HostState = error::read_name("a host's state", row.state)?;
     let to = host::next(from, HostEvent::Rejoin).ok_or(StoreError::Stale("host"))?;
     let address = row.address.as_deref().map_or(Ok(joining.address), read_address)?;
+    let name = joining.name.map_or(row.name, str::to_owned);
     sqlx::query!(
         "update hosts set state = $2, agent_key = $3, mesh_key = $4, mesh_key_next = null, mesh_address = $5::text::inet,
             enrolled_at_ms = now_ms(), inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
+            reason_code = null, reason_message = null, reason_at_ms = null, paused = false,
             gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, generation = generation + 1
          where host_id = $1",
         host.0,
@@ -166,11 +188,11 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
         joining.rate.vcpu_hour.0,
         joining.rate.gib_hour.0,
         joining.term.as_str(),
-        joining.name
+        name
     )
     .execute(tx)
     .await?;
-    Ok(Joined { host, address })
+    Ok(Joined { host, name, address })
 }
 
 /// Gives a mesh key to a host for good.

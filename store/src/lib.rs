@@ -21,6 +21,7 @@ mod log;
 mod mesh;
 mod miner;
 mod notify;
+mod release;
 mod schedule;
 mod setting;
 #[cfg(feature = "testing")]
@@ -35,6 +36,7 @@ use sqlx::{
 };
 
 pub use account::{Caller, KeyRow};
+pub use blob::BlobClaim;
 pub use challenge::{Decided, Decision, DueHost, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
@@ -47,6 +49,7 @@ pub use log::{Appended, LogRow};
 pub use mesh::{HubRow, MeshPeer};
 pub use miner::{Departure, HostPatch};
 pub use notify::{Changes, Listener};
+pub use release::{NewRelease, ReleaseRow};
 pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
 
 /// The result of every store call.

@@ -43,15 +43,16 @@ impl Store {
     pub async fn host_enrol(&self, new: &NewHost<'_>) -> Result<()> {
         let proven = serde_json::json!({ "milli_cpu": i64::MAX, "memory": i64::MAX, "cpu_model": CPU_MODEL });
         sqlx::query!(
-            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, proven)
-             values ($1, $2, $3, $4, $5, $6, $7)",
+            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, proven, mesh_key)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)",
             new.host.0,
             new.name,
             new.hotkey,
             new.rate.gpu_hour.0,
             new.rate.vcpu_hour.0,
             new.rate.gib_hour.0,
-            proven
+            proven,
+            mesh_key(new.host)
         )
         .execute(&self.pool)
         .await?;
@@ -149,6 +150,14 @@ impl Store {
         let retry = sqlx::query_scalar!("select retry_up_ms from hosts where host_id = $1", host.0);
         Ok(retry.fetch_one(&self.pool).await?.map(Millis))
     }
+}
+
+/// The mesh key of a host that did not come by a ticket.
+#[must_use]
+pub fn mesh_key(host: HostId) -> String {
+    let bytes = [host.0.into_bytes(), [1; 16]].concat().try_into();
+    let bytes: [u8; 32] = bytes.unwrap_or([1; 32]);
+    nave_domain::mesh::MeshKey::new(bytes).map(|key| key.to_string()).unwrap_or_default()
 }
 
 /// A fresh, migrated database of its own.
