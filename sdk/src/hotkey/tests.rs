@@ -217,6 +217,17 @@ proptest! {
     }
 
     #[test]
+    fn no_key_and_no_signature_makes_the_check_panic(key in any::<[u8; 32]>(), half in any::<[u8; 32]>(), mark in any::<bool>()) {
+        let mut signature = [half, half].concat();
+        if mark {
+            signature[63] |= 0x80;
+        }
+        let signature = Signature(signature.try_into().expect("64 bytes"));
+        prop_assert!(Hotkey(key).verify(b"", &signature).is_err());
+        prop_assert!(PublicKey(key).verify(b"", &signature).is_err());
+    }
+
+    #[test]
     fn any_key_survives_its_address(bytes in any::<[u8; 32]>(), at in 0..47_usize) {
         let address = Hotkey(bytes).to_string();
         prop_assert_eq!(address.parse(), Ok(Hotkey(bytes)));

@@ -2,6 +2,7 @@
 //!
 //! The phrase is a mnemonic of BIP-39 words, or `0x` and a seed in hexadecimal; left out, it
 //! is the phrase of the public development keys, so that `//Alice` means the same everywhere.
+//! Nothing at all is no key: an empty file or variable must not sign as somebody everybody is.
 
 use std::num::NonZeroU32;
 
@@ -24,6 +25,9 @@ const ROUNDS: NonZeroU32 = NonZeroU32::MIN.saturating_add(2047);
 /// Text that is no secret URI. It never quotes the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadUri {
+    /// There is nothing.
+    #[error("there is nothing in it")]
+    Empty,
     /// The words are not a mnemonic.
     #[error("the phrase is not a mnemonic of 12 to 24 English words with a right checksum")]
     Phrase,
@@ -49,6 +53,9 @@ impl HotkeySecret {
     pub fn from_uri(uri: &str) -> Result<Self, BadUri> {
         let (rest, password) = uri.split_once("///").unwrap_or((uri, ""));
         let (phrase, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        if phrase.trim().is_empty() && path.is_empty() {
+            return Err(BadUri::Empty);
+        }
         let root = match (phrase.trim(), phrase.trim().strip_prefix("0x")) {
             ("", _) => of_phrase(DEV_PHRASE, password)?,
             (_, Some(seed)) => of_seed(seed)?,
@@ -147,7 +154,7 @@ mod tests {
     #[test]
     fn the_development_keys_are_those_everybody_knows() {
         let known = [
-            ("", "5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV"),
+            (DEV_PHRASE, "5DfhGyQdFobKM8NsWvEeAKk5EQQgYe9AydgJ7rMB6E1EqRzV"),
             ("//Alice", "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"),
             ("//Bob", "5FHneW46xGXgs5mUiveU4sbTyGBzmstUspZC92UhjJM694ty"),
             ("//Charlie", "5FLSigC9HGRKVhB9FiEo4Y3koPsNmBmLJbpXg2mp1hXcS59Y"),
@@ -165,7 +172,7 @@ mod tests {
         let soft = HotkeySecret::from_uri(&format!("{seed}/foo")).expect("a URI").hotkey();
         assert_eq!(hex::encode(soft.0), "40b9675df90efa6069ff623b0fdfcf706cd47ca7452a5056c7ad58194d23440a");
         assert_eq!(chain_code("foo")[..4], [0x0c, b'f', b'o', b'o']);
-        assert_eq!(address(seed), address(""));
+        assert_eq!(address(seed), address(DEV_PHRASE));
         assert_eq!(address(&format!("{seed}//Alice")), address("//Alice"));
         assert_eq!(address(&format!("{DEV_PHRASE}//Alice")), address("//Alice"));
     }
@@ -186,6 +193,13 @@ mod tests {
         assert!(!error.to_string().contains("bottom"));
         assert_eq!(HotkeySecret::from_uri("0x12").expect_err("short"), BadUri::Seed);
         assert_eq!(HotkeySecret::from_uri("//Alice/").expect_err("a hole"), BadUri::Path);
+    }
+
+    #[test]
+    fn nothing_is_no_key() {
+        for uri in ["", "  ", "\n", "///", "///password"] {
+            assert_eq!(HotkeySecret::from_uri(uri).expect_err("nothing"), BadUri::Empty, "{uri:?}");
+        }
     }
 
     #[test]

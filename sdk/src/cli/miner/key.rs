@@ -12,6 +12,7 @@ use nave_sdk::hotkey::{
     keyfile::KEYFILE_BYTES_MAX,
     uri::{BadUri, is_public},
 };
+use zeroize::Zeroizing;
 
 use super::{
     super::{
@@ -51,7 +52,7 @@ pub fn load(args: &KeyArgs) -> Result<HotkeySecret, Failure> {
             HotkeySecret::from_uri(&uri).map_err(|error| bad_uri("--hotkey-uri", error))
         }
         Source::Environment => {
-            let uri = env::var(VARIABLE).unwrap_or_default();
+            let uri = Zeroizing::new(env::var(VARIABLE).unwrap_or_default());
             HotkeySecret::from_uri(uri.trim()).map_err(|error| bad_uri(VARIABLE, error))
         }
         Source::File(path) => of_file(&path, &|| "check the path given with --hotkey-file".to_owned()),
@@ -110,8 +111,8 @@ fn of_file(path: &Path, missing: &dyn Fn() -> String) -> Result<HotkeySecret, Fa
     Ok(secret)
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
     let limit = u64::try_from(KEYFILE_BYTES_MAX.0).unwrap_or(0);
     File::open(path)?.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
