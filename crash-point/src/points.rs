@@ -56,6 +56,13 @@ pub const POINTS: &[&str] = &[
     "scheduler.plan.before_place",
     // A host that was found lost, and a lease of it that is not yet given up.
     "scheduler.guard.before_lose",
+    // --- verifier: nothing of a challenge is anywhere but in its rows.
+    // A challenge that was made up and sent to nobody.
+    "verifier.draw.before_store",
+    // A nonce that was drawn and not sent: another one must not be taken for it later.
+    "verifier.reveal.before_store",
+    // A verdict that was reached and not written down: it must come out the same again.
+    "verifier.judge.before_store",
     // --- gateway: the store has committed and the caller has no answer.
     "gateway.submit.before_answer",
     // The host was heard, and what it said of its leases is not written down; the same

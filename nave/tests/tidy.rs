@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
@@ -21,6 +21,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain", "nave-proof"]),
     ("verifier/proof", &["nave-domain"]),
+    ("verifier", &["nave-domain", "nave-store", "nave-proof", "nave-crash-point"]),
     (
         "nave",
         &[
@@ -30,6 +31,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "nave-store",
             "nave-scheduler",
             "nave-validator",
+            "nave-verifier",
             "nave-gateway",
             "nave-miner-agent",
         ],
@@ -48,11 +50,16 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 4] = ["domain/src", "store/src", "scheduler/src", "validator/src"];
+const EXACT: [&str; 5] = ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src"];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 4] =
-    ["domain/src", "scheduler/src/planner.rs", "scheduler/src/watch.rs", "miner-agent/src/core.rs"];
+const PURE: [&str; 5] = [
+    "domain/src",
+    "scheduler/src/planner.rs",
+    "scheduler/src/watch.rs",
+    "verifier/src/decide.rs",
+    "miner-agent/src/core.rs",
+];
 
 /// What each of our things is called instead is in `docs/glossary.md`.
 const BANNED_WORDS: [&str; 7] = ["node", "worker", "instance", "manager", "helper", "util", "utils"];

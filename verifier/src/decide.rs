@@ -95,7 +95,9 @@ pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
     match with_reveals(open) {
         Some(challenge) => match challenge.task.check() {
             Ok(()) => follow(open, challenge, silent),
-            Err(why) => fail(Reason::Aborted, format!("{} cannot be tested: {why}", claimed(&challenge.task))),
+            Err(why) => {
+                fail(Reason::Aborted, format!("{} cannot be tested: {why}", claimed(&challenge.task)))
+            }
         },
         // A newer verifier, which runs beside this one, will know what to do.
         None if open.body.get("version").and_then(Value::as_u64) > Some(u64::from(VERSION)) => Next::Wait,
@@ -265,7 +267,3 @@ impl Ruling {
 fn pause(refusals: u32) -> Millis {
     Millis((PAUSE.0 << refusals.min(16)).min(PAUSE_MAX.0))
 }
-
-#[cfg(test)]
-#[path = "decide_tests.rs"]
-mod tests;

@@ -1,0 +1,331 @@
+//! What is decided about hosts and challenges: rows and the time in, decisions out.
+
+use nave_domain::{
+    Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp,
+    host::{HostState, Inventory, Runtime},
+};
+use nave_proof::{
+    Answer, Challenge, Digest, EXPLANATION_MAX, Failure, Message, Nonce, Opening, Prover, Reason, Task,
+    VERSION,
+};
+use nave_store::{Decided, Decision, DueHost, Moment, OpenChallenge, StepRow};
+use nave_verifier::decide::{Next, Ruling, decide, draw};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+const SILENT: Millis = Millis(60_000);
+const EFFORT: Millis = Millis(2);
+
+fn inventory(cores: i64) -> Inventory {
+    Inventory {
+        milli_cpu: MilliCpu(cores * 1_000),
+        memory: Bytes(Bytes::MIB),
+        disk: Bytes(Bytes::GIB),
+        devices: Vec::new(),
+        cpu_model: "a processor".into(),
+        os: "test".into(),
+        kernel: "test".into(),
+        runtime: Runtime::Simulated,
+        egress: Vec::new(),
+        agent: "test".into(),
+    }
+}
+
+fn moment(ms: i64) -> Moment {
+    Moment { at: Timestamp(1_000_000 + ms), up: Millis(5_000 + ms) }
+}
+
+fn challenge(task: Task) -> Challenge {
+    Challenge {
+        version: VERSION,
+        challenge: ChallengeId(Uuid::from_u128(1)),
+        host: HostId(Uuid::from_u128(2)),
+        task,
+        nonce: Nonce([3; 32]),
+        reveals: Vec::new(),
+    }
+}
+
+fn cpu() -> Task {
+    Task::cpu(MilliCpu(1_000), EFFORT)
+}
+
+/// A challenge that was just drawn.
+fn open(task: Task) -> OpenChallenge {
+    let challenge = challenge(task);
+    OpenChallenge {
+        challenge: challenge.challenge,
+        host: challenge.host,
+        host_state: HostState::Verifying,
+        body: serde_json::to_value(&challenge).expect("JSON"),
+        claims: inventory(1),
+        drawn_at: moment(0).at,
+        joined_at: moment(-1_000).at,
+        steps: vec![StepRow { reveal: None, drawn_up: moment(0).up, sent: None, answer: None }],
+        refusals: 0,
+        now: moment(0),
+    }
+}
+
+fn answered(mut open: OpenChallenge, answer: Value, took: i64) -> OpenChallenge {
+    let step = open.steps.last_mut().expect("a step");
+    (step.sent, step.answer) = (Some(open.now), Some((answer, Moment { at: open.now.at, up: open.now.up })));
+    let (at, up) = (Timestamp(open.now.at.0 + took), Millis(open.now.up.0 + took));
+    step.answer.as_mut().expect("an answer").1 = Moment { at, up };
+    open.now = Moment { at, up };
+    open
+}
+
+fn revealed(mut open: OpenChallenge, nonce: u8) -> OpenChallenge {
+    let reveal = Some(Nonce([nonce; 32]).to_string());
+    open.steps.push(StepRow { reveal, drawn_up: open.now.up, sent: None, answer: None });
+    open
+}
+
+fn commitment() -> Value {
+    json!(Message::Commitment(Digest([7; 32])))
+}
+
+/// The control clock stood still for some of the last step.
+fn cut_off(mut open: OpenChallenge, span: i64) -> OpenChallenge {
+    open.now.up.0 -= span;
+    if let Some((_, received)) = open.steps.last_mut().and_then(|step| step.answer.as_mut()) {
+        received.up.0 -= span;
+    }
+    open
+}
+
+fn reason(next: &Next) -> Option<Reason> {
+    match next {
+        Next::Rule(Ruling::Failed(failure)) => Some(failure.code),
+        Next::Wait | Next::Reveal(_) | Next::Judge(_) | Next::Rule(Ruling::Passed(_) | Ruling::Void(_)) => {
+            None
+        }
+    }
+}
+
+fn is_void(next: &Next) -> bool {
+    matches!(next, Next::Rule(Ruling::Void(_)))
+}
+
+fn due(last: Option<(Task, Ruling, i64)>) -> DueHost {
+    let last = last.map(|(task, ruling, cores)| Decided {
+        body: json!(challenge(task)),
+        claims: inventory(cores),
+        verdict: json!(ruling),
+    });
+    DueHost { host: HostId(Uuid::from_u128(2)), claims: inventory(2), last }
+}
+
+fn passed() -> Ruling {
+    let proven =
+        nave_proof::Proven::Cpu { milli_cpu: MilliCpu(2_000), steps_per_s: 1, elapsed_ms: Millis(1) };
+    Ruling::Passed(proven)
+}
+
+fn failed() -> Ruling {
+    Ruling::Failed(Failure { code: Reason::Aborted, message: "no".into() })
+}
+
+#[test]
+fn computing_power_is_tested_first_and_memory_after_it_was_proven() {
+    let memory = Task::memory(Bytes(Bytes::MIB), MilliCpu(2_000));
+    let cpu = Task::cpu(MilliCpu(2_000), EFFORT);
+    let void = Ruling::Void("the hub was away".into());
+    assert_eq!(draw(&due(None), EFFORT), cpu);
+    for again in [failed(), void.clone()] {
+        assert_eq!(draw(&due(Some((cpu.clone(), again, 2))), EFFORT), cpu);
+    }
+    assert_eq!(draw(&due(Some((cpu.clone(), passed(), 2))), EFFORT), memory);
+    assert_eq!(draw(&due(Some((memory.clone(), void, 2))), EFFORT), memory, "what was proven before is");
+    assert_eq!(draw(&due(Some((memory, failed(), 2))), EFFORT), cpu);
+}
+
+#[test]
+fn claims_that_changed_are_tested_from_the_start() {
+    for cores in [1, 3] {
+        let last = (Task::cpu(MilliCpu(cores * 1_000), EFFORT), passed(), cores);
+        assert!(matches!(draw(&due(Some(last)), EFFORT), Task::Cpu(_)), "{cores}");
+    }
+    let mut other = due(Some((Task::cpu(MilliCpu(2_000), EFFORT), passed(), 2)));
+    other.claims.os = "another".into();
+    assert!(matches!(draw(&other, EFFORT), Task::Memory(_)), "what is not proven does not matter");
+    other.claims.cpu_model = "another".into();
+    assert!(matches!(draw(&other, EFFORT), Task::Cpu(_)), "another processor is another machine");
+}
+
+#[test]
+fn a_host_has_time_to_fetch_and_to_answer_each_step() {
+    let mut fresh = open(cpu());
+    fresh.now = moment(SILENT.0);
+    assert_eq!(decide(&fresh, SILENT), Next::Wait);
+    fresh.now = moment(SILENT.0 + 1);
+    assert_eq!(reason(&decide(&fresh, SILENT)), Some(Reason::TooLate));
+
+    let patience = cpu().patience(0).0;
+    fresh.steps[0].sent = Some(moment(0));
+    fresh.now = moment(patience);
+    assert_eq!(decide(&fresh, SILENT), Next::Wait);
+    fresh.now = moment(patience + 1);
+    assert_eq!(reason(&decide(&fresh, SILENT)), Some(Reason::TooLate));
+    let late = answered(open(cpu()), commitment(), patience + 1);
+    assert_eq!(reason(&decide(&late, SILENT)), Some(Reason::TooLate));
+}
+
+#[test]
+fn a_commitment_gets_one_nonce_and_time_runs_again_when_that_is_sent() {
+    let committed = answered(open(cpu()), commitment(), 5);
+    assert_eq!(decide(&committed, SILENT), Next::Reveal(1));
+    let mut revealed = revealed(committed, 9);
+    assert_eq!(decide(&revealed, SILENT), Next::Wait);
+    // However long the verifier was away: the host is asked only now.
+    revealed.now = moment(SILENT.0);
+    assert_eq!(decide(&revealed, SILENT), Next::Wait);
+    revealed.now = moment(SILENT.0 + 6);
+    assert_eq!(reason(&decide(&revealed, SILENT)), Some(Reason::TooLate), "silent after its commitment");
+}
+
+#[test]
+fn time_in_which_hosts_could_not_reach_the_control_plane_is_not_counted_against_them() {
+    let mut unsent = open(cpu());
+    unsent.now = Moment { at: moment(10 * SILENT.0).at, up: moment(1_000).up };
+    assert_eq!(decide(&unsent, SILENT), Next::Wait, "nobody can fetch a challenge then");
+
+    let patience = cpu().patience(0).0;
+    let mut unanswered = open(cpu());
+    unanswered.steps[0].sent = Some(moment(0));
+    unanswered.now = moment(patience + 2_000);
+    assert!(is_void(&decide(&cut_off(unanswered.clone(), 1_501), SILENT)));
+    assert_eq!(reason(&decide(&cut_off(unanswered, 1_500), SILENT)), Some(Reason::TooLate));
+
+    let late = answered(open(cpu()), commitment(), patience + 2_000);
+    assert!(is_void(&decide(&cut_off(late, 2_000), SILENT)));
+    let in_time = answered(open(cpu()), commitment(), 2_000);
+    assert_eq!(decide(&cut_off(in_time, 2_000), SILENT), Next::Reveal(1), "it was fast all the same");
+    let gave_up = answered(open(cpu()), json!(Message::Failed(failure("no"))), 2_000);
+    assert_eq!(reason(&decide(&cut_off(gave_up, 2_000), SILENT)), Some(Reason::Aborted));
+}
+
+#[test]
+fn a_clock_that_was_set_back_proves_nothing() {
+    let mut answered = answered(open(cpu()), commitment(), 5_000);
+    let received = &mut answered.steps[0].answer.as_mut().expect("answered").1;
+    received.at = Timestamp(received.at.0 - 5_000);
+    assert!(is_void(&decide(&answered, SILENT)));
+}
+
+#[test]
+fn a_host_that_leaves_or_joined_again_is_not_judged() {
+    for state in HostState::ALL {
+        let mut answered = answered(open(cpu()), json!("nonsense"), 5);
+        answered.host_state = state;
+        let next = decide(&answered, SILENT);
+        let is_tested = match state {
+            HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => true,
+            HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => false,
+        };
+        assert_eq!(is_void(&next), !is_tested, "{state:?}: {next:?}");
+    }
+    let mut older = answered(open(cpu()), commitment(), 5);
+    older.joined_at = moment(1).at;
+    assert!(is_void(&decide(&older, SILENT)));
+}
+
+fn failure(message: &str) -> Failure {
+    Failure { code: Reason::Aborted, message: message.into() }
+}
+
+#[test]
+fn a_host_that_gives_up_fails_with_its_reason_in_plain_words() {
+    let said = format!("out of\nmemory\0{}€", "x".repeat(EXPLANATION_MAX - 15));
+    let gave_up = answered(open(cpu()), json!(Message::Failed(failure(&said))), 5);
+    let Next::Rule(Ruling::Failed(failure)) = decide(&gave_up, SILENT) else { panic!("a failure") };
+    assert_eq!(failure.code, Reason::Aborted);
+    assert_eq!(failure.message, format!("out of memory {}", "x".repeat(EXPLANATION_MAX - 15)));
+}
+
+#[test]
+fn an_answer_that_does_not_belong_there_is_malformed() {
+    let opening = json!(Message::Opening(Opening::Inline(vec![1, 2])));
+    for answer in [json!(null), json!({"commitment": "7"}), json!({"novel": 1}), opening] {
+        let next = decide(&answered(open(cpu()), answer.clone(), 5), SILENT);
+        assert_eq!(reason(&next), Some(Reason::EvidenceMalformed), "{answer}");
+    }
+    let twice = answered(revealed(answered(open(cpu()), commitment(), 5), 9), commitment(), 5);
+    assert_eq!(reason(&decide(&twice, SILENT)), Some(Reason::EvidenceMalformed));
+}
+
+#[test]
+fn a_claim_that_no_test_is_made_for_fails_and_a_challenge_of_other_versions_does_not() {
+    for cores in [0, 5_000] {
+        let next = decide(&open(Task::cpu(MilliCpu(cores * 1_000), EFFORT)), SILENT);
+        assert_eq!(reason(&next), Some(Reason::Aborted), "{cores}");
+    }
+    let mut newer = open(cpu());
+    newer.body = json!({ "version": VERSION + 1, "novel": true });
+    assert_eq!(decide(&newer, SILENT), Next::Wait);
+    for body in [json!({}), json!({ "version": 0 }), json!(challenge(Task::memory(Bytes(1), MilliCpu(1))))] {
+        let mut other = OpenChallenge { body, ..open(cpu()) };
+        other.host = HostId(Uuid::from_u128(99));
+        assert!(is_void(&decide(&other, SILENT)));
+    }
+}
+
+#[test]
+fn what_an_honest_host_answers_passes_unless_it_took_too_long() {
+    let mut host = Prover::new(&challenge(cpu()), 1).expect("a prover");
+    let Answer::Commitment(root) = host.answer(&challenge(cpu())).expect("commit") else { panic!("a root") };
+    let last = Challenge { reveals: vec![Nonce([9; 32])], ..challenge(cpu()) };
+    let Answer::Opening(bytes) = host.answer(&last).expect("open") else { panic!("an opening") };
+    let case = |took, away| {
+        let first = cut_off(answered(open(cpu()), json!(Message::Commitment(root)), took), away);
+        let opening = json!(Message::Opening(Opening::Inline(bytes.clone())));
+        match decide(&answered(revealed(first, 9), opening, 5), SILENT) {
+            Next::Judge(case) => case,
+            next @ (Next::Wait | Next::Reveal(_) | Next::Rule(_)) => panic!("{next:?}"),
+        }
+    };
+    let rule = |took, away| case(took, away).rule(Ok(bytes.clone()));
+    assert_eq!(rule(EFFORT.0, 0).code(), "passed");
+    assert_eq!(rule(10_000, 0).code(), "cpu_overclaimed");
+    assert_eq!(rule(10_000, 2_000).code(), "void");
+    assert_eq!(case(10_000, 2_000).rule(Err(failure("never stored"))).code(), "aborted");
+    assert_eq!(case(EFFORT.0, 0).rule(Ok(bytes[1..].to_vec())).code(), "evidence_malformed");
+    assert_eq!(rule(EFFORT.0, 0).decision(3), Decision::Stays, "memory is still to be proven");
+}
+
+#[test]
+fn each_pause_is_twice_the_one_before_up_to_an_hour() {
+    let pause = |refusals| match failed().decision(refusals) {
+        Decision::Refused { pause, .. } => pause.0 / 1_000,
+        decision @ (Decision::Proven | Decision::Stays) => panic!("{decision:?}"),
+    };
+    assert_eq!([0, 1, 2, 8, 9, u32::MAX].map(pause), [10, 20, 40, 2_560, 3_600, 3_600]);
+}
+
+#[test]
+fn a_ruling_reads_like_a_verdict() {
+    assert_eq!(json!(failed()), json!({ "failed": { "code": "aborted", "message": "no" } }));
+    assert_eq!(json!(Ruling::Void("why".into())), json!({ "void": "why" }));
+    assert_eq!(json!(failed()), json!(nave_proof::Verdict::Failed(failure("no"))));
+}
+
+proptest! {
+    /// Neither do the same rows ever mean two things, nor does what a host writes break anything.
+    #[test]
+    fn whatever_stands_in_rows_there_is_one_decision(
+        texts in proptest::collection::vec(".{0,20}", 0..4), times in proptest::collection::vec(any::<i64>(), 12),
+    ) {
+        let mut any = open(cpu());
+        for (text, times) in texts.iter().zip(times.chunks_exact(4)) {
+            let sent = Moment { at: Timestamp(times[0]), up: Millis(times[1]) };
+            let received = Moment { at: Timestamp(times[2]), up: Millis(times[3]) };
+            let answer = serde_json::from_str(text).unwrap_or(json!({ "commitment": text }));
+            let step = StepRow { reveal: Some(text.clone()), drawn_up: sent.up, sent: Some(sent), answer: None };
+            any.steps.push(StepRow { answer: Some((answer, received)), ..step });
+        }
+        any.steps[0].sent = Some(moment(0));
+        prop_assert_eq!(decide(&any, SILENT), decide(&any.clone(), SILENT));
+    }
+}
