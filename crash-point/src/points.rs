@@ -102,4 +102,20 @@ pub const POINTS: &[&str] = &[
     "agent.state.before_save",
     "agent.state.before_replace",
     "agent.state.after_save",
+    // Keys that are there and were never used: the next try must use them again.
+    "agent.enrol.after_keys",
+    // A ticket that is used up and a host that does not know its place.
+    "agent.enrol.before_save",
+    // A place in the market with a mesh key that lies beside the one in use.
+    "agent.enrol.before_settle",
+    // A mesh key that was thought of and not written down.
+    "agent.rotate.before_make",
+    // A next key that nobody was told of.
+    "agent.rotate.after_make",
+    // A next key that the hub lets in, and an interface that still speaks with the old one.
+    "agent.rotate.before_switch",
+    // A key that the market has confirmed and the disk calls the next.
+    "agent.rotate.before_settle",
+    // A disk that knows one key and an interface that may speak with another.
+    "agent.rotate.after_settle",
 ];

@@ -6,14 +6,17 @@
 //! labels, and a small state directory holds what labels cannot say.
 
 pub mod archive;
+pub mod backoff;
 pub mod clock;
 pub mod command;
 pub mod config;
 pub mod core;
 pub mod doctor;
 pub mod endpoint;
+pub mod enrol;
 pub mod files;
 pub mod inventory;
+pub mod link;
 pub mod membership;
 pub mod purge;
 pub mod runtime;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nave_crash_point::crash_point;
 use nave_mesh::PrivateKey;
 use nave_sdk::wire::{
     enrol::{Enrolment, PublicKey, TicketId},
@@ -76,6 +77,7 @@ impl Membership {
     pub fn save(&self, data: &Path) -> anyhow::Result<()> {
         files::ensure_dir(&dir(data))?;
         files::write_json(&dir(data).join("enrolment.json"), self, Keep::Power)?;
+        crash_point!("agent.enrol.before_settle");
         self.settle_keys(data)
     }
 

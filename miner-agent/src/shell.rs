@@ -5,7 +5,6 @@
 //! polls for the spec, a task that reports, one task for the logs of each lease
 //! and one for each action under way. They tell the loop what came of it.
 
-mod backoff;
 mod exchange;
 mod forward;
 mod tasks;

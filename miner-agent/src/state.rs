@@ -54,18 +54,8 @@ impl StateDir {
     /// # Errors
     /// When the directory cannot be written or another agent uses it.
     pub fn open(data: &Path, host: HostId) -> anyhow::Result<Self> {
-        let dir = membership::dir(data);
-        // The spec carries the variables of jobs, which may be secrets.
-        files::ensure_dir(&dir)?;
-        let path = dir.join("lock");
-        let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err(_) => {
-                bail!("another agent uses {}: stop it, or give this one its own --data", data.display())
-            }
-        };
-        Ok(Self { dir, host, boot: clock::boot_id()?, _lock: lock })
+        let lock = lock(data)?;
+        Ok(Self { dir: membership::dir(data), host, boot: clock::boot_id()?, _lock: lock })
     }
 
     /// What an earlier agent of this host left; nothing where there was none or
@@ -121,6 +111,22 @@ impl StateDir {
 
     fn write<T: Serialize>(&self, name: &str, value: &T, keep: Keep) -> anyhow::Result<()> {
         files::write_json(&self.dir.join(name), value, keep)
+    }
+}
+
+/// Keeps other agents away from `data` for as long as it is held.
+///
+/// # Errors
+/// When the directory cannot be written or another agent uses it.
+pub fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
+    let dir = membership::dir(data);
+    // The spec carries the variables of jobs, which may be secrets.
+    files::ensure_dir(&dir)?;
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err(_) => bail!("another agent uses {}: stop it, or give this one its own --data", data.display()),
     }
 }
 

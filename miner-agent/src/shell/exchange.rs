@@ -11,8 +11,9 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{Event, backoff::Backoff};
+use super::Event;
 use crate::{
+    backoff::Backoff,
     clock,
     endpoint::{CallError, ControlPlane},
 };

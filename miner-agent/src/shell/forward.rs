@@ -11,8 +11,8 @@ use nave_domain::LeaseId;
 use nave_sdk::wire::host::{LOG_BYTES_MAX, LOG_CHUNK_BYTES_MAX, LogAck, Stream};
 use tokio::time::Instant;
 
-use super::backoff::Backoff;
 use crate::{
+    backoff::Backoff,
     endpoint::{CallError, ControlPlane},
     runtime::{Logs, Runtime},
 };

@@ -7,9 +7,10 @@ use nave_crash_point::crash_point;
 use nave_domain::LeaseId;
 use nave_sdk::wire::host::{Exit, Order, ResultRef, Stream};
 
-use super::{backoff::Backoff, forward};
+use super::forward;
 use crate::{
     archive::Archive,
+    backoff::Backoff,
     core::{self, Action, Ending, Finished},
     endpoint::{CallError, ControlPlane},
     runtime::{Runtime, StartError},
