@@ -50,11 +50,13 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 5] = ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src"];
+const EXACT: [&str; 6] =
+    ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src", "verifier/proof/src"];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 5] = [
+const PURE: [&str; 6] = [
     "domain/src",
+    "verifier/proof/src",
     "scheduler/src/planner.rs",
     "scheduler/src/watch.rs",
     "verifier/src/decide.rs",
