@@ -72,6 +72,8 @@ pub const POINTS: &[&str] = &[
     "gateway.spec.before_answer",
     // A ticket that was used by a host which does not know its place.
     "gateway.enrol.before_answer",
+    // A host that was changed or taken out, and whose owner asks for it again.
+    "gateway.miner.before_answer",
     "gateway.report.before_answer",
     "gateway.log.before_answer",
     "gateway.blob.before_answer",
@@ -116,6 +118,22 @@ pub const POINTS: &[&str] = &[
     "agent.rotate.before_switch",
     // A key that the market has confirmed and the disk calls the next.
     "agent.rotate.before_settle",
+    // A key that the market knows and the agent does not know that it knows.
+    "agent.rotate.after_ack",
+    // A challenge that was received and is worked on by nobody.
+    "agent.proof.before_start",
+    // An opening that is stored and not reported.
+    "agent.proof.after_blob",
     // A disk that knows one key and an interface that may speak with another.
     "agent.rotate.after_settle",
+    // --- hub: who is let in, and what rows say of it.
+    // An interface that is up, of which hosts are not told.
+    "hub.start.before_announce",
+    // Rows that were read and not carried out: somebody is let in, or kept out, too long.
+    "hub.peers.before_apply",
+    // A host that is let in with its next key and told so by nobody.
+    "hub.key.before_adopt",
+    // --- supervisor
+    // A part that runs and is recorded nowhere.
+    "up.part.after_spawn",
 ];

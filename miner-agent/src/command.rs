@@ -9,7 +9,7 @@ use tokio::{
 };
 
 /// Where system programs are; the agent's own PATH does not count.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Longest a program may take.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Most that is read of either output, in bytes.

@@ -5,11 +5,13 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use nave_domain::{Bytes, HostId, MilliCpu};
 use nave_mesh::Name;
 
+use crate::membership::Membership;
+
 /// Everything an agent is told.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which host it is.
-    pub host: HostId,
+    /// Which host of which market it is.
+    pub member: Membership,
     /// How it reaches the control plane.
     pub reach: Reach,
     /// Where its state and the working directories are.
@@ -22,6 +24,14 @@ pub struct Config {
     pub offer: Offer,
     /// The program that speaks to the GPU driver.
     pub prover: PathBuf,
+}
+
+impl Config {
+    /// Which host it is.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.member.place.host
+    }
 }
 
 /// How an agent reaches its control plane.

@@ -59,6 +59,9 @@ pub struct Memory {
     pub heard: Millis,
     /// What is known of each lease.
     pub notes: BTreeMap<LeaseId, Note>,
+    /// The control plane does not know this host any more: nothing new is begun, and
+    /// the fence ends the rest.
+    pub dismissed: bool,
     /// The task under way for a lease, in this process; a restart forgets it.
     pub busy: BTreeMap<LeaseId, Task>,
 }
@@ -184,6 +187,7 @@ pub fn decide(
             note: memory.notes.get(&lease).cloned().unwrap_or_default(),
             busy: memory.busy.get(&lease).copied(),
             fenced,
+            dismissed: memory.dismissed,
         };
         let (action, report) = view.decide();
         if let Some(action) = action.filter(|action| may_begin(view.busy, action.task())) {
@@ -231,6 +235,7 @@ struct View<'a> {
     note: Note,
     busy: Option<Task>,
     fenced: bool,
+    dismissed: bool,
 }
 
 type Verdict = (Option<Action>, Option<LeaseReport>);
@@ -274,6 +279,7 @@ impl View<'_> {
                 (None, Some(LeaseReport::Preparing))
             }
             (Some(why), None) => (None, Some(vanished(Some(why)))),
+            (None, _) if self.dismissed => (None, Some(LeaseReport::Preparing)),
             (None, _) => (Some(Action::Start(order.clone())), Some(LeaseReport::Preparing)),
         }
     }
@@ -338,6 +344,14 @@ impl View<'_> {
             (None, Phase::Exited { .. } | Phase::CutOff | Phase::Created | Phase::Running) => Exit::Killed,
         }
     }
+}
+
+/// What is reported while the engine does not answer: that a lease ran when it was last
+/// seen is no reason to charge for it now.
+#[must_use]
+pub fn unseen(leases: BTreeMap<LeaseId, LeaseReport>) -> BTreeMap<LeaseId, LeaseReport> {
+    let unseen = |report| if report == LeaseReport::Running { LeaseReport::Unseen } else { report };
+    leases.into_iter().map(|(lease, report)| (lease, unseen(report))).collect()
 }
 
 /// The report of a lease that has no container any more.

@@ -10,7 +10,11 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use nave_domain::LeaseId;
 use nave_mesh::Name;
-use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream};
+use nave_sdk::wire::{
+    host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream},
+    rest::Problem,
+    sign::Release,
+};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
 use serde::de::DeserializeOwned;
 
@@ -22,6 +26,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 const UPLOAD: Duration = Duration::from_secs(300);
 /// Silence after which a connection is asked whether it still is one.
 const SILENCE: Duration = Duration::from_secs(5);
+/// Code of the refusal of a host that was sent away or has left.
+const UNKNOWN: &str = "host_unknown";
 /// Most that is read of a refusal, in characters.
 const REFUSAL_CHARS_MAX: usize = 300;
 
@@ -39,6 +45,9 @@ pub enum CallError {
         /// The beginning of what it said.
         said: String,
     },
+    /// It does not know this host, or not any more.
+    #[error("the control plane does not know this host")]
+    Unknown,
 }
 
 /// The control plane, seen from one host.
@@ -125,6 +134,26 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Stores bytes under their hash.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn blob_bytes(&self, sha256: &str, bytes: Bytes) -> Result<(), CallError> {
+        let url = format!("{}/host/v1/blobs/{sha256}", self.base);
+        let request = self.client.put(url).timeout(UPLOAD).body(bytes);
+        self.send(request.header(header::CONTENT_TYPE, "application/octet-stream")).await?;
+        Ok(())
+    }
+
+    /// The program of a release. Its bytes are whatever comes: their hash must be checked.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn release(&self, release: &Release) -> Result<Response, CallError> {
+        let url = format!("{}/host/v1/releases/{}/{}", self.base, release.version, release.target);
+        self.send(self.client.get(url).timeout(UPLOAD)).await
+    }
+
     async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
         let answer = request.send().await.map_err(|error| CallError::Away(error.into()))?;
         let status = answer.status();
@@ -132,6 +161,10 @@ impl ControlPlane {
             return Ok(answer);
         }
         let said = limited(answer).await.unwrap_or_default();
+        let problem: Option<Problem> = serde_json::from_slice(&said).ok();
+        if status == StatusCode::FORBIDDEN && problem.is_some_and(|problem| problem.code == UNKNOWN) {
+            return Err(CallError::Unknown);
+        }
         let said: String = String::from_utf8_lossy(&said).chars().take(REFUSAL_CHARS_MAX).collect();
         let later = matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS);
         if status.is_client_error() && !later {

@@ -18,6 +18,7 @@ pub mod files;
 pub mod inventory;
 pub mod link;
 pub mod membership;
+pub mod proof;
 pub mod purge;
 pub mod runtime;
 pub mod shell;

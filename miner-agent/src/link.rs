@@ -278,7 +278,8 @@ impl<'a> Upheld<'a> {
             self.heard = Some(clock::now());
         }
         self.rx = peer.rx_bytes;
-        let since = |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs());
+        let since =
+            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).ok().map(|since| since.as_secs());
         let health = &mut lock(self.shared).health;
         health.endpoint = peer.endpoint;
         health.handshake_s = peer.handshake.and_then(since);
@@ -347,7 +348,8 @@ impl<'a> Upheld<'a> {
 
     /// Where the hub may be: as the newest spec says, then as the enrolment said.
     fn endpoints(&self) -> Vec<String> {
-        let mut all = lock(self.shared).spec.as_ref().map(|spec| spec.hub_endpoints.clone()).unwrap_or_default();
+        let mut all =
+            lock(self.shared).spec.as_ref().map(|spec| spec.hub_endpoints.clone()).unwrap_or_default();
         for endpoint in &self.plan.place.hub_endpoints {
             if !all.contains(endpoint) {
                 all.push(endpoint.clone());

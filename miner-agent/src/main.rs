@@ -190,7 +190,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let membership = Membership::load(&data)?;
     let rotate = Duration::from_secs(args.rotate_every);
     let config = Config {
-        host: membership.place.host,
+        member: membership,
         reach: match args.without_mesh {
             Some(url) => Reach::WithoutMesh(url),
             None => Reach::Mesh { interface: args.mesh_interface, rotate },
@@ -201,7 +201,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         prover: args.offer.prover()?,
         offer: args.offer.offer(),
     };
-    let (data, docker, host) = (config.data.clone(), config.docker.clone(), config.host);
+    let (data, docker, host) = (config.data.clone(), config.docker.clone(), config.host());
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let shutdown = async move {

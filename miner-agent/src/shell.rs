@@ -7,11 +7,13 @@
 
 mod exchange;
 mod forward;
+mod prove;
 mod tasks;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -29,6 +31,7 @@ use tracing::Instrument as _;
 
 use self::{
     exchange::{Bulletin, Exchange},
+    prove::{Prover, Word},
     tasks::{Outcome, Work},
 };
 use crate::{
@@ -37,12 +40,18 @@ use crate::{
     core::{self, Action, Ending, Finished, Memory, Observed, Phase, Task},
     endpoint::ControlPlane,
     inventory,
+    link::{Link, Plan},
+    proof::{Order, Proof},
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     state::StateDir,
 };
 
 /// Longest time between two looks at the runtime, for what its events missed.
 const LOOK: Duration = Duration::from_secs(10);
+/// The same while the runtime does not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Time without an answer of the runtime after which nothing is said to run.
+const BLIND: Duration = Duration::from_secs(4);
 /// Time between two looks at what the machine can enforce.
 const INVENTORY: Duration = Duration::from_secs(60);
 
@@ -51,7 +60,10 @@ enum Event {
     Spec(Box<HostSpec>),
     /// The control plane answered a report that was sent at this time.
     Heard(Millis),
+    /// The control plane does not know this host any more.
+    Dismissed,
     Done(LeaseId, u64, Outcome),
+    Prover(u64, Word),
 }
 
 /// An action under way.
@@ -64,13 +76,18 @@ struct Agent {
     state: Arc<StateDir>,
     runtime: Arc<Runtime>,
     plane: Arc<ControlPlane>,
+    link: Option<Arc<Link>>,
     spec: Option<HostSpec>,
     memory: Memory,
     observed: BTreeMap<LeaseId, Observed>,
     /// When `observed` was last asked for.
     looked: Instant,
-    /// The runtime did not answer then.
-    blind: bool,
+    /// Since when the runtime does not answer.
+    blind: Option<Instant>,
+    proof: Proof,
+    /// The prover under way and its number.
+    prover: Option<(u64, Prover)>,
+    program: PathBuf,
     underway: BTreeMap<LeaseId, Underway>,
     /// Tasks that send the logs of running leases.
     followers: BTreeMap<LeaseId, JoinHandle<()>>,
@@ -86,7 +103,7 @@ struct Agent {
 /// # Errors
 /// When it cannot be used; the message names the fix.
 pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
-    let docker = || Docker::open(&config.docker, config.host, &config.data);
+    let docker = || Docker::open(&config.docker, config.host(), &config.data);
     let simulated = || Simulated::open(&config.data).map(Runtime::Simulated);
     match config.runtime {
         RuntimeChoice::Docker => docker().await.map(|docker| Runtime::Docker(Box::new(docker))),
@@ -112,27 +129,33 @@ pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
 /// When it cannot begin: no state directory, no runtime.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.data).with_context(|| format!("create {}", config.data.display()))?;
-    let state = Arc::new(StateDir::open(&config.data, config.host)?);
+    let state = Arc::new(StateDir::open(&config.data, config.host())?);
+    config.member.settle_keys(&config.data)?;
     let runtime = Arc::new(open_runtime(&config).await?);
-    let plane = Arc::new(match &config.reach {
-        Reach::Mesh { .. } => todo!(),
-        Reach::WithoutMesh(url) => ControlPlane::new(url, None)?,
-    });
+    let (link, plane) = reach(&config)?;
+    let plane = Arc::new(plane);
     let (spec, memory) = state.load();
+    if let (Some(link), Some(spec)) = (&link, &spec) {
+        link.take(&spec.mesh);
+    }
     let egress = runtime.egress().await;
     let inventory = inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
     let (events, inbox) = mpsc::unbounded_channel();
     let (bulletin, news) = watch::channel(Bulletin::new(inventory));
-    let _exchange = Exchange::spawn(plane.clone(), news, events.clone())?;
+    let _exchange = Exchange::spawn(plane.clone(), link.clone(), news, events.clone())?;
     let agent = Agent {
         state,
         runtime,
         plane,
+        link,
         spec,
         memory,
         observed: BTreeMap::new(),
         looked: Instant::now(),
-        blind: false,
+        blind: None,
+        proof: Proof::default(),
+        prover: None,
+        program: config.prover,
         underway: BTreeMap::new(),
         followers: BTreeMap::new(),
         serial: 0,
@@ -142,6 +165,19 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     };
     agent.serve(inbox, shutdown).await;
     Ok(())
+}
+
+/// The way to the control plane, and what keeps it open.
+fn reach(config: &Config) -> anyhow::Result<(Option<Arc<Link>>, ControlPlane)> {
+    match &config.reach {
+        Reach::WithoutMesh(url) => Ok((None, ControlPlane::new(url, None)?)),
+        Reach::Mesh { interface, rotate } => {
+            let plan = Plan::of(&config.member, &config.data, interface.clone(), *rotate);
+            let base = format!("http://[{}]:{}", plan.place.hub_address, plan.place.port);
+            let plane = ControlPlane::new(&base, Some((interface, plan.place.address)))?;
+            Ok((Some(Arc::new(Link::start(plan)?)), plane))
+        }
+    }
 }
 
 impl Agent {
@@ -187,7 +223,8 @@ impl Agent {
     /// How long to sleep when nothing happens: until the next look is due, and
     /// never past the fence.
     fn rest(&self) -> Duration {
-        let look = LOOK.saturating_sub(self.looked.elapsed());
+        let pause = if self.blind.is_some() { LOOK_AGAIN } else { LOOK };
+        let look = pause.saturating_sub(self.looked.elapsed());
         let fence = core::fence_at(self.spec.as_ref(), &self.memory).0 - clock::now().0 + 1;
         match u64::try_from(fence) {
             Ok(fence) if fence > 0 => look.min(Duration::from_millis(fence)),
@@ -197,10 +234,12 @@ impl Agent {
 
     /// Looks at the runtime; without an answer nothing may be decided.
     async fn look(&mut self) -> bool {
-        self.looked = Instant::now();
-        match self.runtime.observe().await {
+        let begun = Instant::now();
+        self.looked = begun;
+        let observed = tokio::time::timeout(BLIND, self.runtime.observe()).await;
+        match observed.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {} s", BLIND.as_secs()))) {
             Ok(observed) => {
-                if std::mem::take(&mut self.blind) {
+                if self.blind.take().is_some() {
                     tracing::info!("the runtime answers again");
                 }
                 self.observed = observed;
@@ -210,8 +249,11 @@ impl Agent {
                 true
             }
             Err(error) => {
-                if !std::mem::replace(&mut self.blind, true) {
+                if self.blind.is_none() {
                     tracing::warn!(error = format!("{error:#}"), "the runtime does not answer; looking on");
+                }
+                if self.blind.get_or_insert(begun).elapsed() >= BLIND {
+                    self.publish_unseen();
                 }
                 false
             }
@@ -274,6 +316,57 @@ impl Agent {
         });
     }
 
+    fn publish_unseen(&self) {
+        self.bulletin.send_if_modified(|bulletin| {
+            let leases = core::unseen(bulletin.leases.clone());
+            let changed = bulletin.leases != leases;
+            bulletin.leases = leases;
+            changed
+        });
+    }
+
+    /// Brings the prover in line with the spec, and the reports with what it said.
+    fn prove(&mut self) {
+        let wanted = self.spec.as_ref().and_then(|spec| spec.challenge.as_ref());
+        for order in self.proof.want(wanted) {
+            match order {
+                Order::End => self.prover = None,
+                Order::Feed(challenge) => {
+                    if let Some((_, prover)) = &self.prover {
+                        prover.feed(challenge);
+                    }
+                }
+                Order::Begin(challenge) => {
+                    tracing::info!(challenge.id = %challenge.challenge, "proving what this host claims");
+                    self.serial += 1;
+                    let (plane, events) = (self.plane.clone(), self.events.clone());
+                    let prover = Prover::start(&self.program, challenge, plane, self.serial, events);
+                    self.prover = Some((self.serial, prover));
+                }
+            }
+        }
+        let report = self.proof.report().cloned();
+        self.bulletin.send_if_modified(|bulletin| {
+            let changed = bulletin.proof != report;
+            bulletin.proof = report;
+            changed
+        });
+    }
+
+    fn take_word(&mut self, serial: u64, word: Word) {
+        if self.prover.as_ref().map(|(serial, _)| *serial) != Some(serial) {
+            return;
+        }
+        match word {
+            Word::Answer(answer) => self.proof.answer(answer),
+            Word::Ended(why) => {
+                tracing::info!(reason = why, "the prover has ended");
+                self.proof.ended(&why);
+            }
+        }
+        self.prove();
+    }
+
     /// Begins an action; one that is under way for the same lease is ended first.
     fn begin(&mut self, lease: LeaseId, action: Action) {
         let task = action.task();
@@ -319,15 +412,32 @@ impl Agent {
                 // Written down after the loop has acted: a customer waits for the
                 // start, and after a crash the control plane sends the spec again.
                 self.unsaved |= self.spec.as_ref() != Some(&spec);
+                if let Some(link) = &self.link {
+                    link.take(&spec.mesh);
+                }
                 self.spec = Some(*spec);
+                self.memory.dismissed = false;
+                self.prove();
             }
+            Event::Dismissed => self.dismiss(),
+            Event::Prover(serial, word) => self.take_word(serial, word),
             Event::Heard(at) => {
                 self.memory.heard = self.memory.heard.max(at);
+                self.memory.dismissed = false;
                 if let Err(error) = self.state.save_heard(self.memory.heard) {
                     tracing::warn!(error = format!("{error:#}"), "the state cannot be written");
                 }
             }
             Event::Done(lease, serial, outcome) => self.take_outcome(lease, serial, outcome).await,
+        }
+    }
+
+    fn dismiss(&mut self) {
+        if !std::mem::replace(&mut self.memory.dismissed, true) {
+            tracing::error!(
+                "the market does not know this host any more: it has left or was sent away. No new jobs are \
+                 begun, and what runs ends with the fence; to join again, enrol with a new ticket"
+            );
         }
     }
 

@@ -164,7 +164,8 @@ mod tests {
     #[test]
     fn a_market_that_knows_the_key_and_does_not_swap_it_is_not_left_alone_for_long() {
         let failed = Turn { failures: 1, ..Turn::default() };
-        let told = |now: i64| View { has_next: true, told: Some(Millis(now)), heard: Some(Millis(now)), ..at(now) };
+        let told =
+            |now: i64| View { has_next: true, told: Some(Millis(now)), heard: Some(Millis(now)), ..at(now) };
         assert_eq!(failed.step(told(2 * SILENCE.0 - 1)), Step::Stay);
         assert_eq!(tried(failed.step(told(2 * SILENCE.0))), (Side::Next, 0));
     }

@@ -3,8 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use nave_crash_point::crash_point;
 use nave_domain::{LeaseId, Millis, host::Inventory};
-use nave_sdk::wire::host::{HostReport, LeaseReport, PROTOCOL};
+use nave_sdk::wire::{
+    host::{HostReport, LeaseReport, PROTOCOL},
+    proof::ProofReport,
+};
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::JoinHandle,
@@ -16,11 +20,12 @@ use crate::{
     backoff::Backoff,
     clock,
     endpoint::{CallError, ControlPlane},
+    link::Link,
 };
 
 /// Time between reports before the first spec has said.
 const REPORT: Millis = Millis(1_000);
-/// Pause after a spec of another protocol.
+/// Pause after a spec of another protocol, and while this host is not known.
 const STRANGE: Duration = Duration::from_secs(30);
 
 /// What the next report says.
@@ -29,12 +34,13 @@ pub(super) struct Bulletin {
     pub(super) generation: u64,
     pub(super) inventory: Inventory,
     pub(super) leases: BTreeMap<LeaseId, LeaseReport>,
+    pub(super) proof: Option<ProofReport>,
     pub(super) report: Millis,
 }
 
 impl Bulletin {
     pub(super) fn new(inventory: Inventory) -> Self {
-        Self { generation: 0, inventory, leases: BTreeMap::new(), report: REPORT }
+        Self { generation: 0, inventory, leases: BTreeMap::new(), proof: None, report: REPORT }
     }
 }
 
@@ -52,13 +58,14 @@ impl Drop for Exchange {
 impl Exchange {
     pub(super) fn spawn(
         plane: Arc<ControlPlane>,
+        link: Option<Arc<Link>>,
         news: watch::Receiver<Bulletin>,
         events: mpsc::UnboundedSender<Event>,
     ) -> anyhow::Result<Self> {
         let session = getrandom::u64().context("draw a session number")?;
         let anew = Arc::new(Notify::new());
         let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()).in_current_span());
-        let reporter = Reporter { plane, news, events, anew, session, sequence: 0 };
+        let reporter = Reporter { plane, link, news, events, anew, session, sequence: 0 };
         let reporter = tokio::spawn(reporter.run().in_current_span());
         Ok(Self { tasks: [poller, reporter] })
     }
@@ -92,16 +99,14 @@ async fn poll(plane: Arc<ControlPlane>, anew: Arc<Notify>, events: mpsc::Unbound
                 tokio::time::sleep(STRANGE).await;
             }
             Ok(None) => backoff.reset(),
-            Err(error) => {
-                say(&error, "fetch the spec");
-                backoff.wait().await;
-            }
+            Err(error) => fail(&events, &error, "fetch the spec", &mut backoff).await,
         }
     }
 }
 
 struct Reporter {
     plane: Arc<ControlPlane>,
+    link: Option<Arc<Link>>,
     news: watch::Receiver<Bulletin>,
     events: mpsc::UnboundedSender<Event>,
     anew: Arc<Notify>,
@@ -117,8 +122,7 @@ impl Reporter {
             let bulletin = self.news.borrow_and_update().clone();
             let rest = Duration::from_millis(u64::try_from(bulletin.report.0).unwrap_or(0).max(10));
             if let Err(error) = self.report(bulletin).await {
-                say(&error, "report");
-                backoff.wait().await;
+                fail(&self.events, &error, "report", &mut backoff).await;
                 continue;
             }
             backoff.reset();
@@ -132,14 +136,15 @@ impl Reporter {
     async fn report(&mut self, bulletin: Bulletin) -> Result<(), CallError> {
         self.sequence += 1;
         let generation = bulletin.generation;
+        let mesh_key_next = self.link.as_ref().and_then(|link| link.next_key());
         let report = HostReport {
             protocol: PROTOCOL,
             generation,
             sequence: self.sequence,
             session: self.session,
             inventory: bulletin.inventory,
-            mesh_key_next: None,
-            proof: None,
+            mesh_key_next,
+            proof: bulletin.proof,
             leases: bulletin.leases,
         };
         // The control plane was there after this moment; how long after, nobody knows.
@@ -148,16 +153,27 @@ impl Reporter {
         if ack.generation < generation {
             self.anew.notify_one();
         }
+        if let (Some(link), Some(key)) = (&self.link, mesh_key_next) {
+            crash_point!("agent.rotate.after_ack");
+            link.told(key);
+        }
         let _ = self.events.send(Event::Heard(sent));
         Ok(())
     }
 }
 
-fn say(error: &CallError, what: &str) {
+/// Says what did not work and waits before the next try. A host that is not known
+/// asks rarely; that it is not known is said where it is taken in.
+async fn fail(events: &mpsc::UnboundedSender<Event>, error: &CallError, what: &str, backoff: &mut Backoff) {
     match error {
         CallError::Away(source) => {
-            tracing::info!(reason = format!("{source:#}"), "could not {what}; trying again")
+            tracing::info!(reason = format!("{source:#}"), "could not {what}; trying again");
         }
         CallError::Refused { .. } => tracing::warn!(%error, "could not {what}; trying again"),
+        CallError::Unknown => {
+            let _ = events.send(Event::Dismissed);
+            return tokio::time::sleep(STRANGE).await;
+        }
     }
+    backoff.wait().await;
 }

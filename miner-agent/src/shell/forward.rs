@@ -151,7 +151,7 @@ impl Forward<'_> {
                     tracing::debug!(%reason, "a piece of a log waits");
                     backoff.wait().await;
                 }
-                Err(error @ CallError::Refused { .. }) => {
+                Err(error @ (CallError::Refused { .. } | CallError::Unknown)) => {
                     tracing::info!(%error, "no more of this log is taken");
                     return Err(Pass::Enough);
                 }

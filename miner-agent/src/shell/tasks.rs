@@ -120,7 +120,7 @@ impl Work {
                 Err(CallError::Away(reason)) => {
                     tracing::info!(reason = format!("{reason:#}"), "the result waits");
                 }
-                Err(error @ CallError::Refused { .. }) => {
+                Err(error @ (CallError::Refused { .. } | CallError::Unknown)) => {
                     tracing::warn!(%error, "the result is not taken");
                     refusals += 1;
                 }

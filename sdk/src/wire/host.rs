@@ -135,6 +135,9 @@ pub enum LeaseReport {
     Preparing,
     /// The command runs.
     Running,
+    /// It ran when it was last seen, and the engine does not answer now. Nothing follows
+    /// from it: the lease is not lost, and this time is not metered.
+    Unseen,
     /// The command has ended; logs and results are on their way.
     Exited {
         /// How it ended.
