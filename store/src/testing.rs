@@ -82,6 +82,8 @@ pub struct Drawn {
     pub challenge: ChallengeId,
     /// What the host is asked to do.
     pub body: serde_json::Value,
+    /// What the host answered, step by step.
+    pub answers: Vec<serde_json::Value>,
     /// What came of it.
     pub verdict: Option<serde_json::Value>,
 }
@@ -129,7 +131,10 @@ impl Store {
     /// When the database does not answer.
     pub async fn challenges_of_host(&self, host: HostId) -> Result<Vec<Drawn>> {
         let rows = sqlx::query!(
-            "select challenge_id, challenge, verdict from challenges where host_id = $1 order by challenge_id",
+            r#"select challenge_id, challenge, verdict,
+                    array(select answer from challenge_steps s where s.challenge_id = c.challenge_id
+                        and answer is not null order by step) as "answers!"
+               from challenges c where host_id = $1 order by challenge_id"#,
             host.0
         )
         .fetch_all(&self.pool)
@@ -137,6 +142,7 @@ impl Store {
         let rows = rows.into_iter().map(|row| Drawn {
             challenge: row.challenge_id.into(),
             body: row.challenge,
+            answers: row.answers,
             verdict: row.verdict,
         });
         Ok(rows.collect())

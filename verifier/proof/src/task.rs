@@ -18,15 +18,16 @@ pub const TOLERANCE: u64 = 2;
 const OPENING_MS: i64 = 60_000;
 /// Time for a message to come and go, beside what the work takes.
 const TRAVEL_MS: i64 = 15_000;
-/// Reads in each lane.
-const READS: u32 = 128;
+/// Reads in each lane. They are many, so that a block that is computed once for all
+/// lanes that want it now is wanted again hundreds of times later.
+const READS: u32 = 256;
 /// Lanes for each claimed core, and for all of them.
-const LANES_PER_CORE: i64 = 1 << 16;
+const LANES_PER_CORE: i64 = 1 << 15;
 const LANES_MAX: i64 = 1 << 20;
-/// Time for a read on one core, several times what is usual.
+/// Time for a read on one core, twice what is usual and more.
 const READ_NS: i64 = 250;
 /// What the reads may take in any case: the commitment has to come back, too.
-const READS_MS: i64 = 1_500;
+const READS_MS: i64 = 3_000;
 /// Bytes that one core fills in a millisecond, a fraction of what is usual.
 const FILL_PER_MS: i64 = 64 << 10;
 
@@ -51,7 +52,7 @@ impl Task {
             milli_cpu,
             lanes: u32::try_from(lanes).unwrap_or(u32::MAX),
             reads: READS,
-            samples: 8,
+            samples: 4,
             reads_ms: Millis(READS_MS + reads_ns / 1_000_000),
         })
     }

@@ -1,0 +1,7 @@
+//! The verifying role on a real Postgres, with hosts that prove honestly and hosts that do not.
+
+mod cheating;
+mod claims;
+mod killed;
+mod market;
+mod silence;
