@@ -163,6 +163,24 @@ async fn a_ticket_as_json_says_everything_and_can_be_bound_to_an_agent_and_a_hos
 }
 
 #[tokio::test]
+async fn a_host_that_joins_again_keeps_its_price_and_term_where_none_is_given() {
+    let stub = Stub::start(|_, seen| match seen.call().as_str() {
+        "GET /v1/miner/hosts" => {
+            let rate = json!({ "gpu_hour": 7, "vcpu_hour": 8, "gib_hour": 9 });
+            let gone = host(&json!({ "host": HOST.replace('1', "2"), "state": "gone" }));
+            Reply::json(&json!([gone, host(&json!({ "rate": rate, "term": "spot" }))]))
+        }
+        _ => one_host(seen),
+    })
+    .await;
+    let output = Person::new().alice(&stub.url, "ticket --json --replaces gpu-1 --price-gpu 3").await;
+    let payload = &document(&output)["payload"];
+    assert_eq!(payload["replaces"], HOST);
+    assert_eq!(payload["rate"], json!({ "gpu_hour": 3_000_000, "vcpu_hour": 8, "gib_hour": 9 }));
+    assert_eq!(payload["term"], "spot");
+}
+
+#[tokio::test]
 async fn two_tickets_are_never_the_same() {
     let (stub, person) = (stub().await, Person::new());
     let first = person.alice(&stub.url, "ticket").await;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{
-    Args, Subcommand,
+    ArgGroup, Args, Subcommand,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser},
 };
 use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate};
@@ -83,12 +83,13 @@ pub struct TicketArgs {
     #[command(flatten)]
     pub price: TicketPrice,
     /// For how long it is offered: until you drain it, or until you want it back at once
-    #[arg(long, default_value = "on-demand", value_parser = term())]
-    pub term: Term,
+    /// [default: on-demand, or as it was]
+    #[arg(long, value_parser = term())]
+    pub term: Option<Term>,
     /// How long the ticket can be used; 7d at most
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = life)]
     pub expires: Millis,
-    /// Key of the one agent that may use it; without it the first that comes
+    /// The one agent that may use it; `miner-agent key` prints an agent's key
     #[arg(long = "for", value_name = "AGENT_KEY")]
     pub agent: Option<PublicKey>,
     /// Your host that joins again, on other hardware or without its keys
@@ -99,25 +100,33 @@ pub struct TicketArgs {
     pub release_key: Option<PublicKey>,
 }
 
+/// What a host costs unless its owner says otherwise; the same as with `naved up`.
+pub const RATE: Rate =
+    Rate { gpu_hour: MicroUsd(1_500_000), vcpu_hour: MicroUsd(20_000), gib_hour: MicroUsd(3_000) };
+
 /// The price in a ticket.
 #[derive(Debug, Args)]
 pub struct TicketPrice {
-    /// Dollars per hour of one GPU
-    #[arg(long, value_name = "DOLLARS", default_value = "1.50")]
-    pub price_gpu: MicroUsd,
-    /// Dollars per hour of one virtual CPU
-    #[arg(long, value_name = "DOLLARS", default_value = "0.02")]
-    pub price_cpu: MicroUsd,
-    /// Dollars per hour of one GiB of memory
-    #[arg(long, value_name = "DOLLARS", default_value = "0.003")]
-    pub price_memory: MicroUsd,
+    /// Dollars per hour of one GPU [default: 1.50, or as it was of a host that joins again]
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_gpu: Option<MicroUsd>,
+    /// Dollars per hour of one virtual CPU [default: 0.02, or as it was]
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_cpu: Option<MicroUsd>,
+    /// Dollars per hour of one GiB of memory [default: 0.003, or as it was]
+    #[arg(long, value_name = "DOLLARS")]
+    pub price_memory: Option<MicroUsd>,
 }
 
 impl TicketPrice {
-    /// As a rate.
+    /// `usual` with what was given in it.
     #[must_use]
-    pub fn rate(&self) -> Rate {
-        Rate { gpu_hour: self.price_gpu, vcpu_hour: self.price_cpu, gib_hour: self.price_memory }
+    pub fn over(&self, usual: Rate) -> Rate {
+        Rate {
+            gpu_hour: self.price_gpu.unwrap_or(usual.gpu_hour),
+            vcpu_hour: self.price_cpu.unwrap_or(usual.vcpu_hour),
+            gib_hour: self.price_memory.unwrap_or(usual.gib_hour),
+        }
     }
 }
 
@@ -128,20 +137,13 @@ pub struct OneHost {
     pub host: String,
 }
 
-/// `nave miner price`.
+/// `nave miner price`; what is not given stays.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("change").required(true).multiple(true)
+    .args(["price_gpu", "price_cpu", "price_memory"]))]
 pub struct Price {
     /// Its name or id
     pub host: String,
-    /// What changes.
-    #[command(flatten)]
-    pub change: PriceChange,
-}
-
-/// The parts of a price that change.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
-pub struct PriceChange {
     /// Dollars per hour of one GPU
     #[arg(long, value_name = "DOLLARS")]
     pub price_gpu: Option<MicroUsd>,
@@ -153,15 +155,12 @@ pub struct PriceChange {
     pub price_memory: Option<MicroUsd>,
 }
 
-impl PriceChange {
-    /// `old` with these parts in it.
+impl Price {
+    /// `old` with what was given in it.
     #[must_use]
     pub fn over(&self, old: Rate) -> Rate {
-        Rate {
-            gpu_hour: self.price_gpu.unwrap_or(old.gpu_hour),
-            vcpu_hour: self.price_cpu.unwrap_or(old.vcpu_hour),
-            gib_hour: self.price_memory.unwrap_or(old.gib_hour),
-        }
+        let Self { price_gpu, price_cpu, price_memory, .. } = *self;
+        TicketPrice { price_gpu, price_cpu, price_memory }.over(old)
     }
 }
 
@@ -216,12 +215,12 @@ mod tests {
         let Command::Ticket(ticket) = parse("nave miner ticket --term spot").expect("valid").command else {
             panic!("another command");
         };
-        let rate = ticket.price.rate();
+        let rate = ticket.price.over(RATE);
         assert_eq!(
             (rate.gpu_hour, rate.vcpu_hour, rate.gib_hour),
             (MicroUsd(1_500_000), MicroUsd(20_000), MicroUsd(3_000))
         );
-        assert_eq!((ticket.term, ticket.expires), (Term::Spot, Millis(3_600_000)));
+        assert_eq!((ticket.term, ticket.expires), (Some(Term::Spot), Millis(3_600_000)));
     }
 
     #[test]
@@ -248,6 +247,6 @@ mod tests {
             panic!("another command");
         };
         let old = Rate { gpu_hour: MicroUsd(1), vcpu_hour: MicroUsd(2), gib_hour: MicroUsd(3) };
-        assert_eq!(price.change.over(old), Rate { vcpu_hour: MicroUsd(50_000), ..old });
+        assert_eq!(price.over(old), Rate { vcpu_hour: MicroUsd(50_000), ..old });
     }
 }

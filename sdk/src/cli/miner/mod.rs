@@ -58,7 +58,10 @@ impl Caller {
             return self.miner().host(host).await.map_err(when(&attempted));
         }
         let mut hosts = self.miner().hosts().await.map_err(when(&attempted))?;
-        match hosts.iter().position(|host| host.name == text) {
+        // A host that has left may have had the same name.
+        let found =
+            |left: bool| hosts.iter().position(|host| host.name == text && (left || host.state.is_member()));
+        match found(false).or_else(|| found(true)) {
             Some(at) => Ok(hosts.swap_remove(at)),
             None => Err(unknown(&attempted, &hosts)),
         }
@@ -123,7 +126,7 @@ async fn change(caller: &Caller, host: &MinerHost, patch: HostPatch) -> Result<M
 
 async fn change_price(cx: &Context, caller: &Caller, price: Price) -> Result<(), Failure> {
     let host = caller.host(&price.host).await?;
-    let rate = Some(price.change.over(host.rate));
+    let rate = Some(price.over(host.rate));
     let changed = change(caller, &host, HostPatch { rate, ..HostPatch::default() }).await?;
     answer(cx, &changed, |host| {
         let price = show::price(&host.rate);

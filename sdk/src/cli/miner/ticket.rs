@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{
     super::{Context, failure::Failure, output, output::now},
     Caller,
-    args::TicketArgs,
+    args::{RATE, TicketArgs},
 };
 
 /// What to type on the host.
@@ -45,8 +45,8 @@ pub async fn ticket(cx: &Context, caller: &Caller, args: TicketArgs) -> Result<(
         ticket: TicketId(id),
         expires_at: now().after(args.expires),
         name: args.name,
-        rate: args.price.rate(),
-        term: args.term,
+        rate: args.price.over(replaces.as_ref().map_or(RATE, |host| host.rate)),
+        term: args.term.or(replaces.as_ref().map(|host| host.term)).unwrap_or_default(),
         agent_key: args.agent,
         replaces: replaces.as_ref().map(|host| host.host),
     };
