@@ -1,15 +1,42 @@
 //! What an operator can do to a market.
 
+use std::{fs, path::Path};
+
 use anyhow::Context as _;
-use nave_sdk::wire::rest::SCOPES;
-use nave_store::{Store, embedded::Postgres};
+use nave_sdk::wire::{
+    rest::SCOPES,
+    sign::{PublicKey, Release, Signature, SignedRelease, sha256},
+};
+use nave_store::{Departure, NewRelease, Store, embedded::Postgres};
 
 use crate::{
-    cli::{AdminArgs, AdminCommand},
+    cli::{AdminArgs, AdminCommand, ReleaseArgs, ReleaseCommand},
+    keys,
     up::Layout,
 };
 
 pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
+    match &args.command {
+        AdminCommand::MarketKey { file } => println!("{}", keys::load_or_make(file)?.public()),
+        AdminCommand::Release(ReleaseCommand::Keygen { file }) => {
+            anyhow::ensure!(!file.exists(), "{} is there already", file.display());
+            println!("{}", keys::load_or_make(file)?.public());
+        }
+        AdminCommand::Release(ReleaseCommand::Sign { program, release, key }) => {
+            println!("{}", keys::load(key)?.sign(&described(program, release)?.0.bytes()));
+        }
+        AdminCommand::DefaultImage { .. }
+        | AdminCommand::Credit { .. }
+        | AdminCommand::Key { .. }
+        | AdminCommand::Audit
+        | AdminCommand::Ban { .. }
+        | AdminCommand::Release(ReleaseCommand::Publish { .. }) => return change(args).await,
+    }
+    Ok(())
+}
+
+/// What concerns the market's database.
+async fn change(args: AdminArgs) -> anyhow::Result<()> {
     let url = match args.database {
         Some(url) => url,
         None => {
@@ -33,7 +60,57 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}", store.key_create(customer, "made by the operator", &scopes(scope)?).await?.1);
         }
         AdminCommand::Audit => audit(&store).await?,
+        AdminCommand::Ban { host } => {
+            store
+                .host_depart(None, host, Departure::Ban)
+                .await
+                .with_context(|| format!("ban {host}; `nave hosts` lists those that are there"))?;
+            println!("{host} banned");
+        }
+        AdminCommand::Release(ReleaseCommand::Publish { program, release, signature, release_key }) => {
+            publish(&store, described(&program, &release)?, signature, &release_key).await?;
+        }
+        AdminCommand::MarketKey { .. }
+        | AdminCommand::Release(ReleaseCommand::Keygen { .. } | ReleaseCommand::Sign { .. }) => {}
     }
+    Ok(())
+}
+
+/// What is signed of a program, and the program.
+fn described(program: &Path, args: &ReleaseArgs) -> anyhow::Result<(Release, Vec<u8>)> {
+    let bytes = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    let release = Release {
+        version: args.version.clone(),
+        target: args.target.clone(),
+        sha256: sha256(&bytes),
+        size: u64::try_from(bytes.len())?,
+    };
+    release.check().map_err(anyhow::Error::msg)?;
+    Ok((release, bytes))
+}
+
+/// Hosts refuse what is not signed by the key in their tickets, so it is checked here first.
+async fn publish(
+    store: &Store,
+    (release, bytes): (Release, Vec<u8>),
+    signature: Signature,
+    key: &PublicKey,
+) -> anyhow::Result<()> {
+    let signed = SignedRelease { release, signature };
+    signed.verify(key).context("check the signature; sign this very file, version and target")?;
+    let SignedRelease { release, signature } = signed;
+    let manifest = serde_json::to_value(&release)?;
+    store
+        .release_publish(&NewRelease {
+            version: &release.version,
+            target: &release.target,
+            manifest: &manifest,
+            signature: &signature.to_string(),
+            bytes: &bytes,
+        })
+        .await
+        .with_context(|| format!("publish {} for {}", release.version, release.target))?;
+    println!("{} for {} published", release.version, release.target);
     Ok(())
 }
 

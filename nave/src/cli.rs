@@ -2,8 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use nave_domain::{Bytes, HostId, MicroUsd, MilliCpu, Millis, rate::Rate};
+use nave_mesh::Name;
+use nave_sdk::wire::sign::{PublicKey, Signature};
+
+use crate::up::HOSTS_MAX;
 
 /// The control plane of a Nave market.
 #[derive(Debug, Parser)]
@@ -25,8 +29,12 @@ pub enum Command {
     Down(DataArgs),
     /// Serve customers and hosts.
     Gateway(GatewayArgs),
+    /// Let hosts into the mesh.
+    Hub(HubArgs),
     /// Place jobs and watch over leases.
     Scheduler(SchedulerArgs),
+    /// Test what hosts claim.
+    Verifier(VerifierArgs),
     /// Close epochs and set weights.
     Validator(ValidatorArgs),
     /// Charge for use.
@@ -35,6 +43,12 @@ pub enum Command {
     Migrate(DatabaseArgs),
     /// Change the market as its operator.
     Admin(AdminArgs),
+    /// Serve a WireGuard interface for whoever started this.
+    #[command(hide = true)]
+    Tunnel(TunnelArgs),
+    /// Let local hosts in namespaces reach a port of this machine's loopback.
+    #[command(hide = true)]
+    Relay(RelayArgs),
 }
 
 /// Where a machine's market lives.
@@ -70,7 +84,11 @@ pub struct UpArgs {
     /// Address of the customers' API.
     #[arg(long, default_value = "127.0.0.1:7463")]
     pub api: SocketAddr,
-    /// What runs the local host's jobs.
+    /// Hosts that this machine is divided into, each with a network and an engine of its own;
+    /// a single one is the machine itself.
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(1..=i64::from(HOSTS_MAX)))]
+    pub hosts: u8,
+    /// What runs the local hosts' jobs.
     #[arg(long, value_enum, default_value = "auto")]
     pub runtime: RuntimeChoice,
     /// Docker socket to use instead of an engine of its own.
@@ -82,15 +100,24 @@ pub struct UpArgs {
     /// Image of jobs that name none.
     #[arg(long)]
     pub default_image: Option<String>,
-    /// Cores the local host offers; all of them by default.
+    /// Cores that the local hosts offer together; all of them by default.
     #[arg(long)]
     pub cpu: Option<MilliCpu>,
-    /// Memory the local host offers; all but a reserve by default.
+    /// Memory that the local hosts offer together; half of the machine's by default.
     #[arg(long)]
     pub memory: Option<Bytes>,
-    /// Disk the local host offers; half of what is free by default.
+    /// Disk that the local hosts offer together; half of what is free by default.
     #[arg(long)]
     pub disk: Option<Bytes>,
+    /// Name or address under which hosts elsewhere reach this machine; may be repeated.
+    #[arg(long, value_name = "HOST")]
+    pub reachable_at: Vec<String>,
+    /// Key that signs upgrades of agents; hosts that join from now on take them.
+    #[arg(long, value_name = "KEY")]
+    pub release_key: Option<PublicKey>,
+    /// How long a core of the reference rate works to prove itself.
+    #[arg(long, hide = true)]
+    pub proof_effort: Option<Millis>,
     #[command(flatten)]
     pub price: PriceArgs,
     /// Test credit of the local customer, in dollars, given once.
@@ -107,18 +134,24 @@ pub struct UpArgs {
     pub report: Millis,
 }
 
-/// Price of the local host.
+/// Price of the local hosts. What is not given stays as it is.
 #[derive(Debug, Args)]
 pub struct PriceArgs {
-    /// Dollars per hour of one GPU.
-    #[arg(long, default_value = "1.50")]
-    pub price_gpu: MicroUsd,
-    /// Dollars per hour of one virtual CPU.
-    #[arg(long, default_value = "0.02")]
-    pub price_cpu: MicroUsd,
-    /// Dollars per hour of one GiB of memory.
-    #[arg(long, default_value = "0.003")]
-    pub price_memory: MicroUsd,
+    /// Dollars per hour of one GPU; 1.50 at first.
+    #[arg(long)]
+    pub price_gpu: Option<MicroUsd>,
+    /// Dollars per hour of one virtual CPU; 0.02 at first.
+    #[arg(long)]
+    pub price_cpu: Option<MicroUsd>,
+    /// Dollars per hour of one GiB of memory; 0.003 at first.
+    #[arg(long)]
+    pub price_memory: Option<MicroUsd>,
+}
+
+impl PriceArgs {
+    /// What a local host costs at first.
+    pub const DEFAULT: Rate =
+        Rate { gpu_hour: MicroUsd(1_500_000), vcpu_hour: MicroUsd(20_000), gib_hour: MicroUsd(3_000) };
 }
 
 /// Which database.
@@ -150,15 +183,76 @@ pub struct GatewayArgs {
     /// Address of the customers' API.
     #[arg(long, default_value = "127.0.0.1:7463")]
     pub api: SocketAddr,
-    /// Unix socket for hosts on this machine; who may open it is trusted to be one.
+    /// File with the key that identifies the market; `naved admin market-key` makes one.
     #[arg(long)]
-    pub host_socket: PathBuf,
+    pub market_key: PathBuf,
+    /// Key that signs upgrades of agents.
+    #[arg(long, value_name = "KEY")]
+    pub release_key: Option<PublicKey>,
+    /// Network namespace of the hub's interface, where hosts are served.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub host_namespace: String,
     /// Registry whose tags are resolved; may be repeated. Without it the well-known public ones.
     #[arg(long)]
     pub registry: Vec<String>,
     /// Registry reached without TLS, such as one on loopback; may be repeated.
     #[arg(long)]
     pub insecure_registry: Vec<String>,
+}
+
+/// `naved hub`. It needs root, and one of it runs for a market.
+#[derive(Debug, Args)]
+pub struct HubArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// File with the hub's WireGuard key, which is made if there is none.
+    #[arg(long)]
+    pub key: PathBuf,
+    /// File with the key that identifies the market: addresses follow from it.
+    #[arg(long)]
+    pub market_key: PathBuf,
+    /// Name of the WireGuard interface, unique on the machine.
+    #[arg(long)]
+    pub interface: Name,
+    /// Network namespace to put it into; it holds nothing else.
+    #[arg(long)]
+    pub namespace: String,
+    /// UDP port.
+    #[arg(long, value_name = "PORT")]
+    pub listen: u16,
+    /// Where hosts find that port, as `address:port` or `name:port`; may be repeated, best first.
+    #[arg(long, required = true, value_name = "HOST:PORT")]
+    pub endpoint: Vec<String>,
+}
+
+/// `naved verifier`.
+#[derive(Debug, Args)]
+pub struct VerifierArgs {
+    #[command(flatten)]
+    pub database: DatabaseArgs,
+    /// How long a core of the reference rate works to prove itself. Reports travel for a
+    /// second or so: much less than the default would test the network.
+    #[arg(long, default_value = "5s")]
+    pub proof_effort: Millis,
+}
+
+/// `naved tunnel`.
+#[derive(Debug, Args)]
+pub struct TunnelArgs {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub namespace: Option<String>,
+}
+
+/// `naved relay`.
+#[derive(Debug, Args)]
+pub struct RelayArgs {
+    /// The port, on loopback here and there.
+    pub address: SocketAddr,
+    /// Where the hosts are.
+    #[arg(required = true)]
+    pub namespace: Vec<String>,
 }
 
 /// `naved scheduler`.
@@ -236,4 +330,61 @@ pub enum AdminCommand {
     },
     /// Check that the books balance.
     Audit,
+    /// Send a host away for good: it is cut off at once, and what it ran runs again elsewhere.
+    Ban {
+        /// Its id.
+        host: HostId,
+    },
+    /// Print the public part of the market key in a file, which is made if there is none.
+    MarketKey {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Sign and publish upgrades of agents.
+    #[command(subcommand)]
+    Release(ReleaseCommand),
+}
+
+/// Upgrades of agents. Only publishing needs the market; the key stays elsewhere.
+#[derive(Debug, Subcommand)]
+pub enum ReleaseCommand {
+    /// Make a release key and print its public part.
+    Keygen {
+        /// File for the secret part.
+        file: PathBuf,
+    },
+    /// Print the signature of a program.
+    Sign {
+        /// The program.
+        program: PathBuf,
+        #[command(flatten)]
+        release: ReleaseArgs,
+        /// File with the secret release key.
+        #[arg(long)]
+        key: PathBuf,
+    },
+    /// Offer a signed program to hosts.
+    Publish {
+        /// The program.
+        program: PathBuf,
+        #[command(flatten)]
+        release: ReleaseArgs,
+        /// What `sign` has printed.
+        #[arg(long)]
+        signature: Signature,
+        /// Public part of the release key, as hosts know it.
+        #[arg(long, value_name = "KEY")]
+        release_key: PublicKey,
+    },
+}
+
+/// Which release.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// Version, such as 0.2.0.
+    #[arg(long)]
+    pub version: String,
+    /// Platform.
+    #[arg(long, default_value = "x86_64-linux")]
+    pub target: String,
 }

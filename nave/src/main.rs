@@ -5,6 +5,8 @@
 
 mod admin;
 mod cli;
+mod hub;
+mod keys;
 mod roles;
 mod up;
 
@@ -18,6 +20,9 @@ use crate::cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     init_log(cli.log_json);
+    if let Command::Tunnel(args) = cli.command {
+        return ended(nave_mesh::tunnel::run(&args.name, args.namespace.as_deref()).map_err(Into::into));
+    }
     // Fails only when a provider is installed already, which is just as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let done = tokio::runtime::Builder::new_multi_thread()
@@ -26,6 +31,10 @@ fn main() -> ExitCode {
         .build()
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(run(cli.command)));
+    ended(done)
+}
+
+fn ended(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -40,11 +49,16 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Up(args) => up::up(args).await,
         Command::Down(args) => up::down(&args).await,
         Command::Gateway(args) => roles::gateway(args).await,
+        Command::Hub(args) => roles::hub(args).await,
+        Command::Verifier(args) => roles::verifier(args).await,
         Command::Scheduler(args) => roles::scheduler(args).await,
         Command::Validator(args) => roles::validator(args).await,
         Command::Treasury(args) => roles::treasury(args).await,
         Command::Migrate(args) => roles::migrate(args).await,
         Command::Admin(args) => admin::run(args).await,
+        Command::Relay(args) => up::relay::run(args, roles::stop_signal()?).await,
+        // It makes a runtime of its own.
+        Command::Tunnel(_) => Ok(()),
     }
 }
 

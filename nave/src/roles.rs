@@ -1,15 +1,27 @@
 //! One role in this process, until it is told to stop.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use nave_domain::Millis;
+use nave_domain::{Millis, mesh::Prefix};
+use nave_gateway::HostListen;
+use nave_mesh::{Namespace, PrivateKey};
 use nave_scheduler::watch::Patience;
 use nave_store::Store;
 use nave_validator::chain::{Chain, LocalChain};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::{DatabaseArgs, GatewayArgs, SchedulerArgs, TreasuryArgs, ValidatorArgs};
+use crate::{
+    cli::{DatabaseArgs, GatewayArgs, HubArgs, SchedulerArgs, TreasuryArgs, ValidatorArgs, VerifierArgs},
+    hub::{self, HOST_PORT},
+    keys,
+};
 
 /// Resolves when the process is asked to stop.
 pub fn stop_signal() -> anyhow::Result<impl Future<Output = ()>> {
@@ -33,7 +45,11 @@ async fn connect(args: &DatabaseArgs) -> anyhow::Result<Store> {
 
 pub async fn gateway(args: GatewayArgs) -> anyhow::Result<()> {
     let store = connect(&args.database).await?;
-    let mut config = nave_gateway::Config::new(args.api, args.host_socket);
+    let key = keys::load(&args.market_key)?;
+    let prefix = Prefix::of_market(&key.public().0);
+    let hosts = host_listen(prefix, Namespace::named(&args.host_namespace)?);
+    let mut config = nave_gateway::Config::new(args.api, hosts, Arc::new(key));
+    config.release_key = args.release_key;
     config.fence_ms = args.protocol.fence;
     config.report_ms = args.protocol.report;
     if !args.registry.is_empty() {
@@ -41,6 +57,31 @@ pub async fn gateway(args: GatewayArgs) -> anyhow::Result<()> {
     }
     config.insecure_registries = args.insecure_registry;
     nave_gateway::run(config, store, stop_signal()?).await
+}
+
+/// Inside the hub's namespace, where nothing but the mesh is: a source address there is a
+/// key's, and no filter or translation of the machine can change it.
+fn host_listen(prefix: Prefix, namespace: Namespace) -> HostListen {
+    let address = SocketAddr::from((prefix.hub(), HOST_PORT));
+    let bind = move || namespace.enter(|| TcpListener::bind(address)).map_err(io::Error::other)?;
+    HostListen { address, bind: Arc::new(bind) }
+}
+
+pub async fn hub(args: HubArgs) -> anyhow::Result<()> {
+    let config = hub::Config {
+        key: PrivateKey::load_or_generate(&args.key)?,
+        name: args.interface,
+        namespace: Namespace::named(&args.namespace)?,
+        prefix: Prefix::of_market(&keys::load(&args.market_key)?.public().0),
+        port: args.listen,
+        endpoints: args.endpoint,
+    };
+    hub::run(config, connect(&args.database).await?, stop_signal()?).await
+}
+
+pub async fn verifier(args: VerifierArgs) -> anyhow::Result<()> {
+    let config = nave_verifier::Config { effort: args.proof_effort, ..nave_verifier::Config::default() };
+    nave_verifier::run(config, connect(&args.database).await?, stop_signal()?).await
 }
 
 pub async fn scheduler(args: SchedulerArgs) -> anyhow::Result<()> {

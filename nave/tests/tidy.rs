@@ -26,6 +26,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
         "nave",
         &[
             "nave-domain",
+            "nave-crash-point",
             "nave-mesh",
             "nave-sdk",
             "nave-store",

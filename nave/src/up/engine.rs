@@ -1,4 +1,4 @@
-//! What runs the local host's jobs: a Docker Engine of its own, an existing one, or nothing.
+//! What runs the jobs of a local host: a Docker Engine of its own, an existing one, or nothing.
 
 use std::{
     fs,
@@ -8,15 +8,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nix::unistd::Uid;
 
-use super::layout::Layout;
+use super::{layout::Layout, network::HOSTS_MAX, program};
 use crate::cli::RuntimeChoice;
 
-/// What runs the local host's jobs.
+/// What runs the jobs of local hosts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Engine {
-    /// A Docker Engine of this market's own.
+    /// A Docker Engine of each host's own.
     Private { dockerd: PathBuf },
     /// One that runs already.
     Existing { socket: PathBuf },
@@ -47,10 +46,10 @@ impl Engine {
         }
     }
 
-    /// The engine's socket, where there is an engine.
-    pub fn socket(&self, layout: &Layout) -> Option<PathBuf> {
+    /// The socket of a host's engine, where there is one.
+    pub fn socket(&self, layout: &Layout, host: u8) -> Option<PathBuf> {
         match self {
-            Self::Private { .. } => Some(layout.docker_socket()),
+            Self::Private { .. } => Some(layout.docker_socket(host)),
             Self::Existing { socket } => Some(socket.clone()),
             Self::Simulated { .. } => None,
         }
@@ -58,17 +57,14 @@ impl Engine {
 }
 
 fn find(socket: Option<&Path>, layout: &Layout) -> Result<Engine, String> {
-    if !Uid::effective().is_root() {
-        return Err("not root: networks, firewall and disk limits of jobs need it; run as root".into());
-    }
     if let Some(socket) = socket {
         return match socket.exists() {
             true => Ok(Engine::Existing { socket: socket.to_owned() }),
             false => Err(format!("there is no socket {}", socket.display())),
         };
     }
-    let dockerd = program("dockerd").ok_or("Docker Engine is not installed; run scripts/install")?;
-    let longest = layout.docker().join("exec/containerd/containerd.sock.ttrpc");
+    let dockerd = program::find("dockerd").ok_or("Docker Engine is not installed; run scripts/install")?;
+    let longest = layout.docker(HOSTS_MAX).join("exec/containerd/containerd.sock.ttrpc");
     if longest.as_os_str().len() > SOCKET_PATH_MAX {
         return Err(format!(
             "the path {} is too long for a socket; choose a shorter --data",
@@ -78,26 +74,22 @@ fn find(socket: Option<&Path>, layout: &Layout) -> Result<Engine, String> {
     Ok(Engine::Private { dockerd })
 }
 
-/// A program on PATH or where Debian puts servers.
-pub fn program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/bin")])
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
-}
-
-/// The command of a private engine. It touches no firewall, which is the agent's, and its
-/// containers survive it.
-pub fn dockerd(dockerd: &Path, layout: &Layout) -> anyhow::Result<Command> {
-    let dir = layout.docker();
+/// The command of a host's private engine. It touches no firewall, which is the agent's, and
+/// its containers survive it.
+pub fn dockerd(
+    dockerd: &Path,
+    layout: &Layout,
+    host: u8,
+    namespace: Option<&str>,
+) -> anyhow::Result<Command> {
+    let dir = layout.docker(host);
     // Left by an engine that was killed: its number may belong to another process by now.
     for stale in [dir.join("pid"), dir.join("exec/containerd/containerd.pid")] {
         if stale.exists() {
             fs::remove_file(&stale).with_context(|| format!("remove {}", stale.display()))?;
         }
     }
-    let mut command = Command::new(dockerd);
+    let mut command = program::inside(namespace, dockerd.to_owned())?;
     command
         .arg("--data-root")
         .arg(dir.join("data"))
@@ -106,7 +98,7 @@ pub fn dockerd(dockerd: &Path, layout: &Layout) -> anyhow::Result<Command> {
         .arg("--pidfile")
         .arg(dir.join("pid"))
         .arg("--host")
-        .arg(format!("unix://{}", layout.docker_socket().display()))
+        .arg(format!("unix://{}", layout.docker_socket(host).display()))
         .args([
             "--iptables=false",
             "--ip6tables=false",
@@ -118,24 +110,23 @@ pub fn dockerd(dockerd: &Path, layout: &Layout) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Waits a moment for the private engine to listen; the agent keeps trying after that.
-pub async fn answers(layout: &Layout) {
-    for _ in 0..100 {
-        if tokio::net::UnixStream::connect(layout.docker_socket()).await.is_ok() {
+/// Waits a moment for a private engine to listen; the agent keeps trying after that.
+pub async fn answers(layout: &Layout, host: u8) {
+    for _ in 0..200 {
+        if tokio::net::UnixStream::connect(layout.docker_socket(host)).await.is_ok() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Unmounts what a stopped private engine leaves mounted under its directory, deepest first.
-pub fn unmount_leftovers(layout: &Layout) -> anyhow::Result<()> {
+/// Unmounts what stopped private engines leave mounted under a directory, deepest first.
+pub fn unmount_leftovers(dir: &Path) -> anyhow::Result<()> {
     let mounts = fs::read_to_string("/proc/mounts")?;
-    let dir = layout.docker();
     let mut points: Vec<&Path> = mounts
         .lines()
         .filter_map(|line| line.split(' ').nth(1).map(Path::new))
-        .filter(|point| point.starts_with(&dir))
+        .filter(|point| point.starts_with(dir))
         .collect();
     points.sort_by_key(|point| std::cmp::Reverse(point.components().count()));
     for point in points {

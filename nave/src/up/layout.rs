@@ -1,8 +1,9 @@
 //! Where things are in a market's directory.
 
 use std::{
-    env, fs, io,
-    os::unix::fs::PermissionsExt,
+    env, fs,
+    io::{self, Write as _},
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -25,12 +26,16 @@ impl Layout {
     pub fn make(&self) -> io::Result<()> {
         fs::create_dir_all(&self.root)?;
         fs::set_permissions(&self.root, fs::Permissions::from_mode(0o711))?;
-        for dir in [self.run(), self.log(), self.pids(), self.agent(), self.registry(), self.docker()] {
-            fs::create_dir_all(&dir)?;
-            let mode = if dir == self.docker() { 0o711 } else { 0o700 };
-            fs::set_permissions(&dir, fs::Permissions::from_mode(mode))?;
+        for dir in [self.run(), self.log(), self.pids(), self.registry()] {
+            make_dir(&dir, 0o700)?;
         }
         Ok(())
+    }
+
+    /// Makes the directories of a host. Jobs pass through the engine's.
+    pub fn make_host(&self, host: u8) -> io::Result<()> {
+        make_dir(&self.agent(host), 0o700)?;
+        make_dir(&self.docker(host), 0o711)
     }
 
     pub fn root(&self) -> &Path {
@@ -54,17 +59,31 @@ impl Layout {
     pub fn status(&self) -> PathBuf {
         self.root.join("run/up.json")
     }
-    pub fn host_socket(&self) -> PathBuf {
-        self.root.join("run/hosts.sock")
+    /// There while the market may have made something on the machine outside of this directory.
+    pub fn traces(&self) -> PathBuf {
+        self.root.join("run/traces")
     }
-    pub fn agent(&self) -> PathBuf {
-        self.root.join("agent")
+    pub fn slot(&self) -> PathBuf {
+        self.root.join("slot")
     }
-    pub fn docker(&self) -> PathBuf {
-        self.root.join("docker")
+    pub fn market_key(&self) -> PathBuf {
+        self.root.join("market.key")
     }
-    pub fn docker_socket(&self) -> PathBuf {
-        self.root.join("docker/docker.sock")
+    pub fn hub_key(&self) -> PathBuf {
+        self.root.join("hub.key")
+    }
+    pub fn hotkey(&self) -> PathBuf {
+        self.root.join("miner.hotkey")
+    }
+    /// Hosts count from 1.
+    pub fn agent(&self, host: u8) -> PathBuf {
+        self.root.join(numbered("agent", host))
+    }
+    pub fn docker(&self, host: u8) -> PathBuf {
+        self.root.join(numbered("docker", host))
+    }
+    pub fn docker_socket(&self, host: u8) -> PathBuf {
+        self.docker(host).join("docker.sock")
     }
     pub fn registry(&self) -> PathBuf {
         self.root.join("registry")
@@ -85,10 +104,23 @@ fn default_root() -> PathBuf {
     env::var_os("XDG_DATA_HOME").map_or_else(|| home().join(".local/share"), PathBuf::from).join("nave")
 }
 
+/// A name that tells the things of one host from those of others.
+pub fn numbered(name: &str, host: u8) -> String {
+    if host == 1 { name.to_owned() } else { format!("{name}-{host}") }
+}
+
+fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode))
+}
+
 /// Writes a file beside its place and moves it there, readable by its owner only.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let fresh = path.with_extension("new");
-    fs::write(&fresh, bytes)?;
-    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
+    // One that is there may be readable by others.
+    drop(fs::remove_file(&fresh));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
     fs::rename(&fresh, path)
 }

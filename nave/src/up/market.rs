@@ -1,24 +1,48 @@
-//! What a market on one machine starts with: its local customer and its local host.
+//! What a market on one machine starts with: its keys, its local customer, its local miner.
 
 use std::{env, fs, path::PathBuf};
 
 use anyhow::Context as _;
-use nave_domain::{CustomerId, HostId, rate::Rate};
-use nave_sdk::wire::rest::SCOPES;
-use nave_store::{NewHost, Store};
+use nave_domain::CustomerId;
+use nave_mesh::PrivateKey;
+use nave_sdk::{
+    hotkey::HotkeySecret,
+    wire::{rest::SCOPES, sign::SecretKey},
+};
+use nave_store::Store;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
 use super::layout::{Layout, write_whole};
-use crate::cli::UpArgs;
+use crate::{cli::UpArgs, keys};
 
-/// Who the local customer and the local host are; written once.
+/// The local customer; written once.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Identity {
-    /// The local host.
-    pub host: HostId,
-    /// The local customer's token.
+    /// Its token.
     pub token: String,
+}
+
+/// The secrets of a market on one machine.
+#[derive(Debug)]
+pub struct Keys {
+    /// Identifies the market.
+    pub market: SecretKey,
+    /// Owns the local hosts.
+    pub hotkey: HotkeySecret,
+}
+
+impl Keys {
+    /// Those in the market's directory, made where there are none; the hub's too.
+    ///
+    /// # Errors
+    /// When one cannot be read or written.
+    pub fn ensure(layout: &Layout) -> anyhow::Result<Self> {
+        PrivateKey::load_or_generate(&layout.hub_key())?;
+        Ok(Self {
+            market: keys::load_or_make(&layout.market_key())?,
+            hotkey: keys::hotkey(&layout.hotkey())?,
+        })
+    }
 }
 
 #[derive(Serialize)]
@@ -28,10 +52,9 @@ struct ClientSettings<'a> {
 }
 
 const CUSTOMER: &str = "local";
-const HOTKEY: &str = "local-miner";
 const MARKER: &str = "# Written by `naved up`, which replaces it; remove this line to keep your own.";
 
-/// Makes the local customer, its key, its test credit and its host, each once.
+/// Makes the local customer, its key and its test credit, each once.
 ///
 /// # Errors
 /// When the database or the file system does not answer.
@@ -39,14 +62,6 @@ pub async fn found(store: &Store, layout: &Layout, args: &UpArgs) -> anyhow::Res
     let customer = store.customer_ensure(CUSTOMER).await?;
     let identity = identity(store, customer, layout).await?;
     store.credit(customer, "local test credit", args.credit).await?;
-    let rate = Rate {
-        gpu_hour: args.price.price_gpu,
-        vcpu_hour: args.price.price_cpu,
-        gib_hour: args.price.price_memory,
-    };
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    let name = name.unwrap_or_else(|| "localhost".into());
-    store.host_enrol(&NewHost { host: identity.host, name: &name, hotkey: HOTKEY, rate }).await?;
     Ok(identity)
 }
 
@@ -56,7 +71,7 @@ async fn identity(store: &Store, customer: CustomerId, layout: &Layout) -> anyho
         return serde_json::from_slice(&bytes).with_context(|| format!("read {}", file.display()));
     }
     let (_, token) = store.key_create(customer, "naved up", &SCOPES.map(str::to_owned)).await?;
-    let identity = Identity { host: Uuid::now_v7().into(), token };
+    let identity = Identity { token };
     write_whole(&file, &serde_json::to_vec(&identity)?)
         .with_context(|| format!("write {}", file.display()))?;
     Ok(identity)

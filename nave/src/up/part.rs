@@ -1,7 +1,8 @@
 //! Parts: child processes that are kept running until the market stops.
 //!
-//! A part outlives a supervisor that is killed, and says in a file who it is, so that the
-//! next supervisor ends it before it starts its own.
+//! A part outlives a supervisor that is killed. A file says who it is, so that the next
+//! supervisor ends it before it starts its own. The file is there before the part is: it
+//! holds a mark first, which the part carries in its environment, then its process.
 
 use std::{
     fs,
@@ -11,11 +12,18 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nave_crash_point::crash_point;
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use uuid::Uuid;
+
+use super::layout::write_whole;
+
+/// The variable that marks a part and what it starts.
+const MARK: &str = "NAVE_PART";
 
 /// Longest wait before a part that ended is started again.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -27,7 +35,7 @@ pub type Make = Box<dyn Fn() -> anyhow::Result<Command> + Send + Sync>;
 
 /// What a part needs to be kept running.
 pub struct Part {
-    pub name: &'static str,
+    pub name: String,
     pub make: Make,
     /// How long it may take to stop by itself.
     pub patience: Duration,
@@ -35,7 +43,7 @@ pub struct Part {
 
 /// A part that is kept running.
 pub struct Kept {
-    name: &'static str,
+    name: String,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
@@ -44,7 +52,7 @@ impl Part {
     /// Keeps it running until [`Kept::stop`].
     pub fn keep(self, log: PathBuf, pids: PathBuf) -> Kept {
         let (stop, stopped) = watch::channel(false);
-        let name = self.name;
+        let name = self.name.clone();
         let task = tokio::spawn(async move { self.run(&log, &pids, stopped).await });
         Kept { name, stop, task }
     }
@@ -55,9 +63,9 @@ impl Part {
             let began = Instant::now();
             match self.once(log, pids, &mut stopped).await {
                 Ok(_) if *stopped.borrow() => return,
-                Ok(ended) => tracing::warn!(part = self.name, ended, "a part has ended; starting it again"),
+                Ok(ended) => tracing::warn!(part = %self.name, ended, "a part has ended; starting it again"),
                 Err(error) => {
-                    tracing::warn!(part = self.name, error = format!("{error:#}"), "a part did not start")
+                    tracing::warn!(part = %self.name, error = format!("{error:#}"), "a part did not start")
                 }
             }
             pause = if began.elapsed() > SETTLED {
@@ -82,15 +90,21 @@ impl Part {
             fs::OpenOptions::new().create(true).append(true).open(log.join(format!("{}.log", self.name)))?;
         // A group of its own: Ctrl-C at the terminal reaches the supervisor alone.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let mark = Uuid::now_v7().simple().to_string();
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).env(MARK, &mark);
+        let record = pids.join(&self.name);
+        write_whole(&record, mark.as_bytes())?;
         let mut child = tokio::process::Command::from(command).spawn().context("start it")?;
+        crash_point!("up.part.after_spawn");
         let pid = child.id().context("it has ended at once")?;
-        let record = pids.join(self.name);
-        fs::write(&record, Process::of(pid).map(|process| process.to_string()).unwrap_or_default())?;
+        write_whole(
+            &record,
+            Process::of(pid).map(|process| process.to_string()).unwrap_or_default().as_bytes(),
+        )?;
         let ended = tokio::select! {
             status = child.wait() => status?.to_string(),
             _ = stopped.changed() => {
-                signal(pid, stop_signal(self.name));
+                signal(pid, stop_signal(&self.name));
                 if timeout(self.patience, child.wait()).await.is_err() {
                     child.kill().await?;
                 }
@@ -107,7 +121,7 @@ impl Kept {
     pub async fn stop(self) {
         self.stop.send_replace(true);
         if let Err(error) = self.task.await {
-            tracing::warn!(part = self.name, %error, "a part did not end well");
+            tracing::warn!(part = %self.name, %error, "a part did not end well");
         }
     }
 }
@@ -155,6 +169,18 @@ impl Process {
         (process.started == started.parse::<u64>().ok()?).then_some(process)
     }
 
+    /// The first process that was started with a mark in its environment.
+    fn marked(mark: &str) -> Option<Self> {
+        let line = format!("{MARK}={mark}");
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let carries = |pid: &u32| {
+            let variables = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|variable| variable == line.as_bytes())
+        };
+        pids.filter(carries).filter_map(Self::of).min_by_key(|process| (process.started, process.pid))
+    }
+
     /// Ends it, with force after `patience`; `name` is the part it runs.
     pub async fn end(self, name: &str, patience: Duration) {
         signal(self.pid, stop_signal(name));
@@ -173,7 +199,7 @@ impl Process {
 pub async fn end_leftovers(pids: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(pids).with_context(|| format!("read {}", pids.display()))? {
         let path = entry?.path();
-        if let Some(process) = Process::recorded(&fs::read_to_string(&path)?) {
+        if let Some(process) = left_running(&fs::read_to_string(&path)?).await {
             tracing::info!(part = %path.display(), "ending a part that an earlier supervisor left running");
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             process.end(&name, Duration::from_secs(15)).await;
@@ -181,4 +207,17 @@ pub async fn end_leftovers(pids: &Path) -> anyhow::Result<()> {
         fs::remove_file(&path)?;
     }
     Ok(())
+}
+
+/// The process that a record is about, if it runs.
+async fn left_running(record: &str) -> Option<Process> {
+    if record.contains(' ') || record.is_empty() {
+        return Process::recorded(record);
+    }
+    if let Some(process) = Process::marked(record) {
+        return Some(process);
+    }
+    // Its supervisor was killed at most a moment ago: it may be about to become what it is.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    Process::marked(record)
 }

@@ -9,8 +9,8 @@ use std::{
 use anyhow::Context as _;
 
 use super::{
-    engine::program,
     layout::{Layout, write_whole},
+    program,
 };
 
 /// A registry on this machine's loopback.
@@ -51,8 +51,8 @@ impl Registry {
     /// # Errors
     /// When it is not installed.
     pub fn command(layout: &Layout) -> anyhow::Result<Command> {
-        let program =
-            program("docker-registry").context("docker-registry is not installed; run scripts/install")?;
+        let program = program::find("docker-registry")
+            .context("docker-registry is not installed; run scripts/install")?;
         let mut command = Command::new(program);
         command.arg("serve").arg(layout.registry().join("config.yml"));
         Ok(command)

@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
+use nave_domain::HostId;
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, write_whole};
@@ -19,12 +20,31 @@ pub struct Status {
     pub api: String,
     /// `docker` or `simulated`.
     pub runtime: String,
-    /// The local host's engine, if it has one.
+    /// The engine of the first local host, if it has one.
     pub docker_host: Option<String>,
+    /// The local hosts.
+    pub hosts: Vec<HostStatus>,
     /// The registry on loopback, if there is one.
     pub registry: Option<String>,
     /// What this machine cannot do, or the market could not when it came up, in sentences.
     pub limits: Vec<String>,
+}
+
+/// A local host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// Its id, once it has joined.
+    pub id: Option<HostId>,
+    /// Its name.
+    pub name: String,
+    /// Its network namespace; none where it is the machine itself.
+    pub namespace: Option<String>,
+    /// Directory of its agent.
+    pub data: PathBuf,
+    /// Its WireGuard interface.
+    pub interface: String,
+    /// Its engine, if it has one.
+    pub docker_host: Option<String>,
 }
 
 impl Status {

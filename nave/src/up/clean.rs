@@ -1,0 +1,114 @@
+//! Taking away what a market has made on the machine outside of its directory.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use super::{
+    agent_program, engine,
+    host::LocalHost,
+    keep,
+    layout::{Layout, write_whole},
+    network::{HOSTS_MAX, Network},
+    program,
+    slot::Slot,
+    status::HostStatus,
+};
+
+/// Longest that an engine may take to stop.
+pub const ENGINE_SECONDS: u64 = 20;
+
+/// The hosts that may have left something on the machine, as they were noted.
+pub fn traces(layout: &Layout) -> Option<Vec<HostStatus>> {
+    let bytes = fs::read(layout.traces()).ok()?;
+    Some(serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+/// Says that these hosts may leave something on the machine from now on.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn note_traces(layout: &Layout, hosts: &[HostStatus]) -> anyhow::Result<()> {
+    let text = serde_json::to_vec(hosts)?;
+    write_whole(&layout.traces(), &text).context("note that the market begins to use the machine")
+}
+
+/// Takes away what a market has left whose parts do not run any more. Containers outlive a
+/// private engine, so that has to come back for a moment.
+///
+/// # Errors
+/// When something stays; it can be tried again.
+pub async fn remove_traces(layout: &Layout) -> anyhow::Result<()> {
+    if let Some((hosts, slot)) = traces(layout).zip(Slot::of(layout)) {
+        for host in left(layout, slot, &hosts) {
+            purge_stopped(layout, &host).await.with_context(|| format!("clean up after {}", host.name))?;
+        }
+        remove_network(layout, slot).await?;
+    }
+    for number in 1..=HOSTS_MAX {
+        engine::unmount_leftovers(&layout.docker(number))?;
+    }
+    Ok(())
+}
+
+/// Takes interfaces, namespaces and tables away; then there is nothing left.
+///
+/// # Errors
+/// When the kernel refuses.
+pub async fn remove_network(layout: &Layout, slot: Slot) -> anyhow::Result<()> {
+    let removed = tokio::task::spawn_blocking(move || Network::remove(slot)).await?;
+    removed.context("remove the market's network interfaces")?;
+    // It may never have been written; either way it is not there now.
+    drop(fs::remove_file(layout.traces()));
+    Ok(())
+}
+
+/// Those of the hosts that have had an engine.
+fn left(layout: &Layout, slot: Slot, hosts: &[HostStatus]) -> Vec<LocalHost> {
+    let count = u8::try_from(hosts.len()).unwrap_or(HOSTS_MAX);
+    let network = Network { slot, hosts: count };
+    let numbered = (1..=count).zip(hosts);
+    let with_engine = numbered.filter_map(|(number, host)| {
+        let socket = PathBuf::from(host.docker_host.as_ref()?.strip_prefix("unix://")?);
+        let mut host = LocalHost::new(network, number, layout, None, Some(socket));
+        // Without it none of its containers run, and its engine does as well anywhere.
+        host.namespace = host.namespace.filter(|name| Path::new("/run/netns").join(name).exists());
+        Some(host)
+    });
+    with_engine.collect()
+}
+
+async fn purge_stopped(layout: &Layout, host: &LocalHost) -> anyhow::Result<()> {
+    let agent = agent_program()?;
+    if host.socket != Some(layout.docker_socket(host.number)) {
+        return host.purge(agent);
+    }
+    let dockerd = program::find("dockerd").context("Docker Engine is not installed any more")?;
+    let (of_engine, number, namespace) = (layout.clone(), host.number, host.namespace.clone());
+    let make = move || engine::dockerd(&dockerd, &of_engine, number, namespace.as_deref());
+    let engine = keep(layout, format!("dockerd-{number}-cleaning"), ENGINE_SECONDS, Box::new(make));
+    engine::answers(layout, number).await;
+    let host = host.clone();
+    let purged = tokio::task::spawn_blocking(move || host.purge(agent)).await;
+    engine.stop().await;
+    purged?
+}
+
+/// Removes what the agents of running engines have made.
+pub async fn purge_running(hosts: &[LocalHost]) -> anyhow::Result<()> {
+    let agent = agent_program()?;
+    let mut tasks = tokio::task::JoinSet::new();
+    for host in hosts.iter().cloned() {
+        let agent = agent.clone();
+        tasks.spawn_blocking(move || {
+            host.purge(agent).with_context(|| format!("clean up after {}", host.name))
+        });
+    }
+    while let Some(purged) = tasks.join_next().await {
+        purged??;
+    }
+    Ok(())
+}
