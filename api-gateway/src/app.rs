@@ -1,7 +1,8 @@
 //! What every handler shares, and how handlers wait.
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{future::pending, net::IpAddr, sync::Arc, time::Duration};
 
+use nave_domain::KeyId;
 use nave_store::{Changes, Listener, Store};
 use tokio::{
     sync::{
@@ -12,7 +13,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{config::Config, registry::Registry, throttle::Throttle, turns::Turns};
+use crate::{
+    config::Config,
+    registry::Registry,
+    throttle::{self, Throttle},
+    turns::Turns,
+};
 
 /// Blobs in memory at once, of at most 32 MiB each.
 const BLOBS_MAX: usize = 4;
@@ -23,7 +29,11 @@ pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) config: Arc<Config>,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) throttle: Arc<Throttle>,
+    pub(crate) throttle: Arc<Throttle<KeyId>>,
+    /// Addresses that sign their calls.
+    pub(crate) signers: Arc<Throttle<IpAddr>>,
+    /// Addresses that enrol hosts.
+    pub(crate) joiners: Arc<Throttle<IpAddr>>,
     pub(crate) turns: Arc<Turns>,
     /// One permit for each blob that may come in at a time.
     pub(crate) uploads: Arc<Semaphore>,
@@ -38,7 +48,9 @@ impl App {
         Self {
             registry: Arc::new(Registry::new(&config.registries, &config.insecure_registries)),
             config: Arc::new(config),
-            throttle: Arc::new(Throttle::new()),
+            throttle: Arc::new(Throttle::new(throttle::CALLS)),
+            signers: Arc::new(Throttle::new(throttle::CALLS)),
+            joiners: Arc::new(Throttle::new(throttle::ENROLMENTS)),
             turns: Arc::default(),
             uploads: Arc::new(Semaphore::new(BLOBS_MAX)),
             downloads: Arc::new(Semaphore::new(BLOBS_MAX)),

@@ -10,7 +10,7 @@ use axum::{
 };
 use nave_domain::CustomerId;
 
-use crate::{app::App, error::ApiError};
+use crate::{app::App, error::ApiError, throttle::too_fast};
 
 /// A scope that a route asks for.
 pub(crate) trait Scope: Send + Sync + 'static {
@@ -78,7 +78,7 @@ pub(crate) async fn authenticate(State(app): State<App>, mut request: Request, n
         request.extensions_mut().insert(caller);
         next.run(request).await
     } else {
-        too_fast(standing.next_s).into_response()
+        too_fast("key", standing.next_s).into_response()
     };
     standing.write(response.headers_mut());
     response
@@ -101,10 +101,4 @@ async fn identify(app: &App, headers: &HeaderMap) -> Result<nave_store::Caller, 
 fn unauthorized(code: &'static str, detail: &str) -> ApiError {
     ApiError::new(StatusCode::UNAUTHORIZED, code, detail)
         .suggest("send Authorization: Bearer with a valid key")
-}
-
-fn too_fast(seconds: u64) -> ApiError {
-    ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "this key calls too often")
-        .suggest("wait as long as Retry-After says; use wait_ms or follow instead of polling")
-        .retry_in(seconds)
 }

@@ -19,6 +19,7 @@ mod page;
 mod registry;
 mod routes;
 mod serve;
+mod signed;
 mod throttle;
 mod turns;
 mod view;

@@ -27,6 +27,8 @@ const GRACE: Duration = Duration::from_secs(5);
 const BIND_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is looked whether hosts must be listened for anew.
 const BIND_ANEW: Duration = Duration::from_secs(2);
+/// Time between looks for blobs that nothing refers to.
+const FORGET: Duration = Duration::from_secs(600);
 /// Connections of customers.
 const CUSTOMERS: Bounds = Bounds { all: 4_096, per_address: 1_024 };
 /// Connections of hosts. An agent needs a handful.
@@ -77,6 +79,7 @@ impl Gateway {
             }
             never = accept_hosts(&listen, &hosts) => match never {},
             () = beat(&app.store) => {}
+            () = forget(&app.store) => {}
             () = shutdown => {}
         }
         drop(self.api);
@@ -84,6 +87,20 @@ impl Gateway {
         let ended = async { tokio::join!(customers.ended(), hosts.ended()) };
         drop(timeout(GRACE, ended).await);
         Ok(())
+    }
+}
+
+/// Forgets what nobody refers to, now and then.
+async fn forget(store: &Store) {
+    let mut rounds = interval(FORGET);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        rounds.tick().await;
+        match store.blobs_forget().await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "blobs that nothing refers to were forgotten"),
+            Err(error) => tracing::debug!(%error, "blobs could not be forgotten"),
+        }
     }
 }
 

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{JobId, MicroUsd, Millis, Overflow, host::Runtime, job::JobState, rate};
-use nave_sdk::wire::rest::{Attempt, Job, Key, LedgerLine, Metered, Reason};
-use nave_store::{AttemptRow, JobRow, KeyRow, LedgerRow};
+use nave_sdk::wire::{
+    enrol::StateReason,
+    rest::{Attempt, Job, Key, LedgerLine, Metered, Reason},
+};
+use nave_store::{AttemptRow, HostReason, JobRow, KeyRow, LedgerRow};
 
 use crate::{app::App, error::ApiError};
 
@@ -82,6 +85,11 @@ pub(crate) fn metered(row: AttemptRow) -> Result<Metered, Overflow> {
         runtime: row.inventory.as_ref().map_or("unknown", |inventory| runtime(&inventory.runtime)).to_owned(),
         trust: row.trust,
     })
+}
+
+/// Why a host takes no jobs.
+pub(crate) fn reason(reason: HostReason) -> StateReason {
+    StateReason { code: reason.code, message: reason.message, since: reason.since }
 }
 
 /// The name of what runs a host's jobs.

@@ -91,6 +91,14 @@ impl Store {
         Ok(joined)
     }
 
+    /// What a ticket has made of the agent that asks again.
+    ///
+    /// # Errors
+    /// As [`Store::host_join`].
+    pub async fn host_joined(&self, joining: &Joining<'_>) -> Result<Option<Joined>> {
+        joined_before(&mut *self.pool.acquire().await?, joining).await
+    }
+
     /// Takes note of the nonce of a signed request; false when it was used before. Nonces of
     /// requests that have expired meanwhile are forgotten.
     ///

@@ -39,6 +39,9 @@ pub struct HubRow {
     pub port: u16,
 }
 
+/// Keys that one host may announce in a day; each is kept for ever.
+const KEYS_A_DAY_MAX: i64 = 50;
+
 const HUB: &str = "mesh_hub";
 
 impl Store {
@@ -91,7 +94,8 @@ impl Store {
             .ok_or(StoreError::NotFound("host"))
     }
 
-    /// A host is about to use another key. The hub takes it over when it sees this.
+    /// A host is about to use another key. The hub takes it over when it sees this. One that
+    /// announces keys all the time is not heard.
     ///
     /// # Errors
     /// [`StoreError::Constraint`] `mesh_keys_pkey` when the key is or was another host's.
@@ -99,9 +103,11 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let done = sqlx::query!(
             "update hosts set mesh_key_next = $2
-             where host_id = $1 and mesh_key <> $2 and mesh_key_next is distinct from $2 and state not in ('gone', 'banned')",
+             where host_id = $1 and mesh_key <> $2 and mesh_key_next is distinct from $2 and state not in ('gone', 'banned')
+               and (select count(*) from mesh_keys where host_id = $1 and since_ms > now_ms() - 86400000) < $3",
             host.0,
-            key
+            key,
+            KEYS_A_DAY_MAX
         )
         .execute(&mut *tx)
         .await?;

@@ -1,4 +1,4 @@
-//! Blobs by their hash: result archives of a host's leases.
+//! Blobs by their hash: result archives of a host's leases, and openings of its challenges.
 
 use std::time::Duration;
 
@@ -9,7 +9,9 @@ use axum::{
 };
 use futures_util::StreamExt;
 use nave_crash_point::crash_point;
+use nave_domain::HostId;
 use nave_sdk::wire::host::BLOB_BYTES_MAX;
+use nave_store::BlobClaim;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
@@ -35,10 +37,8 @@ pub(super) async fn store(
     body: Body,
 ) -> Result<StatusCode, ApiError> {
     let sha256 = hash(&name)?;
-    if app.store.leases_of_host(host.id).await?.is_empty() {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "no_open_lease", "this host holds no open lease")
-            .suggest("store results before the lease is finished"));
-    }
+    // Asked before a byte is read, and once more when all have come.
+    claim(&app, host.id, sha256, declared(&headers).unwrap_or_default()).await?;
     let turn = timeout(TURN_MAX, app.uploads.acquire()).await;
     let Ok(Ok(_turn)) = turn else {
         return Err(ApiError::unavailable("uploads_busy", "too many blobs are on their way right now"));
@@ -52,9 +52,29 @@ pub(super) async fn store(
         )
         .suggest("send the bytes again"));
     }
+    claim(&app, host.id, sha256, bytes.len()).await?;
     app.store.blob_put(sha256, &bytes).await?;
     crash_point!("gateway.blob.before_answer");
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn claim(app: &App, host: HostId, sha256: [u8; 32], bytes: usize) -> Result<(), ApiError> {
+    let size = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let (status, code, detail) = match app.store.blob_claim(host, sha256, size).await? {
+        BlobClaim::Granted => return Ok(()),
+        BlobClaim::NothingOpen => (
+            StatusCode::FORBIDDEN,
+            "nothing_open",
+            "this host has neither an open lease nor an open challenge",
+        ),
+        BlobClaim::Full => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "blobs_full",
+            "this host has stored enough for its leases and challenges",
+        ),
+    };
+    Err(ApiError::new(status, code, detail)
+        .suggest("store one result for a lease before it is finished, and one opening for a challenge"))
 }
 
 fn hash(name: &str) -> Result<[u8; 32], ApiError> {

@@ -43,10 +43,23 @@ pub fn of_report(
         .collect()
 }
 
+/// What it means that a host is silent about leases it has in its spec. It has acted on the
+/// newest spec, so it would know one that it ever began: it has forgotten it, or hides it,
+/// and neither delivers what its customer pays for.
+#[must_use]
+pub fn of_silence(
+    reported: &BTreeMap<LeaseId, LeaseReport>,
+    held: &BTreeMap<LeaseId, HeldLease>,
+) -> Vec<(LeaseId, Effect)> {
+    let missing = held.iter().filter(|(id, held)| held.started && !reported.contains_key(id));
+    missing.map(|(id, _)| (*id, Effect::Lost)).collect()
+}
+
 fn of_lease(report: LeaseReport, held: HeldLease) -> Vec<Effect> {
     match report {
         LeaseReport::Preparing => preparing(held),
         LeaseReport::Running => running(held),
+        LeaseReport::Unseen => Vec::new(),
         LeaseReport::Exited { exit } => exited(&exit, held),
         LeaseReport::Finished { exit, result } => {
             let mut effects = has_run(&exit, held);
@@ -97,13 +110,15 @@ fn outcome(exit: Exit) -> Option<Outcome> {
         Exit::OutOfMemory => Some(Outcome::OutOfMemory),
         Exit::Killed => Some(Outcome::Killed),
         Exit::Stopped | Exit::Fenced => None,
-        Exit::StartFailed { detail } => Some(Outcome::StartFailed { detail: bounded(&detail) }),
+        Exit::StartFailed { detail } => {
+            Some(Outcome::StartFailed { detail: bounded(&detail, DETAIL_BYTES_MAX) })
+        }
     }
 }
 
 /// A text of a host's, short enough to keep and without what Postgres does not store.
-fn bounded(text: &str) -> String {
-    let end = (0..=DETAIL_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+pub(super) fn bounded(text: &str, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text[..end.unwrap_or(0)].replace('\0', "\u{fffd}")
 }
 
@@ -163,8 +178,22 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_that_was_begun_and_is_kept_quiet_about_is_lost() {
+        let [a, b] = [1, 2].map(|n| LeaseId(Uuid::from_u128(n)));
+        let held =
+            BTreeMap::from([(a, lease(LeaseState::Running, true)), (b, lease(LeaseState::Placed, false))]);
+        assert_eq!(of_silence(&BTreeMap::new(), &held), [(a, Effect::Lost)], "one not begun may still come");
+        let reported = BTreeMap::from([(a, LeaseReport::Running)]);
+        assert_eq!(of_silence(&reported, &held), []);
+        for state in [LeaseState::Stopping, LeaseState::Draining] {
+            let held = BTreeMap::from([(a, lease(state, true))]);
+            assert_eq!(of_silence(&BTreeMap::new(), &held), [(a, Effect::Lost)]);
+        }
+    }
+
+    #[test]
     fn what_a_host_says_about_a_failure_is_cut_at_a_character() {
         let long = format!("\0{}€", "x".repeat(DETAIL_BYTES_MAX - 2));
-        assert_eq!(bounded(&long), format!("\u{fffd}{}", "x".repeat(DETAIL_BYTES_MAX - 2)));
+        assert_eq!(bounded(&long, DETAIL_BYTES_MAX), format!("\u{fffd}{}", "x".repeat(DETAIL_BYTES_MAX - 2)));
     }
 }

@@ -4,6 +4,8 @@ mod blobs;
 pub mod effects;
 mod logs;
 mod peer;
+mod proof;
+mod releases;
 mod report;
 mod spec;
 
@@ -27,6 +29,7 @@ pub(crate) fn router(app: &App) -> Router {
             post(logs::append).layer(DefaultBodyLimit::max(LOG_CHUNK_BYTES_MAX)),
         )
         .route("/host/v1/blobs/{sha256}", put(blobs::store).layer(DefaultBodyLimit::disable()))
+        .route("/host/v1/releases/{version}/{target}", get(releases::show))
         .fallback(guard::no_such_route)
         .method_not_allowed_fallback(guard::no_such_method)
         .layer(from_fn(guard::catch_panics))

@@ -16,7 +16,8 @@ use serde::Deserialize;
 
 use super::{
     effects::{self, Effect},
-    peer::PeerHost,
+    peer::{PeerHost, host_unknown},
+    proof,
 };
 use crate::{
     app::App,
@@ -40,17 +41,42 @@ pub(super) async fn take(
     })?;
     // What is known is read before the report is registered: whatever a later report
     // changes is then not taken for old by this one.
+    let current = app.store.host_generation(host.id).await?;
     let held = app.store.leases_of_host(host.id).await?;
-    let HostReport { generation, sequence, session, inventory, leases, .. } = report;
-    let (newest, fresh) = app.store.host_hear(host.id, session, sequence, generation, &inventory).await?;
+    let HostReport { generation, sequence, session, inventory, mesh_key_next, proof, leases, .. } = report;
+    let heard = app.store.host_hear(host.id, session, sequence, generation, &inventory).await;
+    let (newest, fresh) = heard.map_err(not_heard)?;
     if !fresh {
         return Ok(Json(ReportAck { generation: newest }).into_response());
     }
+    // First of all, since its time counts: the rest of the report does not.
+    if let Some(proof) = proof {
+        proof::take(&app, host.id, proof).await?;
+    }
     crash_point!("gateway.report.before_effects");
-    write_down(&app, host.id, effects::of_report(leases, &held)).await?;
+    let lost = if generation >= current { effects::of_silence(&leases, &held) } else { Vec::new() };
+    write_down(&app, host.id, effects::of_report(leases, &held).into_iter().chain(lost).collect()).await?;
+    if let Some(key) = mesh_key_next {
+        app.store.mesh_key_announce(host.id, &key.to_string()).await.map_err(not_announced)?;
+    }
     crash_point!("gateway.report.before_answer");
     let generation = app.store.host_generation(host.id).await?;
     Ok(Json(ReportAck { generation }).into_response())
+}
+
+/// A host that was sent away while its report was on its way is told so.
+fn not_heard(error: StoreError) -> ApiError {
+    if matches!(error, StoreError::Stale("host")) { host_unknown() } else { error.into() }
+}
+
+fn not_announced(error: StoreError) -> ApiError {
+    match &error {
+        StoreError::Constraint(name) if name == "mesh_keys_pkey" => {
+            let detail = "this mesh key is or was another host's; the rest of the report was taken";
+            ApiError::new(StatusCode::CONFLICT, "mesh_key_taken", detail).suggest("make a new mesh key")
+        }
+        _ => error.into(),
+    }
 }
 
 /// Looks at the version before anything else, which other versions may write otherwise.

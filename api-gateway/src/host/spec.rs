@@ -16,7 +16,7 @@ use nave_store::{Changes, OrderRow, SentChallenge};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::peer::PeerHost;
+use super::{peer::PeerHost, releases};
 use crate::{app::App, config::Config, error::ApiError, extract::Query, routes};
 
 /// Longest time without looking again, should an announcement be missed.
@@ -59,7 +59,7 @@ pub(super) async fn show(
 async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
     // The generation first: what is read later is then at least as new as it says.
     let row = app.store.host_spec(host).await?;
-    let mesh = mesh(app, host).await?;
+    let (mesh, release) = (mesh(app, host).await?, releases::offer(app, host).await?);
     let challenge = app.store.challenge_send(host).await?.and_then(challenge);
     crash_point!("gateway.spec.before_answer");
     let Config { fence_ms, report_ms, .. } = *app.config;
@@ -72,7 +72,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         report_ms,
         mesh,
         challenge,
-        release: None,
+        release,
         leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(row)))),
     })
 }

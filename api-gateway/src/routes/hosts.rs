@@ -9,6 +9,7 @@ use crate::{
     caller::{Caller, HostsRead},
     error::ApiError,
     extract::{Nothing, Query},
+    view,
 };
 
 /// Every host that has not left, by name.
@@ -28,6 +29,9 @@ fn host(row: HostRow) -> Host {
         name: row.name,
         hotkey: row.hotkey,
         state: row.state,
+        reason: row.reason.map(view::reason),
+        paused: row.paused,
+        term: row.term,
         trust: row.trust,
         inventory: row.inventory,
         rate: row.rate,

@@ -1,12 +1,15 @@
 //! The customers' API: one module per resource.
 
 mod balance;
+mod enrolments;
 mod epochs;
 mod health;
 mod hosts;
 mod jobs;
 mod keys;
 mod logs;
+mod market;
+mod miner;
 mod offers;
 mod receipts;
 
@@ -17,6 +20,7 @@ use axum::{
     middleware::{from_fn, from_fn_with_state},
     routing::get,
 };
+use nave_sdk::wire::enrol::REQUEST_BYTES_MAX;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 pub(crate) use jobs::wait;
@@ -47,7 +51,24 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
 
 /// Every call that needs none.
 pub(crate) fn without_key() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health::show))
+    OpenApiRouter::new().routes(routes!(health::show)).routes(routes!(market::show))
+}
+
+/// Every call that hosts which join and miners sign.
+pub(crate) fn signed() -> OpenApiRouter<App> {
+    joining().merge(miners())
+}
+
+fn joining() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(enrolments::create))
+}
+
+fn miners() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(miner::list))
+        .routes(routes!(miner::show, miner::change))
+        .routes(routes!(miner::drain))
+        .routes(routes!(miner::leave))
 }
 
 /// The whole API, ready to serve.
@@ -55,8 +76,12 @@ pub(crate) fn router(app: &App) -> Router {
     let document = openapi::openapi();
     let guarded =
         with_key().split_for_parts().0.route_layer(from_fn_with_state(app.clone(), caller::authenticate));
+    let joining =
+        joining().split_for_parts().0.route_layer(from_fn_with_state(app.clone(), enrolments::sign_answer));
+    let signed = joining.merge(miners().split_for_parts().0).layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX));
     Router::new()
         .merge(guarded)
+        .merge(signed)
         .merge(without_key().split_for_parts().0)
         .route("/v1/openapi.json", get(async move || ([(CONTENT_TYPE, "application/json")], document)))
         .fallback(guard::no_such_route)

@@ -29,7 +29,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Vec<Offer>>, ApiError> {
     let mut usage = app.store.hosts_usage().await?;
     let hosts = app.store.host_list().await?;
-    let ready = hosts.into_iter().filter(|host| host.state == HostState::Ready);
+    let ready = hosts.into_iter().filter(|host| host.state == HostState::Ready && !host.paused);
     let mut offers: Vec<Offer> = ready
         .filter_map(|host| {
             let used = usage.remove(&host.host);
@@ -62,6 +62,7 @@ fn offer(host: HostRow, used: Option<&UsageRow>) -> Option<Offer> {
         free,
         total: capacity(&inventory, |_| true),
         rate: host.rate,
+        term: host.term,
         trust: host.trust,
         runtime: view::runtime(&inventory.runtime).to_owned(),
     })
@@ -83,7 +84,7 @@ fn rest(whole: i64, used: i64) -> i64 {
     whole.saturating_sub(used).max(0)
 }
 
-fn capacity(inventory: &Inventory, counts: impl Fn(&Device) -> bool) -> Capacity {
+pub(super) fn capacity(inventory: &Inventory, counts: impl Fn(&Device) -> bool) -> Capacity {
     let mut gpus: BTreeMap<String, u32> = BTreeMap::new();
     for device in inventory.devices.iter().filter(|device| counts(device)) {
         *gpus.entry(device.model.clone()).or_default() += 1;

@@ -17,6 +17,8 @@
 //! | `GET /v1/epochs?limit`, `GET /v1/epochs/{epoch}` | `jobs:read` | list of [`Epoch`], [`Epoch`] |
 //! | `GET /v1/health` | none | [`Health`] |
 //!
+//! Calls of hosts that join and of miners are in [`super::enrol`].
+//!
 //! Log events of a followed log: `event: log`, `id:` a cursor for `Last-Event-ID`,
 //! `data:` a [`LogLine`]; at the end `event: end` with the [`Job`].
 
@@ -25,7 +27,7 @@ use std::collections::BTreeMap;
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
     epoch::EpochState,
-    host::{HostState, Inventory, Trust},
+    host::{HostState, Inventory, Term, Trust},
     job::{JobRequest, JobState},
     lease::{LeaseState, Outcome},
     ledger::PostingKind,
@@ -33,7 +35,7 @@ use nave_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::host::Stream;
+use super::{enrol::StateReason, host::Stream};
 
 macro_rules! wire {
     ($($(#[$doc:meta])* pub struct $name:ident { $($fields:tt)* })*) => {$(
@@ -209,6 +211,9 @@ pub struct Offer {
     pub total: Capacity,
     /// Price in its parts.
     pub rate: Rate,
+    /// For how long it is offered.
+    #[serde(default)]
+    pub term: Term,
     /// How far the host's claims were tested.
     pub trust: Trust,
     /// `docker` or `simulated`.
@@ -237,6 +242,15 @@ pub struct Host {
     pub hotkey: String,
     /// Where it stands.
     pub state: HostState,
+    /// Why it takes no jobs, where that needs saying.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<StateReason>,
+    /// Whether its owner wants it to get no new jobs for now.
+    #[serde(default)]
+    pub paused: bool,
+    /// For how long it is offered.
+    #[serde(default)]
+    pub term: Term,
     /// How far its claims were tested.
     pub trust: Trust,
     /// What it says it has; absent before its first report.
