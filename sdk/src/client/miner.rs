@@ -112,12 +112,12 @@ impl MinerClient {
         self.client.fetch(Call::post(&[&"miner", &"hosts", &host, &"drain"], Repeat::Safe)).await
     }
 
-    /// Takes a host out now; its jobs are placed anew.
+    /// Takes a host out now; its jobs are placed anew. One that has left stays so: the call is repeated.
     ///
     /// # Errors
     /// [`Error`].
     pub async fn leave(&self, host: HostId) -> Result<MinerHost, Error> {
-        self.client.fetch(Call::post(&[&"miner", &"hosts", &host, &"leave"], Repeat::Unsafe)).await
+        self.client.fetch(Call::post(&[&"miner", &"hosts", &host, &"leave"], Repeat::Safe)).await
     }
 }
 
