@@ -63,7 +63,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn init_log(json: bool) {
-    let filter = EnvFilter::try_from_env("NAVE_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+    let filter =
+        EnvFilter::try_from_env("NAVE_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn,gotatun=warn"));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json { log.json().init() } else { log.init() }
 }

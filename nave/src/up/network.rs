@@ -2,7 +2,7 @@
 //! link, as if it were a machine of its own. With one host there is none.
 
 use std::{
-    fs,
+    fs, io,
     net::{IpAddr, Ipv4Addr},
 };
 
@@ -116,6 +116,9 @@ impl Network {
         ip(&["link", "set", "dev", &link, "up"])?;
         let address = format!("{}/24", self.slot.underlay(host + 1));
         ip(&["-n", inside, "address", "replace", &address, "dev", "eth0"])?;
+        let switch = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
+        // What is left is ours: no solicitations of routers, no names of neighbours.
+        namespace.enter(|| if_there(fs::write(switch, "1")))?.context("keep IPv6 off the link")?;
         ip(&["-n", inside, "link", "set", "dev", "eth0", "up"])?;
         if outside {
             let gateway = self.slot.underlay(1).to_string();
@@ -208,6 +211,11 @@ table inet {table} {{
 
 fn ip(args: &[&str]) -> anyhow::Result<()> {
     program::run("ip", args).map(drop)
+}
+
+/// A kernel without IPv6 has no switch for it.
+fn if_there(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn exists(interface: &str) -> bool {
