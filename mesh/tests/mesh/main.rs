@@ -196,6 +196,20 @@ fn a_killed_tunnel_comes_back_with_everything_it_had() {
 }
 
 #[test]
+fn an_interface_that_somebody_deletes_comes_back() {
+    if !can_run() {
+        return;
+    }
+    let lab = Lab::new();
+    let (hub, host) = lab.pair();
+    hub.answer();
+    assert!(host.reaches(host.address, hub.address));
+    host.home().ip(&["link", "delete", "dev", &host.link()]);
+    eventually("another process serves it", || host.act(Interface::starts) == 2);
+    assert!(host.reaches(host.address, hub.address));
+}
+
+#[test]
 fn a_hub_that_forgot_where_its_hosts_are_hears_them_again() {
     if !can_run() {
         return;
