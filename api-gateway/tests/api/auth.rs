@@ -8,8 +8,8 @@ use crate::setup::{Market, refused};
 /// Every described call: method, path with ids filled in, scope.
 fn calls() -> Vec<(Method, String, Option<String>)> {
     let document: Value = serde_json::from_str(&nave_gateway::openapi()).expect("JSON");
-    let ids =
-        [("{job}", "job_"), ("{key}", "key_")].map(|(name, id)| (name, format!("{id}{}", "0".repeat(32))));
+    let ids = [("{job}", "job_"), ("{key}", "key_"), ("{host}", "host_")]
+        .map(|(name, id)| (name, format!("{id}{}", "0".repeat(32))));
     let mut calls = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
         let filled = ids.iter().fold(path.replace("{epoch}", "1"), |path, (name, id)| path.replace(name, id));
@@ -26,10 +26,19 @@ fn with_body(call: RequestBuilder, method: &Method) -> RequestBuilder {
 }
 
 #[tokio::test]
-async fn every_call_but_health_needs_a_known_key() {
+async fn every_call_but_those_for_everyone_needs_a_known_key_or_a_signature() {
     let market = Market::start().await;
-    let guarded: Vec<_> = calls().into_iter().filter(|(_, _, scope)| scope.is_some()).collect();
-    assert_eq!(guarded.len(), calls().len() - 1);
+    let (guarded, others): (Vec<_>, Vec<_>) = calls().into_iter().partition(|(_, _, scope)| scope.is_some());
+    let mut open = Vec::new();
+    for (method, path, _) in others {
+        if path.starts_with("/v1/miner/") || path == "/v1/enrolments" {
+            refused(with_body(market.anonymous(method.clone(), &path), &method), 401, "signature_missing")
+                .await;
+        } else {
+            open.push(path);
+        }
+    }
+    assert_eq!(open, ["/v1/health", "/v1/market"]);
     for (method, path, _) in guarded {
         let call = || with_body(market.anonymous(method.clone(), &path), &method);
         refused(call(), 401, "token_missing").await;

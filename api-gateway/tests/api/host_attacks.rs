@@ -1,16 +1,15 @@
 //! Hosts that lie, or speak for others.
 
-use nave_domain::{HostId, JobId, job::JobState};
+use nave_domain::{JobId, MicroUsd, job::JobState, lease::Outcome};
 use nave_sdk::wire::{
-    host::{BLOB_BYTES_MAX, Exit, HOST_HEADER, LOG_CHUNK_BYTES_MAX, LeaseReport, PROTOCOL, ResultRef},
+    host::{BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROTOCOL, ResultRef},
     rest::{Job, Logs},
 };
 use reqwest::{Method, RequestBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
-use crate::setup::{Host, Market, refused};
+use crate::setup::{Host, Market, fresh_address, refused};
 
 fn report(host: &Host<'_>) -> RequestBuilder {
     host.call(Method::POST, "/host/v1/report")
@@ -21,34 +20,31 @@ async fn state(market: &Market, job: JobId) -> JobState {
 }
 
 #[tokio::test]
-async fn a_call_names_one_enrolled_host() {
+async fn an_address_that_belongs_to_no_host_is_refused() {
     let market = Market::start().await;
+    let host = market.host("h").await;
     let calls = [
         (Method::GET, "/host/v1/spec"),
         (Method::POST, "/host/v1/report"),
+        (Method::POST, &*format!("/host/v1/leases/lease_{}/logs/stdout?offset=0", "0".repeat(32))),
         (Method::PUT, &*format!("/host/v1/blobs/{}", "0".repeat(64))),
+        (Method::GET, "/host/v1/releases/0.2.0/x86_64-linux"),
     ];
+    let stranger = Host::new(&market, host.id, fresh_address());
     for (method, path) in calls {
-        let call = || market.host_call(method.clone(), path);
-        refused(call(), 401, "host_unnamed").await;
-        refused(call().header(HOST_HEADER, "host_7"), 401, "host_unnamed").await;
+        // Saying who one is does not help: nothing but the address counts.
+        let call = stranger.call(method, path).header("x-nave-host", host.id.to_string());
+        let problem = refused(call, 403, "host_unknown").await;
+        assert!(problem.suggestion.contains("enrol again"), "{problem:?}");
     }
-    let stranger =
-        Host { market: &market, id: HostId(Uuid::from_u128(7)), session: 1, sequence: 0, generation: 0 };
-    refused(stranger.call(Method::GET, "/host/v1/spec"), 404, "host_not_found").await;
-    let mut stranger = stranger;
-    let valid = stranger.next_report(&[]);
-    refused(report(&stranger).json(&valid), 404, "host_not_found").await;
 }
 
 #[tokio::test]
 async fn customers_and_hosts_do_not_reach_each_others_calls() {
     let market = Market::start().await;
     let host = market.host("h").await;
-    refused(market.get("/host/v1/spec").header(HOST_HEADER, host.id.to_string()), 404, "route_not_found")
-        .await;
-    let call = host.call(Method::GET, "/v1/balance").bearer_auth(&market.token);
-    refused(call, 404, "route_not_found").await;
+    refused(market.get("/host/v1/spec"), 404, "route_not_found").await;
+    refused(host.call(Method::GET, "/v1/jobs").bearer_auth(&market.token), 404, "route_not_found").await;
 }
 
 #[tokio::test]
@@ -88,14 +84,36 @@ async fn a_report_that_was_overtaken_changes_nothing() {
     assert_eq!(state(&market, job.job).await, JobState::Running);
     host.send(&forged).await;
     assert_eq!(state(&market, job.job).await, JobState::Running);
-    forged.sequence = u64::MAX;
+    (forged.session, forged.sequence) = (host.session - 1, u64::MAX);
     host.send(&forged).await;
-    assert_eq!(state(&market, job.job).await, JobState::Running, "a number out of range is no news");
+    assert_eq!(state(&market, job.job).await, JobState::Running, "an earlier process is not believed");
     host.session = u64::MAX;
     host.sequence = 0;
     host.report(&[(lease, LeaseReport::Exited { exit: Exit::Code { code: 0 } })]).await;
     let job: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
     assert!(job.attempts[0].ended_at.is_some(), "a new process of the agent begins anew");
+}
+
+#[tokio::test]
+async fn a_host_that_keeps_quiet_about_a_lease_it_began_has_lost_it() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    let (job, lease) = market.placed(&host).await;
+    host.generation = host.spec(0, 0).await.expect("a spec").generation;
+    host.report(&[]).await;
+    assert_eq!(state(&market, job.job).await, JobState::Placed, "what was not begun may still come");
+    host.report(&[(lease, LeaseReport::Running)]).await;
+    host.report(&[(lease, LeaseReport::Unseen)]).await;
+    assert_eq!(state(&market, job.job).await, JobState::Running, "not seen is not lost");
+    let newest = std::mem::replace(&mut host.generation, 0);
+    host.report(&[]).await;
+    assert_eq!(state(&market, job.job).await, JobState::Running, "who has not seen the spec knows nothing");
+    host.generation = newest;
+    host.report(&[]).await;
+    let lost: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
+    assert_eq!((lost.state, lost.attempts[0].outcome.clone()), (JobState::Queued, Some(Outcome::HostLost)));
+    assert_eq!(lost.charged, MicroUsd::ZERO);
+    market.assert_books_balance().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -181,7 +199,7 @@ async fn a_blob_is_what_its_name_says_of_bounded_size_and_from_a_host_with_work(
     let put =
         |name: &str, body: Vec<u8>| host.call(Method::PUT, &format!("/host/v1/blobs/{name}")).body(body);
     let name = hex::encode(Sha256::digest(b"bytes"));
-    refused(put(&name, b"bytes".to_vec()), 403, "no_open_lease").await;
+    refused(put(&name, b"bytes".to_vec()), 403, "nothing_open").await;
     market.placed(&host).await;
     refused(put(&name, b"other bytes".to_vec()), 422, "hash_differs").await;
     refused(put("xyz", Vec::new()), 400, "path_invalid").await;
@@ -194,6 +212,11 @@ async fn a_blob_is_what_its_name_says_of_bounded_size_and_from_a_host_with_work(
     let stored = put(&hex::encode(Sha256::digest(&largest)), largest).send().await.expect("an answer");
     assert_eq!(stored.status(), 204);
     refused(put(&name, vec![7; BLOB_BYTES_MAX + 1]), 413, "body_too_large").await;
+    let third = hex::encode(Sha256::digest(b"third"));
+    refused(put(&third, b"third".to_vec()), 429, "blobs_full").await;
+    market.placed(&host).await;
+    let stored = put(&third, b"third".to_vec()).send().await.expect("an answer");
+    assert_eq!(stored.status(), 204, "another lease has room for another result");
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
-//! The gateway as its users see it: real HTTP, a real unix socket, a real Postgres. One
-//! module per resource, as in the gateway itself.
+//! The gateway as its users see it: real HTTP, a real Postgres, hosts that speak from
+//! addresses of their own. One module per resource, as in the gateway itself.
 
 mod auth;
 mod balance;
 mod cancel;
+mod enrol;
 mod epochs;
 mod health;
 mod host_attacks;
@@ -18,3 +19,4 @@ mod receipts;
 mod requests;
 mod serving;
 mod setup;
+mod signing;

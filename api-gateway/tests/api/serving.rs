@@ -1,37 +1,59 @@
 //! Listening, stopping and the control clock.
 
 use std::{
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    io,
+    net::TcpListener,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use nave_gateway::{Config, Gateway};
-use nave_sdk::wire::rest::Job;
+use nave_sdk::wire::rest::{Health, Job};
+use reqwest::Method;
 
-use crate::setup::Market;
+use crate::setup::{Host, Market, any_port, listen};
 
 #[tokio::test]
-async fn only_this_user_may_open_the_hosts_socket() {
-    let market = Market::start().await;
-    let mode = std::fs::metadata(&market.socket).expect("a socket").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+async fn customers_are_served_while_hosts_cannot_be_listened_for_yet() {
+    let tries = Arc::new(AtomicU32::new(0));
+    let inside = TcpListener::bind(any_port()).expect("a port");
+    let place = inside.local_addr().expect("an address");
+    let counted = tries.clone();
+    let bind = move || match counted.fetch_add(1, Ordering::Relaxed) {
+        0 | 1 => Err(io::Error::from(io::ErrorKind::AddrNotAvailable)),
+        _ => inside.try_clone(),
+    };
+    let mut market = Market::configured(|config| config.hosts = listen(place, bind)).await;
+    assert_eq!(market.fetch::<Health>("/v1/health").await.status, "ok");
+    // The gateway of these tests listens elsewhere: only the one in the configuration counts.
+    market.hosts = place;
+    market.host("h").await;
+    assert!(tries.load(Ordering::Relaxed) > 2);
 }
 
 #[tokio::test]
-async fn a_socket_left_behind_is_replaced_and_one_in_use_is_not() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let socket = dir.path().join("hosts.sock");
-    drop(UnixListener::bind(&socket).expect("a socket"));
-    let store = nave_store::testing::store().await;
-    let config = Config::new("127.0.0.1:0".parse().expect("an address"), socket);
-    let first = Gateway::bind(config.clone(), store.clone()).await.expect("over what was left");
-    let second = Gateway::bind(config.clone(), store.clone()).await.err().expect("a refusal");
-    assert!(format!("{second:#}").contains("another gateway"), "{second:#}");
-    drop(first);
-    std::fs::remove_file(&config.host_socket).expect("remove");
-    std::fs::write(&config.host_socket, "precious").expect("write");
-    assert!(Gateway::bind(config.clone(), store).await.is_err(), "what is no socket is not replaced");
-    assert_eq!(std::fs::read(&config.host_socket).expect("read"), b"precious");
+async fn a_mesh_that_was_set_up_anew_is_listened_in_at_once() {
+    let first = TcpListener::bind(any_port()).expect("a port");
+    let place = first.local_addr().expect("an address");
+    let next: Arc<Mutex<Option<TcpListener>>> = Arc::new(Mutex::new(Some(first)));
+    let waiting = next.clone();
+    let bind = move || {
+        let next = waiting.lock().expect("no panic").take();
+        next.ok_or_else(|| io::Error::from(io::ErrorKind::AddrInUse))
+    };
+    let mut market = Market::configured(|config| config.hosts = listen(place, bind)).await;
+    market.hosts = place;
+    let host = market.host("h").await;
+    let second = TcpListener::bind(any_port()).expect("a port");
+    let elsewhere = second.local_addr().expect("an address");
+    *next.lock().expect("no panic") = Some(second);
+    let (id, address) = (host.id, host.address);
+    drop(host);
+    market.hosts = elsewhere;
+    let moved = Host::new(&market, id, address);
+    assert!(moved.call(Method::GET, "/host/v1/spec").send().await.expect("an answer").status().is_success());
 }
 
 #[tokio::test]

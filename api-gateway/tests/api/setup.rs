@@ -2,26 +2,34 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
 };
 
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu,
     host::{Device, Inventory, Runtime},
     job::{Egress, Resources},
+    mesh::Prefix,
     rate::Rate,
 };
-use nave_gateway::{Config, Gateway};
+use nave_gateway::{Config, Gateway, HostListen};
 use nave_sdk::wire::{
-    host::{HOST_HEADER, HostReport, HostSpec, LeaseReport, LogAck, PROTOCOL, ReportAck},
+    host::{HostReport, HostSpec, LeaseReport, LogAck, PROTOCOL, ReportAck},
     rest::{Job, Problem, SCOPES},
+    sign::SecretKey,
 };
-use nave_store::{Placement, Store, testing::NewHost};
+use nave_store::{
+    HubRow, Placement, Store,
+    testing::{self, NewHost},
+};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 use uuid::Uuid;
 
@@ -34,10 +42,37 @@ pub const RATE: Rate =
     Rate { gpu_hour: MicroUsd(2_000_000), vcpu_hour: MicroUsd(36_000_000), gib_hour: MicroUsd(0) };
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
+static ADDRESSES: AtomicU32 = AtomicU32::new(0x7f01_0001);
 
 /// A text that no other caller gets.
 pub fn fresh(what: &str) -> String {
     format!("{what}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// An address of this machine that nobody else in these tests speaks from.
+pub fn fresh_address() -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(ADDRESSES.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// The key of every market in these tests.
+pub fn market_key() -> SecretKey {
+    SecretKey::from_seed([9; 32]).expect("a key")
+}
+
+/// Where the hub of every market in these tests is.
+pub fn hub() -> HubRow {
+    HubRow {
+        key: testing::mesh_key(HostId(Uuid::max())),
+        endpoints: vec!["192.0.2.1:51820".to_owned()],
+        address: Prefix::of_market(&market_key().public().0).hub(),
+        port: 7461,
+    }
+}
+
+/// A client whose connections come from this address.
+pub fn client(from: Option<IpAddr>) -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().no_proxy().tls_certs_only([]).local_address(from).build().expect("a client")
 }
 
 /// A running gateway with a customer who has money.
@@ -45,13 +80,12 @@ pub struct Market {
     pub store: Store,
     pub customer: CustomerId,
     pub token: String,
-    pub socket: PathBuf,
     pub base: String,
+    /// Where hosts connect.
+    pub hosts: SocketAddr,
     http: Client,
-    hosts: Client,
     stop: Option<oneshot::Sender<()>>,
     served: Option<JoinHandle<anyhow::Result<()>>>,
-    _dir: TempDir,
 }
 
 impl Market {
@@ -63,33 +97,31 @@ impl Market {
         let store = nave_store::testing::store().await;
         let market = Self::over(store, change).await;
         market.store.default_image_set(IMAGE).await.expect("set the default image");
+        market.store.hub_set(&hub()).await.expect("set the hub");
         let (customer, token) = market.customer("alice").await;
         Self { customer, token, ..market }
     }
 
     /// A gateway over a store, without any customer.
     pub async fn over(store: Store, change: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let socket = dir.path().join("hosts.sock");
-        let mut config = Config::new("127.0.0.1:0".parse().expect("an address"), socket.clone());
+        let inside = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let hosts = inside.local_addr().expect("an address");
+        let listen = listen(hosts, move || inside.try_clone());
+        let mut config = Config::new(any_port(), listen, Arc::new(market_key()));
         change(&mut config);
         let gateway = Gateway::bind(config, store.clone()).await.expect("listen");
         let base = format!("http://{}", gateway.api().expect("an address"));
         let (stop, stopped) = oneshot::channel();
         let served = tokio::spawn(gateway.serve(async { drop(stopped.await) }));
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = || Client::builder().no_proxy().tls_certs_only([]);
         Self {
             store,
             customer: CustomerId(Uuid::nil()),
             token: String::new(),
             base,
-            http: client().build().expect("a client"),
-            hosts: client().unix_socket(socket.as_path()).build().expect("a client"),
-            socket,
+            hosts,
+            http: client(None),
             stop: Some(stop),
             served: Some(served),
-            _dir: dir,
         }
     }
 
@@ -170,14 +202,11 @@ impl Market {
         let id = HostId(Uuid::now_v7());
         let new = NewHost { host: id, name, hotkey: "5Miner", rate: RATE };
         self.store.host_enrol(&new).await.expect("enrol");
-        let mut host = Host { market: self, id, session: 7, sequence: 0, generation: 0 };
+        let address = fresh_address();
+        self.store.host_move(id, address).await.expect("an address");
+        let mut host = Host::new(self, id, address);
         host.report(&[]).await;
         host
-    }
-
-    /// A call to the host protocol that names no host.
-    pub fn host_call(&self, method: Method, path: &str) -> RequestBuilder {
-        self.hosts.request(method, format!("http://nave{path}"))
     }
 
     /// Ends the gateway and waits until it has ended.
@@ -193,18 +222,36 @@ impl Market {
     }
 }
 
+pub fn any_port() -> SocketAddr {
+    "127.0.0.1:0".parse().expect("an address")
+}
+
+pub fn listen(
+    address: SocketAddr,
+    bind: impl Fn() -> io::Result<TcpListener> + Send + Sync + 'static,
+) -> HostListen {
+    HostListen { address, bind: Arc::new(bind) }
+}
+
 /// An agent, as far as the gateway can tell.
 pub struct Host<'a> {
     pub market: &'a Market,
     pub id: HostId,
+    pub address: IpAddr,
+    http: Client,
     pub session: u64,
     pub sequence: u64,
     pub generation: u64,
 }
 
-impl Host<'_> {
+impl<'a> Host<'a> {
+    /// A host that speaks from `address`, whether it may or not.
+    pub fn new(market: &'a Market, id: HostId, address: IpAddr) -> Self {
+        Self { market, id, address, http: client(Some(address)), session: 7, sequence: 0, generation: 0 }
+    }
+
     pub fn call(&self, method: Method, path: &str) -> RequestBuilder {
-        self.market.host_call(method, path).header(HOST_HEADER, self.id.to_string())
+        self.http.request(method, format!("http://{}{path}", self.market.hosts))
     }
 
     /// The next report, not sent yet.
@@ -216,6 +263,8 @@ impl Host<'_> {
             sequence: self.sequence,
             session: self.session,
             inventory: inventory(),
+            mesh_key_next: None,
+            proof: None,
             leases: leases.iter().cloned().collect::<BTreeMap<_, _>>(),
         }
     }
