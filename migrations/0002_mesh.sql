@@ -32,6 +32,10 @@ comment on column hosts.mesh_address is 'Its address in the mesh, by which it is
 comment on column hosts.mesh_key is 'WireGuard public key that the hub lets in, base64';
 comment on column hosts.mesh_key_next is 'The key that its agent is about to use instead';
 
+-- These numbers were random and grow from now on: a report of an earlier process is not believed.
+update hosts set session = null, sequence = 0;
+comment on column hosts.session is 'Number of its agent process, from the last report; later ones have larger ones';
+
 alter table control_clock add hub_at_ms bigint;
 comment on column control_clock.hub_at_ms is 'When the hub last said that it lets hosts in; none where there never was one';
 

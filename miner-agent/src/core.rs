@@ -55,8 +55,17 @@ pub enum Phase {
 /// What the agent remembers beyond what it can see.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// When the control plane was last heard, on the boot clock.
+    /// When the control plane was last heard by an agent that had its newest spec, on the
+    /// boot clock.
     pub heard: Millis,
+    /// Whether that was since the machine started. Until then the spec is what an earlier
+    /// agent left, and what it orders may be another host's by now: nothing is started.
+    pub in_touch: bool,
+    /// Answers that told of a newer spec than is at hand: its generation, and when the report
+    /// was sent that was answered.
+    pub ahead: BTreeMap<u64, Millis>,
+    /// The machine has restarted since the notes were written, and nothing was seen since.
+    pub restarted: bool,
     /// What is known of each lease.
     pub notes: BTreeMap<LeaseId, Note>,
     /// The control plane does not know this host any more: nothing new is begun, and
@@ -186,6 +195,7 @@ pub fn decide(
             seen: observed.get(&lease).map(|seen| seen.phase),
             note: memory.notes.get(&lease).cloned().unwrap_or_default(),
             busy: memory.busy.get(&lease).copied(),
+            in_touch: memory.in_touch,
             fenced,
             dismissed: memory.dismissed,
         };
@@ -234,6 +244,7 @@ struct View<'a> {
     seen: Option<Phase>,
     note: Note,
     busy: Option<Task>,
+    in_touch: bool,
     fenced: bool,
     dismissed: bool,
 }
@@ -279,6 +290,7 @@ impl View<'_> {
                 (None, Some(LeaseReport::Preparing))
             }
             (Some(why), None) => (None, Some(vanished(Some(why)))),
+            (None, None) if !self.in_touch => (None, Some(LeaseReport::Preparing)),
             (None, _) if self.dismissed => (None, Some(LeaseReport::Preparing)),
             (None, _) => (Some(Action::Start(order.clone())), Some(LeaseReport::Preparing)),
         }
@@ -376,13 +388,43 @@ pub fn start_failed(detail: &str) -> Exit {
     Exit::StartFailed { detail: line[..end].trim().to_owned() }
 }
 
+/// Most answers that are kept until their spec comes.
+const AHEAD_MAX: usize = 64;
+
 impl Memory {
+    /// Takes in that a report sent `at` was answered while `generation` was the newest spec.
+    /// It counts once that spec is at hand: who does not know what is wanted has not been told
+    /// to go on. Call [`Self::catch_up`] then.
+    pub fn answered(&mut self, at: Millis, generation: u64) {
+        let sent = self.ahead.entry(generation).or_insert(at);
+        *sent = at.max(*sent);
+        if self.ahead.len() > AHEAD_MAX {
+            self.ahead.pop_first();
+        }
+    }
+
+    /// Takes in that the spec of `generation` is at hand. Answers whether something that was
+    /// answered counts now.
+    pub fn catch_up(&mut self, generation: u64) -> bool {
+        let still_ahead = generation.checked_add(1).map(|next| self.ahead.split_off(&next));
+        let known = std::mem::replace(&mut self.ahead, still_ahead.unwrap_or_default());
+        let Some(at) = known.into_values().max() else { return false };
+        self.heard = if self.in_touch { at.max(self.heard) } else { at };
+        self.in_touch = true;
+        true
+    }
+
     /// Takes in what was seen: a command that ran or runs is never started again.
     /// Answers whether anything was new.
     pub fn learn(&mut self, observed: &BTreeMap<LeaseId, Observed>) -> bool {
         let mut news = false;
-        for (lease, _) in observed.iter().filter(|(_, seen)| seen.phase != Phase::Created) {
+        let restarted = std::mem::take(&mut self.restarted);
+        for (lease, seen) in observed.iter().filter(|(_, seen)| seen.phase != Phase::Created) {
             let note = self.notes.entry(*lease).or_default();
+            if restarted && !note.started && seen.phase != Phase::Running {
+                // It had started just before: its code says how the machine went down.
+                note.ending.get_or_insert(Ending::Cut);
+            }
             news |= !note.started;
             note.started = true;
         }
@@ -391,6 +433,7 @@ impl Memory {
 
     /// Takes in that the machine has restarted: what ran then was cut off.
     pub fn machine_restarted(&mut self) {
+        self.restarted = true;
         for note in self.notes.values_mut().filter(|note| note.started && note.finished.is_none()) {
             note.ending.get_or_insert(Ending::Cut);
         }

@@ -59,7 +59,8 @@ const INVENTORY: Duration = Duration::from_secs(60);
 enum Event {
     Spec(Box<HostSpec>),
     /// The control plane answered a report that was sent at this time.
-    Heard(Millis),
+    /// At that moment its newest spec had this generation.
+    Heard(Millis, u64),
     /// The control plane does not know this host any more.
     Dismissed,
     Done(LeaseId, u64, Outcome),
@@ -142,7 +143,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let inventory = inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
     let (events, inbox) = mpsc::unbounded_channel();
     let (bulletin, news) = watch::channel(Bulletin::new(inventory));
-    let _exchange = Exchange::spawn(plane.clone(), link.clone(), news, events.clone())?;
+    let _exchange = Exchange::spawn(state.next_session()?, plane.clone(), link.clone(), news, events.clone());
     let agent = Agent {
         state,
         runtime,
@@ -191,7 +192,8 @@ impl Agent {
             if seen {
                 self.act().await;
             }
-            if std::mem::take(&mut self.unsaved) {
+            // Before it has looked, it does not know what a restart of the machine cut off.
+            if seen && std::mem::take(&mut self.unsaved) {
                 self.save().await;
             }
             let runtime = self.runtime.clone();
@@ -417,18 +419,26 @@ impl Agent {
                 }
                 self.spec = Some(*spec);
                 self.memory.dismissed = false;
+                self.catch_up();
                 self.prove();
             }
             Event::Dismissed => self.dismiss(),
             Event::Prover(serial, word) => self.take_word(serial, word),
-            Event::Heard(at) => {
-                self.memory.heard = self.memory.heard.max(at);
+            Event::Heard(at, generation) => {
                 self.memory.dismissed = false;
-                if let Err(error) = self.state.save_heard(self.memory.heard) {
-                    tracing::warn!(error = format!("{error:#}"), "the state cannot be written");
-                }
+                self.memory.answered(at, generation);
+                self.catch_up();
             }
             Event::Done(lease, serial, outcome) => self.take_outcome(lease, serial, outcome).await,
+        }
+    }
+
+    fn catch_up(&mut self) {
+        let generation = self.spec.as_ref().map_or(0, |spec| spec.generation);
+        if self.memory.catch_up(generation)
+            && let Err(error) = self.state.save_heard(self.memory.heard)
+        {
+            tracing::warn!(error = format!("{error:#}"), "the state cannot be written");
         }
     }
 

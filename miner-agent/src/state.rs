@@ -3,12 +3,14 @@
 //! `state.json` holds the last spec and the notes, written before they matter
 //! and flushed to the disk. `heard.json` holds when the control plane was last
 //! heard; it is written often and not flushed, because its time means nothing
-//! after the machine has restarted.
+//! after the machine has restarted. `session.json` holds the number of the last
+//! agent process.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, bail};
@@ -65,6 +67,7 @@ impl StateDir {
         let mut memory = Memory { heard: clock::now(), ..Memory::default() };
         if let Some(heard) = self.read::<Heard>("heard.json").filter(|heard| heard.boot == self.boot) {
             memory.heard = heard.heard.min(memory.heard);
+            memory.in_touch = true;
         }
         let Some(saved) = self.read::<Saved>("state.json").filter(|saved| saved.host == self.host) else {
             return (None, memory);
@@ -95,6 +98,20 @@ impl StateDir {
     /// When the disk refuses.
     pub fn save_heard(&self, heard: Millis) -> anyhow::Result<()> {
         self.write("heard.json", &Heard { boot: self.boot.clone(), heard }, Keep::Process)
+    }
+
+    /// A number for this process, larger than that of every earlier one of this host: what those
+    /// have said may still be on its way. Where the state was lost, the time makes it larger.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn next_session(&self) -> anyhow::Result<u64> {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let ms = u64::try_from(since.as_millis()).unwrap_or_default();
+        let before: u64 = self.read("session.json").unwrap_or_default();
+        let session = ms.max(before.saturating_add(1));
+        self.write("session.json", &session, Keep::Power)?;
+        Ok(session)
     }
 
     fn read<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
@@ -158,6 +175,28 @@ mod tests {
         assert_eq!((memory.notes, memory.heard), (notes, Millis(5)));
         let (_, other) = StateDir::open(data.path(), host(2)).expect("open").load();
         assert!(other.notes.is_empty());
+    }
+
+    #[test]
+    fn every_agent_process_has_a_larger_number_than_those_before() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let next = || StateDir::open(data.path(), host(1)).expect("open").next_session().expect("a number");
+        let (first, second) = (next(), next());
+        assert!(second > first, "{first} {second}");
+        fs::write(data.path().join("agent/session.json"), (1_u64 << 60).to_string()).expect("write");
+        assert_eq!(next(), (1 << 60) + 1, "also where the clock was set back");
+    }
+
+    #[test]
+    fn what_was_heard_before_the_machine_restarted_does_not_count() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let mut state = StateDir::open(data.path(), host(1)).expect("open");
+        state.save(None, &BTreeMap::new()).expect("save");
+        state.save_heard(Millis(5)).expect("save");
+        assert!(state.load().1.in_touch);
+        state.boot = "another".into();
+        let (_, memory) = state.load();
+        assert!(!memory.in_touch && memory.restarted);
     }
 
     #[test]

@@ -138,7 +138,8 @@ pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> 
 impl Store {
     /// Takes note of a report: the host was heard, and what it has, which changes once a
     /// second at most; claims that are not proven take it out until they are. Returns the generation
-    /// of its spec and whether the report is news: a late one from the same process is not.
+    /// of its spec and whether the report is news: a late one, from the same process or
+    /// an earlier one, is not.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is gone.
@@ -162,7 +163,8 @@ impl Store {
         .await?
         .ok_or(StoreError::NotFound("host"))?;
         let generation = row.generation.cast_unsigned();
-        if row.session == Some(session.cast_signed()) && sequence.cast_signed() <= row.sequence {
+        let last = row.session.map(|known| (known.cast_unsigned(), row.sequence.cast_unsigned()));
+        if last.is_some_and(|last| (session, sequence) <= last) {
             return Ok((generation, false));
         }
         let from: HostState = error::read_name("a host's state", row.state)?;

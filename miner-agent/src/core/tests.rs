@@ -82,7 +82,7 @@ impl Case {
     }
 
     fn with(spec: Option<HostSpec>) -> Self {
-        let memory = Memory { heard: NOW, ..Memory::default() };
+        let memory = Memory { heard: NOW, in_touch: true, ..Memory::default() };
         Self { spec, observed: BTreeMap::new(), memory, now: NOW }
     }
 
@@ -119,6 +119,47 @@ fn ended(ending: Ending) -> Note {
 
 fn report_of(exit: Exit) -> Option<LeaseReport> {
     Some(LeaseReport::Finished { exit, result: None })
+}
+
+#[test]
+fn an_order_of_before_a_restart_waits_until_the_control_plane_was_heard_since() {
+    let mut old = Case::listed();
+    old.memory.in_touch = false;
+    assert_eq!(old.decide(), (None, Some(LeaseReport::Preparing)));
+    old.memory.answered(NOW, 2);
+    assert!(!old.memory.catch_up(1), "it told of a newer spec");
+    assert_eq!(old.decide().0, None);
+    assert!(old.memory.catch_up(2));
+    assert_eq!(old.decide().0, Some(Action::Start(order(None))));
+}
+
+#[test]
+fn an_answer_counts_for_the_fence_once_its_spec_is_at_hand() {
+    let mut memory = Memory { heard: Millis(10), in_touch: true, ..Memory::default() };
+    memory.answered(Millis(20), 4);
+    memory.answered(Millis(30), 5);
+    memory.answered(Millis(25), 5);
+    assert!(!memory.catch_up(3));
+    assert!(memory.catch_up(4));
+    assert_eq!(memory.heard, Millis(20));
+    assert!(memory.catch_up(u64::MAX));
+    assert_eq!((memory.heard, memory.ahead.len()), (Millis(30), 0));
+    (0..1_000).for_each(|generation| memory.answered(Millis(40), generation));
+    assert!(memory.ahead.len() <= AHEAD_MAX);
+}
+
+#[test]
+fn a_command_that_started_just_before_the_machine_went_down_was_cut_off() {
+    let observed = BTreeMap::from([(lease(1), seen(exited(255)))]);
+    let mut memory = Memory::default();
+    memory.machine_restarted();
+    assert!(memory.learn(&observed));
+    assert_eq!(memory.notes[&lease(1)].ending, Some(Ending::Cut));
+    let mut later = Memory::default();
+    later.machine_restarted();
+    later.learn(&BTreeMap::new());
+    later.learn(&observed);
+    assert_eq!(later.notes[&lease(1)].ending, None, "it ended since");
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Context as _;
 use nave_crash_point::crash_point;
 use nave_domain::{LeaseId, Millis, host::Inventory};
 use nave_sdk::wire::{
@@ -57,17 +56,17 @@ impl Drop for Exchange {
 
 impl Exchange {
     pub(super) fn spawn(
+        session: u64,
         plane: Arc<ControlPlane>,
         link: Option<Arc<Link>>,
         news: watch::Receiver<Bulletin>,
         events: mpsc::UnboundedSender<Event>,
-    ) -> anyhow::Result<Self> {
-        let session = getrandom::u64().context("draw a session number")?;
+    ) -> Self {
         let anew = Arc::new(Notify::new());
         let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()).in_current_span());
         let reporter = Reporter { plane, link, news, events, anew, session, sequence: 0 };
         let reporter = tokio::spawn(reporter.run().in_current_span());
-        Ok(Self { tasks: [poller, reporter] })
+        Self { tasks: [poller, reporter] }
     }
 }
 
@@ -157,7 +156,7 @@ impl Reporter {
             crash_point!("agent.rotate.after_ack");
             link.told(key);
         }
-        let _ = self.events.send(Event::Heard(sent));
+        let _ = self.events.send(Event::Heard(sent, ack.generation));
         Ok(())
     }
 }

@@ -113,7 +113,8 @@ pub struct HostReport {
     pub generation: u64,
     /// Grows with every report of one agent process, so that a late one is not believed.
     pub sequence: u64,
-    /// Random, new with every agent process.
+    /// Larger with every agent process of a host: what earlier ones said and comes late is not
+    /// believed.
     pub session: u64,
     /// What the host has.
     pub inventory: Inventory,

@@ -67,7 +67,7 @@ async fn two_hosts_of_a_miner_do_not_share_a_name() {
 }
 
 #[tokio::test]
-async fn a_late_report_of_the_same_process_is_not_believed() {
+async fn a_late_report_of_the_same_process_or_an_earlier_one_is_not_believed() {
     open(async |market| {
         let host = market.host("alpha").await;
         let small = inventory();
@@ -82,6 +82,7 @@ async fn a_late_report_of_the_same_process_is_not_believed() {
         assert_eq!(market.store.host_list().await.expect("list")[0].inventory, Some(inventory()));
         assert!(hear(7, 11, &grown).await);
         assert!(hear(u64::MAX, 1, &grown).await, "a restarted process counts anew");
+        assert!(!hear(7, 12, &small).await, "a process before the last");
     })
     .await;
 }
