@@ -211,6 +211,10 @@ impl Market {
                 "jobs have to name an image (--image) until `naved admin default-image` sets one".into(),
             );
         }
+        if !self.args.reachable_at.is_empty() {
+            let port = self.network.slot.port();
+            progress(&format!("hosts elsewhere join through UDP port {port} of {}", self.args.reachable_at.join(", ")));
+        }
         self.status.ready = true;
         self.status.write(&self.layout)?;
         tell(&self.status, self.args.json)?;

@@ -9,28 +9,38 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::signal::Signal::SIGTERM;
 use serde_json::Value;
 
 /// A running market.
 pub struct Market {
     dir: tempfile::TempDir,
     arguments: Vec<String>,
+    variables: Vec<(String, String)>,
     api: u16,
 }
+
+/// What markets offer in tests unless they say otherwise: little, since several run at a
+/// time and every host proves what it offers.
+const OFFER: [(&str, &str); 4] =
+    [("--cpu", "1"), ("--memory", "1GiB"), ("--disk", "8GiB"), ("--proof-effort", "2s")];
 
 impl Market {
     /// A market that runs jobs in Docker, from an image built of this machine's packages.
     /// None where `NAVE_TEST_DOCKER` says `skip`, as it does without root.
     pub fn docker(arguments: &[&str]) -> Option<Self> {
-        if std::env::var("NAVE_TEST_DOCKER").is_ok_and(|choice| choice == "skip") {
-            eprintln!("left out: NAVE_TEST_DOCKER=skip");
-            return None;
-        }
+        Self::docker_with(arguments, &[])
+    }
+
+    /// The same with variables in the environment of `naved up`.
+    pub fn docker_with(arguments: &[&str], variables: &[(&str, &str)]) -> Option<Self> {
         let mut all = vec!["--runtime", "docker", "--local-registry"];
         all.extend(arguments);
-        let market = Self::start(&all);
-        // scripts/test has one ready, in a registry that outlives every test.
-        let image = std::env::var("NAVE_TEST_IMAGE").unwrap_or_else(|_| market.build_image());
+        let market = Self::start(&all, variables)?;
+        // scripts/test has one ready, in a registry that outlives every test. Hosts in
+        // namespaces reach the market's own only.
+        let shared = std::env::var("NAVE_TEST_IMAGE").ok().filter(|_| market.hosts().len() == 1);
+        let image = shared.unwrap_or_else(|| market.build_image());
         succeed(market.naved().args(["admin", "default-image", &image]));
         Some(market)
     }
@@ -42,29 +52,58 @@ impl Market {
         said.trim().to_owned()
     }
 
-    /// A market that acts jobs out.
-    pub fn simulated(arguments: &[&str]) -> Self {
+    /// A market that acts jobs out. None without root, as above.
+    pub fn simulated(arguments: &[&str]) -> Option<Self> {
         let mut all = vec!["--runtime", "simulated"];
         all.extend(arguments);
-        Self::start(&all)
+        Self::start(&all, &[])
     }
 
-    fn start(arguments: &[&str]) -> Self {
+    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Option<Self> {
+        if std::env::var("NAVE_TEST_DOCKER").is_ok_and(|choice| choice == "skip") {
+            eprintln!("left out: NAVE_TEST_DOCKER=skip");
+            return None;
+        }
         // Short, since paths of sockets are bounded.
         let dir = tempfile::Builder::new().prefix("nave-").tempdir_in("/tmp").expect("a directory");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let api = listener.local_addr().expect("its address").port();
         drop(listener);
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let market = Self { dir, arguments, api };
+        let offer = OFFER.iter().filter(|(name, _)| !arguments.contains(name));
+        let offer = offer.flat_map(|(name, value)| [*name, *value]);
+        let arguments = arguments.iter().copied().chain(offer).map(str::to_owned).collect();
+        let variables =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let market = Self { dir, arguments, variables, api };
+        fs::create_dir(market.crash_points()).expect("a directory");
         market.up();
-        market
+        Some(market)
     }
 
     /// Starts it, again if need be, and waits until it is ready.
     pub fn up(&self) {
+        succeed(&mut self.up_command());
+    }
+
+    pub fn up_command(&self) -> Command {
+        let mut command = self.naved();
         let api = format!("127.0.0.1:{}", self.api);
-        succeed(self.naved().args(["up", "--detach", "--api", &api, "--disk", "8GiB"]).args(&self.arguments));
+        command.args(["up", "--detach", "--api", &api]).args(&self.arguments);
+        command.envs(self.variables.iter().cloned());
+        command
+    }
+
+    /// Kills the next process of this market that reaches a line.
+    pub fn arm(&self, point: &str) {
+        fs::write(self.crash_points().join(point), "").expect("arm a crash point");
+    }
+
+    pub fn is_armed(&self, point: &str) -> bool {
+        self.crash_points().join(point).exists()
+    }
+
+    fn crash_points(&self) -> PathBuf {
+        self.dir.path().join("p")
     }
 
     /// Stops it.
@@ -98,10 +137,74 @@ impl Market {
         command
             .env("NAVE_DATA", self.data())
             .env("XDG_CONFIG_HOME", self.dir.path().join("c"))
+            .env("NAVE_CRASH_POINTS", self.crash_points())
             .env_remove("NAVE_URL")
             .env_remove("NAVE_TOKEN")
             .stdin(Stdio::null());
         command
+    }
+
+    /// The local miner's command.
+    pub fn miner(&self, arguments: &[&str]) -> Command {
+        let mut command = self.nave(&["miner"]);
+        command.args(arguments).arg("--hotkey-file").arg(self.data().join("miner.hotkey"));
+        command
+    }
+
+    /// The local hosts.
+    pub fn hosts(&self) -> Vec<Host> {
+        let up = self.up_json();
+        let hosts = up["hosts"].as_array().expect("hosts").iter();
+        hosts
+            .zip(1..)
+            .map(|(host, number)| Host { market: self.data(), number, document: host.clone() })
+            .collect()
+    }
+
+    /// A local host by its id.
+    pub fn host(&self, id: &str) -> Host {
+        self.hosts().into_iter().find(|host| host.id() == id).expect("a local host")
+    }
+
+    /// A host as the market lists it.
+    pub fn listed(&self, id: &str) -> Option<Value> {
+        let list = self.json(&["hosts"]);
+        let items = list["items"].as_array().or(list.as_array()).expect("hosts").clone();
+        items.into_iter().find(|host| host["host"] == id)
+    }
+
+    /// Waits until a host is in a state.
+    pub fn await_host(&self, id: &str, state: &str) -> Value {
+        wait_for(&format!("{id} to be {state}"), || self.listed(id).filter(|host| host["state"] == state))
+    }
+
+    /// The UDP port by which hosts know this market.
+    pub fn hub_port(&self) -> u16 {
+        let slot = fs::read_to_string(self.data().join("slot")).expect("a slot");
+        17_460 + slot.trim().parse::<u16>().expect("a number")
+    }
+
+    /// A host of its own that joins this market on this machine and acts jobs out.
+    pub fn stranger(&self, name: &str, offer: &[&str]) -> Stranger {
+        let data = self.dir.path().join(name);
+        let ticket = succeed(&mut self.miner(&["ticket", "--name", name]));
+        let mut enrol = self.program("miner-agent");
+        enrol.args(["enrol", ticket.trim(), "--runtime", "simulated", "--data"]).arg(&data).args(offer);
+        succeed(&mut enrol);
+        let enrolment = read_json(&fs::read(data.join("agent/enrolment.json")).expect("an enrolment"));
+        let id = enrolment["place"]["host"].as_str().expect("an id").to_owned();
+        let log = fs::File::create(data.join("log")).expect("a log");
+        let mut run = self.program("miner-agent");
+        // The last letters of an id are random; an interface is unique on its machine.
+        run.args([
+            "run",
+            "--runtime",
+            "simulated",
+            "--mesh-interface",
+            &format!("nwt{}", &id[id.len() - 10..]),
+        ]);
+        run.arg("--data").arg(&data).args(offer).stderr(log);
+        Stranger { id, data, process: run.spawn().expect("run an agent") }
     }
 
     /// Runs a job and returns its final document, whatever its state.
@@ -188,8 +291,17 @@ impl Market {
                 };
                 wait_for("a backend", || children(parent).into_iter().find(is_backend))
             }
+            "the hub's tunnel" => self.tunnel_of("hub"),
+            "the agent's tunnel" => self.tunnel_of("agent"),
             part => self.pid(part),
         }
+    }
+
+    fn tunnel_of(&self, part: &str) -> i32 {
+        let parent = self.pid(part);
+        wait_for("a tunnel", || {
+            children(parent).into_iter().find(|pid| command_line(*pid).contains("nave-tunnel"))
+        })
     }
 
     pub fn supervisor(&self) -> i32 {
@@ -212,6 +324,92 @@ impl Drop for Market {
         let done = self.naved().arg("down").output();
         if !thread::panicking() {
             assert!(done.is_ok_and(|output| output.status.success()), "the market did not stop");
+        }
+    }
+}
+
+/// A local host of a market.
+pub struct Host {
+    market: PathBuf,
+    number: u8,
+    document: Value,
+}
+
+impl Host {
+    pub fn id(&self) -> &str {
+        self.document["id"].as_str().expect("a host that has joined")
+    }
+
+    pub fn namespace(&self) -> &str {
+        self.document["namespace"].as_str().expect("a host in a namespace")
+    }
+
+    /// The machine's end of its link.
+    pub fn link(&self) -> String {
+        self.document["interface"].as_str().expect("an interface").replacen("_h", "_u", 1)
+    }
+
+    /// The name of a part that belongs to it.
+    pub fn part(&self, name: &str) -> String {
+        if self.number == 1 { name.to_owned() } else { format!("{name}-{}", self.number) }
+    }
+
+    /// Takes its link down or up.
+    pub fn set_link(&self, state: &str) {
+        succeed(Command::new("ip").args(["link", "set", "dev", &self.link(), state]));
+    }
+
+    /// A command inside its network.
+    pub fn inside(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.namespace())).arg("--").arg(program);
+        command
+    }
+
+    /// The containers that its engine has.
+    pub fn containers(&self) -> Vec<String> {
+        let engine = self.document["docker_host"].as_str().expect("an engine");
+        let said = succeed(Command::new("/usr/bin/docker").args(["-H", engine, "ps", "-aq", "--no-trunc"]));
+        said.lines().map(str::to_owned).collect()
+    }
+
+    /// The WireGuard key that its agent uses.
+    pub fn mesh_key(&self) -> String {
+        let agent = if self.number == 1 { "agent".to_owned() } else { format!("agent-{}", self.number) };
+        fs::read_to_string(self.market.join(agent).join("agent/mesh.key")).expect("a key")
+    }
+}
+
+/// A host that nobody keeps running; gone at the end of the test.
+pub struct Stranger {
+    pub id: String,
+    data: PathBuf,
+    process: std::process::Child,
+}
+
+impl Stranger {
+    /// The program that computes its proofs, while it does.
+    pub fn prover(&self) -> Option<i32> {
+        let parent = i32::try_from(self.process.id()).expect("a number");
+        children(parent).into_iter().find(|pid| {
+            let line = command_line(*pid);
+            line.contains("nave-prover") && line.contains("prove\0")
+        })
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        kill(i32::try_from(self.process.id()).expect("a number"), SIGTERM);
+        let began = Instant::now();
+        while self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if began.elapsed() > Duration::from_secs(10) {
+                drop(self.process.kill());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        if thread::panicking() {
+            eprintln!("== {}", fs::read_to_string(self.data.join("log")).unwrap_or_default());
         }
     }
 }
@@ -246,14 +444,14 @@ fn read_json(bytes: &[u8]) -> Value {
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(bytes)))
 }
 
-/// Polls until there is an answer; gives up after a minute.
+/// Polls until there is an answer; gives up after two minutes.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(60), "waited a minute for {what}");
+        assert!(began.elapsed() < Duration::from_secs(120), "waited two minutes for {what}");
         thread::sleep(Duration::from_millis(50));
     }
 }
@@ -263,13 +461,25 @@ fn children(parent: i32) -> Vec<i32> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
+fn command_line(pid: i32) -> String {
+    String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).into_owned()
+}
+
 /// The process that has `marker` among its arguments.
 pub fn find_process(marker: &str) -> Option<i32> {
-    fs::read_dir("/proc").expect("processes").flatten().find_map(|entry| {
-        let pid = entry.file_name().to_str()?.parse().ok()?;
-        let arguments = fs::read(entry.path().join("cmdline")).ok()?;
-        arguments.split(|b| *b == 0).any(|argument| argument == marker.as_bytes()).then_some(pid)
-    })
+    find_processes(&[marker]).first().copied()
+}
+
+/// The processes that have all of `markers` among their arguments.
+pub fn find_processes(markers: &[&str]) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").expect("processes").flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let fits = |pid: &i32| {
+        let line = command_line(*pid);
+        let arguments: Vec<&str> = line.split('\0').collect();
+        markers.iter().all(|marker| arguments.contains(marker))
+    };
+    pids.filter(fits).collect()
 }
 
 pub fn kill(pid: i32, signal: nix::sys::signal::Signal) {

@@ -1,0 +1,14 @@
+//! Journeys through a whole market, on real Postgres, a real Docker Engine and real WireGuard.
+
+mod hosts;
+mod jobs;
+mod mesh;
+#[path = "../support/mod.rs"]
+mod support;
+
+/// Prints ten lines, one every 300 ms, to standard output.
+const TICKS: &str = "import time\nfor i in range(10): print('tick', i, flush=True); time.sleep(.3)";
+
+fn ticks() -> String {
+    (0..10).map(|i| format!("tick {i}\n")).collect()
+}
