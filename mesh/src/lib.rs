@@ -7,29 +7,29 @@
 //! A hub makes its interface like this; a host leaves the namespace out:
 //!
 //! ```no_run
-//! use nave_mesh::{Backend, Interface, Namespace, Options, Peer, PrivateKey, Program};
-//! # fn main() -> Result<(), nave_mesh::Error> {
-//! # let (prefix, peers): (nave_domain::mesh::Prefix, Vec<Peer>) = (todo(), vec![]);
-//! # fn todo<T>() -> T { panic!() }
-//! let key = PrivateKey::load_or_generate("mesh.key".as_ref())?;
-//! let room = Namespace::ensure("nave_hub")?;
-//! let hub = Interface::up(Options {
-//!     name: "nave_hub".parse()?,
-//!     namespace: Some(room.clone()),
-//!     address: prefix.hub(),
-//!     prefix,
-//!     mtu: nave_domain::mesh::MTU_MAX,
-//!     port: 51820,
-//!     private_key: key,
-//!     backend: Backend::Any,
-//!     program: Program::this(),
-//! })?;
-//! hub.set_peers(&peers)?;
-//! nave_mesh::guard::hub(hub.name(), &room, &[])?;
-//! let listener = room.enter(|| std::net::TcpListener::bind((prefix.hub(), 7000)))?;
-//! # let _ = listener;
-//! # Ok(())
-//! # }
+//! use std::net::TcpListener;
+//!
+//! use nave_domain::mesh::{MTU_MAX, Prefix};
+//! use nave_mesh::{Backend, Error, Interface, Namespace, Options, Peer, PrivateKey, Program, guard};
+//!
+//! fn hub(prefix: Prefix, peers: &[Peer]) -> Result<(Interface, std::io::Result<TcpListener>), Error> {
+//!     let room = Namespace::ensure("nave_hub")?;
+//!     let hub = Interface::up(Options {
+//!         name: "nave_hub".parse()?,
+//!         namespace: Some(room.clone()),
+//!         address: prefix.hub(),
+//!         prefix,
+//!         mtu: MTU_MAX,
+//!         port: 51820,
+//!         private_key: PrivateKey::load_or_generate("mesh.key".as_ref())?,
+//!         backend: Backend::Any,
+//!         program: Program::this(),
+//!     })?;
+//!     guard::hub(hub.name(), &room, &[])?;
+//!     hub.set_peers(peers)?;
+//!     let listener = room.enter(|| TcpListener::bind((prefix.hub(), 7000)))?;
+//!     Ok((hub, listener))
+//! }
 //! ```
 //!
 //! A program that calls [`Interface::up`] has a hidden subcommand
