@@ -120,6 +120,12 @@ pub const POINTS: &[&str] = &[
     "agent.rotate.before_settle",
     // A key that the market knows and the agent does not know that it knows.
     "agent.rotate.after_ack",
+    // A program that was fetched and lies beside its place.
+    "agent.upgrade.before_place",
+    // A program whose first start is written down and that was never started.
+    "agent.upgrade.before_exec",
+    // A program that failed, and the old one is not back yet.
+    "agent.upgrade.before_fall",
     // A challenge that was received and is worked on by nobody.
     "agent.proof.before_start",
     // An opening that is stored and not reported.

@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 use nave_domain::{Bytes, HostId, MilliCpu};
 use nave_mesh::Name;
 
-use crate::membership::Membership;
+use crate::{membership::Membership, upgrade::Record};
 
 /// Everything an agent is told.
 #[derive(Debug, Clone)]
@@ -22,8 +22,10 @@ pub struct Config {
     pub docker: DockerConfig,
     /// What of the machine is offered.
     pub offer: Offer,
-    /// The program that speaks to the GPU driver.
+    /// The program that speaks to the GPU driver and computes proofs.
     pub prover: PathBuf,
+    /// The program that was fetched last, if any, and how it stands.
+    pub trial: Option<Record>,
 }
 
 impl Config {

@@ -13,6 +13,8 @@ pub struct Finding {
     pub name: &'static str,
     /// Whether it is as it should be.
     pub ok: bool,
+    /// Whether a host can do without.
+    pub optional: bool,
     /// What was found.
     pub found: String,
     /// What that means for jobs.
@@ -31,15 +33,23 @@ impl Finding {
         fix: &'static str,
     ) -> Self {
         match found {
-            Ok(found) => Self { name, ok: true, found, means: good, fix: None },
-            Err(found) => Self { name, ok: false, found, means: bad, fix: Some(fix) },
+            Ok(found) => Self { name, ok: true, optional: false, found, means: good, fix: None },
+            Err(found) => Self { name, ok: false, optional: false, found, means: bad, fix: Some(fix) },
         }
+    }
+}
+
+impl Finding {
+    fn optional(mut self) -> Self {
+        self.optional = true;
+        self
     }
 }
 
 /// Looks at everything that the agent needs; changes nothing.
 pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
-    let (docker, nft, mkfs, gpu) = tokio::join!(docker(socket), nft(), mkfs(), inventory::devices(prover));
+    let (docker, nft, mkfs, mesh, gpu) =
+        tokio::join!(docker(socket), nft(), mkfs(), ip(), inventory::devices(prover));
     vec![
         root(),
         docker,
@@ -47,20 +57,23 @@ pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
         loop_devices(),
         mkfs,
         forwarding(),
+        mesh,
+        tun(),
         Finding::new(
             "gpu",
             gpu.map(|devices| format!("{} devices", devices.len())).map_err(|why| format!("{why:#}")),
             "GPUs are offered to jobs",
             "no GPUs are offered; the host earns with CPU and memory",
             "install the NVIDIA driver and check that nvidia-smi works, if this machine has a GPU",
-        ),
+        )
+        .optional(),
     ]
 }
 
-/// Whether jobs can run in containers on this machine.
+/// Whether this machine can be a host that runs jobs in containers.
 #[must_use]
-pub fn can_run_docker(findings: &[Finding]) -> bool {
-    let needed = ["root", "docker", "loop", "mkfs.ext4"];
+pub fn can_host(findings: &[Finding]) -> bool {
+    let needed = ["root", "docker", "loop", "mkfs.ext4", "nft", "ip", "wireguard"];
     findings.iter().filter(|finding| needed.contains(&finding.name)).all(|finding| finding.ok)
 }
 
@@ -96,9 +109,36 @@ async fn nft() -> Finding {
     Finding::new(
         "nft",
         listed.map(|_| "nftables answers".into()).map_err(|error| chain(&error)),
-        "jobs may reach public addresses and nothing else",
-        "jobs get no network: only egress \"none\" is offered",
+        "jobs may reach public addresses and nothing else; the mesh reaches nothing on this machine",
+        "the host cannot join the mesh, which has to be guarded, and jobs get no network",
         "install nftables (Debian: apt install nftables) and run the agent as root",
+    )
+}
+
+async fn ip() -> Finding {
+    let version = command::run("ip", &["-V"]).await;
+    Finding::new(
+        "ip",
+        version.map(|_| "iproute2 answers".into()).map_err(|error| chain(&error)),
+        "the mesh interface can be configured",
+        "the host cannot join the mesh",
+        "install iproute2 (Debian: apt install iproute2)",
+    )
+}
+
+fn tun() -> Finding {
+    let (kernel, tun) = (Path::new("/sys/module/wireguard"), Path::new("/dev/net/tun"));
+    let found = match (kernel.exists(), tun.exists()) {
+        (true, _) => Ok("WireGuard in the kernel".into()),
+        (false, true) => Ok("TUN devices; a process of the agent does WireGuard".into()),
+        (false, false) => Err("neither WireGuard in the kernel nor /dev/net/tun".into()),
+    };
+    Finding::new(
+        "wireguard",
+        found,
+        "the host can join the mesh",
+        "the host cannot join the mesh",
+        "load a kernel module (modprobe wireguard, or modprobe tun), or give the agent's container /dev/net/tun",
     )
 }
 
@@ -151,6 +191,8 @@ mod tests {
         let docker = findings.iter().find(|finding| finding.name == "docker").expect("docker");
         assert!(!docker.ok && docker.found.contains("/does/not/exist"));
         assert!(findings.iter().all(|finding| finding.ok == finding.fix.is_none()));
-        assert!(!can_run_docker(&findings));
+        assert!(!can_host(&findings));
+        let gpu = findings.iter().find(|finding| finding.name == "gpu").expect("gpu");
+        assert!(!gpu.ok && gpu.optional, "a host without a GPU is a host");
     }
 }

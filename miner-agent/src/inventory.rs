@@ -48,7 +48,7 @@ pub async fn take(
         kernel: clip(read("/proc/sys/kernel/osrelease").trim()),
         runtime,
         egress,
-        agent: crate::VERSION.into(),
+        agent: crate::version().into(),
     }
 }
 

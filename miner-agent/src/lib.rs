@@ -23,6 +23,18 @@ pub mod purge;
 pub mod runtime;
 pub mod shell;
 pub mod state;
+pub mod status;
+pub mod upgrade;
 
-/// Version of the agent, as it stands in an inventory.
+/// Version that this agent was built as.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Version of the agent, as it stands in an inventory. A test of upgrades can have a
+/// development build say another one.
+#[must_use]
+pub fn version() -> &'static str {
+    static SAID: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+    let said =
+        SAID.get_or_init(|| std::env::var("NAVE_AGENT_VERSION").ok().filter(|_| cfg!(debug_assertions)));
+    said.as_deref().unwrap_or(VERSION)
+}

@@ -7,6 +7,7 @@ use nave_domain::Millis;
 
 use crate::{
     config::DockerConfig,
+    link,
     membership::Membership,
     runtime::{
         Runtime,
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// Removes every container, network, mount and working directory of the host
-/// whose state is in `data`, and its egress filter. Running jobs are killed.
+/// whose state is in `data`, its egress filter and its mesh interface. Running jobs are killed.
 /// Answers how many leases were removed.
 ///
 /// # Errors
@@ -27,6 +28,9 @@ pub async fn remove_all(data: &Path, docker: &DockerConfig) -> anyhow::Result<us
         return Ok(0);
     };
     let _state = StateDir::open(data, host)?;
+    if let Some(interface) = link::interface_of(data) {
+        nave_mesh::clean_up(&interface, None).context("remove the mesh interface")?;
+    }
     let engine = Docker::open(docker, host, data).await?;
     let runtime = Runtime::Docker(Box::new(engine));
     let observed = runtime.observe().await?;

@@ -9,6 +9,7 @@ mod exchange;
 mod forward;
 mod prove;
 mod tasks;
+mod upgrade;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,10 @@ use std::{
 use anyhow::Context as _;
 use nave_crash_point::crash_point;
 use nave_domain::{LeaseId, Millis};
-use nave_sdk::wire::host::{HostSpec, LeaseReport};
+use nave_sdk::wire::{
+    host::{HostSpec, LeaseReport},
+    sign::SignedRelease,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -33,6 +37,7 @@ use self::{
     exchange::{Bulletin, Exchange},
     prove::{Prover, Word},
     tasks::{Outcome, Work},
+    upgrade::Upgrade,
 };
 use crate::{
     clock,
@@ -44,6 +49,7 @@ use crate::{
     proof::{Order, Proof},
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     state::StateDir,
+    status::{Doing, Proving},
 };
 
 /// Longest time between two looks at the runtime, for what its events missed.
@@ -52,6 +58,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Time without an answer of the runtime after which nothing is said to run.
 const BLIND: Duration = Duration::from_secs(4);
+/// Time between two notes of what it is doing, for people.
+const STATUS: Duration = Duration::from_secs(2);
 /// Time between two looks at what the machine can enforce.
 const INVENTORY: Duration = Duration::from_secs(60);
 
@@ -65,6 +73,19 @@ enum Event {
     Dismissed,
     Done(LeaseId, u64, Outcome),
     Prover(u64, Word),
+    /// The program of this release lies ready.
+    Fetched(Box<SignedRelease>),
+}
+
+/// Why an agent ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// It was told to.
+    Told,
+    /// The program of this release shall take its place.
+    Succeeded(Box<SignedRelease>),
+    /// The program before it shall have its place back.
+    FellBack(Box<SignedRelease>),
 }
 
 /// An action under way.
@@ -74,6 +95,7 @@ struct Underway {
 }
 
 struct Agent {
+    data: PathBuf,
     state: Arc<StateDir>,
     runtime: Arc<Runtime>,
     plane: Arc<ControlPlane>,
@@ -89,6 +111,7 @@ struct Agent {
     /// The prover under way and its number.
     prover: Option<(u64, Prover)>,
     program: PathBuf,
+    upgrade: Upgrade,
     underway: BTreeMap<LeaseId, Underway>,
     /// Tasks that send the logs of running leases.
     followers: BTreeMap<LeaseId, JoinHandle<()>>,
@@ -128,7 +151,7 @@ pub async fn open_runtime(config: &Config) -> anyhow::Result<Runtime> {
 ///
 /// # Errors
 /// When it cannot begin: no state directory, no runtime.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<Ended> {
     std::fs::create_dir_all(&config.data).with_context(|| format!("create {}", config.data.display()))?;
     let state = Arc::new(StateDir::open(&config.data, config.host())?);
     config.member.settle_keys(&config.data)?;
@@ -145,6 +168,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let (bulletin, news) = watch::channel(Bulletin::new(inventory));
     let _exchange = Exchange::spawn(state.next_session()?, plane.clone(), link.clone(), news, events.clone());
     let agent = Agent {
+        data: config.data.clone(),
         state,
         runtime,
         plane,
@@ -157,6 +181,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         proof: Proof::default(),
         prover: None,
         program: config.prover,
+        upgrade: Upgrade::new(&config.data, config.member.release_key, config.trial),
         underway: BTreeMap::new(),
         followers: BTreeMap::new(),
         serial: 0,
@@ -164,8 +189,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         events,
         bulletin,
     };
-    agent.serve(inbox, shutdown).await;
-    Ok(())
+    Ok(agent.serve(inbox, shutdown).await)
 }
 
 /// The way to the control plane, and what keeps it open.
@@ -182,15 +206,23 @@ fn reach(config: &Config) -> anyhow::Result<(Option<Arc<Link>>, ControlPlane)> {
 }
 
 impl Agent {
-    async fn serve(mut self, mut inbox: mpsc::UnboundedReceiver<Event>, shutdown: impl Future<Output = ()>) {
+    async fn serve(
+        mut self,
+        mut inbox: mpsc::UnboundedReceiver<Event>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Ended {
         let mut shutdown = pin!(shutdown);
         let mut inventory = tokio::time::interval(INVENTORY);
         inventory.reset();
+        let mut status = tokio::time::interval(STATUS);
         let mut seen = self.look().await;
         self.reap().await;
-        loop {
+        let ended = loop {
             if seen {
                 self.act().await;
+            }
+            if let Some(ended) = self.succession(seen) {
+                break ended;
             }
             // Before it has looked, it does not know what a restart of the machine cut off.
             if seen && std::mem::take(&mut self.unsaved) {
@@ -198,7 +230,7 @@ impl Agent {
             }
             let runtime = self.runtime.clone();
             tokio::select! {
-                () = &mut shutdown => break,
+                () = &mut shutdown => break Ended::Told,
                 // The loop holds a sender itself, so the channel never closes.
                 Some(event) = inbox.recv() => {
                     // What an action changed must be seen before anything is decided.
@@ -209,10 +241,22 @@ impl Agent {
                 () = runtime.changed() => seen = self.look().await,
                 () = tokio::time::sleep(self.rest()) => seen = self.look().await,
                 _ = inventory.tick() => self.take_inventory().await,
+                _ = status.tick() => self.say_what_it_does(),
             }
-        }
+        };
         self.save().await;
         self.quit();
+        ended
+    }
+
+    /// Whether another program shall have this one's place now. A command that runs is not
+    /// disturbed by that; what is being started, ended or delivered would be, and a proof.
+    fn succession(&mut self, seen: bool) -> Option<Ended> {
+        if let Some(release) = self.upgrade.fallen() {
+            return Some(Ended::FellBack(Box::new(release)));
+        }
+        let idle = seen && self.underway.is_empty() && self.prover.is_none();
+        self.upgrade.ready().filter(|_| idle).map(|release| Ended::Succeeded(Box::new(release)))
     }
 
     /// Ends the tasks and leaves the jobs.
@@ -232,6 +276,7 @@ impl Agent {
             Ok(fence) if fence > 0 => look.min(Duration::from_millis(fence)),
             Ok(_) | Err(_) => look,
         }
+        .min(self.upgrade.rest())
     }
 
     /// Looks at the runtime; without an answer nothing may be decided.
@@ -316,6 +361,34 @@ impl Agent {
             bulletin.report = report.unwrap_or(bulletin.report);
             changed
         });
+    }
+
+    fn say_what_it_does(&self) {
+        let proof = self.proof.step().map(|(challenge, step)| Proving {
+            challenge,
+            step,
+            answered: self.proof.report().is_some(),
+        });
+        let bulletin = self.bulletin.borrow();
+        let doing = Doing {
+            pid: std::process::id(),
+            version: crate::version().to_owned(),
+            boot: self.state.boot().to_owned(),
+            said: clock::now(),
+            heard: self.memory.in_touch.then_some(self.memory.heard),
+            state: self.spec.as_ref().map(|spec| spec.state),
+            dismissed: self.memory.dismissed,
+            runtime: self.runtime.kind(),
+            runtime_answers: self.blind.is_none(),
+            leases: bulletin.leases.clone(),
+            proof,
+            mesh: self.link.as_ref().map(|link| link.health()),
+            upgrade: self.upgrade.known(),
+        };
+        drop(bulletin);
+        if let Err(error) = doing.write(&self.data) {
+            tracing::debug!(error = format!("{error:#}"), "the status cannot be written");
+        }
     }
 
     fn publish_unseen(&self) {
@@ -417,15 +490,18 @@ impl Agent {
                 if let Some(link) = &self.link {
                     link.take(&spec.mesh);
                 }
+                self.upgrade.want(spec.release.as_ref(), &self.plane, &self.events);
                 self.spec = Some(*spec);
                 self.memory.dismissed = false;
                 self.catch_up();
                 self.prove();
             }
             Event::Dismissed => self.dismiss(),
+            Event::Fetched(release) => self.upgrade.fetched(*release),
             Event::Prover(serial, word) => self.take_word(serial, word),
             Event::Heard(at, generation) => {
                 self.memory.dismissed = false;
+                self.upgrade.heard();
                 self.memory.answered(at, generation);
                 self.catch_up();
             }

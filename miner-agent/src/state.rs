@@ -60,6 +60,12 @@ impl StateDir {
         Ok(Self { dir: membership::dir(data), host, boot: clock::boot_id()?, _lock: lock })
     }
 
+    /// Names this run of the kernel.
+    #[must_use]
+    pub fn boot(&self) -> &str {
+        &self.boot
+    }
+
     /// What an earlier agent of this host left; nothing where there was none or
     /// its state cannot be read.
     #[must_use]

@@ -32,6 +32,8 @@ fn order(stop: Option<StopReason>) -> Order {
         disk: Bytes(1 << 26),
         devices: vec![],
         egress: Egress::None,
+        address: None,
+        peers: BTreeMap::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod container;
 pub mod firewall;
+pub mod forwarding;
 pub mod ghosts;
 pub mod image;
 pub mod network;

@@ -71,6 +71,8 @@ pub fn order(argv: &[&str]) -> Order {
         disk: Bytes(64 << 20),
         devices: vec![],
         egress: Egress::None,
+        address: None,
+        peers: BTreeMap::new(),
     }
 }
 

@@ -201,6 +201,8 @@ mod tests {
             disk: Bytes(16 << 20),
             devices: vec![],
             egress: Egress::Public,
+            address: None,
+            peers: BTreeMap::new(),
         }
     }
 

@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -16,6 +15,7 @@ use anyhow::Context as _;
 use nix::ifaddrs::getifaddrs;
 use tokio::sync::Mutex;
 
+use super::forwarding::Forwarding;
 use crate::{
     command,
     config::{BridgePrefix, Pools},
@@ -61,6 +61,8 @@ impl Firewall {
         let interfaces = sites(self.prefix.as_str())?;
         let wanted = ruleset(&self.prefix, self.pools, &interfaces);
         let mut loaded = self.loaded.lock().await;
+        // Others may have turned it off again, whatever the rules are.
+        Forwarding::default().need(&self.prefix).context("let the kernel forward packets")?;
         if let Some((text, listed)) = &*loaded
             && *text == wanted
             && self.list().await.ok().as_ref() == Some(listed)
@@ -68,7 +70,6 @@ impl Firewall {
             return Ok(());
         }
         *loaded = None;
-        forward_packets().context("let the kernel forward packets")?;
         command::run_with("nft", &["-f", "-"], wanted.as_bytes()).await.context("load the egress filter")?;
         pass_other_engines(&self.prefix).await;
         *loaded = Some((wanted, self.list().await?));
@@ -80,7 +81,7 @@ impl Firewall {
         command::run("nft", &["-s", "list", "table", "inet", &table(&self.prefix)]).await
     }
 
-    /// Takes the table away, where it is loaded.
+    /// Takes the table away, where it is loaded, and forwards packets no longer for its sake.
     ///
     /// # Errors
     /// When nft fails.
@@ -88,7 +89,7 @@ impl Firewall {
         let name = table(prefix);
         let text = format!("table inet {name}\ndelete table inet {name}\n");
         command::run_with("nft", &["-f", "-"], text.as_bytes()).await.context("remove the egress filter")?;
-        Ok(())
+        Forwarding::default().leave(prefix).context("put the kernel's forwarding back")
     }
 }
 
@@ -216,33 +217,6 @@ fn network6(address: Ipv6Addr, length: u8) -> String {
     let length = if (16..=128).contains(&length) { length } else { 128 };
     let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
     format!("{}/{length}", Ipv6Addr::from(u128::from(address) & mask))
-}
-
-/// Turns forwarding on where it is off.
-///
-/// A machine that forwards IPv6 stops listening to its routers, unless the
-/// interface says otherwise; so first those that listen are told to go on.
-fn forward_packets() -> anyhow::Result<()> {
-    switch_on("/proc/sys/net/ipv4/ip_forward")?;
-    let all6 = "/proc/sys/net/ipv6/conf/all/forwarding";
-    let Ok(now) = fs::read_to_string(all6) else { return Ok(()) };
-    if now.trim() == "1" {
-        return Ok(());
-    }
-    for interface in fs::read_dir("/proc/sys/net/ipv6/conf")?.flatten() {
-        let path = interface.path().join("accept_ra");
-        if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
-            fs::write(&path, "2").with_context(|| format!("write {}", path.display()))?;
-        }
-    }
-    switch_on(all6)
-}
-
-fn switch_on(path: &str) -> anyhow::Result<()> {
-    if fs::read_to_string(path).is_ok_and(|value| value.trim() == "1") {
-        return Ok(());
-    }
-    fs::write(path, "1").with_context(|| format!("write {path}"))
 }
 
 /// Another engine on this machine may drop every packet that is not its own.

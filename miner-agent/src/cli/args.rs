@@ -1,0 +1,78 @@
+//! What several commands are told.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use nave_domain::{Bytes, MilliCpu};
+use nave_miner_agent::{
+    config::{BridgePrefix, DockerConfig, Offer, Pools},
+    upgrade,
+};
+
+#[derive(Debug, Args)]
+pub struct DataArg {
+    /// Directory for the agent's keys and state and for working directories.
+    #[arg(long, env = "NAVE_AGENT_DATA")]
+    data: PathBuf,
+}
+
+impl DataArg {
+    pub fn absolute(&self) -> anyhow::Result<PathBuf> {
+        std::path::absolute(&self.data).context("make the data directory's path absolute")
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct DockerArgs {
+    /// Unix socket of the Docker Engine.
+    #[arg(long, env = "NAVE_AGENT_DOCKER", default_value = "/var/run/docker.sock")]
+    pub docker: PathBuf,
+    /// First letters of bridge names; agents on one machine need different ones.
+    #[arg(long, env = "NAVE_AGENT_BRIDGE_PREFIX", default_value = "nvj")]
+    bridge_prefix: BridgePrefix,
+    /// Networks of jobs come from 10.N.0.0/16 and fd6e:6176:65NN::/48, NN in hexadecimal.
+    #[arg(long, env = "NAVE_AGENT_POOL", default_value_t = 213, value_name = "N")]
+    pool: u8,
+    /// Public resolvers for jobs, instead of well-known ones.
+    #[arg(long, env = "NAVE_AGENT_DNS", value_delimiter = ',')]
+    dns: Vec<String>,
+}
+
+impl DockerArgs {
+    pub fn config(self) -> DockerConfig {
+        let default = DockerConfig::new(self.docker);
+        let dns = if self.dns.is_empty() { default.dns } else { self.dns };
+        DockerConfig { prefix: self.bridge_prefix, pools: Pools::numbered(self.pool), dns, ..default }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct OfferArgs {
+    /// Cores to offer, such as 2 or 0.5; all by default.
+    #[arg(long, env = "NAVE_AGENT_CPU")]
+    cpu: Option<MilliCpu>,
+    /// Memory to offer, such as 8GiB; by default all but 1 GiB, and at least half.
+    #[arg(long, env = "NAVE_AGENT_MEMORY")]
+    memory: Option<Bytes>,
+    /// Disk space to offer, such as 20GiB; half of what is free by default.
+    #[arg(long, env = "NAVE_AGENT_DISK")]
+    disk: Option<Bytes>,
+    /// The program that speaks to the GPU driver; by default nave-prover beside this one.
+    #[arg(long, env = "NAVE_AGENT_PROVER")]
+    prover: Option<PathBuf>,
+}
+
+impl OfferArgs {
+    pub fn offer(&self) -> Offer {
+        Offer { cpu: self.cpu, memory: self.memory, disk: self.disk }
+    }
+
+    pub fn prover(&self) -> anyhow::Result<PathBuf> {
+        let beside = || -> anyhow::Result<PathBuf> {
+            let installed = upgrade::installed().context("find this program's own path")?;
+            Ok(installed.with_file_name("nave-prover"))
+        };
+        self.prover.clone().map_or_else(beside, Ok)
+    }
+}

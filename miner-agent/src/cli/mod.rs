@@ -1,0 +1,5 @@
+//! The command line.
+
+pub mod args;
+pub mod join;
+pub mod show;
