@@ -114,7 +114,11 @@ async fn act(store: &Store, lease: &OpenLease, patience: &Patience) -> Result<()
         Some(Decision::Lose) => {
             tracing::warn!(lease.id = %lease.lease, host.id = %lease.host, "a host has lost a lease");
             crash_point!("scheduler.guard.before_lose");
-            store.lease_lost(lease.host, lease.lease).await
+            if lease.silent > patience.lost {
+                store.lease_lost_silent(lease.host, lease.lease, patience.lost).await
+            } else {
+                store.lease_lost(lease.host, lease.lease).await
+            }
         }
     }
 }

@@ -172,6 +172,19 @@ async fn meter(tx: &mut PgConnection, lease: &mut LockedLease) -> Result<()> {
     Ok(())
 }
 
+/// Whether a host has not been heard for longer than `silent`; it is not heard before the
+/// transaction ends.
+async fn still_silent(tx: &mut PgConnection, host: HostId, silent: Millis) -> Result<bool> {
+    Ok(sqlx::query_scalar!(
+        r#"select (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $2 as "silent!"
+           from hosts where host_id = $1 for update"#,
+        host.0,
+        silent.0
+    )
+    .fetch_one(tx)
+    .await?)
+}
+
 /// Tells the host of a job's open lease to end it.
 pub(crate) async fn stop_open(tx: &mut PgConnection, job: JobId, reason: StopReason) -> Result<()> {
     let open =
@@ -418,13 +431,31 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a lease up: its host is lost, or has lost it.
+    /// Gives a lease up: its host has lost it, or does not come to its end.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_lost(&self, host: HostId, id: LeaseId) -> Result<()> {
+        self.lose(host, id, None).await
+    }
+
+    /// Gives a lease up whose host has been silent for longer than `silent` on the control
+    /// clock and still is: one that was heard meanwhile may have begun it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_lost_silent(&self, host: HostId, id: LeaseId, silent: Millis) -> Result<()> {
+        self.lose(host, id, Some(silent)).await
+    }
+
+    async fn lose(&self, host: HostId, id: LeaseId, silent: Option<Millis>) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
+        if let Some(silent) = silent
+            && !still_silent(&mut tx, host, silent).await?
+        {
+            return Ok(());
+        }
         close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost).await?;
         crash_point!("store.lease_lost.before_commit");
         tx.commit().await?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{HostId, JobId, LeaseId, Millis, host::Inventory};
-use nave_miner_agent::core::{Action, Finished, Memory, Note, Observed, Phase, Task, decide, start_failed};
+use nave_miner_agent::core::{Action, Finished, Memory, Note, Observed, Phase, decide, start_failed};
 use nave_sdk::wire::host::{Exit, HostSpec, LeaseReport, ResultRef};
 
 use crate::Mutation;
@@ -205,6 +205,7 @@ impl Machine {
         let mut memory = Memory { heard: clock, ..Memory::default() };
         if let Some((_, heard)) = self.disk.heard.filter(|(boot, _)| *boot == self.boot) {
             memory.heard = heard.min(clock);
+            memory.in_touch = true;
         }
         if self.mutation != Some(Mutation::ForgetNotes) {
             memory.notes = self.disk.notes.clone();
@@ -215,8 +216,7 @@ impl Machine {
         self.sessions += 1;
         self.begins_at = None;
         self.agent = Some(Agent {
-            // Session numbers are random: they say nothing about who came first.
-            session: self.sessions.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+            session: self.sessions,
             sequence: 0,
             after: 0,
             polls: false,
@@ -456,13 +456,21 @@ impl Machine {
         if generation < report.generation {
             agent.after = 0;
         }
-        agent.memory.heard = agent.memory.heard.max(report.sent);
-        self.disk.heard = Some((self.boot, agent.memory.heard));
+        agent.memory.answered(report.sent, generation);
+        self.catch_up();
         if report.sent_at > self.acked_at {
             self.acked_at = report.sent_at;
             self.deaths = 0;
         }
         self.wake(now);
+    }
+
+    fn catch_up(&mut self) {
+        let Some(agent) = self.agent.as_mut() else { return };
+        let generation = agent.spec.as_ref().map_or(0, |spec| spec.generation);
+        if agent.memory.catch_up(generation) {
+            self.disk.heard = Some((self.boot, agent.memory.heard));
+        }
     }
 
     pub fn take_spec(&mut self, session: u64, spec: HostSpec, now: i64) {
@@ -471,17 +479,8 @@ impl Machine {
         agent.after = spec.generation;
         agent.unsaved |= agent.spec.as_ref() != Some(&spec);
         agent.spec = Some(spec);
+        self.catch_up();
         self.wake(now);
-    }
-
-    /// The fence and the restart: what an agent does without any event.
-    pub fn rouse(&mut self, now: i64) {
-        self.wake(now);
-    }
-
-    /// Whether the agent is carrying out such a task.
-    pub fn is_busy(&self, task: Task) -> bool {
-        self.agent.iter().any(|agent| agent.memory.busy.values().any(|busy| *busy == task))
     }
 }
 

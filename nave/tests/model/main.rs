@@ -22,7 +22,7 @@ use std::{
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use crate::{
-    schedule::{Step, schedule},
+    schedule::{Step, Wish, schedule},
     world::World,
 };
 
@@ -114,6 +114,44 @@ fn no_schedule_breaks_a_rule() {
             assert!(missed.is_empty(), "no schedule came by {missed:?}");
         }
         Ok(_) => {}
+    }
+}
+
+/// Schedules that chance seldom finds.
+#[test]
+fn a_host_that_comes_back_while_a_scheduler_stands_still_keeps_its_lease() {
+    let wish = Wish {
+        run_ms: 100_000,
+        run_limit_ms: 200_000,
+        max_spend: 500_000,
+        retries: 0,
+        fails: 0,
+        stubborn: false,
+        start: "works",
+        gpu: false,
+        huge: false,
+    };
+    let (slow, link) = (|slow| Step::Slow { host: 1, slow }, |up| Step::Link { host: 1, up });
+    let steps = [
+        Step::Pass { ms: 2_000 },
+        slow(true),
+        Step::Submit { customer: 0, wish },
+        Step::Pass { ms: 1_000 },
+        link(false),
+        Step::Hold { held: true },
+        Step::Pass { ms: 85_000 },
+        Step::Watch,
+        link(true),
+        slow(false),
+        Step::Pass { ms: 5_000 },
+        link(false),
+        Step::Act,
+        Step::Hold { held: false },
+        Step::Pass { ms: 20_000 },
+    ];
+    let mut world = World::new(None);
+    if let Err(broken) = follow(&mut world, &steps) {
+        panic!("{}", tell(&broken, &steps, None));
     }
 }
 

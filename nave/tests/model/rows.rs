@@ -82,6 +82,8 @@ pub struct Rows {
     pub hosts: BTreeMap<HostId, Host>,
     pub accounts: BTreeMap<Account, i64>,
     pub postings: BTreeMap<String, Posting>,
+    /// Grows with every change of a job, a lease or the ledger.
+    pub changes: u64,
     /// What happened at least once.
     pub marks: BTreeSet<&'static str>,
     mutation: Option<Mutation>,
@@ -99,6 +101,7 @@ impl Rows {
             hosts: BTreeMap::new(),
             accounts: BTreeMap::new(),
             postings: BTreeMap::new(),
+            changes: 1,
             marks: BTreeSet::new(),
             mutation,
         }
@@ -132,6 +135,7 @@ impl Rows {
         if posting.amount == MicroUsd::ZERO || self.postings.contains_key(&posting.key) {
             return false;
         }
+        self.changes += 1;
         for (account, amount) in posting.entries().expect("in range") {
             *self.accounts.entry(account).or_default() += amount.0;
         }
@@ -232,6 +236,7 @@ impl Rows {
 
     fn advance_job(&mut self, id: JobId, event: JobEvent) {
         let now = self.now;
+        self.changes += 1;
         let job = self.jobs.get_mut(&id).expect("a job");
         let from = job.state;
         let to = job::next(from, event).unwrap_or_else(|| panic!("{id} is {from:?}: {event:?} is illegal"));
@@ -386,7 +391,8 @@ impl Rows {
     /// Whether a report is news.
     pub fn host_hear(&mut self, id: HostId, session: u64, sequence: u64, inventory: &Inventory) -> bool {
         let host = self.hosts.get_mut(&id).expect("a host");
-        if host.session == Some(session) && sequence <= host.sequence {
+        let late = |known| session < known || (session == known && sequence <= host.sequence);
+        if host.session.is_some_and(late) {
             return false;
         }
         host.session = Some(session);
@@ -412,6 +418,7 @@ impl Rows {
 
     fn move_lease(&mut self, id: LeaseId, event: LeaseEvent) -> bool {
         let (now, up) = (self.now, self.up);
+        self.changes += 1;
         let lease = self.leases.get_mut(&id).expect("a lease");
         let Some(to) = lease::next(lease.state, event) else { return false };
         if event == LeaseEvent::Started && !lease.started {
@@ -504,6 +511,7 @@ impl Rows {
     }
 
     fn close(&mut self, id: LeaseId, outcome: &Outcome) {
+        self.changes += 1;
         self.meter(id);
         let lease = self.leases.get_mut(&id).expect("a lease");
         lease.state = LeaseState::Closed;

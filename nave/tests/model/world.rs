@@ -9,18 +9,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis,
     host::{Device, HostEvent, Inventory, Runtime},
-    job::{Egress, GpuRequest, JobRequest, Limits, Resources},
+    job::{Egress, GpuRequest, JobRequest, JobState, Limits, Resources},
     lease::LeaseState,
     ledger::Posting,
+    mesh::MeshKey,
     rate::Rate,
 };
-use nave_gateway::effects::{Effect, of_report};
+use nave_gateway::effects::{Effect, of_report, of_silence};
 use nave_scheduler::{
     planner::plan,
     watch::{Decision, Patience, watch},
 };
-use nave_sdk::wire::host::{HostSpec, Order, PROTOCOL};
-use nave_store::{HeldLease, Placement};
+use nave_sdk::wire::host::{HostSpec, MeshSpec, Order, PROTOCOL};
+use nave_store::{HeldLease, OpenLease, Placement};
 
 use crate::{
     Mutation,
@@ -57,12 +58,16 @@ impl Message {
     }
 }
 
+/// What the watch decided about a lease of a host, and whether for its silence.
+type Decided = (HostId, LeaseId, Decision, bool);
+
 /// A report that the gateway is writing down.
 struct Handling {
     host: usize,
     report: Report,
     since: i64,
-    held: Option<BTreeMap<LeaseId, HeldLease>>,
+    /// The newest generation and the open leases before the report was registered.
+    held: Option<(u64, BTreeMap<LeaseId, HeldLease>)>,
     effects: Option<VecDeque<(LeaseId, Effect)>>,
 }
 
@@ -72,7 +77,7 @@ pub struct World {
     net: Vec<Message>,
     handlings: Vec<Handling>,
     plan: Vec<Placement>,
-    decisions: Vec<(HostId, LeaseId, Decision)>,
+    decisions: Vec<Decided>,
     scheduler_is_held: bool,
     patience: Patience,
     ids: u32,
@@ -143,10 +148,17 @@ impl World {
             Step::Kill { host, nth } => self.machines[*host].kill(*nth, now),
             Step::Gateway { up } => self.gateway(*up),
             Step::Hold { held } => self.scheduler_is_held = *held,
-            Step::Plan => self.plan(),
-            Step::Place => self.place(),
-            Step::Watch => self.watch(),
-            Step::Act => self.act(),
+            // Those of another scheduler, which is slow.
+            Step::Plan => self.plan = self.plan(),
+            Step::Place => {
+                let plan = std::mem::take(&mut self.plan);
+                self.place(plan);
+            }
+            Step::Watch => self.decisions = self.watch(),
+            Step::Act => {
+                let decisions = std::mem::take(&mut self.decisions);
+                self.act(decisions);
+            }
             Step::Charge => self.rows.charge_all(),
             Step::Poll { host } => self.poll(*host),
             Step::Report { host } => self.report(*host),
@@ -185,16 +197,19 @@ impl World {
         }
     }
 
-    fn plan(&mut self) {
+    fn plan(&mut self) -> Vec<Placement> {
+        if !self.rows.jobs.values().any(|job| job.state == JobState::Queued) {
+            return Vec::new();
+        }
         let plan = plan(&self.rows.snapshot());
-        self.plan = plan.placements;
         plan.failed.into_iter().for_each(|(job, _)| self.rows.fail_queued(job));
+        plan.placements
     }
 
     /// As the scheduler does: where a placement on a host fails, the later ones there are dropped.
-    fn place(&mut self) {
+    fn place(&mut self, placements: Vec<Placement>) {
         let mut moved = BTreeSet::new();
-        for placement in std::mem::take(&mut self.plan) {
+        for placement in placements {
             self.ids += 1;
             let lease = id(self.ids);
             if moved.contains(&placement.host) {
@@ -208,28 +223,31 @@ impl World {
         }
     }
 
-    fn watch(&mut self) {
+    fn watch(&mut self) -> Vec<Decided> {
         self.rows.hosts_suspect(self.patience.suspect);
-        let open = self.rows.open_leases();
-        let decided = open.iter().filter_map(|l| Some((l.host, l.lease, watch(l, &self.patience)?)));
-        self.decisions = decided.collect();
+        let silent = |lease: &OpenLease| lease.silent > self.patience.lost;
+        let open = self.rows.open_leases().into_iter();
+        open.filter_map(|l| Some((l.host, l.lease, watch(&l, &self.patience)?, silent(&l)))).collect()
     }
 
-    fn act(&mut self) {
-        for (host, lease, decision) in std::mem::take(&mut self.decisions) {
+    fn act(&mut self, decisions: Vec<Decided>) {
+        for (host, lease, decision, silent) in decisions {
             self.say(|_| format!("  {lease}: {decision:?}"));
             match decision {
                 Decision::Stop(reason) => self.rows.stop(lease, reason),
+                Decision::Lose if silent && self.rows.silent(host) <= self.patience.lost => {
+                    self.rows.mark("came back in time");
+                }
                 Decision::Lose => self.rows.lost(host, lease),
             }
         }
     }
 
     fn look(&mut self) {
-        self.plan();
-        self.place();
-        self.watch();
-        self.act();
+        let plan = self.plan();
+        self.place(plan);
+        let decisions = self.watch();
+        self.act(decisions);
     }
 
     // --- the network
@@ -310,14 +328,17 @@ impl World {
         let handling = &mut self.handlings[at];
         let host = self.machines[handling.host].id;
         if handling.held.is_none() {
-            handling.held = Some(self.rows.held(host));
+            handling.held = Some((self.rows.hosts[&host].generation, self.rows.held(host)));
             return false;
         }
         let Some(effects) = &mut handling.effects else {
-            let Report { session, sequence, inventory, leases, .. } = &handling.report;
+            let Report { session, sequence, generation, inventory, leases, .. } = &handling.report;
             let fresh = self.rows.host_hear(host, *session, *sequence, inventory);
-            let held = handling.held.clone().unwrap_or_default();
-            let effects = if fresh { of_report(leases.clone(), &held) } else { Vec::new() };
+            let (current, held) = handling.held.clone().unwrap_or_default();
+            let mut effects = if fresh { of_report(leases.clone(), &held) } else { Vec::new() };
+            if fresh && *generation >= current {
+                effects.extend(of_silence(leases, &held));
+            }
             let (heard, news): (Vec<_>, Vec<_>) = effects.into_iter().partition(|(_, e)| *e == Effect::Heard);
             heard.into_iter().for_each(|(lease, _)| self.rows.heard(host, lease));
             handling.effects = Some(news.into());
@@ -443,6 +464,9 @@ impl World {
         if let Some(machine) = self.machines.iter().find(|machine| !machine.is_clear()) {
             return Some(format!("{} keeps what nobody wants", machine.id));
         }
+        if self.rows.jobs.values().all(|job| job.state.is_final()) {
+            return None;
+        }
         let plan = plan(&self.rows.snapshot());
         let short = |code: &str| matches!(code, "no_hosts" | "no_host_fits");
         let waits: BTreeSet<JobId> =
@@ -503,6 +527,10 @@ fn request(wish: &Wish) -> JobRequest {
     }
 }
 
+fn key(n: u8) -> MeshKey {
+    MeshKey::new([n; 32]).expect("not all are zero")
+}
+
 /// What the gateway tells a host.
 fn spec(rows: &Rows, host: HostId) -> HostSpec {
     let open = rows.leases.iter().filter(|(_, l)| l.host == host && l.state != LeaseState::Closed);
@@ -529,6 +557,9 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
         state: rows.hosts[&host].state,
         fence_ms: FENCE,
         report_ms: REPORT,
+        mesh: MeshSpec { key: key(1), hub_key: key(2), hub_endpoints: Vec::new() },
+        challenge: None,
+        release: None,
         leases: open.map(|(id, lease)| (*id, order(lease))).collect(),
     }
 }

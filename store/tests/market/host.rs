@@ -1,6 +1,8 @@
 //! Hosts: enrolment, reports and silence.
 
-use nave_domain::{HostId, MicroUsd, MilliCpu, Millis, host::HostState, lease::LeaseState, rate::Rate};
+use nave_domain::{
+    HostId, MicroUsd, MilliCpu, Millis, host::HostState, job::JobState, lease::LeaseState, rate::Rate,
+};
 use nave_store::{Changes, HostPatch, StoreError, testing::NewHost};
 use uuid::Uuid;
 
@@ -62,6 +64,23 @@ async fn two_hosts_of_a_miner_do_not_share_a_name() {
         let new = NewHost { host: HostId(Uuid::now_v7()), hotkey: "hotkey of alpha", ..foreign };
         let refused = market.store.host_enrol(&new).await;
         assert!(matches!(&refused, Err(StoreError::Constraint(name)) if name == "hosts_name"), "{refused:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_heard_before_it_is_given_up_keeps_its_lease() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        advance_clock(market, 100_000).await;
+        market.store.host_hear(host, 7, 1, 0, &inventory()).await.expect("hear");
+        market.store.lease_lost_silent(host, lease, Millis(80_000)).await.expect("too late");
+        assert_eq!(market.job(customer, job).await.state, JobState::Running);
+        advance_clock(market, 100_000).await;
+        market.store.lease_lost_silent(host, lease, Millis(80_000)).await.expect("lost");
+        assert_eq!(market.job(customer, job).await.state, JobState::Queued);
     })
     .await;
 }
