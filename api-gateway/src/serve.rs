@@ -14,7 +14,7 @@ use crate::{
     app::App,
     config::{Config, HostListen},
     host,
-    listen::{Bounds, Connections},
+    listen::{Bounds, Connections, HEAD_MAX},
     routes,
 };
 
@@ -30,9 +30,9 @@ const BIND_ANEW: Duration = Duration::from_secs(2);
 /// Time between looks for blobs that nothing refers to.
 const FORGET: Duration = Duration::from_secs(600);
 /// Connections of customers.
-const CUSTOMERS: Bounds = Bounds { all: 4_096, per_address: 1_024 };
+const CUSTOMERS: Bounds = Bounds { head: HEAD_MAX, all: 4_096, per_address: 1_024 };
 /// Connections of hosts. An agent needs a handful.
-const HOSTS: Bounds = Bounds { all: 16_384, per_address: 32 };
+const HOSTS: Bounds = Bounds { head: HEAD_MAX, all: 16_384, per_address: 32 };
 
 /// A gateway that listens for customers and does not answer yet.
 pub struct Gateway {

@@ -9,7 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use nave_crash_point::crash_point;
-use nave_domain::{HostId, LeaseId, Millis, mesh::BadMeshKey};
+use nave_domain::{
+    HostId, LeaseId, Millis,
+    mesh::{BadMeshKey, Prefix},
+};
 use nave_proof::{Challenge, Nonce};
 use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL};
 use nave_store::{Changes, OrderRow, SentChallenge};
@@ -63,6 +66,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
     let challenge = app.store.challenge_send(host).await?.and_then(challenge);
     crash_point!("gateway.spec.before_answer");
     let Config { fence_ms, report_ms, .. } = *app.config;
+    let prefix = Prefix::of_market(&app.config.market_key.public().0);
     Ok(HostSpec {
         protocol: PROTOCOL,
         generation: row.generation,
@@ -73,7 +77,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         mesh,
         challenge,
         release,
-        leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(row)))),
+        leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(prefix, lease, row)))),
     })
 }
 
@@ -114,8 +118,11 @@ fn fitting(orders: impl Iterator<Item = (LeaseId, Order)>) -> BTreeMap<LeaseId, 
     orders.take_while(fits).collect()
 }
 
-fn order(row: OrderRow) -> Order {
+/// A lease with a group has an address in the mesh; everyone derives the same from its id.
+fn order(prefix: Prefix, lease: LeaseId, row: OrderRow) -> Order {
     Order {
+        address: row.request.group.as_ref().map(|_| prefix.lease(lease)),
+        peers: row.peers.into_iter().map(|(job, lease)| (job, prefix.lease(lease))).collect(),
         job: row.job,
         attempt: row.attempt,
         stop: row.stop,
@@ -151,6 +158,8 @@ mod tests {
             disk: Bytes(1),
             devices: Vec::new(),
             egress: Egress::None,
+            address: None,
+            peers: BTreeMap::new(),
         };
         (LeaseId(Uuid::from_u128(n)), order)
     }

@@ -226,16 +226,20 @@ async fn refusals_are_signed_by_the_market_too() {
 async fn two_hosts_never_share_a_mesh_key_or_a_name() {
     let market = Market::start().await;
     let (owner, rival) = (Owner::new(), Owner::new());
-    let first = owner.enrol(&market, |terms| terms.name = Some("a".to_owned())).await;
-    let copy = Newcomer { mesh_key: first.agent.mesh_key, ..Newcomer::new() };
-    copy.refused(&market, &rival.ticket(&market).await, 409, "mesh_key_taken").await;
     let mut terms = owner.terms(&market).await;
     terms.name = Some("a".to_owned());
+    let first = Newcomer::new();
+    first.enrolled(&market, &owner.sign(terms.clone())).await;
+    let copy = Newcomer { mesh_key: first.mesh_key, ..Newcomer::new() };
+    copy.refused(&market, &rival.ticket(&market).await, 409, "mesh_key_taken").await;
+    terms.ticket.0 = random().expect("randomness");
     Newcomer::new().refused(&market, &owner.sign(terms.clone()), 409, "host_name_taken").await;
     // What was refused has used no ticket up, and another miner may use the name.
     terms.name = Some("b".to_owned());
     Newcomer::new().enrolled(&market, &owner.sign(terms)).await;
-    rival.enrol(&market, |terms| terms.name = Some("a".to_owned())).await;
+    let mut terms = rival.terms(&market).await;
+    terms.name = Some("a".to_owned());
+    Newcomer::new().enrolled(&market, &rival.sign(terms)).await;
     assert_eq!(market.store.mesh_peers().await.expect("peers").len(), 3);
 }
 
@@ -270,6 +274,7 @@ async fn a_host_that_enrols_again_has_its_place_and_nothing_of_what_it_had_prove
     let (job, lease) = market.placed(&old.host).await;
     old.host.report(&[(lease, nave_sdk::wire::host::LeaseReport::Running)]).await;
     let id = old.id();
+    market.store.host_move(id, old.place.mesh.address.into()).await.expect("its own address");
     let mut terms = owner.terms(&market).await;
     terms.replaces = Some(id);
     let (ticket, agent) = (owner.sign(terms.clone()), Newcomer::new());

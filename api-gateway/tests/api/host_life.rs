@@ -188,3 +188,28 @@ async fn a_lease_that_its_host_has_lost_is_tried_again_elsewhere() {
     assert_eq!((done.state, done.attempts.len()), (JobState::Succeeded, 2));
     market.assert_books_balance().await;
 }
+
+#[tokio::test]
+async fn jobs_of_a_group_learn_their_addresses_in_the_mesh() {
+    let market = Market::start().await;
+    let host = market.host("h").await;
+    let alone = market.submit().await;
+    let alone = market.place(alone.job, host.id).await;
+    let mut pair = Vec::new();
+    for _ in 0..2 {
+        let request = serde_json::json!({"argv": ["true"], "group": "g"});
+        let answer = market.submission(&format!("pair {}", pair.len()), &request).send().await;
+        let job: Job = read(answer.expect("an answer")).await;
+        assert_eq!(job.request.group.as_deref(), Some("g"));
+        pair.push((job.job, market.place(job.job, host.id).await));
+    }
+    let spec = host.spec(0, 0).await.expect("a spec");
+    let order = |lease| &spec.leases[&lease];
+    assert_eq!((order(alone).address, order(alone).peers.len()), (None, 0));
+    let [(first_job, first), (second_job, second)] = pair[..] else { panic!("two") };
+    let (one, other) =
+        (order(first).address.expect("an address"), order(second).address.expect("an address"));
+    assert!(one != other && one.segments()[3] == 2 && one.segments()[..4] == other.segments()[..4]);
+    assert_eq!(order(first).peers, [(second_job, other)].into());
+    assert_eq!(order(second).peers, [(first_job, one)].into());
+}

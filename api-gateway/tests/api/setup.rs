@@ -238,6 +238,8 @@ pub struct Host<'a> {
     pub market: &'a Market,
     pub id: HostId,
     pub address: IpAddr,
+    /// What it says it has.
+    pub inventory: Inventory,
     http: Client,
     pub session: u64,
     pub sequence: u64,
@@ -247,7 +249,8 @@ pub struct Host<'a> {
 impl<'a> Host<'a> {
     /// A host that speaks from `address`, whether it may or not.
     pub fn new(market: &'a Market, id: HostId, address: IpAddr) -> Self {
-        Self { market, id, address, http: client(Some(address)), session: 7, sequence: 0, generation: 0 }
+        let http = client(Some(address));
+        Self { market, id, address, inventory: inventory(), http, session: 7, sequence: 0, generation: 0 }
     }
 
     pub fn call(&self, method: Method, path: &str) -> RequestBuilder {
@@ -262,7 +265,7 @@ impl<'a> Host<'a> {
             generation: self.generation,
             sequence: self.sequence,
             session: self.session,
-            inventory: inventory(),
+            inventory: self.inventory.clone(),
             mesh_key_next: None,
             proof: None,
             leases: leases.iter().cloned().collect::<BTreeMap<_, _>>(),
