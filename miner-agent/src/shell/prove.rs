@@ -4,6 +4,7 @@
 use std::{path::Path, process::Stdio, sync::Arc};
 
 use anyhow::{Context as _, bail};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use nave_crash_point::crash_point;
 use nave_domain::ChallengeId;
@@ -26,7 +27,7 @@ use crate::{
     endpoint::{CallError, ControlPlane},
 };
 
-/// Longest line that is read: an opening in hexadecimal, and what is around it.
+/// Longest line that is read: an opening in base64, and what is around it.
 const LINE_BYTES_MAX: u64 = 2 * OPENING_MAX as u64 + 4_096;
 
 /// A prover under way; dropped, its process is killed.
@@ -161,7 +162,7 @@ async fn deliver(plane: &ControlPlane, line: &[u8]) -> anyhow::Result<ProofRepor
         PrintedMessage::Commitment(digest) => Message::Commitment(digest),
         PrintedMessage::Failed(failure) => Message::Failed(failure),
         PrintedMessage::Opening(PrintedOpening::Inline(text)) => {
-            let bytes = hex::decode(text).context("read the prover's opening")?;
+            let bytes = BASE64_STANDARD.decode(text).context("read the prover's opening")?;
             Message::Opening(opening(plane, bytes).await?)
         }
     };
