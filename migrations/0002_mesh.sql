@@ -36,6 +36,10 @@ comment on column hosts.mesh_key_next is 'The key that its agent is about to use
 update hosts set session = null, sequence = 0;
 comment on column hosts.session is 'Number of its agent process, from the last report; later ones have larger ones';
 
+-- Groups are read from the jobs that have open leases.
+create index jobs_by_group on jobs (customer_id, (request ->> 'group'))
+    where state in ('placed', 'running', 'cancelling');
+
 alter table control_clock add hub_at_ms bigint;
 comment on column control_clock.hub_at_ms is 'When the hub last said that it lets hosts in; none where there never was one';
 

@@ -30,6 +30,10 @@ pub struct JobRequest {
     /// Which addresses it may reach.
     #[serde(default)]
     pub egress: Egress,
+    /// Its customer's jobs of the same group reach one another, on whatever hosts they are,
+    /// and nobody else's do: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// How long it may queue, start and run.
     #[serde(default)]
     pub limits: Limits,
@@ -101,7 +105,7 @@ pub enum Egress {
     /// private ranges or metadata addresses.
     #[default]
     Public,
-    /// Nothing but its own loopback.
+    /// Nothing but its own loopback, and its group where it has one.
     None,
 }
 
@@ -140,6 +144,10 @@ pub const ARGUMENT_BYTES_MAX: usize = 256 * 1024;
 pub const MEMORY_MIN: Bytes = Bytes(16 * Bytes::MIB);
 /// Smallest working directory: what a file system needs for itself and a little more.
 pub const DISK_MIN: Bytes = Bytes(16 * Bytes::MIB);
+/// Longest name of a group, in bytes.
+pub const GROUP_BYTES_MAX: usize = 64;
+/// Most open leases of one group: each knows the addresses of all others.
+pub const GROUP_LEASES_MAX: u32 = 64;
 /// Longest of the three time limits: 30 days.
 pub const LIMIT_MAX: Millis = Millis(30 * 86_400_000);
 
@@ -151,6 +159,7 @@ impl JobRequest {
     pub fn check(&self) -> Result<(), BadRequest> {
         self.check_command()?;
         self.check_resources()?;
+        self.check_group()?;
         let limits = [
             ("limits.queue_ms", self.limits.queue_ms),
             ("limits.start_ms", self.limits.start_ms),
@@ -161,6 +170,17 @@ impl JobRequest {
         }
         within("retries", i64::from(self.retries), 0, 10)?;
         within("max_spend", self.max_spend.0, 0, 1_000_000_000_000)
+    }
+
+    fn check_group(&self) -> Result<(), BadRequest> {
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        match &self.group {
+            Some(name) if name.is_empty() || name.len() > GROUP_BYTES_MAX || !name.bytes().all(fits) => {
+                let problem = format!("a name of 1 to {GROUP_BYTES_MAX} characters of A-Z a-z 0-9 . _ -");
+                Err(refuse("group", &problem))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_command(&self) -> Result<(), BadRequest> {
@@ -386,6 +406,32 @@ mod tests {
             spoil(&mut request);
             assert_eq!(request.check().expect_err(field).field, field);
         }
+    }
+
+    #[test]
+    fn a_group_is_a_short_plain_name() {
+        for (name, fine) in [
+            ("a", true),
+            ("Run.7_b-2", true),
+            ("", false),
+            ("two words", false),
+            ("a/b", false),
+            ("\u{e4}", false),
+            ("line\n", false),
+            (&"x".repeat(64), true),
+            (&"x".repeat(65), false),
+        ] {
+            let request = JobRequest { group: Some(name.to_owned()), ..request() };
+            assert_eq!(
+                request.check().map_err(|error| error.field),
+                if fine { Ok(()) } else { Err("group") }
+            );
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_group_is_written_as_before_there_were_any() {
+        assert!(!serde_json::to_string(&request()).expect("JSON").contains("group"));
     }
 
     #[test]

@@ -52,6 +52,7 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
         queued_at: Timestamp(0),
         queued: Millis(0),
         failed_on: Vec::new(),
+        group_leases: 0,
     }
 }
 

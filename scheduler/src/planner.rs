@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use nave_domain::{
     Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
     host::Device,
-    job::GpuRequest,
+    job::{Egress, GROUP_LEASES_MAX, GpuRequest},
     rate::{affordable, hourly},
 };
 use nave_store::{Placement, QueuedJob, Snapshot, SupplyHost};
@@ -99,6 +99,12 @@ fn choose(
             "a host failed to run it; it is tried again shortly".into(),
         ));
     }
+    if job.group_leases >= GROUP_LEASES_MAX {
+        return Choice::Wait(reason(
+            "group_full",
+            format!("{GROUP_LEASES_MAX} jobs of its group run, which is the most that know one another"),
+        ));
+    }
     let best = hosts
         .iter()
         .filter_map(|(id, host)| Some((score(*id, host, job)?, host)))
@@ -148,6 +154,10 @@ fn lacks(host: &SupplyHost, job: &QueuedJob) -> Option<&'static str> {
     }
     if !has.egress.contains(&job.request.egress) {
         return Some("a way to enforce its egress policy");
+    }
+    // What keeps a job to public addresses keeps it to its group.
+    if job.request.group.is_some() && !has.egress.contains(&Egress::Public) {
+        return Some("a way to keep it to its group");
     }
     match wanted.gpu {
         Some(gpu) if free_devices(host, gpu).count() < usize::from(gpu.count) => {

@@ -128,8 +128,11 @@ impl Store {
     pub async fn hosts_to_test(&self) -> Result<Vec<DueHost>> {
         // Tests of a host that is not there would only make its pause longer.
         sqlx::query!(
-            "update hosts set state = 'verifying', generation = generation + 1
-             where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1",
+            "with due as (
+                select host_id from hosts
+                where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1
+                order by host_id for update)
+             update hosts h set state = 'verifying', generation = generation + 1 from due where h.host_id = due.host_id",
             HEARD_MS_MAX
         )
         .execute(&self.pool)

@@ -12,7 +12,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error,
+    Result, Store, StoreError, error, group,
     notify::{Changes, announce},
 };
 
@@ -105,6 +105,8 @@ pub struct OrderRow {
     pub disk: Bytes,
     /// GPUs.
     pub devices: Vec<String>,
+    /// The other open leases of its group, by job.
+    pub peers: BTreeMap<JobId, LeaseId>,
 }
 
 /// Shortest time between two changes of what a host has. A change makes placements planned
@@ -120,6 +122,18 @@ pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
         .execute(&mut *tx)
         .await?;
     announce(tx, Changes::Host(host)).await
+}
+
+/// Makes every spec newer. Hosts are locked in the order of their ids, as elsewhere.
+pub(crate) async fn bump_all(tx: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "with members as (
+            select host_id from hosts where state not in ('gone', 'banned') order by host_id for update)
+         update hosts h set generation = generation + 1 from members m where h.host_id = m.host_id"
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Announces that a lease of a host was closed; a host that drains leaves with its last one.
@@ -232,6 +246,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
+        let mut peers = group::peers_of_host(self, host).await?;
         let orders = orders.into_iter().map(|row| {
             let order = OrderRow {
                 job: row.job_id.into(),
@@ -242,6 +257,7 @@ impl Store {
                 memory: Bytes(row.memory),
                 disk: Bytes(row.disk),
                 devices: row.devices,
+                peers: peers.remove(&row.lease_id.into()).unwrap_or_default(),
             };
             Ok((row.lease_id.into(), order))
         });
@@ -360,8 +376,11 @@ impl Store {
     /// When the database does not answer.
     pub async fn hosts_suspect(&self, silent: nave_domain::Millis) -> Result<u64> {
         let done = sqlx::query!(
-            "update hosts set state = 'suspect'
-             where state in ('ready', 'verifying') and (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $1",
+            "with quiet as (
+                select host_id from hosts
+                where state in ('ready', 'verifying') and (select up_ms from control_clock) - coalesce(heard_up_ms, 0) > $1
+                order by host_id for update)
+             update hosts h set state = 'suspect' from quiet where h.host_id = quiet.host_id",
             silent.0
         )
         .execute(&self.pool)

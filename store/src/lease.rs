@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, error, host,
+    Result, Store, StoreError, error, group, host,
     job::{LockedJob, Why, advance, release},
     ledger,
     notify::{Changes, announce},
@@ -277,7 +277,7 @@ async fn close(
     .await?;
     lease.state = LeaseState::Closed;
     settle_job(tx, job, outcome).await?;
-    host::released(tx, lease.host).await?;
+    group::left(tx, job, lease.host).await?;
     announce(tx, Changes::Supply).await?;
     ledger::lock(tx, job.customer).await?;
     if outcome.is_charged() {

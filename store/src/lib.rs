@@ -1,7 +1,7 @@
 //! The only SQL of Nave.
 //!
 //! One module per aggregate; functions are named `noun_verb`. Rows are locked in the
-//! order job → lease → host → ledger account, so that transactions never deadlock.
+//! order job → lease → group → host → ledger account, so that transactions never deadlock.
 //! Every change that somebody waits for is announced with `NOTIFY`; the announcement
 //! only shortens the wait, polling finds the same.
 
@@ -13,6 +13,7 @@ pub mod embedded;
 mod enrol;
 mod epoch;
 mod error;
+mod group;
 mod host;
 mod job;
 mod lease;
@@ -41,6 +42,7 @@ pub use challenge::{Decided, Decision, DueHost, Moment, OpenChallenge, SentChall
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
+pub use group::MeshRoute;
 pub use host::{HostReason, HostRow, OrderRow, SpecRow, UsageRow};
 pub use job::{AttemptRow, JobRow, Submission, Submitted};
 pub use lease::{ChargeDue, HeldLease, OpenLease, ResultRow};

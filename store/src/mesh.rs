@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Result, Store, StoreError,
     enrol::{mesh_key_claim, read_address},
-    error,
+    error::{self, readable},
+    host as hosts,
     notify::{Changes, announce},
 };
 
@@ -65,7 +66,7 @@ impl Store {
                 next: row.mesh_key_next,
             })
         });
-        rows.collect()
+        Ok(rows.filter_map(readable).collect())
     }
 
     /// The host at an address of the mesh, and where it stands.
@@ -168,11 +169,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         if changed.rows_affected() == 1 {
-            sqlx::query!(
-                "update hosts set generation = generation + 1 where state not in ('gone', 'banned')"
-            )
-            .execute(&mut *tx)
-            .await?;
+            hosts::bump_all(&mut tx).await?;
             announce(&mut tx, Changes::Mesh).await?;
         }
         tx.commit().await?;

@@ -102,19 +102,24 @@ impl Store {
         departure: Departure,
     ) -> Result<HostState> {
         let mut tx = self.pool.begin().await?;
-        let row = sqlx::query!(
-            r#"select state,
-                    exists (select from leases where host_id = $1 and state <> 'closed') as "busy!"
-               from hosts where host_id = $1 and ($2::text is null or hotkey = $2) for update"#,
+        let state = sqlx::query_scalar!(
+            "select state from hosts where host_id = $1 and ($2::text is null or hotkey = $2) for update",
             host.0,
             hotkey
         )
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(StoreError::NotFound("host"))?;
-        let from: HostState = error::read_name("a host's state", row.state)?;
+        let from: HostState = error::read_name("a host's state", state)?;
+        // Only after the lock, so that the end of its last lease is either seen here or sees this.
+        let busy = sqlx::query_scalar!(
+            r#"select exists (select from leases where host_id = $1 and state <> 'closed') as "busy!""#,
+            host.0
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         let mut to = host::next(from, departure.event()).ok_or(StoreError::Stale("host"))?;
-        if to == HostState::Draining && !row.busy {
+        if to == HostState::Draining && !busy {
             to = host::next(to, HostEvent::Emptied).ok_or(StoreError::Stale("host"))?;
         }
         let (code, message) = departure.reason();

@@ -4,7 +4,7 @@ use nave_domain::HostId;
 use serde_json::Value;
 
 use crate::{
-    Result, Store, StoreError,
+    Result, Store, StoreError, host as hosts,
     notify::{Changes, announce},
 };
 
@@ -64,9 +64,7 @@ impl Store {
         if !is_ours {
             return Err(StoreError::Constraint("releases_version".into()));
         }
-        sqlx::query!("update hosts set generation = generation + 1 where state not in ('gone', 'banned')")
-            .execute(&mut *tx)
-            .await?;
+        hosts::bump_all(&mut tx).await?;
         announce(&mut tx, Changes::Mesh).await?;
         tx.commit().await?;
         Ok(())

@@ -9,11 +9,13 @@ use nave_domain::{
     job::{JobEvent, JobRequest, JobState},
     rate::{Rate, Size},
 };
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
     Result, Store, StoreError,
     error::{self, readable},
+    group,
     job::{advance, lock},
     notify::{Changes, announce},
 };
@@ -45,6 +47,8 @@ pub struct QueuedJob {
     pub queued: Millis,
     /// Hosts on which an attempt ended through the host, latest last.
     pub failed_on: Vec<HostId>,
+    /// Open leases of its group.
+    pub group_leases: u32,
 }
 
 /// A host that takes jobs.
@@ -103,6 +107,18 @@ const ORDER_BYTES: i64 = 1_024;
 /// Bytes of a device in an order.
 const DEVICE_BYTES: i64 = 264;
 
+/// Takes a host as the planner saw it.
+pub(crate) async fn hold(tx: &mut PgConnection, placement: &Placement) -> Result<()> {
+    let held = sqlx::query!(
+        "update hosts set generation = generation + 1 where host_id = $1 and generation = $2 and state = 'ready' and not paused",
+        placement.host.0,
+        placement.generation.cast_signed()
+    )
+    .execute(tx)
+    .await?;
+    if held.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale("host")) }
+}
+
 impl Store {
     /// The queue and the supply at one moment.
     ///
@@ -117,7 +133,10 @@ impl Store {
                     j.queued_ms,
                     array(select l.host_id from leases l where l.job_id = j.job_id
                           and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')
-                          order by l.attempt) as "failed_on!"
+                          order by l.attempt) as "failed_on!",
+                    (select count(*) from jobs p where p.customer_id = j.customer_id
+                     and p.request ->> 'group' = j.request ->> 'group'
+                     and p.state in ('placed', 'running', 'cancelling')) as "group_leases!"
                from (select *, row_number() over (partition by customer_id order by job_id) as turn
                      from jobs where state = 'queued') j
                order by j.turn, j.job_id limit $1"#,
@@ -151,6 +170,7 @@ impl Store {
                 queued_at: Timestamp(row.queued_at_ms),
                 queued: Millis(row.queued_ms),
                 failed_on: row.failed_on.into_iter().map(HostId).collect(),
+                group_leases: u32::try_from(row.group_leases).unwrap_or(u32::MAX),
             })
         });
         let hosts = hosts.into_iter().map(|row| {
@@ -190,16 +210,8 @@ impl Store {
         if job.state != JobState::Queued {
             return Err(StoreError::Stale("job"));
         }
-        let held = sqlx::query!(
-            "update hosts set generation = generation + 1 where host_id = $1 and generation = $2 and state = 'ready' and not paused",
-            placement.host.0,
-            placement.generation.cast_signed()
-        )
-        .execute(&mut *tx)
-        .await?;
-        if held.rows_affected() != 1 {
-            return Err(StoreError::Stale("host"));
-        }
+        group::joined(&mut tx, &job, placement).await?;
+        let of_group = if job.request.group.is_some() { group::ORDER_BYTES } else { 0 };
         let lease = LeaseId(Uuid::now_v7());
         sqlx::query!(
             "with next as (update jobs set attempts = attempts + 1 where job_id = $2
@@ -221,7 +233,7 @@ impl Store {
             placement.rate.gib_hour.0,
             placement.run_max.0,
             placement.capped_by_spend,
-            ORDER_BYTES,
+            ORDER_BYTES + of_group,
             DEVICE_BYTES
         )
         .execute(&mut *tx)

@@ -266,6 +266,7 @@ impl Rows {
             queued_at: Timestamp(job.queued_at),
             queued: Millis(job.queued),
             failed_on: self.failed_on(*id),
+            group_leases: 0,
         });
         let ready = self.hosts.iter().filter(|(_, host)| host.state == HostState::Ready);
         let hosts = ready.filter_map(|(id, host)| Some((*id, self.supply(*id, host)?)));

@@ -511,12 +511,12 @@ fn request(wish: &Wish) -> JobRequest {
         ("STUBBORN", u8::from(wish.stubborn).to_string()),
         ("START", wish.start.to_string()),
     ];
+    let least: JobRequest = serde_json::from_str(r#"{"argv":["true"]}"#).expect("the smallest request");
     JobRequest {
-        image: None,
-        argv: vec!["true".into()],
         env: env.map(|(name, value)| (name.to_owned(), value)).into(),
         resources: Resources { gpu, milli_cpu, ..Resources::default() },
         egress: Egress::None,
+        group: None,
         limits: Limits {
             queue_ms: Millis(600_000),
             start_ms: Millis(30_000),
@@ -524,6 +524,7 @@ fn request(wish: &Wish) -> JobRequest {
         },
         retries: wish.retries,
         max_spend: MicroUsd(wish.max_spend),
+        ..least
     }
 }
 
@@ -548,6 +549,8 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
             disk: request.resources.disk,
             devices: Vec::new(),
             egress: request.egress,
+            address: None,
+            peers: std::collections::BTreeMap::new(),
         }
     };
     HostSpec {

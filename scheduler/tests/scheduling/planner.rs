@@ -1,6 +1,10 @@
 //! The planner's policy, one rule a test.
 
-use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis, Timestamp, job::Egress, rate::Rate};
+use nave_domain::{
+    Bytes, MicroUsd, MilliCpu, Millis, Timestamp,
+    job::{Egress, GROUP_LEASES_MAX},
+    rate::Rate,
+};
 use nave_scheduler::planner::{Plan, Reason};
 
 use crate::supply::{NOW, RATE, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for};
@@ -232,6 +236,20 @@ fn a_waiting_job_is_told_what_no_host_has() {
     assert!(egress.contains("no host has a way to enforce its egress policy"), "{egress}");
     let gpus = lacking(|job| job.request = gpu_job(1, 2, 40).request, vec![gpu_host(&[24, 80]), host()]);
     assert!(gpus.contains("no host has enough GPUs with that much memory"), "{gpus}");
+}
+
+#[test]
+fn a_job_of_a_group_goes_only_where_it_can_be_kept_to_it() {
+    let mut grouped = job(1);
+    grouped.request.egress = Egress::None;
+    grouped.request.group = Some("g".into());
+    let mut closed = host();
+    closed.inventory.egress = vec![Egress::None];
+    let plan = plan_for(vec![grouped.clone()], vec![closed]);
+    assert_eq!(waits_for(&plan).1, "no host has a way to keep it to its group; see `nave offers`");
+    assert_eq!(hosts_of(&plan_for(vec![grouped.clone()], vec![host()])), [1]);
+    grouped.group_leases = GROUP_LEASES_MAX;
+    assert_eq!(waits_for(&plan_for(vec![grouped], vec![host()])).0, "group_full");
 }
 
 #[test]

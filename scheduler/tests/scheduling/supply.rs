@@ -74,6 +74,7 @@ pub fn job(number: u128) -> QueuedJob {
         env: BTreeMap::new(),
         resources: Resources::default(),
         egress: Egress::default(),
+        group: None,
         limits: Limits::default(),
         retries: 0,
         max_spend: MicroUsd(500_000),
@@ -85,6 +86,7 @@ pub fn job(number: u128) -> QueuedJob {
         queued_at: Timestamp(NOW.0 - 1_000),
         queued: Millis::ZERO,
         failed_on: Vec::new(),
+        group_leases: 0,
     }
 }
 

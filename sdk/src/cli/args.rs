@@ -127,6 +127,9 @@ pub struct Run {
     /// Which addresses it may reach
     #[arg(long, default_value = "public", value_parser = egress())]
     pub egress: Egress,
+    /// Your jobs of the same group reach one another, on whatever hosts they are
+    #[arg(long, value_name = "NAME")]
+    pub group: Option<String>,
     /// Longest wait for a host
     #[arg(long, value_name = "SPAN", default_value = "1h")]
     pub queue_limit: Millis,

@@ -86,6 +86,7 @@ fn request(run: &Run, variable: impl Fn(&str) -> Option<String>) -> Result<JobRe
         env: variables(&run.env, variable)?,
         resources: Resources { gpu, milli_cpu: run.cpu, memory: run.memory, disk: run.disk },
         egress: run.egress,
+        group: run.group.clone(),
         limits: Limits { queue_ms: run.queue_limit, start_ms: run.start_limit, run_ms: run.run_limit },
         retries: run.retries,
         max_spend: run.max_spend,

@@ -13,7 +13,7 @@
 //! The agent reconciles what it has with the spec. There are no commands, so
 //! none can be lost: an order is there until its lease is closed.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MilliCpu, Millis,
@@ -101,6 +101,12 @@ pub struct Order {
     pub devices: Vec<String>,
     /// Which addresses it may reach.
     pub egress: Egress,
+    /// Its address in the mesh, where its job has a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv6Addr>,
+    /// The addresses of its group's other open leases, by job: all it may reach in the mesh.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub peers: BTreeMap<JobId, Ipv6Addr>,
 }
 
 /// What a host observes.

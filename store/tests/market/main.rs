@@ -7,6 +7,7 @@ mod cancel;
 mod clock;
 mod epoch;
 mod fence;
+mod group;
 mod host;
 mod key;
 mod lease;

@@ -67,6 +67,7 @@ impl Actor {
         let request = JobRequest {
             max_spend: MicroUsd(200_000),
             retries: u8::try_from(self.draw(3)).expect("small"),
+            group: [None, Some("one"), Some("two")][self.draw(3)].map(str::to_owned),
             ..request()
         };
         let key = Uuid::now_v7().to_string();
