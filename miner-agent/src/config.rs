@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use nave_domain::{Bytes, HostId, MilliCpu};
+use nave_domain::{Bytes, HostId, MilliCpu, mesh::Prefix};
 use nave_mesh::Name;
 
 use crate::{membership::Membership, upgrade::Record};
@@ -87,6 +87,17 @@ pub struct DockerConfig {
     /// Resolvers of jobs with egress `public`. They must be public themselves:
     /// a job does not reach the host's own.
     pub dns: Vec<String>,
+    /// Where jobs of groups reach one another; without it they cannot.
+    pub mesh: Option<MeshSide>,
+}
+
+/// The mesh as jobs of groups see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshSide {
+    /// The market's addresses.
+    pub prefix: Prefix,
+    /// The interface behind which other hosts are.
+    pub interface: Name,
 }
 
 impl DockerConfig {
@@ -94,7 +105,7 @@ impl DockerConfig {
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
         let dns = ["1.1.1.1", "9.9.9.9", "2606:4700:4700::1111"].map(str::to_owned).to_vec();
-        Self { socket, prefix: BridgePrefix::default(), pools: Pools::default(), dns }
+        Self { socket, prefix: BridgePrefix::default(), pools: Pools::default(), dns, mesh: None }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod link;
 pub mod membership;
 pub mod proof;
 pub mod purge;
+pub mod routes;
 pub mod runtime;
 pub mod shell;
 pub mod state;
@@ -35,6 +36,6 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 pub fn version() -> &'static str {
     static SAID: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
     let said =
-        SAID.get_or_init(|| std::env::var("NAVE_AGENT_VERSION").ok().filter(|_| cfg!(debug_assertions)));
+        SAID.get_or_init(|| std::env::var(upgrade::VERSION_SAID).ok().filter(|_| cfg!(debug_assertions)));
     said.as_deref().unwrap_or(VERSION)
 }

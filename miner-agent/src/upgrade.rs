@@ -38,6 +38,8 @@ const STARTS_MAX: u32 = 3;
 const TRIAL: Duration = Duration::from_secs(180);
 /// Largest program that is fetched, in bytes.
 const PROGRAM_BYTES_MAX: u64 = 256 << 20;
+/// The version that a test has a development build say.
+pub(crate) const VERSION_SAID: &str = "NAVE_AGENT_VERSION";
 /// Set for a program that another one has given its place to: where the one that was
 /// installed lies.
 const MARK: &str = "NAVE_AGENT_SUCCEEDS";
@@ -270,7 +272,8 @@ fn exec(program: &Path) -> anyhow::Error {
     if let Ok(installed) = installed() {
         command.env(MARK, installed);
     }
-    let error = command.args(args).exec();
+    // What a test has this program say is not what the other one is.
+    let error = command.args(args).env_remove(VERSION_SAID).exec();
     anyhow::Error::new(error).context(format!("start {}", program.display()))
 }
 

@@ -125,6 +125,26 @@ async fn a_fenced_or_finished_lease_is_never_run_again_by_a_restart() {
 }
 
 #[tokio::test]
+async fn a_host_that_was_sent_away_begins_nothing_and_ends_what_runs_at_the_fence() {
+    let (dir, plane, lease) = begin();
+    plane.change(|spec| spec.fence_ms = Millis(3_000));
+    let _agent = agent(&plane, &dir);
+    plane.place(lease, play(600_000, 0, None));
+    plane.running(lease).await;
+    plane.kept().dismissed = true;
+    let status = || {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_miner-agent"))
+            .args(["status", "--json", "--data"])
+            .arg(dir.path().join("data"))
+            .output()
+            .expect("status runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    until("it says so", || status().contains("\"dismissed\": true")).await;
+    until("the job is fenced", || status().contains("fenced")).await;
+}
+
+#[tokio::test]
 async fn every_agent_process_has_its_own_session_and_counts_its_reports() {
     let (dir, plane, _) = begin();
     let first = agent(&plane, &dir);

@@ -33,6 +33,7 @@ use nave_sdk::wire::host::{
     Exit, HostReport, HostSpec, LOG_BYTES_MAX, LeaseReport, LogAck, MeshSpec, Order, PROTOCOL, ReportAck,
     ResultRef,
 };
+use nave_sdk::wire::sign::SecretKey;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -79,6 +80,10 @@ pub fn order(argv: &[&str]) -> Order {
 /// The key of the market in these tests.
 pub const MARKET_KEY: PublicKey = PublicKey([7; 32]);
 
+pub fn release_key() -> SecretKey {
+    SecretKey::from_seed([8; 32]).expect("a key")
+}
+
 pub fn mesh_key(byte: u8) -> MeshKey {
     MeshKey::new([byte; 32]).expect("a key")
 }
@@ -104,6 +109,12 @@ pub struct Kept {
     pub reports: Vec<HostReport>,
     /// Every call is answered with 503.
     pub away: bool,
+    /// The host is not known any more.
+    pub dismissed: bool,
+    /// Reports of agents of this version are answered with 503.
+    pub deaf_to: Option<String>,
+    /// Programs of releases, by version.
+    pub releases: BTreeMap<String, Vec<u8>>,
     /// When each lease was first reported to run.
     pub running: BTreeMap<LeaseId, Instant>,
 }
@@ -121,7 +132,12 @@ struct Offset {
 
 impl Plane {
     pub fn start() -> Self {
-        let host = new_host();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        Self::serve(listener, new_host())
+    }
+
+    /// A control plane for `host` that is reached where `listener` listens.
+    pub fn serve(listener: std::net::TcpListener, host: HostId) -> Self {
         let spec = HostSpec {
             protocol: PROTOCOL,
             generation: 1,
@@ -135,7 +151,6 @@ impl Plane {
             leases: BTreeMap::new(),
         };
         let inner = Arc::new(Inner { spec: watch::Sender::new(spec), kept: Mutex::default() });
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
         listener.set_nonblocking(true).expect("a setting");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
         let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
@@ -144,6 +159,7 @@ impl Plane {
             .route("/host/v1/report", post(report))
             .route("/host/v1/leases/{lease}/logs/{stream}", post(log))
             .route("/host/v1/blobs/{sha256}", put(blob))
+            .route("/host/v1/releases/{version}/{target}", get(release))
             .layer(DefaultBodyLimit::max(64 << 20))
             .with_state(inner.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
@@ -167,7 +183,7 @@ impl Plane {
             ticket: TicketId([1; 16]),
             url: "http://127.0.0.1:1".into(),
             market_key: own,
-            release_key: None,
+            release_key: Some(release_key().public()),
             hotkey: "none".into(),
             place,
         };
@@ -254,10 +270,13 @@ impl Plane {
 type Shared = State<Arc<Inner>>;
 
 fn refuse(inner: &Inner) -> Option<Response> {
-    if inner.kept.lock().expect("not poisoned").away {
+    let kept = inner.kept.lock().expect("not poisoned");
+    if kept.away {
         return Some(StatusCode::SERVICE_UNAVAILABLE.into_response());
     }
-    None
+    let problem = r#"{"type":"about:blank","title":"Forbidden","status":403,"detail":"it left",
+        "code":"host_unknown","retryable":false,"suggestion":"enrol again"}"#;
+    kept.dismissed.then(|| (StatusCode::FORBIDDEN, problem).into_response())
 }
 
 async fn poll(State(inner): Shared, Query(poll): Query<Poll>) -> Response {
@@ -278,6 +297,9 @@ async fn report(State(inner): Shared, Json(report): Json<HostReport>) -> Respons
     }
     report.inventory.check().expect("a plausible inventory");
     let mut kept = inner.kept.lock().expect("not poisoned");
+    if kept.deaf_to.as_ref() == Some(&report.inventory.agent) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
     for (lease, phase) in &report.leases {
         if *phase == LeaseReport::Running {
             kept.running.entry(*lease).or_insert_with(Instant::now);
@@ -319,6 +341,16 @@ async fn blob(State(inner): Shared, Segments(sha): Segments<String>, body: Body)
     StatusCode::NO_CONTENT.into_response()
 }
 
+async fn release(State(inner): Shared, Segments((version, _)): Segments<(String, String)>) -> Response {
+    if let Some(refusal) = refuse(&inner) {
+        return refusal;
+    }
+    match inner.kept.lock().expect("not poisoned").releases.get(&version) {
+        Some(bytes) => bytes.clone().into_response(),
+        None => StatusCode::NOT_FOUND.into_response(),
+    }
+}
+
 /// Waits until something holds, or fails saying what did not.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
@@ -335,6 +367,11 @@ pub struct Agent {
 
 impl Agent {
     pub fn start(plane: &Plane, data: &Path, args: &[&str]) -> Self {
+        Self::start_with(plane, data, args, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_with(plane: &Plane, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let program = std::env::var_os("NAVE_TEST_AGENT");
         let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_miner-agent").into());
         plane.join(data);
@@ -343,7 +380,8 @@ impl Agent {
             .args(["--without-mesh", &plane.url])
             .arg("--data")
             .arg(data)
-            .args(["--prover", "/bin/false"])
+            .env("NAVE_AGENT_PROVER", "/bin/false")
+            .envs(env.iter().copied())
             .args(args)
             .stdin(Stdio::null())
             .kill_on_drop(true)
@@ -354,6 +392,11 @@ impl Agent {
 
     pub fn pid(&self) -> u32 {
         self.child.id().expect("it runs")
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(mut self) -> std::process::ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends in time").expect("waited")
     }
 
     /// Ends it as a power failure would.
