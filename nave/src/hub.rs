@@ -5,7 +5,7 @@
 //! by the next one from the same rows, and while the database is away everything stays.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     net::Ipv6Addr,
     sync::{Arc, Mutex, PoisonError},
@@ -21,7 +21,7 @@ use nave_domain::{
 use nave_mesh::{
     Backend, Interface, Name, Namespace, Options, Peer, PrivateKey, Program, guard, guard::Pair,
 };
-use nave_store::{Changes, HubRow, MeshPeer, Store};
+use nave_store::{Changes, HubRow, MeshPeer, MeshRoute, Store};
 use tokio::{sync::broadcast, task::spawn_blocking, time::sleep};
 
 /// TCP port of the host protocol at the hub's address.
@@ -56,6 +56,8 @@ struct Hub {
     interface: Interface,
     /// The peers that were last asked for; none before the rows were read.
     wanted: Mutex<Option<BTreeSet<MeshKey>>>,
+    /// The guard as it was last loaded.
+    pairs: Mutex<Vec<Pair>>,
 }
 
 /// Keeps the hub's interface in line with the rows until `shutdown`.
@@ -81,7 +83,9 @@ async fn bring_up(config: Config) -> Hub {
         let wish = config.clone();
         let up = spawn_blocking(move || interface(&wish)).await.map_err(anyhow::Error::from).flatten();
         match up {
-            Ok(interface) => return Hub { config, interface, wanted: Mutex::new(None) },
+            Ok(interface) => {
+                return Hub { config, interface, wanted: Mutex::default(), pairs: Mutex::default() };
+            }
             Err(error) => {
                 tracing::warn!(error = format!("{error:#}"), "the hub's interface does not come up")
             }
@@ -93,7 +97,7 @@ async fn bring_up(config: Config) -> Hub {
 /// Guarded before it is there: nothing ever passes from host to host unasked.
 fn interface(config: &Config) -> anyhow::Result<Interface> {
     let namespace = Namespace::ensure(config.namespace.name())?;
-    guard::hub(&config.name, &namespace, &pairs())?;
+    guard::hub(&config.name, &namespace, &[])?;
     Ok(Interface::up(Options {
         name: config.name.clone(),
         namespace: Some(namespace),
@@ -107,10 +111,9 @@ fn interface(config: &Config) -> anyhow::Result<Interface> {
     })?)
 }
 
-/// Whose packets pass from one host to another: leases of one customer's group. Jobs have
-/// no groups yet, so nobody's do.
-fn pairs() -> Vec<Pair> {
-    Vec::new()
+/// Whose packets pass from one host to another: leases of one customer's group.
+fn pairs(routes: &[MeshRoute], prefix: Prefix) -> Vec<Pair> {
+    routes.iter().map(|route| Pair { from: prefix.lease(route.from), to: prefix.lease(route.to) }).collect()
 }
 
 async fn reconcile(hub: &Arc<Hub>, store: &Store, changes: &mut broadcast::Receiver<Changes>) {
@@ -149,11 +152,17 @@ async fn changed(changes: &mut broadcast::Receiver<Changes>) {
 /// Lets in who the rows say, then says so in the rows.
 async fn apply(hub: &Arc<Hub>, store: &Store) -> anyhow::Result<()> {
     let rows = store.mesh_peers().await.context("read who is in the mesh")?;
+    let routes = store.mesh_routes().await.context("read whose jobs reach one another")?;
     crash_point!("hub.peers.before_apply");
-    let Wanted { peers, adopted } = wanted(&rows, hub.interface.public_key(), hub.config.prefix);
+    let prefix = hub.config.prefix;
+    let Wanted { peers, adopted } = wanted(&rows, &routes, hub.interface.public_key(), prefix);
     let keys = peers.iter().map(|peer| peer.key).collect();
     let inner = Arc::clone(hub);
-    spawn_blocking(move || inner.interface.set_peers(&peers)).await??;
+    spawn_blocking(move || {
+        inner.interface.set_peers(&peers)?;
+        inner.open(pairs(&routes, prefix))
+    })
+    .await??;
     *hub.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
     for (host, key) in adopted {
         crash_point!("hub.key.before_adopt");
@@ -162,7 +171,7 @@ async fn apply(hub: &Arc<Hub>, store: &Store) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whom to let in, and whose next key is thereby in use.
+/// Whom to let in, with which addresses, and whose next key is thereby in use.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Wanted {
     peers: Vec<Peer>,
@@ -171,7 +180,11 @@ struct Wanted {
 
 /// A host cannot keep others out: a row that names a key or an address that is not its own
 /// to use is passed over. The database sees to it that two hosts never share either.
-fn wanted(rows: &[MeshPeer], own: MeshKey, prefix: Prefix) -> Wanted {
+fn wanted(rows: &[MeshPeer], routes: &[MeshRoute], own: MeshKey, prefix: Prefix) -> Wanted {
+    let mut leases: BTreeMap<HostId, BTreeSet<Ipv6Addr>> = BTreeMap::new();
+    for route in routes {
+        leases.entry(route.host).or_default().insert(prefix.lease(route.from));
+    }
     let mut keys = BTreeSet::from([own]);
     let mut addresses = BTreeSet::from([prefix.hub()]);
     let mut wanted = Wanted::default();
@@ -185,15 +198,18 @@ fn wanted(rows: &[MeshPeer], own: MeshKey, prefix: Prefix) -> Wanted {
             tracing::warn!(host.id = %row.host, "the host's key or address cannot be used; it stays out");
             continue;
         };
-        wanted.peers.push(peer(key, address));
+        let leases = leases.remove(&row.host).unwrap_or_default();
+        let leases = leases.into_iter().filter(|lease| addresses.insert(*lease));
+        let own: BTreeSet<Ipv6Addr> = leases.chain([address]).collect();
+        wanted.peers.push(peer(key, own));
         wanted.adopted.extend(next.map(|next| (row.host, next)));
     }
     wanted
 }
 
-fn peer(key: MeshKey, address: Ipv6Addr) -> Peer {
+fn peer(key: MeshKey, addresses: BTreeSet<Ipv6Addr>) -> Peer {
     // Hosts find the hub and keep the way open.
-    Peer { key, addresses: BTreeSet::from([address]), endpoint: None, keepalive_s: None }
+    Peer { key, addresses, endpoint: None, keepalive_s: None }
 }
 
 impl Hub {
@@ -204,6 +220,17 @@ impl Hub {
             address: self.config.prefix.hub(),
             port: HOST_PORT,
         }
+    }
+
+    /// Lets packets pass between these and nobody else.
+    fn open(&self, mut pairs: Vec<Pair>) -> Result<(), nave_mesh::Error> {
+        pairs.sort_unstable();
+        let mut loaded = self.pairs.lock().unwrap_or_else(PoisonError::into_inner);
+        if *loaded != pairs {
+            guard::hub(&self.config.name, &self.config.namespace, &pairs)?;
+            *loaded = pairs;
+        }
+        Ok(())
     }
 
     /// Whether it lets in who was last asked for.
@@ -230,6 +257,7 @@ async fn beat(hub: &Arc<Hub>, store: &Store) {
 
 #[cfg(test)]
 mod tests {
+    use nave_domain::LeaseId;
     use uuid::Uuid;
 
     use super::*;
@@ -258,14 +286,14 @@ mod tests {
 
     #[test]
     fn a_member_is_let_in_with_its_own_address_only() {
-        let wanted = wanted(&[row(1, key(1), None)], key(99), prefix());
-        assert_eq!(wanted.peers, [peer(key(1), prefix().host(Uuid::from_u128(1).into()))]);
+        let wanted = wanted(&[row(1, key(1), None)], &[], key(99), prefix());
+        assert_eq!(wanted.peers, [peer(key(1), BTreeSet::from([prefix().host(Uuid::from_u128(1).into())]))]);
         assert_eq!(wanted.adopted, []);
     }
 
     #[test]
     fn a_next_key_takes_the_place_of_the_present_one() {
-        let wanted = wanted(&[row(1, key(1), Some(key(2)))], key(99), prefix());
+        let wanted = wanted(&[row(1, key(1), Some(key(2)))], &[], key(99), prefix());
         assert_eq!(keys(&wanted), [key(2)]);
         assert_eq!(wanted.adopted, [(Uuid::from_u128(1).into(), key(2))]);
     }
@@ -273,7 +301,7 @@ mod tests {
     #[test]
     fn a_host_that_announces_the_hubs_key_keeps_its_own_and_nobody_else_out() {
         let rows = [row(1, key(1), Some(key(99))), row(2, key(2), None), row(3, key(99), None)];
-        let wanted = wanted(&rows, key(99), prefix());
+        let wanted = wanted(&rows, &[], key(99), prefix());
         assert_eq!((keys(&wanted), wanted.adopted), (vec![key(1), key(2)], vec![]));
     }
 
@@ -283,6 +311,27 @@ mod tests {
         let shared = MeshPeer { address: prefix().hub(), ..row(5, key(5), None) };
         let unreadable = MeshPeer { key: "?".into(), ..row(6, key(6), None) };
         let rows = [row(1, key(1), None), row(2, key(1), None), stranger, shared, unreadable];
-        assert_eq!(keys(&wanted(&rows, key(99), prefix())), [key(1)]);
+        assert_eq!(keys(&wanted(&rows, &[], key(99), prefix())), [key(1)]);
+    }
+
+    #[test]
+    fn leases_of_a_group_speak_from_their_own_host_and_to_one_another() {
+        let (one, two) = (LeaseId::from(Uuid::from_u128(11)), LeaseId::from(Uuid::from_u128(12)));
+        let host = |number: u8| HostId::from(Uuid::from_u128(number.into()));
+        let routes = [
+            MeshRoute { host: host(1), from: one, to: two },
+            MeshRoute { host: host(2), from: two, to: one },
+        ];
+        let rows = [row(1, key(1), None), row(2, key(2), None), row(3, key(3), None)];
+        let wanted = wanted(&rows, &routes, key(99), prefix());
+        let addresses: Vec<_> = wanted.peers.iter().map(|peer| peer.addresses.clone()).collect();
+        let expected = [
+            BTreeSet::from([prefix().host(host(1)), prefix().lease(one)]),
+            BTreeSet::from([prefix().host(host(2)), prefix().lease(two)]),
+            BTreeSet::from([prefix().host(host(3))]),
+        ];
+        assert_eq!(addresses, expected);
+        let (one, two) = (prefix().lease(one), prefix().lease(two));
+        assert_eq!(pairs(&routes, prefix()), [Pair { from: one, to: two }, Pair { from: two, to: one }]);
     }
 }

@@ -213,7 +213,10 @@ impl Market {
         }
         if !self.args.reachable_at.is_empty() {
             let port = self.network.slot.port();
-            progress(&format!("hosts elsewhere join through UDP port {port} of {}", self.args.reachable_at.join(", ")));
+            progress(&format!(
+                "hosts elsewhere join through UDP port {port} of {}",
+                self.args.reachable_at.join(", ")
+            ));
         }
         self.status.ready = true;
         self.status.write(&self.layout)?;
