@@ -4,7 +4,9 @@
 
 mod blob;
 mod cancel;
+mod challenge;
 mod clock;
+mod enrol;
 mod epoch;
 mod fence;
 mod group;
@@ -14,7 +16,10 @@ mod lease;
 mod ledger;
 mod log;
 mod market;
+mod mesh;
+mod miner;
 mod place;
+mod release;
 mod requeue;
 mod storm;
 mod submit;

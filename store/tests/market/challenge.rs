@@ -1,0 +1,193 @@
+//! What is tested of hosts, and what comes of it.
+
+use nave_domain::{
+    ChallengeId, HostId, Millis,
+    host::{HostState, Inventory},
+};
+use nave_store::{Decision, Joining, StoreError};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    enrol::wish,
+    market::{Market, inventory, open},
+};
+
+/// A host that was heard and has proven nothing yet.
+async fn claiming(market: &Market, n: u16) -> HostId {
+    let joining = wish(n);
+    market.store.host_join(&joining).await.expect("join");
+    market.store.host_hear(joining.host, 1, 1, 0, &inventory()).await.expect("hear");
+    joining.host
+}
+
+async fn draw(market: &Market, host: HostId) -> ChallengeId {
+    let id = ChallengeId(Uuid::now_v7());
+    market.store.challenge_draw(host, id, &json!({"of": "cpu"}), &inventory()).await.expect("draw");
+    id
+}
+
+async fn state_of(market: &Market, host: HostId) -> HostState {
+    market.store.host_spec(host).await.expect("spec").state
+}
+
+async fn due(market: &Market) -> Vec<HostId> {
+    market.store.hosts_to_test().await.expect("due").into_iter().map(|due| due.host).collect()
+}
+
+fn refused(pause: i64) -> Decision {
+    Decision::Refused { code: "cpu_overclaimed".into(), message: "too slow".into(), pause: Millis(pause) }
+}
+
+async fn answer(market: &Market, host: HostId, challenge: ChallengeId, step: u32, value: Value) -> bool {
+    market.store.challenge_answer(host, challenge, step, &value).await.expect("answer")
+}
+
+async fn advance(market: &Market, span: i64) {
+    let query = "update control_clock set up_ms = up_ms + $1";
+    sqlx::query(query).bind(span).execute(&market.sql).await.expect("advance");
+}
+
+#[tokio::test]
+async fn a_host_that_has_proven_nothing_is_tested_and_takes_no_jobs_until_it_passed() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        assert_eq!((state_of(market, host).await, due(market).await), (HostState::Verifying, vec![host]));
+        assert!(market.store.snapshot().await.expect("snapshot").hosts.is_empty());
+        let challenge = draw(market, host).await;
+        assert_eq!(due(market).await, []);
+        let draw_again = async || {
+            let id = ChallengeId(Uuid::now_v7());
+            market.store.challenge_draw(host, id, &json!({}), &inventory()).await
+        };
+        assert!(matches!(draw_again().await, Err(StoreError::Stale("host"))), "one at a time");
+        market
+            .store
+            .challenge_decide(challenge, &json!({"passed": 1}), &Decision::Proven)
+            .await
+            .expect("decide");
+        assert_eq!(state_of(market, host).await, HostState::Ready);
+        let again = market.store.challenge_decide(challenge, &json!({}), &refused(1)).await;
+        assert!(matches!(again, Err(StoreError::Stale("challenge"))), "a verdict is final");
+        assert!(matches!(draw_again().await, Err(StoreError::Stale("host"))), "there is nothing to test");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_counts_as_sent_once_and_as_answered_once() {
+    open(async |market| {
+        let (host, other) = (claiming(market, 1).await, claiming(market, 2).await);
+        let challenge = draw(market, host).await;
+        assert!(!answer(market, host, challenge, 0, json!("early")).await, "what was not sent has no answer");
+        let sent = market.store.challenge_send(host).await.expect("send").expect("a challenge");
+        assert_eq!((sent.challenge, sent.reveals.len()), (challenge, 0));
+        let steps = async || market.store.challenges_open().await.expect("open").remove(0).steps;
+        let first = steps().await[0].sent.expect("sent");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        market.store.challenge_send(host).await.expect("send");
+        assert_eq!(steps().await[0].sent, Some(first));
+        assert!(!answer(market, other, challenge, 0, json!("foreign")).await);
+        assert!(!answer(market, host, challenge, 1, json!("no such step")).await);
+        assert!(answer(market, host, challenge, 0, json!("first")).await);
+        assert!(!answer(market, host, challenge, 0, json!("second")).await);
+        market.store.challenge_reveal(challenge, 1, "ab").await.expect("reveal");
+        let again = market.store.challenge_reveal(challenge, 1, "cd").await;
+        assert!(matches!(again, Err(StoreError::Stale("challenge"))), "a nonce is drawn once");
+        assert!(!answer(market, host, challenge, 1, json!("guessed")).await);
+        let sent = market.store.challenge_send(host).await.expect("send").expect("a challenge");
+        assert_eq!(sent.reveals, ["ab"]);
+        assert!(answer(market, host, challenge, 1, json!("opened")).await);
+        let steps = steps().await;
+        assert_eq!(steps[0].answer.as_ref().map(|(value, _)| value), Some(&json!("first")));
+        let (opened, at) = steps[1].answer.clone().expect("an answer");
+        assert!(opened == json!("opened") && at.at >= steps[1].sent.expect("sent").at);
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
+        assert_eq!(market.store.challenge_send(host).await.expect("none"), None);
+        assert!(!answer(market, host, challenge, 1, json!("late")).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_refused_host_is_tested_again_after_its_pause_if_it_is_there() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        for n in 1..3 {
+            let challenge = draw(market, host).await;
+            market.store.challenge_decide(challenge, &json!({}), &refused(60_000)).await.expect("decide");
+            let row = &market.store.host_list().await.expect("hosts")[0];
+            assert_eq!(
+                (row.state, row.reason.as_ref().expect("why").code.as_str()),
+                (HostState::Refused, "cpu_overclaimed")
+            );
+            assert_eq!(due(market).await, []);
+            advance(market, 61_000).await;
+            assert_eq!(due(market).await, [], "it is not there");
+            market.store.host_hear(host, 1, 10 + n, 0, &inventory()).await.expect("hear");
+            assert_eq!(due(market).await, [host]);
+        }
+        let challenge = draw(market, host).await;
+        let open = market.store.challenges_open().await.expect("open");
+        assert_eq!(
+            (open[0].challenge, open[0].refusals),
+            (challenge, 2),
+            "pauses grow with what failed in a row"
+        );
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        let row = &market.store.host_list().await.expect("hosts")[0];
+        assert_eq!((row.state, &row.reason), (HostState::Ready, &None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_claims_more_is_tested_again_and_one_that_claims_less_is_not() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let challenge = draw(market, host).await;
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        let mut sequence = 10;
+        let mut hear = async |claims: Inventory| {
+            market.settle(host).await;
+            sequence += 1;
+            market.store.host_hear(host, 1, sequence, 0, &claims).await.expect("hear");
+            state_of(market, host).await
+        };
+        let with = |milli_cpu| Inventory { milli_cpu: nave_domain::MilliCpu(milli_cpu), ..inventory() };
+        assert_eq!(hear(with(4_000)).await, HostState::Ready);
+        assert_eq!(hear(inventory()).await, HostState::Ready);
+        assert_eq!(hear(with(9_000)).await, HostState::Verifying);
+        assert_eq!(hear(inventory()).await, HostState::Ready, "its word taken back");
+        let moved = Inventory { cpu_model: "another".into(), ..inventory() };
+        assert_eq!(hear(moved).await, HostState::Verifying);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_verdict_on_the_old_machine_says_nothing_about_the_new_one() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let challenge = draw(market, host).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let again = Joining { replaces: Some(host), ..wish(2) };
+        market.store.host_join(&again).await.expect("join again");
+        market.store.host_hear(host, 1, 1, 0, &inventory()).await.expect("hear");
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        assert_eq!(state_of(market, host).await, HostState::Verifying);
+        assert_eq!(due(market).await, [host]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_the_operator_has_a_proven_host_tested_again() {
+    open(async |market| {
+        let host = market.host("a").await;
+        assert_eq!(due(market).await, []);
+        market.store.host_retest(host).await.expect("retest");
+        assert_eq!((state_of(market, host).await, due(market).await), (HostState::Verifying, vec![host]));
+    })
+    .await;
+}
