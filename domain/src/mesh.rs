@@ -73,6 +73,12 @@ impl Prefix {
         address.octets().starts_with(&self.0)
     }
 
+    /// Whether an address is one that a lease of this market can have.
+    #[must_use]
+    pub fn is_lease(self, address: Ipv6Addr) -> bool {
+        self.contains(address) && address.segments()[3] == Kind::Lease as u16
+    }
+
     fn address(self, kind: Kind, tail: [u8; 8]) -> Ipv6Addr {
         let mut octets = [0; 16];
         octets[..6].copy_from_slice(&self.0);
@@ -202,6 +208,7 @@ mod tests {
             let prefix = Prefix::of_market(&key);
             let (hub, host, lease) = (prefix.hub(), prefix.host(HostId(id)), prefix.lease(LeaseId(id)));
             prop_assert!(hub != host && host != lease && lease != hub);
+            prop_assert!(prefix.is_lease(lease) && !prefix.is_lease(host) && !prefix.is_lease(hub));
         }
 
         #[test]

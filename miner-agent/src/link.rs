@@ -8,7 +8,7 @@ pub mod turn;
 
 use std::{
     collections::BTreeSet,
-    net::{SocketAddr, ToSocketAddrs as _},
+    net::{Ipv6Addr, SocketAddr, ToSocketAddrs as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
@@ -21,7 +21,10 @@ use nave_domain::{
     Millis,
     mesh::{MTU_MIN, MeshKey, Prefix},
 };
-use nave_mesh::{Backend, Interface, Name, Options, Peer, Program, guard};
+use nave_mesh::{
+    Backend, Interface, Name, Options, Peer, Program,
+    guard::{self, Pair},
+};
 use nave_sdk::wire::{enrol::MeshPlace, host::MeshSpec};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +36,7 @@ use crate::{
     clock,
     files::{self, Keep},
     membership::{self, Membership},
+    routes::Routes,
 };
 
 /// Time between two looks.
@@ -100,7 +104,16 @@ struct Shared {
     spec: Option<MeshSpec>,
     /// The key that was acknowledged, and when.
     told: Option<(MeshKey, Millis)>,
+    /// What leases here reach through the mesh.
+    group: Group,
     health: Health,
+}
+
+/// What passes between leases here and those of their groups elsewhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Group {
+    pairs: Vec<Pair>,
+    peers: BTreeSet<Ipv6Addr>,
 }
 
 /// A link under way; dropped, an interface that a process serves is gone.
@@ -141,6 +154,14 @@ impl Link {
     /// Takes in what the newest spec says.
     pub fn take(&self, spec: &MeshSpec) {
         lock(&self.shared).spec = Some(spec.clone());
+    }
+
+    /// Lets leases here and those of their groups elsewhere reach one another, and no others.
+    pub fn route(&self, routes: &Routes) {
+        lock(&self.shared).group = Group { pairs: routes.pairs(), peers: routes.remote() };
+        if let Some(thread) = &self.thread {
+            thread.thread().unpark();
+        }
     }
 
     /// How it is.
@@ -205,7 +226,11 @@ struct Upheld<'a> {
     shared: &'a Mutex<Shared>,
     interface: Interface,
     turn: Turn,
+    /// The hub's key and endpoints, as they were applied.
+    known: (MeshKey, Vec<String>),
     candidates: Vec<SocketAddr>,
+    /// What passes now.
+    group: Group,
     rx: u64,
     heard: Option<Millis>,
     guarded: Instant,
@@ -235,7 +260,9 @@ impl<'a> Upheld<'a> {
             shared,
             interface,
             turn,
+            known: (plan.place.hub_key, Vec::new()),
             candidates: Vec::new(),
+            group: Group::default(),
             rx: 0,
             heard: None,
             guarded: Instant::now(),
@@ -252,6 +279,9 @@ impl<'a> Upheld<'a> {
     fn run(&mut self) -> anyhow::Result<()> {
         while !lock(self.shared).stopping {
             self.look();
+            if self.known != (self.hub_key(), self.endpoints()) {
+                self.follow_hub()?;
+            }
             let view = self.view();
             match self.turn.step(view) {
                 Step::Stay => {}
@@ -263,6 +293,7 @@ impl<'a> Upheld<'a> {
                 Step::Settle => self.settle()?,
             }
             publish_keys(&mut lock(self.shared), self.keys, self.turn.side);
+            self.regroup();
             self.upkeep();
             thread::park_timeout(LOOK);
         }
@@ -325,21 +356,48 @@ impl<'a> Upheld<'a> {
         Ok(())
     }
 
+    /// The hub has another key or other endpoints than before; where it is now is kept.
+    fn follow_hub(&mut self) -> anyhow::Result<()> {
+        let at = self.candidates.get(self.turn.endpoint).copied();
+        let now = resolve(&self.endpoints());
+        self.turn.endpoint = now.iter().position(|found| Some(*found) == at).unwrap_or(0);
+        self.apply(false)
+    }
+
     /// Makes the hub at the present endpoint the only peer.
     fn apply(&mut self, renew: bool) -> anyhow::Result<()> {
-        self.candidates = resolve(&self.endpoints());
-        let peer = Peer {
-            key: self.hub_key(),
-            addresses: BTreeSet::from([self.plan.place.hub_address]),
-            endpoint: self.candidates.get(self.turn.endpoint % self.candidates.len().max(1)).copied(),
-            keepalive_s: Some(self.plan.place.keepalive_s),
-        };
+        self.known = (self.hub_key(), self.endpoints());
+        self.candidates = resolve(&self.known.1);
         self.rx = 0;
-        self.interface.set_peers(std::slice::from_ref(&peer))?;
+        self.interface.set_peers(&[self.hub(&self.group)])?;
         if renew {
             self.interface.renew()?;
         }
         Ok(())
+    }
+
+    /// The hub, through which leases elsewhere are reached.
+    fn hub(&self, group: &Group) -> Peer {
+        Peer {
+            key: self.hub_key(),
+            addresses: group.peers.iter().copied().chain([self.plan.place.hub_address]).collect(),
+            endpoint: self.candidates.get(self.turn.endpoint % self.candidates.len().max(1)).copied(),
+            keepalive_s: Some(self.plan.place.keepalive_s),
+        }
+    }
+
+    /// Brings what passes in line with what leases reach. The guard first: it is what closes.
+    fn regroup(&mut self) {
+        let group = lock(self.shared).group.clone();
+        if group == self.group {
+            return;
+        }
+        let done = guard::host(&self.plan.interface, None, &group.pairs)
+            .and_then(|()| self.interface.set_peers(&[self.hub(&group)]));
+        match done {
+            Ok(()) => self.group = group,
+            Err(error) => tracing::warn!(%error, "groups stay as they are in the mesh for now"),
+        }
     }
 
     fn hub_key(&self) -> MeshKey {
@@ -362,7 +420,7 @@ impl<'a> Upheld<'a> {
     fn upkeep(&mut self) {
         if self.guarded.elapsed() >= GUARD {
             self.guarded = Instant::now();
-            if let Err(error) = guard::host(&self.plan.interface, None, &[]) {
+            if let Err(error) = guard::host(&self.plan.interface, None, &self.group.pairs) {
                 tracing::warn!(%error, "the guard of the mesh interface cannot be loaded");
             }
         }

@@ -6,10 +6,11 @@ use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use nave_domain::mesh::Prefix;
 use nave_mesh::Name;
 use nave_miner_agent::{
     VERSION,
-    config::{Config, Reach, RuntimeChoice},
+    config::{Config, DockerConfig, MeshSide, Reach, RuntimeChoice},
     membership::Membership,
     purge,
     shell::{self, Ended},
@@ -160,6 +161,8 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let member = Membership::load(&data)?;
     let trial = upgrade::begin(&data, member.release_key.as_ref())?;
     let rotate = Duration::from_secs(args.rotate_every);
+    let prefix = Prefix::of_market(&member.market_key.0);
+    let mesh = MeshSide { prefix, interface: args.mesh_interface.clone() };
     let config = Config {
         member,
         reach: match args.without_mesh {
@@ -168,7 +171,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         },
         data: data.clone(),
         runtime: args.runtime,
-        docker: args.docker.config(),
+        docker: DockerConfig { mesh: Some(mesh), ..args.docker.config() },
         prover: args.offer.prover()?,
         trial,
         offer: args.offer.offer(),

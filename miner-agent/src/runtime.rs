@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use nave_domain::{LeaseId, Millis, host, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 
-use crate::{archive::Archive, core::Observed};
+use crate::{archive::Archive, core::Observed, routes::Routes};
 
 /// What runs jobs. The same core and the same shell drive both.
 #[derive(Debug)]
@@ -116,6 +116,18 @@ impl Runtime {
         match self {
             Self::Docker(docker) => host::Runtime::Docker { version: docker.version().to_owned() },
             Self::Simulated(_) => host::Runtime::Simulated,
+        }
+    }
+
+    /// Lets leases of groups reach one another as these routes say, and no others.
+    ///
+    /// # Errors
+    /// When it could not be arranged; the same again tries again.
+    pub async fn route(&self, routes: &Routes) -> anyhow::Result<()> {
+        match self {
+            Self::Docker(docker) => docker.route(routes).await,
+            // What is acted out has no network, and its output says so.
+            Self::Simulated(_) => Ok(()),
         }
     }
 

@@ -22,7 +22,7 @@ use std::{
 
 use anyhow::Context as _;
 use nave_crash_point::crash_point;
-use nave_domain::{LeaseId, Millis};
+use nave_domain::{LeaseId, Millis, mesh::Prefix};
 use nave_sdk::wire::{
     host::{HostSpec, LeaseReport},
     sign::SignedRelease,
@@ -47,6 +47,7 @@ use crate::{
     inventory,
     link::{Link, Plan},
     proof::{Order, Proof},
+    routes::Routes,
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     state::StateDir,
     status::{Doing, Proving},
@@ -107,6 +108,9 @@ struct Agent {
     looked: Instant,
     /// Since when the runtime does not answer.
     blind: Option<Instant>,
+    prefix: Prefix,
+    /// The routes of groups that are in force.
+    routed: Option<Routes>,
     proof: Proof,
     /// The prover under way and its number.
     prover: Option<(u64, Prover)>,
@@ -178,6 +182,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         observed: BTreeMap::new(),
         looked: Instant::now(),
         blind: None,
+        prefix: Prefix::of_market(&config.member.market_key.0),
+        routed: None,
         proof: Proof::default(),
         prover: None,
         program: config.prover,
@@ -218,6 +224,7 @@ impl Agent {
         let mut seen = self.look().await;
         self.reap().await;
         let ended = loop {
+            self.route().await;
             if seen {
                 self.act().await;
             }
@@ -304,6 +311,22 @@ impl Agent {
                 }
                 false
             }
+        }
+    }
+
+    /// Lets leases reach their groups as the spec says, before anything else is done about it.
+    async fn route(&mut self) {
+        let Some(spec) = &self.spec else { return };
+        let routes = Routes::of(spec, self.prefix);
+        if self.routed.as_ref() == Some(&routes) {
+            return;
+        }
+        if let Some(link) = &self.link {
+            link.route(&routes);
+        }
+        match self.runtime.route(&routes).await {
+            Ok(()) => self.routed = Some(routes),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "groups stay as they are for now"),
         }
     }
 

@@ -15,7 +15,9 @@ pub mod workdir;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    path::Path,
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -45,6 +47,7 @@ use crate::{
     archive::{self, Archive},
     config::DockerConfig,
     core::{Observed, Phase},
+    routes::{Route, Routes},
 };
 
 /// Label of everything an agent makes: its host.
@@ -69,6 +72,8 @@ pub struct Docker {
     work: WorkDirs,
     networks: Networks,
     firewall: Firewall,
+    /// What leases of groups may reach; held while their lists of peers are written.
+    routes: tokio::sync::Mutex<Routes>,
     /// How containers ended; they never start again, so this never changes.
     ended: Mutex<BTreeMap<LeaseId, Phase>>,
     changed: Arc<Notify>,
@@ -95,7 +100,7 @@ impl Docker {
         let client = connect(&config.socket).await?;
         let version = client.version().await.context("ask the Docker Engine for its version")?;
         let info = client.info().await.context("ask the Docker Engine about itself")?;
-        let firewall = Firewall::new(config.prefix.clone(), config.pools);
+        let firewall = Firewall::new(config.prefix.clone(), config.pools, config.mesh.clone());
         if let Err(error) = firewall.ensure().await {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -114,6 +119,7 @@ impl Docker {
             client,
             host,
             firewall,
+            routes: tokio::sync::Mutex::default(),
             changed,
             outages,
             ghosts: Ghosts::default(),
@@ -219,9 +225,10 @@ impl Docker {
         let (volumes, (), network) = tokio::try_join!(
             async { image::ensure(&self.client, &pinned).await.map_err(said) },
             async { self.work.create(lease, order.disk).await.map_err(said) },
-            async { self.network(lease, order.egress).await.map_err(said) },
+            async { self.network(lease, order).await.map_err(said) },
         )?;
         let prepared = began.elapsed();
+        let peers = self.list_peers(lease, order).await.map_err(said)?;
         let plan = container::Plan {
             host: self.host,
             lease,
@@ -230,6 +237,7 @@ impl Docker {
             dns: &self.config.dns,
             work: &self.work.mount_point(lease),
             volumes: &volumes,
+            peers: peers.as_deref(),
         };
         self.create(&plan).await.map_err(said)?;
         crash_point!("agent.start.after_create");
@@ -248,25 +256,56 @@ impl Docker {
         Ok(())
     }
 
-    async fn network(&self, lease: LeaseId, egress: Egress) -> anyhow::Result<String> {
-        match egress {
-            Egress::None => Ok("none".into()),
-            Egress::Public => {
-                let (filter, network) = tokio::join!(self.firewall.ensure(), self.networks.create(lease));
-                filter.context("load the egress filter")?;
-                network
+    async fn network(&self, lease: LeaseId, order: &Order) -> anyhow::Result<String> {
+        if order.egress == Egress::None && order.address.is_none() {
+            return Ok("none".into());
+        }
+        let create = self.networks.create(lease, order.egress, order.address);
+        let (filter, network) = tokio::join!(self.firewall.ensure(), create);
+        filter.context("load the egress filter")?;
+        network
+    }
+
+    /// Lets these leases reach their groups, and no others, and tells them who is there: what
+    /// they read is open to them.
+    pub(super) async fn route(&self, routes: &Routes) -> anyhow::Result<()> {
+        let mut now = self.routes.lock().await;
+        if now.0.is_empty() && routes.0.is_empty() {
+            return Ok(());
+        }
+        self.firewall.route(routes.clone()).await.context("load the routes of groups")?;
+        *now = routes.clone();
+        for (lease, route) in &routes.0 {
+            let dir = self.peers_dir(*lease);
+            // Not there yet where it has not begun to start.
+            if dir.exists() {
+                write_peers(&dir, route)?;
             }
         }
+        Ok(())
+    }
+
+    fn peers_dir(&self, lease: LeaseId) -> PathBuf {
+        self.work.dir(lease).join("nave")
+    }
+
+    /// Writes the list of peers of a lease that is about to start, as it is now.
+    async fn list_peers(&self, lease: LeaseId, order: &Order) -> anyhow::Result<Option<PathBuf>> {
+        let Some(ordered) = Route::of(order) else { return Ok(None) };
+        let routes = self.routes.lock().await;
+        let dir = self.peers_dir(lease);
+        std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        write_peers(&dir, routes.0.get(&lease).unwrap_or(&ordered))?;
+        Ok(Some(dir))
     }
 
     /// Creates the container and reads back whether the engine took every limit.
     async fn create(&self, plan: &container::Plan<'_>) -> anyhow::Result<()> {
         let name = container::name(plan.lease);
         let body = container::body(plan);
-        let wanted = body.host_config.clone().unwrap_or_default();
-        self.create_named(&name, body).await.context("create the container")?;
+        self.create_named(&name, body.clone()).await.context("create the container")?;
         let got = self.client.inspect_container(&name, None).await.context("inspect the container")?;
-        match container::differences(&wanted, &got).as_slice() {
+        match container::differences(&body, &got).as_slice() {
             [] => Ok(()),
             ignored => bail!("the container engine ignored {}", ignored.join(", ")),
         }
@@ -387,6 +426,18 @@ fn read_labels(summary: &ContainerSummary) -> Option<(LeaseId, Observed)> {
     let job = labels.get(LABEL_JOB)?.parse().ok()?;
     let attempt = labels.get(LABEL_ATTEMPT)?.parse().ok()?;
     Some((lease, Observed { job, attempt, phase: Phase::Created }))
+}
+
+/// Puts a new list in place of the old one at once, readable for the job's user.
+fn write_peers(dir: &Path, route: &Route) -> anyhow::Result<()> {
+    let (path, next) = (dir.join(container::PEERS), dir.join("next"));
+    let written = std::fs::write(&next, route.list()).and_then(|()| {
+        for (path, mode) in [(dir, 0o755), (&next, 0o644)] {
+            std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+        }
+        std::fs::rename(&next, &path)
+    });
+    written.with_context(|| format!("write {}", path.display()))
 }
 
 async fn split(output: LogOutput) -> anyhow::Result<Option<(Stream, bytes::Bytes)>> {

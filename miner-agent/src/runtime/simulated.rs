@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder},
+    net::Ipv6Addr,
     os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::{
@@ -51,6 +52,9 @@ struct Play {
     job: JobId,
     attempt: u32,
     argv: Vec<String>,
+    /// Its address in the mesh, where nobody reaches it.
+    #[serde(default)]
+    address: Option<Ipv6Addr>,
     result: Option<String>,
     /// When it ends, on the boot clock.
     ends: Millis,
@@ -65,6 +69,7 @@ impl Play {
             job: order.job,
             attempt: order.attempt,
             argv: order.argv.clone(),
+            address: order.address,
             result: order.env.get("NAVE_SIM_OUT").cloned(),
             ends: Millis(now.0.saturating_add(runs)),
             code: number("NAVE_SIM_EXIT").and_then(|code| i32::try_from(code).ok()).unwrap_or(0),
@@ -142,7 +147,11 @@ impl Simulated {
         let Some(play) = play.filter(|_| streams.contains(&Stream::Stdout)) else {
             return stream::empty().boxed();
         };
-        let line = Bytes::from(format!("simulated: would run {:?}\n", play.argv));
+        let mut text = format!("simulated: would run {:?}\n", play.argv);
+        if let Some(address) = play.address {
+            text += &format!("simulated: nothing is at {address}, its address in its group\n");
+        }
+        let line = Bytes::from(text);
         let first = stream::iter([Ok((Stream::Stdout, line))]);
         if !follow {
             return first.boxed();

@@ -2,12 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::Ipv6Addr,
     path::Path,
 };
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, DeviceRequest, HealthConfig, HostConfig,
-    HostConfigLogConfig, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, DeviceRequest, EndpointIpamConfig, EndpointSettings,
+    HealthConfig, HostConfig, HostConfigLogConfig, NetworkingConfig, ResourcesUlimits, RestartPolicy,
+    RestartPolicyNameEnum,
 };
 use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::Order;
@@ -24,6 +26,10 @@ pub const PIDS_MAX: i64 = 512;
 const TMPFS_OPTIONS: &str = "rw,exec,nosuid,nodev,size=64m,mode=1777";
 /// Working directory inside a container.
 pub const WORK: &str = "/work";
+/// Where a job of a group finds the list of its peers.
+const PEERS_DIR: &str = "/run/nave";
+/// Name of the list.
+pub const PEERS: &str = "peers";
 
 /// Everything a container is made from.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +48,8 @@ pub struct Plan<'a> {
     pub work: &'a Path,
     /// Paths that the image declares as volumes.
     pub volumes: &'a [String],
+    /// The directory on the host with the list of its peers, where it has a group.
+    pub peers: Option<&'a Path>,
 }
 
 /// Name of the container of a lease.
@@ -65,15 +73,32 @@ pub fn body(plan: &Plan<'_>) -> ContainerCreateBody {
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() }),
         stop_signal: Some("SIGTERM".into()),
         host_config: Some(host_config(plan)),
+        networking_config: plan.order.address.map(|address| NetworkingConfig {
+            endpoints_config: Some(HashMap::from([(plan.network.to_owned(), endpoint(address))])),
+        }),
         ..ContainerCreateBody::default()
     }
 }
 
-/// The job's variables over our defaults; `NAVE_OUT` is always ours.
+fn endpoint(address: Ipv6Addr) -> EndpointSettings {
+    let fixed =
+        EndpointIpamConfig { ipv6_address: Some(address.to_string()), ..EndpointIpamConfig::default() };
+    EndpointSettings { ipam_config: Some(fixed), ..EndpointSettings::default() }
+}
+
+/// The job's variables over our defaults; what says where and what it is, is always ours.
 fn environment(order: &Order) -> Vec<String> {
-    let mut all: BTreeMap<&str, &str> = BTreeMap::from([("HOME", WORK), ("TMPDIR", "/work/tmp")]);
+    let ours = [("NAVE_OUT", "/work/out".to_owned())]
+        .into_iter()
+        .chain([("NAVE_JOB", order.job.to_string()), ("NAVE_ATTEMPT", order.attempt.to_string())]);
+    let group = order.address.into_iter().flat_map(|address| {
+        [("NAVE_ADDRESS", address.to_string()), ("NAVE_PEERS", format!("{PEERS_DIR}/{PEERS}"))]
+    });
+    let defaults = [("HOME", WORK), ("TMPDIR", "/work/tmp")];
+    let mut all: BTreeMap<&str, &str> = defaults.into();
     all.extend(order.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    all.insert("NAVE_OUT", "/work/out");
+    let ours: Vec<_> = ours.chain(group).collect();
+    all.extend(ours.iter().map(|(name, value)| (*name, value.as_str())));
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
@@ -88,7 +113,7 @@ fn labels(plan: &Plan<'_>) -> HashMap<String, String> {
 }
 
 fn host_config(plan: &Plan<'_>) -> HostConfig {
-    let public = plan.network != "none";
+    let connected = plan.network != "none";
     HostConfig {
         memory: Some(plan.order.memory.0),
         // Equal to the memory limit: no swap.
@@ -106,8 +131,9 @@ fn host_config(plan: &Plan<'_>) -> HostConfig {
         readonly_rootfs: Some(true),
         init: Some(false),
         network_mode: Some(plan.network.to_owned()),
-        dns: public.then(|| plan.dns.to_vec()),
-        binds: Some(vec![format!("{}:{WORK}:rw", plan.work.display())]),
+        // Left to itself, an engine asks the host's own resolvers for a job.
+        dns: connected.then(|| plan.dns.to_vec()),
+        binds: Some(binds(plan)),
         tmpfs: Some(tmpfs(plan.volumes)),
         log_config: Some(log_config()),
         restart_policy: Some(RestartPolicy {
@@ -117,6 +143,13 @@ fn host_config(plan: &Plan<'_>) -> HostConfig {
         device_requests: gpus(&plan.order.devices),
         ..HostConfig::default()
     }
+}
+
+fn binds(plan: &Plan<'_>) -> Vec<String> {
+    let work = format!("{}:{WORK}:rw", plan.work.display());
+    // The directory, so that the job sees a file that took the place of another.
+    let peers = plan.peers.map(|peers| format!("{}:{PEERS_DIR}:ro", peers.display()));
+    [work].into_iter().chain(peers).collect()
 }
 
 /// `/tmp`, and a tmpfs over every volume that the image declares: an anonymous
@@ -153,7 +186,16 @@ fn gpus(uuids: &[String]) -> Option<Vec<DeviceRequest>> {
 /// Names every setting that the engine did not take as asked. Some engines
 /// accept what they do not understand and ignore it silently.
 #[must_use]
-pub fn differences(wanted: &HostConfig, got: &ContainerInspectResponse) -> Vec<&'static str> {
+pub fn differences(wanted: &ContainerCreateBody, got: &ContainerInspectResponse) -> Vec<&'static str> {
+    let asked = wanted.networking_config.as_ref().and_then(|config| config.endpoints_config.as_ref());
+    let given = got.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+    let has_address = |(network, asked): (&String, &EndpointSettings)| {
+        let given = given.and_then(|networks| networks.get(network)?.ipam_config.as_ref());
+        given.and_then(|config| config.ipv6_address.as_ref())
+            == asked.ipam_config.as_ref().and_then(|config| config.ipv6_address.as_ref())
+    };
+    let addressed = asked.into_iter().flatten().all(has_address);
+    let wanted = wanted.host_config.clone().unwrap_or_default();
     let config = got.config.clone().unwrap_or_default();
     let has = got.host_config.clone().unwrap_or_default();
     let lacks = |list: &Option<Vec<String>>, text: &str| {
@@ -171,6 +213,7 @@ pub fn differences(wanted: &HostConfig, got: &ContainerInspectResponse) -> Vec<&
         ("no-new-privileges", lacks(&has.security_opt, "no-new-privileges")),
         ("privileged=false", has.privileged == Some(true)),
         ("the network", has.network_mode != wanted.network_mode),
+        ("the address in the mesh", !addressed),
         ("the user", config.user != Some(format!("{JOB_UID}:{JOB_UID}"))),
         (
             "the GPUs",
@@ -183,7 +226,7 @@ pub fn differences(wanted: &HostConfig, got: &ContainerInspectResponse) -> Vec<&
 
 #[cfg(test)]
 mod tests {
-    use bollard::models::{ContainerConfig, MountPoint};
+    use bollard::models::{ContainerConfig, MountPoint, NetworkSettings};
     use nave_domain::{Bytes, MilliCpu, job::Egress};
 
     use super::*;
@@ -215,6 +258,7 @@ mod tests {
             dns: &[],
             work: Path::new("/data/work"),
             volumes: &[],
+            peers: None,
         }
     }
 
@@ -237,27 +281,46 @@ mod tests {
     #[test]
     fn a_job_may_choose_its_home_and_not_where_its_results_are_read() {
         let env = environment(&order());
-        assert_eq!(env, ["HOME=/here", "NAVE_OUT=/work/out", "TMPDIR=/work/tmp"]);
+        let job = format!("NAVE_JOB=job_{:032x}", 1);
+        assert_eq!(env, ["HOME=/here", "NAVE_ATTEMPT=2", &job, "NAVE_OUT=/work/out", "TMPDIR=/work/tmp"]);
+    }
+
+    #[test]
+    fn a_job_of_a_group_learns_its_address_and_gets_it() {
+        let mut order = order();
+        order.address = Some("fd00:0:0:2::7".parse().expect("an address"));
+        order.env.insert("NAVE_ADDRESS".into(), "::1".into());
+        let env = environment(&order);
+        assert!(env.contains(&"NAVE_ADDRESS=fd00:0:0:2::7".into()), "{env:?}");
+        assert!(env.contains(&"NAVE_PEERS=/run/nave/peers".into()), "{env:?}");
+        let body = body(&Plan { peers: Some(Path::new("/data/nave")), ..plan(&order) });
+        let binds = body.host_config.clone().expect("set").binds.expect("set");
+        assert!(binds.contains(&"/data/nave:/run/nave:ro".into()), "{binds:?}");
+        assert_eq!(differences(&body, &taken(&body)), ["the address in the mesh"]);
+        let settings = NetworkSettings {
+            networks: body.networking_config.clone().and_then(|config| config.endpoints_config),
+            ..NetworkSettings::default()
+        };
+        let given = ContainerInspectResponse { network_settings: Some(settings), ..taken(&body) };
+        assert!(differences(&body, &given).is_empty());
     }
 
     #[test]
     fn an_engine_that_took_everything_is_accepted() {
         let order = order();
         let body = body(&plan(&order));
-        let wanted = body.host_config.clone().expect("set");
-        assert!(differences(&wanted, &taken(&body)).is_empty());
+        assert!(differences(&body, &taken(&body)).is_empty());
     }
 
     #[test]
     fn an_engine_that_ignored_a_limit_is_refused_by_name() {
         let order = order();
         let body = body(&plan(&order));
-        let wanted = body.host_config.clone().expect("set");
         let nothing = ContainerInspectResponse::default();
-        assert!(differences(&wanted, &nothing).len() >= 8);
+        assert!(differences(&body, &nothing).len() >= 8);
         let mut volume = taken(&body);
         volume.mounts = Some(vec![MountPoint { typ: Some("volume".into()), ..MountPoint::default() }]);
-        assert_eq!(differences(&wanted, &volume), ["the ban on volumes"]);
+        assert_eq!(differences(&body, &volume), ["the ban on volumes"]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The egress filter: jobs reach public unicast addresses and nothing else.
+//! The egress filter: jobs reach public unicast addresses, their groups, and nothing else.
 //!
 //! One nftables table for each bridge prefix holds it, so two agents on one
 //! machine do not touch each other's. It is replaced in one transaction. The
@@ -9,16 +9,19 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::PoisonError,
 };
 
 use anyhow::Context as _;
+use nave_domain::job::Egress;
 use nix::ifaddrs::getifaddrs;
 use tokio::sync::Mutex;
 
-use super::forwarding::Forwarding;
+use super::{forwarding::Forwarding, network};
 use crate::{
     command,
-    config::{BridgePrefix, Pools},
+    config::{BridgePrefix, MeshSide, Pools},
+    routes::{Route, Routes},
 };
 
 /// IPv4 ranges that are not public unicast, by RFC 6890 and RFC 7526.
@@ -33,6 +36,8 @@ const SPECIAL6: &str = "2001::/23, 2002::/16";
 pub struct Firewall {
     prefix: BridgePrefix,
     pools: Pools,
+    mesh: Option<MeshSide>,
+    routes: std::sync::Mutex<Routes>,
     /// The rules as written and as the kernel listed them afterwards.
     loaded: Mutex<Option<(String, Vec<u8>)>>,
 }
@@ -49,8 +54,17 @@ pub struct Site {
 impl Firewall {
     /// The filter for bridges that begin with `prefix`; nothing is loaded yet.
     #[must_use]
-    pub fn new(prefix: BridgePrefix, pools: Pools) -> Self {
-        Self { prefix, pools, loaded: Mutex::new(None) }
+    pub fn new(prefix: BridgePrefix, pools: Pools, mesh: Option<MeshSide>) -> Self {
+        Self { prefix, pools, mesh, routes: std::sync::Mutex::default(), loaded: Mutex::new(None) }
+    }
+
+    /// Lets these leases reach their groups, and no others.
+    ///
+    /// # Errors
+    /// As [`Self::ensure`], which then still has it to do.
+    pub async fn route(&self, routes: Routes) -> anyhow::Result<()> {
+        *self.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+        self.ensure().await
     }
 
     /// Makes sure that exactly our rules are loaded and that packets are forwarded.
@@ -59,7 +73,9 @@ impl Firewall {
     /// When the kernel or its settings refuse; then no job may have a network.
     pub async fn ensure(&self) -> anyhow::Result<()> {
         let interfaces = sites(self.prefix.as_str())?;
-        let wanted = ruleset(&self.prefix, self.pools, &interfaces);
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let group = self.mesh.as_ref().map(|mesh| (mesh, &routes));
+        let wanted = ruleset(&self.prefix, self.pools, &interfaces, group);
         let mut loaded = self.loaded.lock().await;
         // Others may have turned it off again, whatever the rules are.
         Forwarding::default().need(&self.prefix).context("let the kernel forward packets")?;
@@ -71,7 +87,7 @@ impl Firewall {
         }
         *loaded = None;
         command::run_with("nft", &["-f", "-"], wanted.as_bytes()).await.context("load the egress filter")?;
-        pass_other_engines(&self.prefix).await;
+        pass_other_engines(&self.prefix, self.mesh.as_ref()).await;
         *loaded = Some((wanted, self.list().await?));
         Ok(())
     }
@@ -135,8 +151,15 @@ fn named_addresses() -> anyhow::Result<Vec<(String, Site)>> {
 
 /// The whole table, to be read by `nft -f`.
 #[must_use]
-pub fn ruleset(prefix: &BridgePrefix, pools: Pools, sites: &BTreeSet<Site>) -> String {
+pub fn ruleset(
+    prefix: &BridgePrefix,
+    pools: Pools,
+    sites: &BTreeSet<Site>,
+    group: Option<(&MeshSide, &Routes)>,
+) -> String {
     let (table, bridges) = (table(prefix), prefix.as_str());
+    let Group { sets, chains, from, to, nat } =
+        group.map(|(mesh, routes)| Group::of(prefix, mesh, routes)).unwrap_or_default();
     let (pool4, pool6) = (pools.range4(), pools.range6());
     let (site4, site6) = site_sets(sites);
     format!(
@@ -148,7 +171,8 @@ table inet {table} {{
   # Networks this host is attached to, even where their addresses are public.
   set site4 {{ type ipv4_addr; flags interval; auto-merge; {site4} }}
   set site6 {{ type ipv6_addr; flags interval; auto-merge; {site6} }}
-  chain from_job {{
+  # Addresses of leases that may reach the public internet, too.
+{sets}  chain from_job {{
     # Neighbour discovery is how IPv6 finds its gateway; nothing else reaches the host.
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
     counter drop
@@ -157,11 +181,13 @@ table inet {table} {{
     type filter hook input priority filter; policy accept;
     iifname \"{bridges}*\" jump from_job
   }}
-  chain egress_public {{
+{chains}  chain egress_public {{
+{from}    # Bridges of jobs that reach nothing but their group.
+    iifname \"{bridges}-*\" counter drop
     ct state established,related accept
     oifname \"{bridges}*\" counter drop
     ip saddr != {pool4} counter drop
-    ip6 saddr != {pool6} counter drop
+    ip6 saddr != {pool6} ip6 saddr != @open6 counter drop
     ip daddr @private4 counter drop
     ip daddr @site4 counter drop
     ip6 daddr != 2000::/3 counter drop
@@ -173,17 +199,83 @@ table inet {table} {{
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname \"{bridges}*\" goto egress_public
-    oifname \"{bridges}*\" ct state established,related accept
+{to}    oifname \"{bridges}*\" ct state established,related accept
     oifname \"{bridges}*\" counter drop
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     ip saddr {pool4} oifname != \"{bridges}*\" masquerade
     ip6 saddr {pool6} oifname != \"{bridges}*\" masquerade
-  }}
+{nat}  }}
 }}
 "
     )
+}
+
+/// The parts of the table that let leases reach their groups.
+struct Group {
+    sets: String,
+    chains: String,
+    /// First in what judges packets from jobs.
+    from: String,
+    /// First in what judges packets to jobs.
+    to: String,
+    nat: String,
+}
+
+impl Default for Group {
+    fn default() -> Self {
+        let none = String::new;
+        let sets = "  set open6 { type ipv6_addr;  }\n".into();
+        Self { sets, chains: none(), from: none(), to: none(), nat: none() }
+    }
+}
+
+impl Group {
+    /// Nothing here looks at connections, so what is not allowed any more ends at once. What
+    /// a job sends carries its own address and comes from its own bridge.
+    fn of(prefix: &BridgePrefix, mesh: &MeshSide, routes: &Routes) -> Self {
+        let (bridges, market, interface) = (prefix.as_str(), mesh.prefix, &mesh.interface);
+        let (mut sends, mut receives, mut open) = (Vec::new(), Vec::new(), Vec::new());
+        for (lease, Route { address, peers, egress }) in &routes.0 {
+            let bridge = network::name(prefix, *lease, Some(*egress));
+            open.extend((*egress == Egress::Public).then(|| address.to_string()));
+            for peer in peers.values() {
+                sends.push(format!("\"{bridge}\" . {address} . {peer}"));
+                receives.push(format!("\"{bridge}\" . {peer} . {address}"));
+            }
+        }
+        let (sends, receives, open) = (elements(&sends), elements(&receives), elements(&open));
+        let kind = "type ifname . ipv6_addr . ipv6_addr;";
+        Self {
+            sets: format!(
+                "  set open6 {{ type ipv6_addr; {open} }}
+  # Bridge, sender and receiver.
+  set sends {{ {kind} {sends} }}
+  set receives {{ {kind} {receives} }}
+"
+            ),
+            chains: format!(
+                "  chain to_group {{
+    oifname . ip6 saddr . ip6 daddr @receives accept
+    counter drop
+  }}
+  chain from_group {{
+    iifname . ip6 saddr . ip6 daddr != @sends counter drop
+    oifname \"{interface}\" accept
+    goto to_group
+  }}
+"
+            ),
+            from: format!("    ip6 daddr {market} goto from_group\n"),
+            to: format!(
+                "    iifname \"{interface}\" oifname \"{bridges}*\" goto to_group
+    ip6 saddr {market} oifname \"{bridges}*\" counter drop
+"
+            ),
+            nat: format!("    ip6 saddr @open6 ip6 daddr != {market} oifname != \"{bridges}*\" masquerade\n"),
+        }
+    }
 }
 
 fn site_sets(sites: &BTreeSet<Site>) -> (String, String) {
@@ -222,29 +314,24 @@ fn network6(address: Ipv6Addr, length: u8) -> String {
 /// Another engine on this machine may drop every packet that is not its own.
 /// Its chain for users is the place to say that ours are in order; our own table
 /// has judged them. Where there is no such chain, there is nothing to say.
-async fn pass_other_engines(prefix: &BridgePrefix) {
+async fn pass_other_engines(prefix: &BridgePrefix, mesh: Option<&MeshSide>) {
     let bridges = format!("{}+", prefix.as_str());
-    let rules: [&[&str]; 2] = [
-        &["DOCKER-USER", "-i", &bridges, "-j", "ACCEPT"],
-        &[
-            "DOCKER-USER",
-            "-o",
-            &bridges,
-            "-m",
-            "conntrack",
-            "--ctstate",
-            "ESTABLISHED,RELATED",
-            "-j",
-            "ACCEPT",
-        ],
+    let rule = |words: &str| ["DOCKER-USER"].into_iter().chain(words.split(' ')).map(str::to_owned).collect();
+    let mut rules: Vec<Vec<String>> = vec![
+        rule(&format!("-i {bridges} -j ACCEPT")),
+        rule(&format!("-o {bridges} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT")),
     ];
+    rules.extend(mesh.map(|mesh| rule(&format!("-i {} -o {bridges} -j ACCEPT", mesh.interface))));
     for program in ["iptables", "ip6tables"] {
         if command::run(program, &["-w", "-S", "DOCKER-USER"]).await.is_err() {
             continue;
         }
-        for rule in rules {
-            let present = command::run(program, &[&["-w", "-C"], rule].concat()).await.is_ok();
-            if !present && let Err(error) = command::run(program, &[&["-w", "-I"], rule].concat()).await {
+        for rule in &rules {
+            let rule: Vec<&str> = rule.iter().map(String::as_str).collect();
+            let present = command::run(program, &[&["-w", "-C"], rule.as_slice()].concat()).await.is_ok();
+            if !present
+                && let Err(error) = command::run(program, &[&["-w", "-I"], rule.as_slice()].concat()).await
+            {
                 tracing::warn!(%error, "another engine's rules may cut jobs off from the network");
             }
         }
@@ -253,6 +340,9 @@ async fn pass_other_engines(prefix: &BridgePrefix) {
 
 #[cfg(test)]
 mod tests {
+    use nave_domain::{JobId, LeaseId, mesh::Prefix};
+    use uuid::Uuid;
+
     use super::*;
 
     fn site(address: &str, length: u8) -> Site {
@@ -262,16 +352,32 @@ mod tests {
     #[test]
     fn networks_of_the_host_are_closed_even_when_they_are_public() {
         let sites = BTreeSet::from([site("203.0.113.9", 28), site("2001:db8::5", 64)]);
-        let text = ruleset(&BridgePrefix::default(), Pools::default(), &sites);
+        let text = ruleset(&BridgePrefix::default(), Pools::default(), &sites, None);
         assert!(text.contains("elements = { 203.0.113.0/28 }"), "{text}");
         assert!(text.contains("elements = { 2001:db8::/64 }"), "{text}");
     }
 
     #[test]
     fn a_host_without_addresses_still_gets_a_valid_table() {
-        let text = ruleset(&BridgePrefix::default(), Pools::default(), &BTreeSet::new());
+        let text = ruleset(&BridgePrefix::default(), Pools::default(), &BTreeSet::new(), None);
         assert!(text.contains("auto-merge;  }"), "{text}");
         assert!(text.starts_with("table inet nave_nvj\ndelete table inet nave_nvj\n"));
+    }
+
+    #[test]
+    fn a_lease_of_a_group_sends_from_its_own_bridge_and_address_only() {
+        let mesh =
+            MeshSide { prefix: Prefix::of_market(&[7; 32]), interface: "nave0".parse().expect("a name") };
+        let lease = |n| LeaseId(Uuid::from_u128(n));
+        let [own, peer] = [1, 2].map(|n| mesh.prefix.lease(lease(n)));
+        let route =
+            Route { address: own, peers: [(JobId(Uuid::from_u128(2)), peer)].into(), egress: Egress::None };
+        let routes = Routes([(lease(1), route)].into());
+        let text =
+            ruleset(&BridgePrefix::default(), Pools::default(), &BTreeSet::new(), Some((&mesh, &routes)));
+        assert!(text.contains(&format!("elements = {{ \"nvj-0000000001\" . {own} . {peer} }}")), "{text}");
+        assert!(text.contains(&format!("elements = {{ \"nvj-0000000001\" . {peer} . {own} }}")), "{text}");
+        assert!(text.contains("set open6 { type ipv6_addr;  }"), "it has no public egress: {text}");
     }
 
     #[test]

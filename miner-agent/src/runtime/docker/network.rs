@@ -1,18 +1,18 @@
-//! Networks: one small bridge for each job that may reach the public internet.
+//! Networks: one small bridge for each job that may reach the public internet or its group.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::Path,
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bollard::{
     Docker as Client,
     models::{Ipam, IpamConfig, Network, NetworkCreateRequest},
     query_parameters::ListNetworksOptionsBuilder,
 };
-use nave_domain::{HostId, LeaseId};
+use nave_domain::{HostId, LeaseId, job::Egress, mesh::MTU_MIN};
 use tokio::sync::Mutex;
 
 use super::{LABEL_HOST, LABEL_LEASE, settle};
@@ -36,12 +36,18 @@ impl Networks {
         Self { client, host, prefix, pools, choosing: Mutex::new(()) }
     }
 
-    /// Makes the network of a lease and answers its name, which is its bridge's too.
+    /// Makes the network of a lease, in which it has `address` if it has a group, and
+    /// answers its name, which is its bridge's too.
     ///
     /// # Errors
     /// When no subnet is free or the engine refuses.
-    pub async fn create(&self, lease: LeaseId) -> anyhow::Result<String> {
-        let name = bridge(&self.prefix, lease);
+    pub async fn create(
+        &self,
+        lease: LeaseId,
+        egress: Egress,
+        address: Option<Ipv6Addr>,
+    ) -> anyhow::Result<String> {
+        let name = name(&self.prefix, lease, address.map(|_| egress));
         let _choosing = self.choosing.lock().await;
         let existing = self.client.list_networks(None).await.context("list networks")?;
         if existing.iter().any(|network| network.name.as_deref() == Some(&name)) {
@@ -49,30 +55,50 @@ impl Networks {
         }
         let taken = self.taken(&existing)?;
         let index = choose(lease, &taken).context("every subnet for jobs is taken")?;
-        let request = self.request(&name, lease, index);
+        let request = self.request(&name, lease, index, address)?;
         self.client.create_network(request).await.with_context(|| format!("create network {name}"))?;
         skip_address_detection(&name);
         Ok(name)
     }
 
-    fn request(&self, name: &str, lease: LeaseId, index: u16) -> NetworkCreateRequest {
+    fn request(
+        &self,
+        name: &str,
+        lease: LeaseId,
+        index: u16,
+        address: Option<Ipv6Addr>,
+    ) -> anyhow::Result<NetworkCreateRequest> {
         let subnet = |subnet: String| IpamConfig { subnet: Some(subnet), ..IpamConfig::default() };
         let v6 = Path::new("/proc/sys/net/ipv6").exists();
         let mut subnets = vec![subnet(self.pools.subnet4(index))];
-        subnets.extend(v6.then(|| subnet(self.pools.subnet6(index))));
         let option = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-        NetworkCreateRequest {
+        let mut options = HashMap::from([option("com.docker.network.bridge.name", name)]);
+        match address {
+            Some(_) if !v6 => bail!("this kernel has no IPv6, over which groups are reached"),
+            Some(address) => {
+                subnets.push(around(address));
+                // Nobody but the egress filter translates addresses, and peers see the job's own.
+                options.extend([
+                    option("com.docker.network.bridge.enable_ip_masquerade", "false"),
+                    option("com.docker.network.bridge.gateway_mode_ipv6", "routed"),
+                    // Every way through the mesh carries packets of this size.
+                    option("com.docker.network.driver.mtu", &MTU_MIN.to_string()),
+                ]);
+            }
+            None => subnets.extend(v6.then(|| subnet(self.pools.subnet6(index)))),
+        }
+        Ok(NetworkCreateRequest {
             name: name.to_owned(),
             driver: Some("bridge".into()),
             enable_ipv6: Some(v6),
             ipam: Some(Ipam { config: Some(subnets), ..Ipam::default() }),
-            options: Some(HashMap::from([option("com.docker.network.bridge.name", name)])),
+            options: Some(options),
             labels: Some(HashMap::from([
                 option(LABEL_HOST, &self.host.to_string()),
                 option(LABEL_LEASE, &lease.to_string()),
             ])),
             ..NetworkCreateRequest::default()
-        }
+        })
     }
 
     /// Indices that a network of this engine or an interface of this machine uses.
@@ -89,9 +115,11 @@ impl Networks {
     /// # Errors
     /// When the engine refuses.
     pub async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
-        let name = bridge(&self.prefix, lease);
-        let removed = self.client.remove_network(&name).await;
-        settle(removed, &[404]).with_context(|| format!("remove network {name}"))
+        for name in [None, Some(Egress::None)].map(|group| name(&self.prefix, lease, group)) {
+            let removed = self.client.remove_network(&name).await;
+            settle(removed, &[404]).with_context(|| format!("remove network {name}"))?;
+        }
+        Ok(())
     }
 
     /// Every lease of this host that has a network.
@@ -109,9 +137,30 @@ impl Networks {
 
 /// Name of a lease's bridge: the prefix and the last 11 digits of the lease,
 /// which are random. An interface name has at most 15 bytes.
-fn bridge(prefix: &BridgePrefix, lease: LeaseId) -> String {
+///
+/// A job that reaches nothing but its group has a `-` in place of one digit: whatever the
+/// filter knows of the lease, it knows by the name that there is no way out.
+pub(super) fn name(prefix: &BridgePrefix, lease: LeaseId, egress_of_group: Option<Egress>) -> String {
     let id = lease.to_string();
-    format!("{}{}", prefix.as_str(), &id[id.len() - 11..])
+    match egress_of_group {
+        Some(Egress::None) => format!("{}-{}", prefix.as_str(), &id[id.len() - 10..]),
+        Some(Egress::Public) | None => format!("{}{}", prefix.as_str(), &id[id.len() - 11..]),
+    }
+}
+
+/// The smallest network that holds an address and another one for its gateway, which is
+/// neither of them its first address: that one stands for any router.
+fn around(address: Ipv6Addr) -> IpamConfig {
+    let bits = u128::from(address);
+    let host = |length: u32| bits & (u128::MAX >> length);
+    let length = (0..=124).rev().find(|length| host(*length) != 0).unwrap_or(0);
+    let first = bits - host(length);
+    let gateway = if host(length) == 1 { first + 2 } else { first + 1 };
+    IpamConfig {
+        subnet: Some(format!("{}/{length}", Ipv6Addr::from(first))),
+        gateway: Some(Ipv6Addr::from(gateway).to_string()),
+        ..IpamConfig::default()
+    }
 }
 
 /// The first free index from one that depends on the lease, so that engines
@@ -156,8 +205,30 @@ mod tests {
     #[test]
     fn a_bridge_name_fits_an_interface() {
         let longest = "nvjx".parse().expect("a prefix");
-        assert_eq!(bridge(&longest, lease(0xabc)).len(), 15);
-        assert_ne!(bridge(&longest, lease(1)), bridge(&longest, lease(2)));
+        for group in [None, Some(Egress::Public), Some(Egress::None)] {
+            assert_eq!(name(&longest, lease(0xabc), group).len(), 15);
+            assert_ne!(name(&longest, lease(1), group), name(&longest, lease(2), group));
+        }
+    }
+
+    #[test]
+    fn a_bridge_without_a_way_out_is_known_by_its_name() {
+        let prefix = BridgePrefix::default();
+        assert!(name(&prefix, lease(1), Some(Egress::None)).starts_with("nvj-"));
+        assert!(!name(&prefix, lease(1), Some(Egress::Public)).contains('-'));
+    }
+
+    #[test]
+    fn a_network_around_an_address_has_room_for_a_gateway() {
+        for (address, subnet, gateway) in [
+            ("fd00:0:0:2::25", "fd00:0:0:2::20/124", "fd00:0:0:2::21"),
+            ("fd00:0:0:2::21", "fd00:0:0:2::20/124", "fd00:0:0:2::22"),
+            ("fd00:0:0:2::30", "fd00:0:0:2::20/123", "fd00:0:0:2::21"),
+            ("fd00:0:0:2::40", "fd00:0:0:2::/121", "fd00:0:0:2::1"),
+        ] {
+            let config = around(address.parse().expect("an address"));
+            assert_eq!((config.subnet.as_deref(), config.gateway.as_deref()), (Some(subnet), Some(gateway)));
+        }
     }
 
     #[test]
