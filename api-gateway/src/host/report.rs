@@ -70,13 +70,11 @@ fn not_heard(error: StoreError) -> ApiError {
 }
 
 fn not_announced(error: StoreError) -> ApiError {
-    match &error {
-        StoreError::Constraint(name) if name == "mesh_keys_pkey" => {
-            let detail = "this mesh key is or was another host's; the rest of the report was taken";
-            ApiError::new(StatusCode::CONFLICT, "mesh_key_taken", detail).suggest("make a new mesh key")
-        }
-        _ => error.into(),
+    if !matches!(&error, StoreError::Constraint(name) if name == "mesh_keys_pkey") {
+        return error.into();
     }
+    let detail = "this mesh key is or was another host's; the rest of the report was taken";
+    ApiError::new(StatusCode::CONFLICT, "mesh_key_taken", detail).suggest("make a new mesh key")
 }
 
 /// Looks at the version before anything else, which other versions may write otherwise.
