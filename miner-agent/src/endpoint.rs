@@ -17,6 +17,7 @@ use nave_sdk::wire::{
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 /// Longest a long poll waits at the control plane.
 pub const WAIT: Duration = Duration::from_secs(25);
@@ -51,9 +52,10 @@ pub enum CallError {
 }
 
 /// The control plane, seen from one host.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct ControlPlane {
-    client: Client,
+    clients: watch::Sender<Client>,
+    through: Option<(Name, Ipv6Addr)>,
     base: String,
 }
 
@@ -63,7 +65,25 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When the HTTP client cannot be built.
-    pub fn new(base: &str, through: Option<(&Name, Ipv6Addr)>) -> anyhow::Result<Self> {
+    pub fn new(base: &str, through: Option<(Name, Ipv6Addr)>) -> anyhow::Result<Self> {
+        let clients = watch::Sender::new(Self::connect(through.as_ref())?);
+        Ok(Self { clients, through, base: base.trim_end_matches('/').to_owned() })
+    }
+
+    /// The interface was made anew: what was connected through the old one never will be
+    /// again. Calls under way fail as if the control plane had been away.
+    pub fn reconnect(&self) {
+        match Self::connect(self.through.as_ref()) {
+            Ok(client) => drop(self.clients.send_replace(client)),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "old connections have to time out"),
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.clients.borrow().clone()
+    }
+
+    fn connect(through: Option<&(Name, Ipv6Addr)>) -> anyhow::Result<Client> {
         // Behind a tunnel that is made anew, connections are never refused, only silent.
         let builder = Client::builder()
             .no_proxy()
@@ -75,11 +95,10 @@ impl ControlPlane {
             .tcp_keepalive_retries(2)
             .tcp_user_timeout(ANSWER);
         let builder = match through {
-            Some((interface, own)) => builder.interface(interface.as_str()).local_address(IpAddr::V6(own)),
+            Some((interface, own)) => builder.interface(interface.as_str()).local_address(IpAddr::V6(*own)),
             None => builder,
         };
-        let client = builder.build().context("build the HTTP client")?;
-        Ok(Self { client, base: base.trim_end_matches('/').to_owned() })
+        builder.build().context("build the HTTP client")
     }
 
     /// The spec, as soon as its generation exceeds `after`; `None` when it did not in time.
@@ -88,7 +107,7 @@ impl ControlPlane {
     /// [`CallError`].
     pub async fn spec(&self, after: u64) -> Result<Option<HostSpec>, CallError> {
         let url = format!("{}/host/v1/spec?after={after}&wait_ms={}", self.base, WAIT.as_millis());
-        let answer = self.send(self.client.get(url).timeout(WAIT + ANSWER)).await?;
+        let answer = self.send(self.client().get(url).timeout(WAIT + ANSWER)).await?;
         match answer.status() {
             StatusCode::NO_CONTENT => Ok(None),
             _ => read(answer).await.map(Some),
@@ -101,7 +120,7 @@ impl ControlPlane {
     /// [`CallError`].
     pub async fn report(&self, report: &HostReport) -> Result<ReportAck, CallError> {
         let url = format!("{}/host/v1/report", self.base);
-        read(self.send(self.client.post(url).timeout(ANSWER).json(report)).await?).await
+        read(self.send(self.client().post(url).timeout(ANSWER).json(report)).await?).await
     }
 
     /// Appends to a log at `offset`; without bytes it asks where to go on.
@@ -116,7 +135,7 @@ impl ControlPlane {
         bytes: Bytes,
     ) -> Result<LogAck, CallError> {
         let url = format!("{}/host/v1/leases/{lease}/logs/{}?offset={offset}", self.base, stream.as_str());
-        let request = self.client.post(url).timeout(ANSWER);
+        let request = self.client().post(url).timeout(ANSWER);
         let request = request.header(header::CONTENT_TYPE, "application/octet-stream").body(bytes);
         read(self.send(request).await?).await
     }
@@ -129,7 +148,7 @@ impl ControlPlane {
         let opened = tokio::fs::File::open(archive).await.context("open the result archive");
         let file = opened.map_err(CallError::Away)?;
         let url = format!("{}/host/v1/blobs/{}", self.base, result.sha256);
-        let request = self.client.put(url).timeout(UPLOAD).header(header::CONTENT_LENGTH, result.size);
+        let request = self.client().put(url).timeout(UPLOAD).header(header::CONTENT_LENGTH, result.size);
         self.send(request.header(header::CONTENT_TYPE, "application/x-tar").body(file)).await?;
         Ok(())
     }
@@ -140,7 +159,7 @@ impl ControlPlane {
     /// [`CallError`].
     pub async fn blob_bytes(&self, sha256: &str, bytes: Bytes) -> Result<(), CallError> {
         let url = format!("{}/host/v1/blobs/{sha256}", self.base);
-        let request = self.client.put(url).timeout(UPLOAD).body(bytes);
+        let request = self.client().put(url).timeout(UPLOAD).body(bytes);
         self.send(request.header(header::CONTENT_TYPE, "application/octet-stream")).await?;
         Ok(())
     }
@@ -151,11 +170,15 @@ impl ControlPlane {
     /// [`CallError`].
     pub async fn release(&self, release: &Release) -> Result<Response, CallError> {
         let url = format!("{}/host/v1/releases/{}/{}", self.base, release.version, release.target);
-        self.send(self.client.get(url).timeout(UPLOAD)).await
+        self.send(self.client().get(url).timeout(UPLOAD)).await
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, CallError> {
-        let answer = request.send().await.map_err(|error| CallError::Away(error.into()))?;
+        let mut anew = self.clients.subscribe();
+        let answer = tokio::select! {
+            answer = request.send() => answer.map_err(|error| CallError::Away(error.into()))?,
+            _ = anew.changed() => return Err(CallError::Away(anyhow::anyhow!("the way to it was made anew"))),
+        };
         let status = answer.status();
         if status.is_success() {
             return Ok(answer);

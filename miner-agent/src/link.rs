@@ -40,7 +40,7 @@ use crate::{
 };
 
 /// Time between two looks.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(500);
 /// Time between two loads of the guard, which others may have flushed away.
 const GUARD: Duration = Duration::from_secs(60);
 /// Time between two probes of the path, and after one that found nothing.
@@ -124,18 +124,19 @@ pub struct Link {
 }
 
 impl Link {
-    /// Begins to bring the link up and keeps it so.
+    /// Begins to bring the link up and keeps it so. `anew` is called when the interface
+    /// was made again, and what was connected through it is not any more.
     ///
     /// # Errors
     /// When the keys cannot be read.
-    pub fn start(plan: Plan) -> anyhow::Result<Self> {
+    pub fn start(plan: Plan, anew: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let keys = Keys::load(&plan.data).context("read the mesh keys")?;
         // What clears up later must find the interface.
         files::write_json(&name_path(&plan.data), &plan.interface.as_str(), Keep::Power)?;
         let shared = Arc::new(Mutex::new(Shared::default()));
         publish_keys(&mut lock(&shared), &keys, Side::Current);
         let theirs = shared.clone();
-        let run = move || keep(&plan, keys, &theirs);
+        let run = move || keep(&plan, keys, &theirs, &anew);
         let thread = thread::Builder::new().name("mesh".into()).spawn(run).context("start a thread")?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -202,10 +203,15 @@ fn publish_keys(shared: &mut Shared, keys: &Keys, side: Side) {
 }
 
 /// The life of the thread.
-fn keep(plan: &Plan, mut keys: Keys, shared: &Mutex<Shared>) {
+fn keep(plan: &Plan, mut keys: Keys, shared: &Mutex<Shared>, anew: &dyn Fn()) {
     let mut said = false;
     while !lock(shared).stopping {
-        match Upheld::begin(plan, &mut keys, shared).and_then(|mut upheld| upheld.run()) {
+        let begun = Upheld::begin(plan, &mut keys, shared);
+        if begun.is_ok() {
+            said = false;
+            anew();
+        }
+        match begun.and_then(|mut upheld| upheld.run(anew)) {
             Ok(()) => return,
             Err(error) => {
                 let problem = format!("{error:#}");
@@ -276,9 +282,13 @@ impl<'a> Upheld<'a> {
         Ok(upheld)
     }
 
-    fn run(&mut self) -> anyhow::Result<()> {
+    fn run(&mut self, anew: &dyn Fn()) -> anyhow::Result<()> {
+        let mut starts = self.interface.starts();
         while !lock(self.shared).stopping {
             self.look();
+            if std::mem::replace(&mut starts, self.interface.starts()) != starts {
+                anew();
+            }
             if self.known != (self.hub_key(), self.endpoints()) {
                 self.follow_hub()?;
             }

@@ -130,7 +130,7 @@ fn tunnel(args: &TunnelArgs) -> anyhow::Result<ExitCode> {
 
 fn init_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NAVE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,gotatun=warn"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     log.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
 }

@@ -161,7 +161,6 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     config.member.settle_keys(&config.data)?;
     let runtime = Arc::new(open_runtime(&config).await?);
     let (link, plane) = reach(&config)?;
-    let plane = Arc::new(plane);
     let (spec, memory) = state.load();
     if let (Some(link), Some(spec)) = (&link, &spec) {
         link.take(&spec.mesh);
@@ -199,14 +198,17 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
 }
 
 /// The way to the control plane, and what keeps it open.
-fn reach(config: &Config) -> anyhow::Result<(Option<Arc<Link>>, ControlPlane)> {
+fn reach(config: &Config) -> anyhow::Result<(Option<Arc<Link>>, Arc<ControlPlane>)> {
     match &config.reach {
-        Reach::WithoutMesh(url) => Ok((None, ControlPlane::new(url, None)?)),
+        Reach::WithoutMesh(url) => Ok((None, Arc::new(ControlPlane::new(url, None)?))),
         Reach::Mesh { interface, rotate } => {
             let plan = Plan::of(&config.member, &config.data, interface.clone(), *rotate);
             let base = format!("http://[{}]:{}", plan.place.hub_address, plan.place.port);
-            let plane = ControlPlane::new(&base, Some((interface, plan.place.address)))?;
-            Ok((Some(Arc::new(Link::start(plan)?)), plane))
+            let through = Some((interface.clone(), plan.place.address));
+            let plane = Arc::new(ControlPlane::new(&base, through)?);
+            let theirs = plane.clone();
+            let link = Link::start(plan, move || theirs.reconnect())?;
+            Ok((Some(Arc::new(link)), plane))
         }
     }
 }

@@ -9,22 +9,27 @@
 //! NAVE_TEST_AGENT names another build of the agent for it.
 
 mod common;
+#[path = "common/far.rs"]
+mod far;
 #[path = "common/site.rs"]
 mod site;
 
 use std::{
+    net::Ipv6Addr,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
 
 use bollard::{Docker, query_parameters::KillContainerOptions};
-use common::{Agent, Plane, new_lease, order, until};
-use nave_domain::{Bytes, LeaseId, job::Egress};
+use common::{Agent, MARKET_KEY, Plane, new_lease, order, until};
+use far::Far;
+use nave_domain::{Bytes, HostId, JobId, LeaseId, job::Egress, mesh::Prefix};
 use nave_miner_agent::runtime::docker::{connect, container};
 use nave_sdk::wire::host::{Exit, LOG_BYTES_MAX, LeaseReport, Order};
 use site::Site;
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// One machine with a control plane; everything on it is removed at the end.
 struct Machine {
@@ -64,9 +69,15 @@ impl Machine {
         ["--docker", &socket, "--bridge-prefix", &self.prefix, "--pool", "77"].map(str::to_owned).to_vec()
     }
 
+    /// The interface behind which an agent takes the mesh to be.
+    fn mesh(&self) -> String {
+        format!("tmesh{}{}", &self.prefix[2..], std::process::id())
+    }
+
     fn start_agent(&mut self) {
         let mut args = vec!["--runtime".to_owned(), "docker".to_owned()];
         args.extend(self.docker_args());
+        args.extend(["--mesh-interface".to_owned(), self.mesh()]);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.agent = Some(Agent::start(&self.plane, &self.data(), &args));
     }
@@ -276,6 +287,113 @@ async fn a_job_with_public_egress_reaches_the_internet_and_nothing_near() {
     assert!(reached.is_empty(), "{reached:?}");
     let far: Vec<&str> = text.lines().filter(|line| line.contains("REACHED far")).collect();
     assert_eq!(far.len(), site.far().len(), "{text}");
+}
+
+/// The order of a job of a group whose others are at these addresses.
+fn grouped(lease: LeaseId, peers: &[Ipv6Addr], order: Order) -> Order {
+    let peers = (7..).zip(peers).map(|(n, peer)| (JobId(Uuid::from_u128(n)), *peer)).collect();
+    Order { address: Some(prefix().lease(lease)), peers, ..order }
+}
+
+fn prefix() -> Prefix {
+    Prefix::of_market(&MARKET_KEY.0)
+}
+
+#[tokio::test]
+async fn a_job_of_a_group_reaches_its_peers_and_nothing_else_of_the_mesh() {
+    let Some(machine) = Machine::begin('o') else { return };
+    let (site, plane) = (Site::begin('o'), &machine.plane);
+    let [own, beside, stranger, there, elsewhere] = [(); 5].map(|()| new_lease());
+    let at = |lease| prefix().lease(lease);
+    let host = prefix().host(HostId(Uuid::from_u128(77)));
+    let behind = [at(there), at(elsewhere), host, prefix().hub()];
+    let far = Far::begin(&machine.mesh(), prefix(), &behind);
+    let public = |order| Order { egress: Egress::Public, ..order };
+    plane.place(beside, grouped(beside, &[at(own)], machine.python(site::SERVE)));
+    plane.place(stranger, grouped(stranger, &[at(elsewhere)], public(machine.python(site::SERVE))));
+    for lease in [beside, stranger] {
+        until("a neighbour listens", || plane.text(lease).contains("ready")).await;
+    }
+    let mut near = site.near();
+    near.extend([at(stranger), at(elsewhere), host, prefix().hub()].map(|address| address.to_string()));
+    near.extend(plane.text(stranger).lines().filter(|line| *line != "ready").map(str::to_owned));
+    let peers = [at(beside), at(there)];
+
+    for egress in [Egress::None, Egress::Public] {
+        let lease = if egress == Egress::None { own } else { new_lease() };
+        if egress == Egress::Public {
+            plane.change(|spec| {
+                let other = spec.leases.get_mut(&beside).expect("placed");
+                other.peers = [(JobId(Uuid::from_u128(7)), at(lease))].into();
+            });
+        }
+        let mut targets = near.clone();
+        let mut open: Vec<String> = peers.map(|address| address.to_string()).into();
+        match egress {
+            Egress::None => targets.extend(site.far()),
+            Egress::Public => open.extend(site.far()),
+        }
+        let mut probe = machine.order(&["python3", "-c", site::PROBE]);
+        probe.argv.extend(targets);
+        probe.argv.push("--".into());
+        probe.argv.extend(open.iter().cloned());
+        let exit = plane.run(lease, grouped(lease, &peers, Order { egress, ..probe })).await;
+        let text = plane.text(lease);
+        assert_eq!(exit, success(), "{text}");
+        let reached = |kind| text.lines().filter(|line| line.contains(kind)).collect::<Vec<_>>();
+        assert!(reached("REACHED near").is_empty(), "{egress:?}: {text}");
+        assert_eq!(reached("REACHED far").len(), open.len(), "{egress:?}: {text}");
+    }
+    assert!(far.reaches(at(elsewhere), at(stranger)), "its own group reaches the stranger");
+    assert!(!far.reaches(at(there), at(stranger)) && !far.reaches(host, at(stranger)), "and nobody else");
+}
+
+#[tokio::test]
+async fn a_job_reads_who_is_in_its_group_and_is_cut_off_from_who_leaves() {
+    let Some(mut machine) = Machine::begin('p') else { return };
+    let [lease, there] = [(); 2].map(|()| new_lease());
+    let _far = Far::begin(&machine.mesh(), prefix(), &[prefix().lease(there)]);
+    let script = "import os, socket, time
+def peers(): return open(os.environ['NAVE_PEERS']).read().splitlines()
+def wait(some):
+    while bool(peers()) != some: time.sleep(.05)
+own = os.environ['NAVE_ADDRESS']
+print(own, peers(), os.environ['NAVE_JOB'], os.environ['NAVE_ATTEMPT'], flush=True)
+wait(True)
+address, job = peers()[0].split()
+s = socket.create_connection((address, 4444), 20, (own, 0))
+print(s.recv(9), job, flush=True)
+s.settimeout(1)
+def echoes():
+    try: s.sendall(b'x'); return s.recv(1) == b'x'
+    except OSError: return False
+print(echoes(), flush=True)
+wait(False)
+print(echoes(), flush=True)
+try: open(os.environ['NAVE_PEERS'], 'w')
+except OSError: print('read-only')
+";
+    let order = grouped(lease, &[], machine.python(script));
+    machine.plane.place(lease, order.clone());
+    until("it has begun", || machine.plane.text(lease).contains('\n')).await;
+    let own = prefix().lease(lease);
+    assert_eq!(machine.plane.text(lease), format!("{own} [] {} 1\n", order.job));
+    let peers = |machine: &Machine, peers| {
+        machine.plane.change(|spec| spec.leases.get_mut(&lease).expect("placed").peers = peers);
+    };
+    let other = JobId(Uuid::from_u128(9));
+    machine.kill_agent().await;
+    peers(&machine, [(other, prefix().lease(there))].into());
+    machine.start_agent();
+    until("they speak", || machine.plane.text(lease).contains("True")).await;
+    peers(&machine, [].into());
+    assert_eq!(machine.plane.finished(lease).await.0, success(), "{}", machine.plane.text(lease));
+    let said = machine.plane.text(lease);
+    let lines: Vec<&str> = said.lines().skip(1).collect();
+    assert_eq!(lines, [&format!("b'far' {other}"), "True", "False", "read-only"]);
+    machine.plane.close(lease);
+    until("the lease is forgotten", || machine.plane.last(lease).is_none()).await;
+    assert!(machine.is_clean(lease).await);
 }
 
 #[tokio::test]

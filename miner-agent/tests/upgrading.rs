@@ -125,10 +125,10 @@ async fn a_program_that_crashes_at_its_start_is_given_up_and_the_installed_one_g
     let agent = site.agent(&[]);
     site.runs(OWN).await;
     site.offer("9.4.0", b"#!/bin/sh\nexit 7\n", &release_key());
-    drop(agent.ended().await);
+    let _ = agent.ended().await;
     // What starts agents starts it again, and again.
     for _ in 0..2 {
-        drop(site.agent(&[]).ended().await);
+        let _ = site.agent(&[]).ended().await;
     }
     site.plane.kept().reports.clear();
     let _agent = site.agent(&[]);

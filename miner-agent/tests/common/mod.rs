@@ -53,7 +53,7 @@ pub fn new_lease() -> LeaseId {
 }
 
 /// A host of its own for each control plane: agents of one host share containers.
-fn new_host() -> HostId {
+pub fn new_host() -> HostId {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("host_{:024x}{n:08x}", std::process::id()).parse().expect("an id")
@@ -168,8 +168,13 @@ impl Plane {
 
     /// Makes this host a member of the market, as its enrolment would.
     pub fn join(&self, data: &Path) {
+        self.join_with(data, |_| {});
+    }
+
+    /// The same with a place of its own.
+    pub fn join_with(&self, data: &Path, change: impl FnOnce(&mut MeshPlace)) {
         let (own, prefix) = (MARKET_KEY, Prefix::of_market(&MARKET_KEY.0));
-        let mesh = MeshPlace {
+        let mut mesh = MeshPlace {
             address: prefix.host(self.host),
             prefix: PREFIX_BITS,
             hub_address: prefix.hub(),
@@ -178,6 +183,7 @@ impl Plane {
             port: 7461,
             keepalive_s: 15,
         };
+        change(&mut mesh);
         let place = Enrolment { host: self.host, name: "test".into(), mesh, report_ms: Millis(500) };
         let membership = Membership {
             ticket: TicketId([1; 16]),
@@ -360,6 +366,10 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+fn program() -> std::ffi::OsString {
+    std::env::var_os("NAVE_TEST_AGENT").unwrap_or_else(|| env!("CARGO_BIN_EXE_miner-agent").into())
+}
+
 /// A real agent process, killed when it goes out of scope.
 pub struct Agent {
     child: Child,
@@ -372,12 +382,23 @@ impl Agent {
 
     /// The same with variables in its environment.
     pub fn start_with(plane: &Plane, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
-        let program = std::env::var_os("NAVE_TEST_AGENT");
-        let program = program.unwrap_or_else(|| env!("CARGO_BIN_EXE_miner-agent").into());
         plane.join(data);
-        let child = Command::new(program)
+        let args = [&["--without-mesh", &plane.url], args].concat();
+        Self::spawn(Command::new(program()), data, &args, env)
+    }
+
+    /// An agent in a network namespace, whose enrolment is there.
+    pub fn start_in(namespace: &str, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut command = Command::new("/usr/bin/env");
+        command.args(["ip", "netns", "exec", namespace, "env"]);
+        // The agent's variables are not those of the programs that put it there.
+        command.args(env.iter().map(|(name, value)| format!("{name}={value}"))).arg(program());
+        Self::spawn(command, data, args, &[])
+    }
+
+    fn spawn(mut command: Command, data: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let child = command
             .arg("run")
-            .args(["--without-mesh", &plane.url])
             .arg("--data")
             .arg(data)
             .env("NAVE_AGENT_PROVER", "/bin/false")
@@ -388,6 +409,11 @@ impl Agent {
             .spawn()
             .expect("the agent starts");
         Self { child }
+    }
+
+    /// Whether it has ended by itself.
+    pub fn is_over(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     pub fn pid(&self) -> u32 {
