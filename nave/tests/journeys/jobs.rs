@@ -231,7 +231,7 @@ fn a_market_that_is_stopped_keeps_its_books_and_its_queue() {
 fn an_epoch_gives_the_miner_that_delivered_its_weight() {
     let Some(market) = Market::docker(&["--epoch", "2s"]) else { return };
     market.run(&[], &["python3", "-c", TICKS]);
-    let hotkey = market.json(&["hosts"])["items"][0]["hotkey"].as_str().expect("a hotkey").to_owned();
+    let hotkey = market.all_hosts()[0]["hotkey"].as_str().expect("a hotkey").to_owned();
     let earned = wait_for("an epoch with deliveries", || {
         let epochs = market.json(&["epoch", "list"]);
         let confirmed = epochs

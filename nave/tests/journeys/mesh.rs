@@ -36,8 +36,8 @@ impl Capture {
     fn of(host: &Host) -> Self {
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), SockProtocol::EthAll);
         let socket = socket.expect("root may listen");
-        setsockopt(&socket, &sockopt::ReceiveTimeout, TimeVal::milliseconds(50)).expect("a timeout");
-        setsockopt(&socket, &sockopt::RcvBuf, 4 << 20).expect("room");
+        setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50)).expect("a timeout");
+        setsockopt(&socket, sockopt::RcvBuf, &(4 << 20)).expect("room");
         let link = if_nametoindex(host.link().as_str()).expect("a link") as usize;
         let stop = Arc::new(AtomicBool::new(false));
         let stopping = Arc::clone(&stop);

@@ -130,7 +130,7 @@ impl Market {
         command
     }
 
-    fn program(&self, name: &str) -> Command {
+    pub fn program(&self, name: &str) -> Command {
         let file = Path::new(env!("CARGO_BIN_EXE_naved")).with_file_name(name);
         assert!(file.exists(), "{} is not built; run `cargo build --bins`", file.display());
         let mut command = Command::new(file);
@@ -166,11 +166,15 @@ impl Market {
         self.hosts().into_iter().find(|host| host.id() == id).expect("a local host")
     }
 
+    /// The hosts as the market lists them.
+    pub fn all_hosts(&self) -> Vec<Value> {
+        let list = self.json(&["hosts"]);
+        list["items"].as_array().or(list.as_array()).expect("hosts").clone()
+    }
+
     /// A host as the market lists it.
     pub fn listed(&self, id: &str) -> Option<Value> {
-        let list = self.json(&["hosts"]);
-        let items = list["items"].as_array().or(list.as_array()).expect("hosts").clone();
-        items.into_iter().find(|host| host["host"] == id)
+        self.all_hosts().into_iter().find(|host| host["host"] == id)
     }
 
     /// Waits until a host is in a state.
@@ -184,7 +188,8 @@ impl Market {
         17_460 + slot.trim().parse::<u16>().expect("a number")
     }
 
-    /// A host of its own that joins this market on this machine and acts jobs out.
+    /// A host of its own that joins this market on this machine and acts jobs out. The
+    /// market's local hosts must have namespaces: a network has one way into a mesh.
     pub fn stranger(&self, name: &str, offer: &[&str]) -> Stranger {
         let data = self.dir.path().join(name);
         let ticket = succeed(&mut self.miner(&["ticket", "--name", name]));
@@ -193,6 +198,7 @@ impl Market {
         succeed(&mut enrol);
         let enrolment = read_json(&fs::read(data.join("agent/enrolment.json")).expect("an enrolment"));
         let id = enrolment["place"]["host"].as_str().expect("an id").to_owned();
+        assert!(self.hosts().len() > 1, "the machine itself is a host already");
         let log = fs::File::create(data.join("log")).expect("a log");
         let mut run = self.program("miner-agent");
         // The last letters of an id are random; an interface is unique on its machine.
@@ -373,10 +379,14 @@ impl Host {
         said.lines().map(str::to_owned).collect()
     }
 
+    /// Directory of its agent.
+    pub fn data(&self) -> PathBuf {
+        self.market.join(self.part("agent"))
+    }
+
     /// The WireGuard key that its agent uses.
     pub fn mesh_key(&self) -> String {
-        let agent = if self.number == 1 { "agent".to_owned() } else { format!("agent-{}", self.number) };
-        fs::read_to_string(self.market.join(agent).join("agent/mesh.key")).expect("a key")
+        fs::read_to_string(self.data().join("agent/mesh.key")).expect("a key")
     }
 }
 
