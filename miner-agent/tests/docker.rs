@@ -295,6 +295,11 @@ fn grouped(lease: LeaseId, peers: &[Ipv6Addr], order: Order) -> Order {
     Order { address: Some(prefix().lease(lease)), peers, ..order }
 }
 
+/// A lease as it is in a market: addresses of any two are far from each other.
+fn far_lease() -> LeaseId {
+    LeaseId(Uuid::now_v7())
+}
+
 fn prefix() -> Prefix {
     Prefix::of_market(&MARKET_KEY.0)
 }
@@ -303,7 +308,7 @@ fn prefix() -> Prefix {
 async fn a_job_of_a_group_reaches_its_peers_and_nothing_else_of_the_mesh() {
     let Some(machine) = Machine::begin('o') else { return };
     let (site, plane) = (Site::begin('o'), &machine.plane);
-    let [own, beside, stranger, there, elsewhere] = [(); 5].map(|()| new_lease());
+    let [own, beside, stranger, there, elsewhere] = [(); 5].map(|()| far_lease());
     let at = |lease| prefix().lease(lease);
     let host = prefix().host(HostId(Uuid::from_u128(77)));
     let behind = [at(there), at(elsewhere), host, prefix().hub()];
@@ -320,7 +325,7 @@ async fn a_job_of_a_group_reaches_its_peers_and_nothing_else_of_the_mesh() {
     let peers = [at(beside), at(there)];
 
     for egress in [Egress::None, Egress::Public] {
-        let lease = if egress == Egress::None { own } else { new_lease() };
+        let lease = if egress == Egress::None { own } else { far_lease() };
         if egress == Egress::Public {
             plane.change(|spec| {
                 let other = spec.leases.get_mut(&beside).expect("placed");
@@ -351,7 +356,7 @@ async fn a_job_of_a_group_reaches_its_peers_and_nothing_else_of_the_mesh() {
 #[tokio::test]
 async fn a_job_reads_who_is_in_its_group_and_is_cut_off_from_who_leaves() {
     let Some(mut machine) = Machine::begin('p') else { return };
-    let [lease, there] = [(); 2].map(|()| new_lease());
+    let [lease, there] = [(); 2].map(|()| far_lease());
     let _far = Far::begin(&machine.mesh(), prefix(), &[prefix().lease(there)]);
     let script = "import os, socket, time
 def peers(): return open(os.environ['NAVE_PEERS']).read().splitlines()
@@ -385,7 +390,12 @@ except OSError: print('read-only')
     machine.kill_agent().await;
     peers(&machine, [(other, prefix().lease(there))].into());
     machine.start_agent();
-    until("they speak", || machine.plane.text(lease).contains("True")).await;
+    until("they speak", || {
+        let failed = machine.plane.log(lease, "stderr");
+        assert!(failed.is_empty(), "{}", String::from_utf8_lossy(&failed));
+        machine.plane.text(lease).contains("True")
+    })
+    .await;
     peers(&machine, [].into());
     assert_eq!(machine.plane.finished(lease).await.0, success(), "{}", machine.plane.text(lease));
     let said = machine.plane.text(lease);

@@ -152,10 +152,11 @@ fn far(tag: &str, third: u8) {
     ip(&format!("-n {space} -6 route add default via fe80::1 dev {there}"));
 }
 
+/// Takes away what a killed agent or test has left.
 fn sweep(tag: &str) {
-    for args in [format!("link delete nvtv{tag}"), format!("netns delete navt-far-{tag}")] {
-        let _ = Command::new("ip").args(args.split(' ')).output();
-    }
+    let _ = Command::new("ip").args(["link", "delete", &format!("nvtv{tag}")]).output();
+    let far = Namespace::named(&format!("navt-far-{tag}")).expect("a name");
+    let _ = clean_up(&format!("nvtm{tag}").parse().expect("a name"), Some(&far));
 }
 
 fn ip(args: &str) {

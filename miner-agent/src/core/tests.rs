@@ -177,6 +177,26 @@ fn a_running_lease_is_adopted_and_left_alone() {
 }
 
 #[test]
+fn what_ran_before_the_engine_fell_silent_is_not_said_to_run() {
+    let exit = Exit::Code { code: 3 };
+    let ended = LeaseReport::Exited { exit };
+    let told = [LeaseReport::Preparing, LeaseReport::Running, ended.clone()];
+    let reports = told.into_iter().zip(1..).map(|(report, n)| (lease(n), report)).collect();
+    let unseen: Vec<LeaseReport> = unseen(reports).into_values().collect();
+    assert_eq!(unseen, [LeaseReport::Preparing, LeaseReport::Unseen, ended], "and it is still listed");
+}
+
+#[test]
+fn a_host_that_was_sent_away_begins_nothing_new() {
+    let mut sent_away = Case::listed();
+    sent_away.memory.dismissed = true;
+    assert_eq!(sent_away.decide(), (None, Some(LeaseReport::Preparing)));
+    let running = sent_away.sees(Phase::Running);
+    assert_eq!(running.decide(), (None, Some(LeaseReport::Running)));
+    assert_eq!(running.silent_for(FENCE + 1).decide().0, Some(Action::Stop(Ending::Fenced)));
+}
+
+#[test]
 fn a_start_that_was_cut_short_is_cleared_away_before_the_next() {
     let half = Case::listed().sees(Phase::Created);
     assert_eq!(half.decide().0, Some(Action::Remove));
