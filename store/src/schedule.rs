@@ -119,6 +119,18 @@ pub(crate) async fn hold(tx: &mut PgConnection, placement: &Placement) -> Result
     if held.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale("host")) }
 }
 
+async fn devices_used(tx: &mut PgConnection) -> Result<BTreeMap<Uuid, Vec<String>>> {
+    let devices =
+        sqlx::query!(r#"select host_id, unnest(devices) as "device!" from leases where state <> 'closed'"#)
+            .fetch_all(tx)
+            .await?;
+    let mut used: BTreeMap<Uuid, Vec<String>> = BTreeMap::new();
+    for row in devices {
+        used.entry(row.host_id).or_default().push(row.device);
+    }
+    Ok(used)
+}
+
 impl Store {
     /// The queue and the supply at one moment.
     ///
@@ -153,15 +165,7 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let devices = sqlx::query!(
-            r#"select host_id, unnest(devices) as "device!" from leases where state <> 'closed'"#
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        let mut used: BTreeMap<Uuid, Vec<String>> = BTreeMap::new();
-        for row in devices {
-            used.entry(row.host_id).or_default().push(row.device);
-        }
+        let mut used = devices_used(&mut tx).await?;
         let jobs = jobs.into_iter().map(|row| {
             Ok(QueuedJob {
                 job: row.job_id.into(),

@@ -198,7 +198,7 @@ async fn jobs_of_a_group_learn_their_addresses_in_the_mesh() {
     let mut pair = Vec::new();
     for _ in 0..2 {
         let request = serde_json::json!({"argv": ["true"], "group": "g"});
-        let answer = market.submission(&format!("pair {}", pair.len()), &request).send().await;
+        let answer = market.submission(&format!("pair-{}", pair.len()), &request).send().await;
         let job: Job = read(answer.expect("an answer")).await;
         assert_eq!(job.request.group.as_deref(), Some("g"));
         pair.push((job.job, market.place(job.job, host.id).await));

@@ -6,6 +6,7 @@ use std::{
     io::Write as _,
     net::{TcpListener, UdpSocket},
     process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
 };
 
@@ -67,13 +68,21 @@ for t in threads: t.join()
 pub struct Site {
     namespace: String,
     link: String,
+    /// Its addresses are there once.
+    _turn: MutexGuard<'static, ()>,
 }
 
+static TURN: Mutex<()> = Mutex::new(());
+
 impl Site {
-    /// Builds them; `letter` keeps sites apart that exist at the same time.
+    /// Builds them when there are no others; `letter` keeps apart what earlier ones left.
     pub fn begin(letter: char) -> Self {
         let pid = std::process::id();
-        let site = Self { namespace: format!("nave-test-{letter}{pid}"), link: format!("nts{letter}{pid}") };
+        let site = Self {
+            namespace: format!("nave-test-{letter}{pid}"),
+            link: format!("nts{letter}{pid}"),
+            _turn: TURN.lock().unwrap_or_else(PoisonError::into_inner),
+        };
         site.remove();
         let (namespace, link) = (&site.namespace, &site.link);
         let peer = format!("{link}p");
