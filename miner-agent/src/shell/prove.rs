@@ -20,15 +20,60 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::Event;
+use super::{Agent, Event};
 use crate::{
     backoff::Backoff,
     command,
     endpoint::{CallError, ControlPlane},
+    proof::Order,
 };
 
 /// Longest line that is read: an opening in base64, and what is around it.
 const LINE_BYTES_MAX: u64 = 2 * OPENING_MAX as u64 + 4_096;
+
+impl Agent {
+    /// Brings the prover in line with the spec, and the reports with what it said.
+    pub(super) fn prove(&mut self) {
+        let wanted = self.spec.as_ref().and_then(|spec| spec.challenge.as_ref());
+        for order in self.proof.want(wanted) {
+            match order {
+                Order::End => self.prover = None,
+                Order::Feed(challenge) => {
+                    if let Some((_, prover)) = &self.prover {
+                        prover.feed(challenge);
+                    }
+                }
+                Order::Begin(challenge) => {
+                    tracing::info!(challenge.id = %challenge.challenge, "proving what this host claims");
+                    self.serial += 1;
+                    let (plane, events) = (self.plane.clone(), self.events.clone());
+                    let prover = Prover::start(&self.program, challenge, plane, self.serial, events);
+                    self.prover = Some((self.serial, prover));
+                }
+            }
+        }
+        let report = self.proof.report().cloned();
+        self.bulletin.send_if_modified(|bulletin| {
+            let changed = bulletin.proof != report;
+            bulletin.proof = report;
+            changed
+        });
+    }
+
+    pub(super) fn take_word(&mut self, serial: u64, word: Word) {
+        if self.prover.as_ref().map(|(serial, _)| *serial) != Some(serial) {
+            return;
+        }
+        match word {
+            Word::Answer(answer) => self.proof.answer(answer),
+            Word::Ended(why) => {
+                tracing::info!(reason = why, "the prover has ended");
+                self.proof.ended(&why);
+            }
+        }
+        self.prove();
+    }
+}
 
 /// A prover under way; dropped, its process is killed.
 pub(super) struct Prover {
