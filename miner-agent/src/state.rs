@@ -153,6 +153,15 @@ pub fn lock(data: &Path) -> anyhow::Result<Flock<File>> {
     }
 }
 
+/// When an earlier agent with this data directory last heard the control plane, on the boot
+/// clock; `None` where there was none since the machine started.
+#[must_use]
+pub fn heard_of(data: &Path) -> Option<Millis> {
+    let heard: Option<Heard> = files::read_json(&membership::dir(data).join("heard.json")).ok().flatten();
+    let boot = clock::boot_id().ok()?;
+    heard.filter(|heard| heard.boot == boot).map(|heard| heard.heard)
+}
+
 /// The host whose state is below `data`, where there is any.
 #[must_use]
 pub fn host_of(data: &Path) -> Option<HostId> {
@@ -203,6 +212,14 @@ mod tests {
         state.boot = "another".into();
         let (_, memory) = state.load();
         assert!(!memory.in_touch && memory.restarted);
+    }
+
+    #[test]
+    fn when_the_control_plane_was_heard_is_known_to_the_next_agent() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        assert_eq!(heard_of(data.path()), None);
+        StateDir::open(data.path(), host(1)).expect("open").save_heard(Millis(5)).expect("save");
+        assert_eq!(heard_of(data.path()), Some(Millis(5)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
-    ("sdk", &["nave-domain"]),
+    ("sdk", &["nave-domain", "nave-proof"]),
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
@@ -68,7 +68,7 @@ const PURE: [&str; 6] = [
 const BANNED_WORDS: [&str; 7] = ["node", "worker", "instance", "manager", "helper", "util", "utils"];
 
 /// Names that other people's interfaces force on us.
-const FORCED_NAMES: [&str; 2] = ["worker_threads", "futures_util"];
+const FORCED_NAMES: [&str; 3] = ["worker_threads", "futures_util", "hyper_util"];
 
 const FILE_LINES_MAX: usize = 600;
 

@@ -1,7 +1,7 @@
 //! Answers of hosts to their challenges.
 
 use nave_domain::HostId;
-use nave_proof::{EXPLANATION_MAX, Failure, Message, OPENING_MAX, Opening, ProofReport};
+use nave_sdk::wire::proof::{EXPLANATION_MAX, Failure, Message, OPENING_MAX, Opening, ProofReport};
 
 use super::effects::bounded;
 use crate::{app::App, error::ApiError};

@@ -13,8 +13,8 @@ use nave_domain::{
     HostId, LeaseId, Millis,
     mesh::{BadMeshKey, Prefix},
 };
-use nave_proof::{Challenge, Nonce};
 use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL};
+use nave_sdk::wire::proof::{Challenge, Nonce};
 use nave_store::{Changes, OrderRow, SentChallenge};
 use serde::Deserialize;
 use tokio::time::Instant;

@@ -60,7 +60,6 @@ pub(crate) async fn change(
     let HostPatch { rate, term, paused } = patch;
     let patch = nave_store::HostPatch { rate, term, paused };
     app.store.host_patch(&miner.hotkey, id, patch).await.map_err(has_left)?;
-    crash_point!("gateway.miner.before_answer");
     load(&app, &miner, id).await
 }
 

@@ -1,7 +1,7 @@
 //! Challenges and releases in specs, answers and next keys in reports.
 
 use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory, mesh::MeshKey};
-use nave_proof::{
+use nave_sdk::wire::proof::{
     Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, Opening, ProofReport,
     Reason, Task, VERSION,
 };

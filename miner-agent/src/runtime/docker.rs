@@ -37,7 +37,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId, Millis, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
-use tokio::{sync::Notify, task::JoinHandle};
+use nix::unistd::{SysconfVar, sysconf};
+use tokio::{net::UnixStream, sync::Notify, task::JoinHandle};
 
 use self::{
     firewall::Firewall, ghosts::Ghosts, image::Pinned, network::Networks, outages::Outages, workdir::WorkDirs,
@@ -45,9 +46,11 @@ use self::{
 use super::{Logs, StartError};
 use crate::{
     archive::{self, Archive},
+    clock,
     config::DockerConfig,
     core::{Observed, Phase},
     routes::{Route, Routes},
+    state::heard_of,
 };
 
 /// Label of everything an agent makes: its host.
@@ -109,6 +112,9 @@ impl Docker {
         }
         let changed = Arc::new(Notify::new());
         let outages = Arc::new(Outages::default());
+        if let Some((engine, agent)) = began(&config.socket).await.zip(heard_of(data)) {
+            outages.missed(engine, agent, clock::now());
+        }
         Ok(Self {
             events: tokio::spawn(watch(client.clone(), host, changed.clone(), outages.clone())),
             networks: Networks::new(client.clone(), host, config.prefix.clone(), config.pools),
@@ -407,6 +413,17 @@ pub async fn connect(socket: &Path) -> anyhow::Result<Client> {
     let client = Client::connect_with_unix(path, ANSWER_SECONDS_MAX, bollard::API_DEFAULT_VERSION)
         .with_context(fix)?;
     client.negotiate_version().await.with_context(fix)
+}
+
+/// When the engine's process began, on the boot clock. Where another process opened the
+/// socket for it, such as systemd, that one's beginning.
+async fn began(socket: &Path) -> Option<Millis> {
+    let peer = UnixStream::connect(socket).await.ok()?.peer_cred().ok()?.pid()?;
+    let stat = std::fs::read_to_string(format!("/proc/{peer}/stat")).ok()?;
+    // The name in parentheses may contain anything, so fields count from its end.
+    let ticks: i64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    let per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
+    ticks.checked_mul(1_000)?.checked_div(per_second).map(Millis)
 }
 
 /// With user-namespace remapping, the host's user id for user 0 of a container.

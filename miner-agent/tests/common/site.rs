@@ -6,7 +6,7 @@ use std::{
     io::Write as _,
     net::{TcpListener, UdpSocket},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
     thread,
 };
 
@@ -116,14 +116,11 @@ impl Site {
             setns(file, CloneFlags::CLONE_NEWNET).expect("entered");
             (TcpListener::bind(("::", PORT)).expect("listening"), "far")
         });
-        let host = TcpListener::bind(("::", PORT)).expect("listening on the host");
-        for (listener, word) in [inside.join().expect("listening"), (host, "near")] {
-            thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let _ = stream.and_then(|mut stream| stream.write_all(word.as_bytes()));
-                }
-            });
-        }
+        let (listener, word) = inside.join().expect("listening");
+        answer(listener, word);
+        // It outlives the site, and serves the next one as well.
+        static HOST: Once = Once::new();
+        HOST.call_once(|| answer(TcpListener::bind(("::", PORT)).expect("listening on the host"), "near"));
     }
 
     /// What a job may reach.
@@ -168,6 +165,14 @@ fn own_address() -> Option<String> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.255:9").ok()?;
     Some(socket.local_addr().ok()?.ip().to_string())
+}
+
+fn answer(listener: TcpListener, word: &'static str) {
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _ = stream.and_then(|mut stream| stream.write_all(word.as_bytes()));
+        }
+    });
 }
 
 fn quiet(args: &str) -> std::io::Result<std::process::Output> {

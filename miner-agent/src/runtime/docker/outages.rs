@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nave_domain::Timestamp;
+use nave_domain::{Millis, Timestamp};
 
 /// Uncertainty of either end of an outage, in milliseconds.
 const SLACK_MS: i64 = 200;
@@ -37,6 +37,16 @@ impl Outages {
     /// The engine answers again.
     pub fn end(&self) {
         self.end_at(now());
+    }
+
+    /// The engine came back while no agent watched: it began at `engine`, the earlier agent was
+    /// there until `agent` at least, both on the boot clock, and both are here `now`.
+    pub fn missed(&self, engine: Millis, agent: Millis, now: Millis) {
+        if engine > agent {
+            let (from, to) = (now.0 - agent.0, self::now());
+            self.begin_at(to.saturating_sub(from));
+            self.end_at(to);
+        }
     }
 
     /// Whether the engine was away at `at`, an RFC 3339 time; one that cannot be read counts
@@ -72,6 +82,17 @@ fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_engine_that_came_back_while_no_agent_watched_was_away_until_now() {
+        let in_ms = |ms: i64| serde_json::to_value(Timestamp(now() + ms)).expect("a time");
+        let covers = |outages: &Outages, ms| outages.cover(in_ms(ms).as_str().expect("text"));
+        let outages = Outages::default();
+        outages.missed(Millis(5_000), Millis(6_000), Millis(10_000));
+        assert!(!covers(&outages, -3_000), "the engine is older than the agent's last sign");
+        outages.missed(Millis(8_000), Millis(6_000), Millis(10_000));
+        assert!(covers(&outages, -3_000) && !covers(&outages, -5_000) && !covers(&outages, 2_000));
+    }
 
     #[test]
     fn an_end_within_an_outage_is_told_from_one_outside() {
