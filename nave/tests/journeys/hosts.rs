@@ -1,6 +1,6 @@
 //! Hosts that join, prove, are cut off, are killed and leave.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use serde_json::Value;
@@ -94,7 +94,7 @@ fn a_verifier_or_a_prover_that_is_killed_fails_nobody() {
 fn who_leaves_or_is_banned_is_cut_off_at_once() {
     let Some(market) = Market::simulated(&["--hosts", "3"]) else { return };
     let hub = {
-        let member = succeed(&mut market.hosts()[0].inside("ip").args(["-6", "-o", "address", "show"]));
+        let member = succeed(market.hosts()[0].inside("ip").args(["-6", "-o", "address", "show"]));
         let own =
             member.lines().find(|line| line.contains("_h1")).expect("an address of the mesh").to_owned();
         let own = own.split_whitespace().nth(3).expect("an address").to_owned();
@@ -150,6 +150,43 @@ fn a_job_never_notices_that_its_host_changes_its_mesh_key() {
 }
 
 #[test]
+fn an_agent_gives_its_place_to_a_signed_release_while_its_job_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (secret, program) = (path("release.key"), path("agent"));
+    let mut keygen = Command::new(env!("CARGO_BIN_EXE_naved"));
+    let key = succeed(keygen.args(["admin", "release", "keygen", &secret])).trim().to_owned();
+    let Some(market) = Market::docker(&["--report", "1s", "--release-key", &key]) else { return };
+    let host = market.hosts()[0].id().to_owned();
+    // The same program under another version.
+    let agent = Path::new(env!("CARGO_BIN_EXE_naved")).with_file_name("miner-agent");
+    let text = format!("#!/bin/sh\nNAVE_AGENT_VERSION=0.9.0 exec {} \"$@\"\n", agent.display());
+    fs::write(&program, text).expect("written");
+    let release = |verb: &str, more: &[&str]| {
+        let mut command = market.naved();
+        command.args(["admin", "release", verb, &program, "--version", "0.9.0"]).args(more);
+        command
+    };
+    let job = market.submit(&[], &["python3", "-c", TICKS]);
+    market.await_job(&job, "running", |job| job["state"] == "running");
+    let signature = succeed(&mut release("sign", &["--key", &secret])).trim().to_owned();
+    let forged = "0".repeat(128);
+    let refused =
+        release("publish", &["--signature", &forged, "--release-key", &key]).output().expect("run naved");
+    assert!(!refused.status.success(), "only what is signed is published");
+    succeed(&mut release("publish", &["--signature", &signature, "--release-key", &key]));
+    let done = market.await_final(&job);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_eq!(done["attempts"].as_array().expect("attempts").len(), 1, "{done}");
+    assert_eq!(market.stdout(&job), ticks());
+    wait_for("the new agent to report", || {
+        let listed = market.listed(&host)?;
+        listed["inventory"]["agent"].as_str()?.starts_with("0.9.0").then_some(())
+    });
+    market.audit();
+}
+
+#[test]
 fn down_leaves_nothing_on_the_machine_also_when_everything_was_killed() {
     let Some(market) = Market::docker(&["--hosts", "2"]) else { return };
     let jobs = ["left-behind-1", "left-behind-2"];
@@ -170,11 +207,11 @@ fn down_leaves_nothing_on_the_machine_also_when_everything_was_killed() {
     for name in jobs {
         assert_eq!(find_process(name), None, "{name} still runs");
     }
-    let left = [["netns", "list"].as_slice(), &["-o", "link"]]
-        .map(|args| succeed(std::process::Command::new("ip").args(args)));
+    let left =
+        [["netns", "list"].as_slice(), &["-o", "link"]].map(|args| succeed(Command::new("ip").args(args)));
     let letters = names[1].split('_').next().expect("letters");
     assert!(!left.concat().contains(letters), "{left:?}");
-    let tables = succeed(std::process::Command::new("nft").args(["list", "tables"]));
+    let tables = succeed(Command::new("nft").args(["list", "tables"]));
     assert!(!tables.contains(letters), "{tables}");
     let mounts = fs::read_to_string("/proc/mounts").expect("mounts");
     assert!(!mounts.contains(&*market.data().to_string_lossy()), "{mounts}");
