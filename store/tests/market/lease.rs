@@ -148,6 +148,47 @@ async fn a_gap_between_reports_is_charged_for_ten_seconds_at_most() {
 }
 
 #[tokio::test]
+async fn an_exit_told_late_earns_the_gap_at_most_and_one_told_at_once_what_it_ran() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let hosts = [market.host("honest").await, market.host("late").await];
+        let mut jobs = Vec::new();
+        // Both commands end after two seconds; one host keeps it to itself for ten minutes.
+        for (host, until_told) in hosts.into_iter().zip([2_000, 600_000]) {
+            let (job, lease) = market.run(customer, host, &request()).await;
+            market.elapse(lease, until_told).await;
+            market.store.lease_exited(host, lease).await.expect("exited");
+            market.elapse(lease, 600_000).await;
+            market.finish(host, lease, EXITED).await;
+            jobs.push(job);
+        }
+        let [honest, late] = [market.attempt(jobs[0]).await, market.attempt(jobs[1]).await];
+        assert_about(honest.used, 2_000);
+        assert_eq!(late.used, Millis(10_000));
+        assert_eq!(market.job(customer, jobs[1]).await.charged, MicroUsd(10_000));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_keeps_saying_running_is_paid_until_the_jobs_limit_and_no_longer() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let mut bounded = request();
+        bounded.limits.run_ms = Millis(60_000);
+        let (job, lease) = market.run(customer, host, &bounded).await;
+        for _ in 0..20 {
+            market.use_up(host, lease, 9_000).await;
+        }
+        market.finish(host, lease, EXITED).await;
+        assert_eq!(market.attempt(job).await.used, Millis(60_000));
+        assert_eq!(market.job(customer, job).await.charged, MicroUsd(60_000));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn use_never_exceeds_the_longest_run() {
     open(async |market| {
         let customer = market.customer("ada").await;
