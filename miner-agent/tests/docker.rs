@@ -128,6 +128,15 @@ impl Machine {
         took
     }
 
+    /// A lease is forgotten when its container is gone, and the rest follows.
+    async fn becomes_clean(&self, lease: LeaseId) {
+        let end = Instant::now() + common::PATIENCE;
+        while !self.is_clean(lease).await {
+            assert!(Instant::now() < end, "something is left of {lease}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Whether anything of a lease is left on this machine.
     async fn is_clean(&self, lease: LeaseId) -> bool {
         let client = self.client().await;
@@ -195,7 +204,7 @@ async fn a_job_runs_as_given_and_delivers_logs_exit_code_and_files() {
     assert_eq!((names, files["deep/answer"].as_slice()), (vec!["deep/", "deep/answer"], &b"42"[..]));
     machine.plane.close(lease);
     until("the lease is forgotten", || machine.plane.last(lease).is_none()).await;
-    assert!(machine.is_clean(lease).await);
+    machine.becomes_clean(lease).await;
 }
 
 #[tokio::test]
@@ -254,6 +263,89 @@ async fn memory_disk_and_processes_are_limited() {
         os._exit(0)";
     let (exit, text) = machine.output(machine.python(forks)).await;
     assert_eq!((exit, text.as_str()), (success(), "True\n"));
+}
+
+#[tokio::test]
+async fn a_fork_bomb_fills_its_own_limit_and_nothing_else() {
+    let Some(machine) = Machine::begin('q') else { return };
+    let bomb = new_lease();
+    let forks = "import os, time
+first = os.getpid()
+while True:
+    try: os.fork()
+    except BlockingIOError:
+        if os.getpid() == first:
+            first = None
+            print(400 < sum(name.isdigit() for name in os.listdir('/proc')) <= 512, flush=True)
+            print('full', flush=True)
+        time.sleep(1)
+";
+    machine.plane.place(bomb, Order { memory: Bytes(2 << 30), ..machine.python(forks) });
+    until("the bomb is full", || machine.plane.text(bomb).contains("full")).await;
+    assert_eq!(machine.plane.text(bomb), "True\nfull\n");
+    // A job beside it forks as it likes, and the agent goes on.
+    let forks =
+        "import os\nfor _ in range(50):\n    if os.fork() == 0: os._exit(0)\n    os.wait()\nprint('fine')";
+    let (exit, text) = machine.output(machine.python(forks)).await;
+    assert_eq!((exit, text.as_str()), (success(), "fine\n"));
+    assert_eq!(machine.plane.last(bomb), Some(LeaseReport::Running));
+    machine.plane.stop(bomb);
+    assert_eq!(machine.plane.finished(bomb).await.0, Exit::Stopped);
+    machine.plane.close(bomb);
+    until("the lease is forgotten", || machine.plane.last(bomb).is_none()).await;
+    machine.becomes_clean(bomb).await;
+}
+
+#[tokio::test]
+async fn what_a_shell_would_act_on_arrives_as_it_is_and_does_nothing() {
+    let Some(machine) = Machine::begin('r') else { return };
+    let trap = machine.dir.path().join("owned").display().to_string();
+    let nasty = [
+        format!("$(touch {trap})"),
+        format!("`touch {trap}`"),
+        format!("; touch {trap} #"),
+        format!("\n touch {trap} \n"),
+        format!("'; touch {trap}; echo '"),
+        format!("\" && touch {trap} && \""),
+        format!("| touch {trap} &"),
+        "--privileged".to_owned(),
+        "--volume=/:/host".to_owned(),
+        "-e=A=B".to_owned(),
+        "* ? ~ $HOME ${HOME} %s \\ \t".to_owned(),
+        String::new(),
+    ];
+    let script = "import json, os, sys
+print(json.dumps([sys.argv[1:], [os.environ['N%d' % i] for i in range(len(sys.argv) - 1)]]))
+for n, text in enumerate(sys.argv[1:]):
+    name = text.replace('/', '_').replace(chr(10), ' ')
+    open(os.path.join(os.environ['NAVE_OUT'], name or 'empty'), 'w').write(str(n))
+";
+    let mut order = machine.python(script);
+    order.argv.extend(nasty.iter().cloned());
+    order.env = nasty.iter().enumerate().map(|(n, text)| (format!("N{n}"), text.clone())).collect();
+    let lease = new_lease();
+    machine.plane.place(lease, order);
+    let (exit, result) = machine.plane.finished(lease).await;
+    assert_eq!(exit, success(), "{}", String::from_utf8_lossy(&machine.plane.log(lease, "stderr")));
+    let said: serde_json::Value = serde_json::from_str(&machine.plane.text(lease)).expect("JSON");
+    assert_eq!(said, serde_json::json!([nasty, nasty]));
+    let files = machine.plane.files(&result.expect("a result"));
+    for (n, text) in nasty.iter().enumerate() {
+        let name = text.replace('/', "_").replace('\n', " ");
+        let name = if name.is_empty() { "empty" } else { &name };
+        assert_eq!(
+            files.get(name).map(Vec::as_slice),
+            Some(n.to_string().as_bytes()),
+            "{name:?} in {files:?}"
+        );
+    }
+    // An image is a reference and nothing else.
+    for text in &nasty[..9] {
+        let image = format!("{text}@sha256:{}", "0".repeat(64));
+        let exit = machine.output(Order { image, ..machine.python("") }).await.0;
+        assert!(matches!(exit, Exit::StartFailed { .. }), "{text:?}: {exit:?}");
+    }
+    assert!(!std::path::Path::new(&trap).exists(), "something was run");
 }
 
 #[tokio::test]
@@ -403,7 +495,7 @@ except OSError: print('read-only')
     assert_eq!(lines, [&format!("b'far' {other}"), "True", "False", "read-only"]);
     machine.plane.close(lease);
     until("the lease is forgotten", || machine.plane.last(lease).is_none()).await;
-    assert!(machine.is_clean(lease).await);
+    machine.becomes_clean(lease).await;
 }
 
 #[tokio::test]
@@ -487,11 +579,7 @@ async fn an_agent_killed_at_any_point_runs_the_job_once_and_leaves_nothing() {
             machine.plane.kept().reports.last().is_some_and(|report| report.leases.is_empty())
         })
         .await;
-        let end = Instant::now() + common::PATIENCE;
-        while !machine.is_clean(lease).await {
-            assert!(Instant::now() < end, "something is left, killed after {pause} ms");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        machine.becomes_clean(lease).await;
     }
 }
 
