@@ -44,6 +44,27 @@ async fn a_body_that_is_no_job_is_refused_by_what_is_wrong_with_it() {
 }
 
 #[tokio::test]
+async fn a_job_asks_for_no_volume_no_right_and_no_device_by_its_path() {
+    let market = Market::start().await;
+    let send =
+        |body: serde_json::Value| market.post("/v1/jobs").header("Idempotency-Key", fresh("key")).json(&body);
+    for field in ["volumes", "mounts", "binds", "privileged", "devices", "user", "network", "entrypoint"] {
+        let problem = refused(send(json!({"argv": ["true"], field: ["/:/host"]})), 422, "body_invalid").await;
+        assert!(problem.detail.contains(field), "{problem:?}");
+    }
+    for name in ["A;B", "A B", "$(id)", "-e", "LD_PRELOAD\n", ""] {
+        let problem =
+            refused(send(json!({"argv": ["true"], "env": {name: ""}})), 422, "request_invalid").await;
+        assert!(problem.detail.starts_with("env:"), "{problem:?}");
+    }
+    for group in ["../x", "a b", "$(id)", ""] {
+        refused(send(json!({"argv": ["true"], "group": group})), 422, "request_invalid").await;
+    }
+    let text = json!({"argv": ["$(id)", "; true"], "env": {"A_1": "`id` $HOME"}, "max_spend": 0});
+    assert_eq!(send(text).send().await.expect("an answer").status(), 201);
+}
+
+#[tokio::test]
 async fn only_json_of_a_bounded_size_is_read() {
     let market = Market::start().await;
     let call = || market.post("/v1/jobs").header("Idempotency-Key", fresh("key"));
