@@ -29,6 +29,7 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Credit { .. }
         | AdminCommand::Key { .. }
         | AdminCommand::Audit
+        | AdminCommand::Test { .. }
         | AdminCommand::Ban { .. }
         | AdminCommand::Release(ReleaseCommand::Publish { .. }) => return change(args).await,
     }
@@ -60,6 +61,7 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}", store.key_create(customer, "made by the operator", &scopes(scope)?).await?.1);
         }
         AdminCommand::Audit => audit(&store).await?,
+        AdminCommand::Test { host } => store.host_retest(host).await?,
         AdminCommand::Ban { host } => {
             store
                 .host_depart(None, host, Departure::Ban)

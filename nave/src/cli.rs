@@ -330,6 +330,11 @@ pub enum AdminCommand {
     },
     /// Check that the books balance.
     Audit,
+    /// Have a host prove again what it claims; it takes no new jobs until it has.
+    Test {
+        /// Its id.
+        host: HostId,
+    },
     /// Send a host away for good: it is cut off at once, and what it ran runs again elsewhere.
     Ban {
         /// Its id.

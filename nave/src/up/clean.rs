@@ -54,11 +54,13 @@ pub async fn remove_traces(layout: &Layout) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes interfaces, namespaces and tables away; then there is nothing left.
+/// Takes interfaces, namespaces, tables and what engines forgot away; then there is nothing
+/// left. No engine may run, and no container be there any more.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub async fn remove_network(layout: &Layout, slot: Slot) -> anyhow::Result<()> {
+    engine::end_shims(layout.root());
     let removed = tokio::task::spawn_blocking(move || Network::remove(slot)).await?;
     removed.context("remove the market's network interfaces")?;
     // It may never have been written; either way it is not there now.

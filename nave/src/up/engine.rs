@@ -1,13 +1,19 @@
 //! What runs the jobs of a local host: a Docker Engine of its own, an existing one, or nothing.
 
 use std::{
+    ffi::OsStr,
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::Context as _;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use super::{layout::Layout, network::HOSTS_MAX, program};
 use crate::cli::RuntimeChoice;
@@ -134,4 +140,21 @@ pub fn unmount_leftovers(dir: &Path) -> anyhow::Result<()> {
             .with_context(|| format!("unmount {}", point.display()))?;
     }
     Ok(())
+}
+
+/// Ends the processes that stood between private engines below `dir` and their containers. A containerd that
+/// is killed at a bad moment forgets those; the containers themselves have been removed.
+pub fn end_shims(dir: &Path) {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+        let is_shim = words.next().is_some_and(|name| {
+            Path::new(name).file_name().is_some_and(|name| name.as_bytes().starts_with(b"containerd-shim"))
+        });
+        if is_shim && words.any(|word| Path::new(word).starts_with(dir)) {
+            // It may end by itself just now.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
 }

@@ -26,7 +26,7 @@ use super::layout::write_whole;
 const MARK: &str = "NAVE_PART";
 
 /// Longest wait before a part that ended is started again.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A part that ran this long has started well.
 const SETTLED: Duration = Duration::from_secs(10);
 

@@ -130,6 +130,7 @@ impl Market {
         command
     }
 
+    /// One of our programs, for this market.
     pub fn program(&self, name: &str) -> Command {
         let file = Path::new(env!("CARGO_BIN_EXE_naved")).with_file_name(name);
         assert!(file.exists(), "{} is not built; run `cargo build --bins`", file.display());
@@ -276,10 +277,13 @@ impl Market {
 
     /// The process of a part that the supervisor keeps running.
     pub fn pid(&self, part: &str) -> i32 {
-        wait_for(&format!("{part} to run"), || {
-            let record = fs::read_to_string(self.data().join("run/pids").join(part)).ok()?;
-            record.split(' ').next()?.parse().ok()
-        })
+        wait_for(&format!("{part} to run"), || self.pid_now(part))
+    }
+
+    /// The same, if it runs right now.
+    pub fn pid_now(&self, part: &str) -> Option<i32> {
+        let record = fs::read_to_string(self.data().join("run/pids").join(part)).ok()?;
+        record.split(' ').next()?.parse().ok()
     }
 
     /// A part's process, or one that a part has started.
@@ -372,16 +376,21 @@ impl Host {
         command
     }
 
-    /// The containers that its engine has.
-    pub fn containers(&self) -> Vec<String> {
-        let engine = self.document["docker_host"].as_str().expect("an engine");
-        let said = succeed(Command::new("/usr/bin/docker").args(["-H", engine, "ps", "-aq", "--no-trunc"]));
-        said.lines().map(str::to_owned).collect()
+    /// Where its engine listens.
+    pub fn engine(&self) -> &str {
+        self.document["docker_host"].as_str().expect("an engine")
     }
 
     /// Directory of its agent.
     pub fn data(&self) -> PathBuf {
-        self.market.join(self.part("agent"))
+        self.document["data"].as_str().expect("a directory").into()
+    }
+
+    /// The containers that its engine has.
+    pub fn containers(&self) -> Vec<String> {
+        let engine = self.engine();
+        let said = succeed(Command::new("/usr/bin/docker").args(["-H", engine, "ps", "-aq", "--no-trunc"]));
+        said.lines().map(str::to_owned).collect()
     }
 
     /// The WireGuard key that its agent uses.

@@ -1,0 +1,300 @@
+//! Kills every kind of process of a market, and cuts its hosts off, at random moments and at
+//! every crash point, while customers' jobs stream through; then checks that nothing was lost,
+//! doubled or left behind.
+//!
+//! It takes minutes and the whole machine, so it runs only when `NAVE_KILLS_SCHEDULES` says how
+//! many schedules; `scripts/kill-harness` says so. `NAVE_KILLS_SEED` chooses another plan.
+
+#[path = "../support/mod.rs"]
+// The journeys use the rest.
+#[allow(dead_code)]
+mod support;
+
+mod blows;
+mod chores;
+mod leftovers;
+mod plan;
+mod stream;
+mod watch;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use nave_crash_point::POINTS;
+use nave_domain::MicroUsd;
+use nave_sdk::client::Client;
+use nave_store::{Store, embedded::Postgres};
+use tokio::task::JoinHandle;
+
+use self::{
+    chores::Releases,
+    leftovers::Machine,
+    plan::{Chore, Kind, Rng, STRIKES_MIN, Schedule, plan},
+    stream::{Asked, Customer, Deed, ask, check, patiently},
+    support::{Host, Market, succeed},
+    watch::Watch,
+};
+
+/// Schedules between two looks at everything.
+const BATCH: usize = 25;
+/// Longest time until everything is quiet after a batch.
+const QUIET_MAX: Duration = Duration::from_secs(180);
+
+#[test]
+fn nothing_is_lost_doubled_or_left_whatever_is_killed() {
+    let Ok(schedules) = env::var("NAVE_KILLS_SCHEDULES") else {
+        return eprintln!("left out: it takes minutes; run scripts/kill-harness");
+    };
+    let schedules = schedules.parse().expect("a number of schedules");
+    let seed = env::var("NAVE_KILLS_SEED").map_or(1, |seed| seed.parse().expect("a number"));
+    eprintln!("kills: seed {seed}, {schedules} schedules");
+    let before = Machine::now();
+    let releases = Releases::new();
+    let Some(market) = open(&releases) else { return };
+    let marks = leftovers::marks(&market);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let (market, tally) =
+        runtime.block_on(async { Run::new(market, releases).await.go(&plan(seed, schedules, POINTS)).await });
+    market.down();
+    drop(market);
+    tally.tell(seed, schedules);
+    Machine::now().assert_as(&before, &marks);
+    tally.assert_complete();
+}
+
+fn open(releases: &Releases) -> Option<Market> {
+    Market::docker(&[
+        "--hosts",
+        "3",
+        "--cpu",
+        "1.8",
+        "--memory",
+        "3GiB",
+        "--disk",
+        "12GiB",
+        "--proof-effort",
+        "500ms",
+        "--fence",
+        "8s",
+        "--report",
+        "500ms",
+        "--epoch",
+        "3s",
+        "--release-key",
+        releases.key(),
+    ])
+}
+
+/// What was done and seen.
+#[derive(Default)]
+struct Tally {
+    struck: BTreeMap<Kind, usize>,
+    missed: BTreeMap<Kind, usize>,
+    hit: BTreeMap<&'static str, usize>,
+    ends: BTreeMap<&'static str, usize>,
+    attempts: usize,
+    looks: u64,
+    took: Duration,
+}
+
+impl Tally {
+    fn tell(&self, seed: u64, schedules: usize) {
+        let total: usize = self.struck.values().sum();
+        eprintln!("kills: seed {seed}, {schedules} schedules in {} s", self.took.as_secs());
+        eprintln!("kills: {total} blows {:?}, nothing to strike {:?}", self.struck, self.missed);
+        eprintln!("kills: {} of {} crash points hit {:?}", self.hit.len(), POINTS.len(), self.hit);
+        eprintln!(
+            "kills: jobs {:?}, attempts {}, looks at all processes {}",
+            self.ends, self.attempts, self.looks
+        );
+    }
+
+    /// A run that did not strike everything has shown nothing.
+    fn assert_complete(&self) {
+        let rare: Vec<_> = Kind::ALL
+            .into_iter()
+            .filter(|kind| self.struck.get(kind).copied().unwrap_or_default() < STRIKES_MIN)
+            .collect();
+        assert!(rare.is_empty(), "struck fewer than {STRIKES_MIN} times: {rare:?}");
+        let unhit: Vec<_> = POINTS.iter().filter(|point| !self.hit.contains_key(*point)).collect();
+        assert!(unhit.is_empty(), "never reached: {unhit:?}");
+    }
+}
+
+struct Run {
+    market: Arc<Market>,
+    hosts: Arc<Vec<Host>>,
+    customers: Vec<Customer>,
+    store: Store,
+    releases: Arc<Mutex<Releases>>,
+    /// Blows and chores that have begun.
+    under_way: Vec<JoinHandle<Option<(Kind, bool)>>>,
+    armed: Vec<&'static str>,
+    open: Vec<Asked>,
+    tally: Tally,
+}
+
+impl Run {
+    async fn new(market: Market, releases: Releases) -> Self {
+        let postgres = Postgres::find(&market.data().join("postgres")).expect("its Postgres");
+        let store = Store::connect(&postgres.url()).await.expect("its database");
+        let mut customers = Vec::new();
+        for name in ["ada", "bob", "eve"] {
+            customers.push(customer(&market, &store, name).await);
+        }
+        Self {
+            hosts: Arc::new(market.hosts()),
+            market: Arc::new(market),
+            customers,
+            store,
+            releases: Arc::new(Mutex::new(releases)),
+            under_way: Vec::new(),
+            armed: Vec::new(),
+            open: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    async fn go(mut self, plan: &[Schedule]) -> (Market, Tally) {
+        let began = Instant::now();
+        let watch = Watch::begin();
+        for (at, schedule) in plan.iter().enumerate() {
+            self.carry_out(schedule).await;
+            if (at + 1) % BATCH == 0 || at + 1 == plan.len() {
+                eprintln!("kills: {} of {} schedules, {} s", at + 1, plan.len(), began.elapsed().as_secs());
+                self.settle().await;
+            }
+        }
+        let (twice, looks) = watch.end();
+        assert!(twice.is_empty(), "jobs ran twice at once: {twice:?}");
+        self.tally.looks = looks;
+        self.tally.took = began.elapsed();
+        let Self { market, tally, .. } = self;
+        (Arc::into_inner(market).expect("nobody else strikes"), tally)
+    }
+
+    async fn carry_out(&mut self, schedule: &Schedule) {
+        let began = Instant::now();
+        if let Some(point) = schedule.point {
+            self.arm(point);
+        }
+        for blow in schedule.strikes.clone() {
+            let (market, hosts) = (self.market.clone(), self.hosts.clone());
+            self.under_way.push(tokio::task::spawn_blocking(move || {
+                let at = Duration::from_millis(blow.at_ms);
+                std::thread::sleep(at.saturating_sub(began.elapsed()));
+                Some((blow.kind, blows::strike(&market, &hosts, blow)))
+            }));
+        }
+        let mut rng = Rng::new(schedule.seed);
+        self.begin_chore(schedule.chore, rng.next());
+        for _ in 0..schedule.jobs {
+            let asked = ask(&self.customers, &mut rng).await;
+            self.open.push(asked);
+        }
+        self.cancel_some().await;
+        self.revive().await;
+        let rest = Duration::from_millis(plan::SCHEDULE_MS).saturating_sub(began.elapsed());
+        tokio::time::sleep(rest).await;
+        self.take_hits();
+    }
+
+    fn begin_chore(&mut self, chore: Chore, which: u64) {
+        let (market, hosts, releases) = (self.market.clone(), self.hosts.clone(), self.releases.clone());
+        self.under_way.push(tokio::task::spawn_blocking(move || {
+            // One at a time: versions have an order.
+            let mut releases = releases.lock().expect("no panic");
+            chores::carry_out(&market, &hosts, &mut releases, chore, which);
+            None
+        }));
+    }
+
+    /// A killed supervisor is nobody's part: its operator starts the market again.
+    async fn revive(&self) {
+        let market = self.market.clone();
+        let revived = tokio::task::spawn_blocking(move || {
+            for _ in 0..3 {
+                if blows::is_running(market.supervisor()) {
+                    return;
+                }
+                drop(market.up_command().output());
+            }
+        });
+        revived.await.expect("no panic");
+    }
+
+    fn arm(&mut self, point: &'static str) {
+        if !self.armed.contains(&point) {
+            self.market.arm(point);
+            self.armed.push(point);
+        }
+    }
+
+    /// Points whose files are gone have killed a process.
+    fn take_hits(&mut self) {
+        let (armed, hit): (Vec<_>, Vec<_>) =
+            self.armed.drain(..).partition(|point| self.market.is_armed(point));
+        self.armed = armed;
+        for point in hit {
+            *self.tally.hit.entry(point).or_default() += 1;
+        }
+    }
+
+    /// Cancels the jobs that wait for it, except the newest.
+    async fn cancel_some(&self) {
+        let waiting: Vec<&Asked> = self.open.iter().filter(|asked| asked.deed == Deed::Wait).collect();
+        for asked in waiting.iter().rev().skip(1) {
+            // A repeated cancellation changes nothing.
+            drop(self.customers[asked.customer].client.cancel(asked.job).await);
+        }
+    }
+
+    /// Waits until every job is final and checks everything there is.
+    async fn settle(&mut self) {
+        for begun in std::mem::take(&mut self.under_way) {
+            if let Some((kind, struck)) = begun.await.expect("no panic") {
+                let counts = if struck { &mut self.tally.struck } else { &mut self.tally.missed };
+                *counts.entry(kind).or_default() += 1;
+            }
+            self.revive().await;
+        }
+        let began = Instant::now();
+        for asked in std::mem::take(&mut self.open) {
+            let client = &self.customers[asked.customer].client;
+            let job = loop {
+                if asked.deed == Deed::Wait {
+                    // It may be final already, and a repeated cancellation changes nothing.
+                    drop(client.cancel(asked.job).await);
+                }
+                let job = patiently(async || client.job(asked.job).await).await;
+                if job.state.is_final() {
+                    break job;
+                }
+                assert!(began.elapsed() < QUIET_MAX, "lost: {asked:?} is {:?}: {job:?}", job.state);
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            };
+            self.tally.attempts += job.attempts.len();
+            *self.tally.ends.entry(check(&self.customers, &asked).await).or_default() += 1;
+        }
+        let wrong = patiently(async || self.store.ledger_audit().await).await;
+        assert_eq!(wrong, Vec::<String>::new(), "the books");
+        for customer in &self.customers {
+            let balance = patiently(async || customer.client.balance().await).await;
+            assert_eq!(balance.held, MicroUsd(0), "nothing is held for nothing");
+        }
+        leftovers::assert_no_job_left(&self.hosts, QUIET_MAX).await;
+        self.take_hits();
+    }
+}
+
+async fn customer(market: &Market, store: &Store, name: &str) -> Customer {
+    succeed(market.naved().args(["admin", "credit", name, "1000", "--key", "kills"]));
+    let token = succeed(market.naved().args(["admin", "key", name]));
+    let id = store.customer_ensure(name).await.expect("the customer");
+    let url = market.up_json()["api"].as_str().expect("the API").to_owned();
+    Customer { id, client: Client::new(&url, Some(token.trim())).expect("a client") }
+}
