@@ -11,7 +11,10 @@ use nave_domain::{
     lease::Outcome,
     rate::Rate,
 };
-use nave_store::{EpochRow, Placement, Store, Submission, testing::{self, NewHost}};
+use nave_store::{
+    EpochRow, Placement, Store, Submission,
+    testing::{self, NewHost},
+};
 use nave_validator::{
     chain::{Chain, LocalChain},
     role::{Config, step},

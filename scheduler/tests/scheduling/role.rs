@@ -10,7 +10,10 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_scheduler::{planner::plan, role::carry_out, watch::Patience};
-use nave_store::{AttemptRow, HostPatch, Store, Submission, testing::{self, NewHost}};
+use nave_store::{
+    AttemptRow, HostPatch, Store, Submission,
+    testing::{self, NewHost},
+};
 use tokio::{
     sync::Notify,
     task::JoinHandle,
