@@ -39,7 +39,10 @@ impl Machine {
         Self {
             links: first(lines("ip", &["-o", "link"]), 1),
             namespaces: first(lines("ip", &["netns", "list"]), 0),
-            routes: lines("ip", &["-6", "route"]).union(&lines("ip", &["route"])).map(steady).collect(),
+            routes: lines("ip", &["-6", "route"])
+                .union(&lines("ip", &["route"]))
+                .map(|line| steady(line))
+                .collect(),
             tables: lines("nft", &["list", "tables"]),
             loops: lines("losetup", &["--all"]),
             mounts: mounts.lines().filter_map(|line| line.split(' ').nth(1).map(str::to_owned)).collect(),
@@ -79,7 +82,7 @@ pub fn marks(market: &Market) -> Vec<String> {
 }
 
 /// A route without what changes by itself.
-fn steady(line: &String) -> String {
+fn steady(line: &str) -> String {
     line.split(" expires ").next().unwrap_or_default().trim().to_owned()
 }
 

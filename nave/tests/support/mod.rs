@@ -156,10 +156,7 @@ impl Market {
     pub fn hosts(&self) -> Vec<Host> {
         let up = self.up_json();
         let hosts = up["hosts"].as_array().expect("hosts").iter();
-        hosts
-            .zip(1..)
-            .map(|(host, number)| Host { market: self.data(), number, document: host.clone() })
-            .collect()
+        hosts.zip(1..).map(|(host, number)| Host { number, document: host.clone() }).collect()
     }
 
     /// A local host by its id.
@@ -340,7 +337,6 @@ impl Drop for Market {
 
 /// A local host of a market.
 pub struct Host {
-    market: PathBuf,
     number: u8,
     document: Value,
 }
