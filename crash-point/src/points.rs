@@ -128,8 +128,6 @@ pub const POINTS: &[&str] = &[
     "agent.upgrade.before_fall",
     // A challenge that was received and is worked on by nobody.
     "agent.proof.before_start",
-    // An opening that is stored and not reported.
-    "agent.proof.after_blob",
     // A disk that knows one key and an interface that may speak with another.
     "agent.rotate.after_settle",
     // --- hub: who is let in, and what rows say of it.

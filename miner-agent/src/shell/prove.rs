@@ -227,6 +227,5 @@ async fn opening(plane: &ControlPlane, bytes: Vec<u8>) -> anyhow::Result<Opening
         }
         backoff.wait().await;
     }
-    crash_point!("agent.proof.after_blob");
     Ok(Opening::Blob { sha256: Digest(hash.0), size })
 }

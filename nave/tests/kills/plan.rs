@@ -125,7 +125,7 @@ pub struct Schedule {
 /// How often each kind must have been struck when a run ends.
 pub const STRIKES_MIN: usize = 20;
 /// How long a schedule takes; what it has begun may go on during the next ones.
-pub const SCHEDULE_MS: u64 = 1_000;
+pub const SCHEDULE_MS: u64 = 500;
 
 /// The schedules of a run. Every kind stands in them at least [`STRIKES_MIN`] times, every
 /// crash point at least once.
@@ -155,7 +155,7 @@ pub fn plan(seed: u64, schedules: usize, points: &[&'static str]) -> Vec<Schedul
             rng.shuffle(&mut armed);
         }
         let chore = CHORES[at % CHORES.len()];
-        plan.push(Schedule { jobs: 1 + rng.below(3), chore, strikes, point: armed.pop(), seed: rng.next() });
+        plan.push(Schedule { jobs: 1 + rng.below(2), chore, strikes, point: armed.pop(), seed: rng.next() });
     }
     plan
 }

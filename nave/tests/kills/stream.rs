@@ -50,7 +50,7 @@ pub async fn ask(customers: &[Customer], rng: &mut Rng) -> Asked {
     let deed = match rng.below(6) {
         0 => Deed::Fail,
         1 => Deed::Wait,
-        _ => Deed::Work { lines: 3 + rng.below(20) },
+        _ => Deed::Work { lines: 10 + rng.below(50) },
     };
     let request = request(&key, deed);
     let client = &customers[customer].client;
