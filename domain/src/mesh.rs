@@ -122,7 +122,7 @@ impl FromStr for Prefix {
 
 /// Text that is not a WireGuard public key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a WireGuard public key: 32 bytes in base64, not all of them zero")]
+#[error("not a WireGuard public key: 32 bytes in base64, not all of them zero, as X25519 writes them")]
 pub struct BadMeshKey;
 
 /// The WireGuard public key of a member of the mesh, written in base64.
@@ -135,9 +135,11 @@ impl MeshKey {
     /// The key with these bytes.
     ///
     /// # Errors
-    /// [`BadMeshKey`] when all are zero, which WireGuard takes for no key at all.
+    /// [`BadMeshKey`] when all are zero, which WireGuard takes for no key at all, and when
+    /// other bytes mean the same key: who tells keys apart by bytes would see two of them, and
+    /// who computes with them one.
     pub fn new(bytes: [u8; 32]) -> Result<Self, BadMeshKey> {
-        if bytes == [0; 32] { Err(BadMeshKey) } else { Ok(Self(bytes)) }
+        if bytes == [0; 32] || !is_reduced(&bytes) { Err(BadMeshKey) } else { Ok(Self(bytes)) }
     }
 
     /// The bytes of the key.
@@ -145,6 +147,12 @@ impl MeshKey {
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+}
+
+/// Whether these are the bytes of a number below 2^255 - 19, the lowest first.
+fn is_reduced(bytes: &[u8; 32]) -> bool {
+    let [low, middle @ .., high] = bytes;
+    *high < 0x7f || (*high == 0x7f && (*low < 0xed || middle.iter().any(|byte| *byte != 0xff)))
 }
 
 impl fmt::Display for MeshKey {
@@ -229,8 +237,7 @@ mod tests {
         fn prefixes_and_keys_are_read_as_they_are_written(key: [u8; 32]) {
             let prefix = Prefix::of_market(&key);
             prop_assert_eq!(prefix.to_string().parse(), Ok(prefix));
-            prop_assume!(key != [0; 32]);
-            let key = MeshKey(key);
+            let Ok(key) = MeshKey::new(key) else { return Ok(()) };
             prop_assert_eq!(key.to_string().parse(), Ok(key));
         }
     }
@@ -260,6 +267,23 @@ mod tests {
         let spaced = format!("{} ", STANDARD.encode([1_u8; 32]));
         for text in ["", &zero, &short, &long, &spaced] {
             assert_eq!(text.parse::<MeshKey>(), Err(BadMeshKey), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_has_no_twin_that_means_the_same() {
+        let near = |low, high| {
+            let mut bytes = [0xff; 32];
+            (bytes[0], bytes[31]) = (low, high);
+            bytes
+        };
+        let mut flipped = [9; 32];
+        flipped[31] |= 0x80;
+        for bytes in [flipped, near(0xed, 0x7f), near(0xff, 0x7f), near(0, 0x80), near(0xff, 0xff)] {
+            assert_eq!(MeshKey::new(bytes), Err(BadMeshKey), "{bytes:?}");
+        }
+        for bytes in [[9; 32], near(0xec, 0x7f), near(0xff, 0x7e)] {
+            assert!(MeshKey::new(bytes).is_ok(), "{bytes:?}");
         }
     }
 }
