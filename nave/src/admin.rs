@@ -3,11 +3,12 @@
 use std::{fs, path::Path};
 
 use anyhow::Context as _;
+use nave_domain::HostId;
 use nave_sdk::wire::{
     rest::SCOPES,
     sign::{PublicKey, Release, Signature, SignedRelease, sha256},
 };
-use nave_store::{Departure, NewRelease, Store, embedded::Postgres};
+use nave_store::{Departure, NewRelease, Store, StoreError, embedded::Postgres};
 
 use crate::{
     cli::{AdminArgs, AdminCommand, ReleaseArgs, ReleaseCommand},
@@ -61,12 +62,15 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}", store.key_create(customer, "made by the operator", &scopes(scope)?).await?.1);
         }
         AdminCommand::Audit => audit(&store).await?,
-        AdminCommand::Test { host } => store.host_retest(host).await?,
+        AdminCommand::Test { host } => {
+            store.host_retest(host).await.map_err(|error| of_host("test", host, error))?;
+            println!("{host} takes no new jobs until it has proven again what it claims");
+        }
         AdminCommand::Ban { host } => {
             store
                 .host_depart(None, host, Departure::Ban)
                 .await
-                .with_context(|| format!("ban {host}; `nave hosts` lists those that are there"))?;
+                .map_err(|error| of_host("ban", host, error))?;
             println!("{host} banned");
         }
         AdminCommand::Release(ReleaseCommand::Publish { program, release, signature, release_key }) => {
@@ -76,6 +80,14 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Release(ReleaseCommand::Keygen { .. } | ReleaseCommand::Sign { .. }) => {}
     }
     Ok(())
+}
+
+/// Why something could not be done to a host.
+fn of_host(attempted: &str, host: HostId, error: StoreError) -> anyhow::Error {
+    let stale = matches!(error, StoreError::Stale(_));
+    let error = anyhow::Error::from(error);
+    let error = if stale { error.context("it has left the market or is leaving it") } else { error };
+    error.context(format!("could not {attempted} {host}; `nave hosts` lists those that are there"))
 }
 
 /// What is signed of a program, and the program.

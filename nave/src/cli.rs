@@ -26,7 +26,7 @@ pub enum Command {
     /// Run a whole market on this machine.
     Up(UpArgs),
     /// Stop the market on this machine; its state stays.
-    Down(DataArgs),
+    Down(DownArgs),
     /// Serve customers and hosts.
     Gateway(GatewayArgs),
     /// Let hosts into the mesh.
@@ -57,6 +57,16 @@ pub struct DataArgs {
     /// Directory of the market's state; by default /var/lib/nave for root, else ~/.local/share/nave.
     #[arg(long, env = "NAVE_DATA")]
     pub data: Option<PathBuf>,
+}
+
+/// `naved down`.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    /// Print what was done as one JSON document.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What runs the local host's jobs.

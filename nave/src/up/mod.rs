@@ -42,7 +42,7 @@ use self::{
     status::Status,
 };
 use crate::{
-    cli::{DataArgs, UpArgs},
+    cli::{DownArgs, UpArgs},
     roles::stop_signal,
 };
 
@@ -68,10 +68,11 @@ pub async fn up(args: UpArgs) -> anyhow::Result<()> {
 }
 
 /// Stops a market: its supervisor first, or what a killed one left.
-pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
-    let layout = Layout::new(args.data.clone());
+pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
+    let layout = Layout::new(args.data.data.clone());
     if !layout.run().exists() {
         eprintln!("there is no market in {}; --data or NAVE_DATA say where it is", layout.root().display());
+        tell_down(args, &layout, false);
         return Ok(());
     }
     let status = Status::read(&layout);
@@ -82,7 +83,14 @@ pub async fn down(args: &DataArgs) -> anyhow::Result<()> {
     clean::remove_traces(&layout).await.context("remove what the local hosts have made on this machine")?;
     Status::remove(&layout);
     eprintln!("stopped; the market's state is in {}", layout.root().display());
+    tell_down(args, &layout, true);
     Ok(())
+}
+
+fn tell_down(args: &DownArgs, layout: &Layout, stopped: bool) {
+    if args.json {
+        println!("{}", serde_json::json!({ "data": layout.root(), "stopped": stopped }));
+    }
 }
 
 /// Runs the same command again in the background and returns when that is ready.

@@ -97,9 +97,7 @@ impl Network {
             ip(&["link", "add", "name", &bridge, "type", "bridge"])?;
         }
         // Only what the rules below name shall reach the machine.
-        fs::write(format!("/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6"), "1").or_else(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-        })?;
+        without_ipv6(&bridge)?;
         ip(&["address", "replace", &format!("{}/24", self.slot.underlay(1)), "dev", &bridge])?;
         ip(&["link", "set", "dev", &bridge, "up"])
     }
@@ -111,14 +109,13 @@ impl Network {
             ip(&["link", "add", "name", &link, "type", "veth", "peer", "name", "eth0", "netns", inside])?;
         }
         ip(&["link", "set", "dev", &link, "master", &self.bridge()])?;
+        without_ipv6(&link)?;
         // Hosts reach the machine and not each other, as if they were in different places.
         ip(&["link", "set", "dev", &link, "type", "bridge_slave", "isolated", "on"])?;
         ip(&["link", "set", "dev", &link, "up"])?;
         let address = format!("{}/24", self.slot.underlay(host + 1));
         ip(&["-n", inside, "address", "replace", &address, "dev", "eth0"])?;
-        let switch = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
-        // What is left is ours: no solicitations of routers, no names of neighbours.
-        namespace.enter(|| if_there(fs::write(switch, "1")))?.context("keep IPv6 off the link")?;
+        namespace.enter(|| without_ipv6("eth0"))?.context("keep IPv6 off the link")?;
         ip(&["-n", inside, "link", "set", "dev", "eth0", "up"])?;
         if outside {
             let gateway = self.slot.underlay(1).to_string();
@@ -213,9 +210,11 @@ fn ip(args: &[&str]) -> anyhow::Result<()> {
     program::run("ip", args).map(drop)
 }
 
-/// A kernel without IPv6 has no switch for it.
-fn if_there(written: io::Result<()>) -> io::Result<()> {
-    written.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+/// Keeps an interface silent but for what is ours: no solicitations of routers, no names of
+/// neighbours. A kernel without IPv6 has no such switch.
+fn without_ipv6(interface: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1")
+        .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn exists(interface: &str) -> bool {
