@@ -165,7 +165,12 @@ async fn hosts(client: &Client) -> Check {
     if ready > 0 {
         return Check::good("hosts", &detail);
     }
-    Check::bad("hosts", &detail, "wait a few seconds, then look at `nave hosts` and the logs of the agents")
+    let fix = if hosts.is_empty() {
+        "`nave miner ticket` lets a host join; `nave up` makes this machine one"
+    } else {
+        "wait a few seconds, then look at `nave hosts` and the logs of the agents"
+    };
+    Check::bad("hosts", &detail, fix)
 }
 
 fn text(report: &Report) -> String {

@@ -84,7 +84,8 @@ pub fn hosts() -> Vec<Host> {
     let host = |number, name: &str, state: &str, inventory: Value| {
         let heard = if inventory.is_null() { Value::Null } else { json!("2026-09-21T14:13:18Z") };
         sample(json!({
-            "host": id("host", number), "name": name, "hotkey": "5F", "state": state, "trust": "unrated",
+            "host": id("host", number), "name": name, "hotkey": "5F", "trust": "unrated",
+            "state": state, "paused": number == 2,
             "inventory": inventory, "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 },
             "heard_at": heard, "leases": 1
         }))

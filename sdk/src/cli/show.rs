@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use nave_domain::{
     Bytes, Millis, Timestamp,
     epoch::WEIGHT_TOTAL,
-    host::{Inventory, Runtime},
+    host::{HostState, Inventory, Runtime},
 };
 use nave_sdk::wire::rest::{Balance, Capacity, Epoch, Host, Job, Key, Offer};
 
@@ -52,7 +52,7 @@ fn host_row(host: &Host, now: Timestamp) -> Vec<String> {
     let has = |part: fn(&Inventory) -> String| inventory.map_or_else(|| "-".to_owned(), part);
     vec![
         host.name.clone(),
-        host.state.as_str().to_owned(),
+        stands(host.state, host.paused),
         has(|inventory| runtime(&inventory.runtime).to_owned()),
         has(devices),
         has(|inventory| cores(inventory.milli_cpu.0)),
@@ -63,6 +63,12 @@ fn host_row(host: &Host, now: Timestamp) -> Vec<String> {
         word(&host.trust),
         host.host.to_string(),
     ]
+}
+
+/// A host's state, and that its owner has paused it.
+#[must_use]
+pub fn stands(state: HostState, paused: bool) -> String {
+    format!("{}{}", state.as_str(), if paused { ", paused" } else { "" })
 }
 
 /// What to know about a list in which some hosts are not real.

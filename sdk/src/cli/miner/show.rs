@@ -6,7 +6,7 @@ use nave_domain::{Timestamp, host::Term, rate::Rate};
 use nave_sdk::wire::enrol::{InventorySummary, MinerHost};
 
 use super::super::{
-    show::{age, cores, models, word},
+    show::{age, cores, models, stands, word},
     table::{clean, table},
 };
 
@@ -32,7 +32,7 @@ fn row(host: &MinerHost, now: Timestamp) -> Vec<String> {
         |part: fn(&InventorySummary) -> String| host.inventory.as_ref().map_or_else(|| "-".to_owned(), part);
     vec![
         host.name.clone(),
-        state(host),
+        stands(host.state, host.paused),
         has(gpus),
         has(|inventory| cores(inventory.capacity.milli_cpu)),
         has(|inventory| inventory.capacity.memory.to_string()),
@@ -49,12 +49,6 @@ fn gpus(inventory: &InventorySummary) -> String {
     models(inventory.capacity.gpus.iter().map(|(model, n)| (model.as_str(), *n)))
 }
 
-/// The state, and that its owner has paused it.
-fn state(host: &MinerHost) -> String {
-    let paused = if host.paused { ", paused" } else { "" };
-    format!("{}{paused}", host.state.as_str())
-}
-
 fn reason(host: &MinerHost) -> Option<String> {
     let reason = host.reason.as_ref()?;
     let (name, state) = (clean(&host.name), host.state.as_str());
@@ -68,7 +62,7 @@ pub fn host(host: &MinerHost, now: Timestamp) -> String {
     let mut lines = vec![
         ("host", host.host.to_string()),
         ("name", host.name.clone()),
-        ("state", state(host)),
+        ("state", stands(host.state, host.paused)),
         ("price", price(&host.rate)),
         ("term", term(host.term).to_owned()),
         ("trust", word(&host.trust)),
