@@ -91,7 +91,8 @@ fn root() -> Finding {
 
 async fn docker(socket: &Path) -> Finding {
     let found = async {
-        let client = docker::connect(socket).await.map_err(|error| format!("{error:#}"))?;
+        let nobody = |why| format!("no Docker Engine answers on {}: {why}", socket.display());
+        let client = docker::connect(socket).await.map_err(|error| nobody(error.root_cause().to_string()))?;
         let version = client.version().await.map_err(|error| error.to_string())?;
         Ok(format!("Docker Engine {} on {}", version.version.unwrap_or_default(), socket.display()))
     };

@@ -99,7 +99,9 @@ struct TunnelArgs {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    init_log();
+    let stays = matches!(cli.command, Command::Run(_) | Command::Tunnel(_));
+    // What answers a person says in its answer what matters of its log.
+    init_log(if stays { "info,gotatun=warn" } else { "warn" });
     // Both ring and another provider may be linked in; the choice must be explicit.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let done = match cli.command {
@@ -116,8 +118,12 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(code) => code,
-        Err(error) => {
+        Err(error) if stays => {
             tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("miner-agent: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -128,9 +134,9 @@ fn tunnel(args: &TunnelArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn init_log() {
+fn init_log(unless_told: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NAVE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,gotatun=warn"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(unless_told));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
     log.with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).init();
 }

@@ -13,7 +13,7 @@ use nave_miner_agent::{
 #[derive(Debug, Args)]
 pub struct DataArg {
     /// Directory for the agent's keys and state and for working directories.
-    #[arg(long, env = "NAVE_AGENT_DATA")]
+    #[arg(long, env = "NAVE_AGENT_DATA", default_value = "/var/lib/nave-agent")]
     data: PathBuf,
 }
 

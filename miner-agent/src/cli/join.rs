@@ -129,10 +129,18 @@ fn show_failure(error: &EnrolError, json: bool) {
 pub struct KeyArgs {
     #[command(flatten)]
     data: DataArg,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn key(args: &KeyArgs) -> anyhow::Result<ExitCode> {
-    println!("{}", membership::agent_key(&args.data.absolute()?)?.public());
+    let key = membership::agent_key(&args.data.absolute()?)?.public();
+    if args.json {
+        println!("{:#}", json!({ "agent_key": key }));
+    } else {
+        println!("{key}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -140,12 +148,20 @@ pub fn key(args: &KeyArgs) -> anyhow::Result<ExitCode> {
 pub struct RotateArgs {
     #[command(flatten)]
     data: DataArg,
+    /// Prints JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn rotate(args: &RotateArgs) -> anyhow::Result<ExitCode> {
     let data: PathBuf = args.data.absolute()?;
     let member = Membership::load(&data)?;
     link::keys::ask_for_new(&data)?;
-    eprintln!("{} gets a new mesh key as soon as its agent runs", member.place.host);
+    let host = member.place.host;
+    if args.json {
+        println!("{:#}", json!({ "host": host, "asked": true }));
+    } else {
+        println!("{host} gets a new mesh key: within seconds where its agent runs, else when it starts");
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,12 @@
 //! `inventory`, `doctor` and `status`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Args;
-use nave_domain::host::Inventory;
+use nave_domain::host::{Inventory, Runtime};
 use nave_miner_agent::{
     doctor, inventory,
     status::{Doing, Status},
@@ -36,8 +39,7 @@ pub struct DoctorArgs {
 
 pub async fn inventory(args: InventoryArgs) -> anyhow::Result<ExitCode> {
     let (offer, prover) = (args.offer.offer(), args.offer.prover()?);
-    let runtime = nave_domain::host::Runtime::Simulated;
-    let taken = inventory::take(offer, &args.data, &prover, runtime, Vec::new()).await;
+    let taken = inventory::take(offer, &args.data, &prover, Runtime::Simulated, Vec::new()).await;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&taken)?);
     } else {
@@ -91,23 +93,25 @@ pub struct StatusArgs {
 }
 
 pub fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    let status = Status::read(&args.data.absolute()?)?;
+    let data = args.data.absolute()?;
+    let status = Status::read(&data)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
-        print_status(&status);
+        print_status(&status, &data);
     }
     Ok(if status.running && status.host.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print_status(status: &Status) {
+fn print_status(status: &Status, data: &Path) {
+    let data = data.display();
     match &status.host {
         Some(place) => {
             println!("host     {} ({})", place.host, place.name);
             println!("market   {}", place.market);
             println!("address  {}", place.address);
         }
-        None => println!("host     none: this machine has not joined a market"),
+        None => println!("host     none: join a market with `miner-agent enrol TICKET --data {data}`"),
     }
     if let Some(link) = &status.interface {
         println!("mesh     {}, MTU {}, {} B in, {} B out", link.name, link.mtu, link.rx_bytes, link.tx_bytes);
@@ -115,7 +119,7 @@ fn print_status(status: &Status) {
     match &status.agent {
         Some(agent) => print_doing(agent, status),
         None if status.running => println!("agent    runs and has said nothing yet"),
-        None => println!("agent    does not run"),
+        None => println!("agent    does not run: start it with `miner-agent run --data {data}`"),
     }
 }
 
@@ -124,12 +128,12 @@ fn print_doing(agent: &Doing, status: &Status) {
     if let Some(fetched) = &agent.upgrade {
         println!("upgrade  {} ({:?})", fetched.version, fetched.standing);
     }
-    let state = agent.state.map_or("not known yet", nave_domain::host::HostState::as_str);
-    println!("state    {state}");
-    if agent.dismissed {
-        println!(
-            "         the market does not know this host any more; enrol with a new ticket to join again"
-        );
+    match agent.state {
+        _ if agent.dismissed => {
+            println!("state    not in the market any more: enrol with a new ticket to join again");
+        }
+        Some(state) => println!("state    {}", state.as_str()),
+        None => println!("state    not known yet"),
     }
     match status.heard_ms_ago {
         Some(ago) => println!("heard    {} s ago", ago.0 / 1_000),
@@ -145,7 +149,11 @@ fn print_doing(agent: &Doing, status: &Status) {
         }
     }
     let answers = if agent.runtime_answers { "answers" } else { "does not answer" };
-    println!("engine   {:?} {answers}", agent.runtime);
+    let engine = match &agent.runtime {
+        Runtime::Docker { version } => format!("Docker Engine {version}"),
+        Runtime::Simulated => "simulated".to_owned(),
+    };
+    println!("engine   {engine}: {answers}");
     for (lease, report) in &agent.leases {
         println!("lease    {lease} {report:?}");
     }
