@@ -1,8 +1,14 @@
 //! What every handler shares, and how handlers wait.
 
-use std::{future::pending, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::pending,
+    net::IpAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use nave_domain::KeyId;
+use nave_domain::{HostId, KeyId};
 use nave_store::{Changes, Listener, Store};
 use tokio::{
     sync::{
@@ -15,6 +21,7 @@ use tokio::{
 
 use crate::{
     config::Config,
+    host::releases::Programs,
     registry::Registry,
     throttle::{self, Throttle},
     turns::Turns,
@@ -22,6 +29,8 @@ use crate::{
 
 /// Blobs in memory at once, of at most 32 MiB each.
 const BLOBS_MAX: usize = 4;
+/// Openings of challenges in memory at once, of at most 4 MiB each.
+const OPENINGS_MAX: usize = 8;
 
 /// What every handler shares.
 #[derive(Clone)]
@@ -37,8 +46,15 @@ pub(crate) struct App {
     pub(crate) turns: Arc<Turns>,
     /// One permit for each blob that may come in at a time.
     pub(crate) uploads: Arc<Semaphore>,
+    /// One permit for each blob that may come in from a host that runs nothing: whoever only
+    /// has a challenge does not keep results from their turn.
+    pub(crate) openings: Arc<Semaphore>,
+    /// Blobs that hosts send now.
+    pub(crate) uploading: Arc<Mutex<HashMap<HostId, u32>>>,
     /// One permit for each blob that may go out at a time.
     pub(crate) downloads: Arc<Semaphore>,
+    /// Programs that go out now.
+    pub(crate) programs: Arc<Programs>,
     changes: Listener,
     stopping: watch::Receiver<bool>,
 }
@@ -53,7 +69,10 @@ impl App {
             joiners: Arc::new(Throttle::new(throttle::ENROLMENTS)),
             turns: Arc::default(),
             uploads: Arc::new(Semaphore::new(BLOBS_MAX)),
+            openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
+            uploading: Arc::default(),
             downloads: Arc::new(Semaphore::new(BLOBS_MAX)),
+            programs: Arc::default(),
             changes: store.listen(),
             store,
             stopping,

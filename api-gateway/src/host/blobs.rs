@@ -1,6 +1,10 @@
 //! Blobs by their hash: result archives of a host's leases, and openings of its challenges.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -10,7 +14,7 @@ use axum::{
 use futures_util::StreamExt;
 use nave_crash_point::crash_point;
 use nave_domain::HostId;
-use nave_sdk::wire::host::BLOB_BYTES_MAX;
+use nave_sdk::wire::{host::BLOB_BYTES_MAX, proof::OPENING_MAX};
 use nave_store::BlobClaim;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
@@ -27,6 +31,11 @@ const TURN_MAX: Duration = Duration::from_secs(10);
 /// Longest that one blob may travel: a slow host must not keep others from their turn.
 const UPLOAD_MAX: Duration = Duration::from_secs(120);
 
+/// Blobs of one host at a time; half of all, so that one that is slow does not hold up the others.
+const OF_HOST_MAX: u32 = 2;
+/// Longest silence within a blob: a way that broke off must not count for as long as a slow one.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
 /// Stores the bytes whose SHA-256 is the name; storing them again is a no-op.
 pub(super) async fn store(
     State(app): State<App>,
@@ -39,11 +48,13 @@ pub(super) async fn store(
     let sha256 = hash(&name)?;
     // Asked before a byte is read, and once more when all have come.
     claim(&app, host.id, sha256, declared(&headers).unwrap_or_default()).await?;
-    let turn = timeout(TURN_MAX, app.uploads.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(ApiError::unavailable("uploads_busy", "too many blobs are on their way right now"));
+    let _place = Place::take(&app.uploading, host.id)?;
+    let runs = !app.store.leases_of_host(host.id).await?.is_empty();
+    let (turns, most) = if runs { (&app.uploads, BLOB_BYTES_MAX) } else { (&app.openings, OPENING_MAX) };
+    let Ok(Ok(_turn)) = timeout(TURN_MAX, turns.acquire()).await else {
+        return Err(busy("too many blobs are on their way right now"));
     };
-    let received = timeout(UPLOAD_MAX, receive(body, declared(&headers))).await;
+    let received = timeout(UPLOAD_MAX, receive(body, declared(&headers), most)).await;
     let bytes = received.map_err(|_| too_slow())??;
     if <[u8; 32]>::from(Sha256::digest(&bytes)) != sha256 {
         return Err(ApiError::refused(
@@ -56,6 +67,40 @@ pub(super) async fn store(
     app.store.blob_put(sha256, &bytes).await?;
     crash_point!("gateway.blob.before_answer");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// One of a host's blobs on their way; over when dropped.
+struct Place {
+    uploading: Arc<Mutex<HashMap<HostId, u32>>>,
+    host: HostId,
+}
+
+impl Place {
+    fn take(uploading: &Arc<Mutex<HashMap<HostId, u32>>>, host: HostId) -> Result<Self, ApiError> {
+        let mut taken = uploading.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(host).or_default();
+        if *count >= OF_HOST_MAX {
+            return Err(busy("other blobs of this host are on their way right now"));
+        }
+        *count += 1;
+        Ok(Self { uploading: uploading.clone(), host })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.uploading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.host);
+            }
+        }
+    }
+}
+
+fn busy(detail: &str) -> ApiError {
+    ApiError::unavailable("uploads_busy", detail)
 }
 
 async fn claim(app: &App, host: HostId, sha256: [u8; 32], bytes: usize) -> Result<(), ApiError> {
@@ -90,17 +135,17 @@ fn declared(headers: &HeaderMap) -> Option<usize> {
 }
 
 /// Reads a body, and gives up as soon as it is too long.
-async fn receive(body: Body, declared: Option<usize>) -> Result<Vec<u8>, ApiError> {
-    if declared.is_some_and(|bytes| bytes > BLOB_BYTES_MAX) {
+async fn receive(body: Body, declared: Option<usize>, most: usize) -> Result<Vec<u8>, ApiError> {
+    if declared.is_some_and(|bytes| bytes > most) {
         return Err(too_large());
     }
     let mut bytes = Vec::with_capacity(declared.unwrap_or_default());
     let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
+    while let Some(piece) = timeout(SILENCE_MAX, pieces.next()).await.map_err(|_| too_slow())? {
         let piece = piece.map_err(|_| {
             ApiError::new(StatusCode::BAD_REQUEST, "body_unreadable", "the body broke off").retryable()
         })?;
-        if bytes.len() + piece.len() > BLOB_BYTES_MAX {
+        if bytes.len() + piece.len() > most {
             return Err(too_large());
         }
         bytes.extend_from_slice(&piece);

@@ -5,7 +5,7 @@ pub mod effects;
 mod logs;
 mod peer;
 mod proof;
-mod releases;
+pub(crate) mod releases;
 mod report;
 mod spec;
 

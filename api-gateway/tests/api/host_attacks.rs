@@ -1,11 +1,12 @@
 //! Hosts that lie, or speak for others.
 
+use futures_util::{StreamExt as _, stream};
 use nave_domain::{JobId, MicroUsd, job::JobState, lease::Outcome};
 use nave_sdk::wire::{
     host::{BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROTOCOL, ResultRef},
     rest::{Job, Logs},
 };
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Body, Method, RequestBuilder};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -230,4 +231,24 @@ async fn a_result_that_was_never_stored_is_no_result() {
         let job: Job = market.fetch(&format!("/v1/jobs/{}", job.job)).await;
         assert_eq!((job.state, job.has_result), (JobState::Succeeded, false));
     }
+}
+
+#[tokio::test]
+async fn a_host_that_sends_blobs_slowly_leaves_turns_to_others() {
+    let market = Market::start().await;
+    let (slow, other) = (market.host("slow").await, market.host("other").await);
+    let body = b"bytes";
+    let path = format!("/host/v1/blobs/{}", hex::encode(Sha256::digest(body)));
+    market.placed(&slow).await;
+    market.placed(&other).await;
+    let endless = || Body::wrap_stream(stream::pending::<Result<Vec<u8>, std::convert::Infallible>>());
+    let held: Vec<_> =
+        (0..6).map(|_| tokio::spawn(slow.call(Method::PUT, &path).body(endless()).send())).collect();
+    // All but two are sent away at once.
+    let refused = stream::iter(held).buffer_unordered(6).take(4).collect::<Vec<_>>().await;
+    for answer in refused {
+        assert_eq!(answer.expect("a task").expect("an answer").status(), 503);
+    }
+    let stored = other.call(Method::PUT, &path).body(body.to_vec()).send().await.expect("an answer");
+    assert_eq!(stored.status(), 204);
 }

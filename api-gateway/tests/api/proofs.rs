@@ -1,20 +1,23 @@
 //! Challenges and releases in specs, answers and next keys in reports.
 
-use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory, mesh::MeshKey};
+use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory};
 use nave_sdk::wire::proof::{
-    Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, Opening, ProofReport,
-    Reason, Task, VERSION,
+    Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, OPENING_MAX, Opening,
+    ProofReport, Reason, Task, VERSION,
 };
 use nave_sdk::wire::{
     host::PROTOCOL,
-    sign::{Release, SecretKey, SignedRelease, random, sha256},
+    sign::{Release, SecretKey, SignedRelease, sha256},
 };
 use nave_store::{Decision, Moment, NewRelease, StepRow};
 use reqwest::Method;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::setup::{Host, Market, inventory, read, refused};
+use crate::{
+    setup::{Host, Market, inventory, read, refused},
+    signing::fresh_mesh_key,
+};
 
 /// A host that claims more than it has proven.
 async fn claiming<'a>(market: &'a Market, name: &str) -> Host<'a> {
@@ -169,7 +172,7 @@ async fn a_next_mesh_key_is_kept_for_the_hub_and_confirmed_by_the_spec() {
     let market = Market::start().await;
     let (mut host, mut other) = (market.host("a").await, market.host("b").await);
     let before = host.spec(0, 0).await.expect("a spec");
-    let key = MeshKey::new(random().expect("randomness")).expect("a key");
+    let key = fresh_mesh_key();
     for _ in 0..2 {
         let mut report = host.next_report(&[]);
         report.mesh_key_next = Some(key);
@@ -232,4 +235,15 @@ async fn a_host_is_offered_the_newest_release_that_the_release_key_signed() {
     assert_eq!(market_document.release_key, Some(public));
     publish(&market, &SecretKey::generate().expect("a key"), "0.11.0", b"forged").await;
     assert_eq!(host.spec(0, 0).await.expect("a spec").release, None, "what nobody signed is not offered");
+}
+
+#[tokio::test]
+async fn a_host_with_nothing_but_a_challenge_stores_what_an_opening_can_be_and_no_more() {
+    let market = Market::start().await;
+    let host = claiming(&market, "h").await;
+    draw(&market, host.id).await;
+    let put =
+        |bytes: Vec<u8>| host.call(Method::PUT, &format!("/host/v1/blobs/{}", sha256(&bytes))).body(bytes);
+    refused(put(vec![7; OPENING_MAX + 1]), 413, "body_too_large").await;
+    assert_eq!(put(vec![7; OPENING_MAX]).send().await.expect("an answer").status(), 204);
 }

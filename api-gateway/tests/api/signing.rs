@@ -79,9 +79,16 @@ impl Owner {
     }
 }
 
+/// Any key; a real one has the highest bit clear.
+pub fn fresh_mesh_key() -> MeshKey {
+    let mut bytes: [u8; 32] = random().expect("randomness");
+    bytes[31] &= 0x3f;
+    MeshKey::new(bytes).expect("a key")
+}
+
 impl Newcomer {
     pub fn new() -> Self {
-        let mesh_key = MeshKey::new(random().expect("randomness")).expect("a key");
+        let mesh_key = fresh_mesh_key();
         Self { key: SecretKey::generate().expect("a key"), mesh_key }
     }
 
