@@ -8,6 +8,9 @@ use crate::{Result, Store, StoreError};
 /// How many blobs a host may store for each lease and each challenge: one that counts, and
 /// one that was packed before an agent started anew.
 const CLAIMS_MAX: i64 = 2;
+/// How many challenges of a day count: a host that claims something else after each has many,
+/// and an opening seldom is a blob.
+const CHALLENGES_MAX: i64 = 24;
 /// How long a blob is kept that nothing refers to, and over how long claims are counted.
 const UNUSED_MS: i64 = 24 * 3_600_000;
 
@@ -39,13 +42,14 @@ impl Store {
                 exists (select from leases where host_id = $1 and state <> 'closed')
                     or exists (select from challenges where host_id = $1 and verdict is null) as "open!",
                 (select count(*) from leases where host_id = $1 and coalesce(closed_at_ms, now_ms()) > now_ms() - $3)
-                    + (select count(*) from challenges
+                    + (select least(count(*), $4) from challenges
                        where host_id = $1 and coalesce(decided_at_ms, now_ms()) > now_ms() - $3) as "reasons!",
                 (select count(*) from blob_claims
                  where host_id = $1 and sha256 <> $2 and claimed_at_ms > now_ms() - $3) as "claimed!""#,
             host.0,
             sha256.as_slice(),
-            UNUSED_MS
+            UNUSED_MS,
+            CHALLENGES_MAX
         )
         .fetch_one(&mut *tx)
         .await?;

@@ -113,8 +113,11 @@ pub struct OrderRow {
 /// before it stale; a host that said something else all the time would hold up every job
 /// that is planned for it. What comes too soon is believed when it is repeated.
 const INVENTORY_MS_MIN: i64 = 1_000;
-/// Pause before a refused host that claims something else is tested again.
+/// Pause before a refused host that claims less is tested again.
 const CORRECTED_MS: i64 = 5_000;
+/// Which part of what was tested last it must claim less to be tested so soon: who changes
+/// a text or a byte has corrected nothing, and would have as many tries as they like.
+const CORRECTED_PART: i64 = 8;
 
 /// Announces that a host's spec has changed; the last row lock before money.
 pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
@@ -147,6 +150,21 @@ pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> 
     .execute(&mut *tx)
     .await?;
     if left.rows_affected() == 0 { Ok(()) } else { announce(tx, Changes::Mesh).await }
+}
+
+/// Whether a host claims clearly less than it was last tested for, and nothing more.
+async fn is_corrected(tx: &mut PgConnection, host: HostId, inventory: &Inventory) -> Result<bool> {
+    let tested = sqlx::query_scalar!(
+        "select claims from challenges where host_id = $1 order by challenge_id desc limit 1",
+        host.0
+    )
+    .fetch_optional(tx)
+    .await?;
+    let Some(tested) = tested else { return Ok(false) };
+    let tested = Proven::of(&error::read_json("an inventory", tested)?);
+    let pairs = [(tested.milli_cpu.0, inventory.milli_cpu.0), (tested.memory.0, inventory.memory.0)];
+    let is_less = pairs.iter().any(|(tested, now)| *now <= tested - tested / CORRECTED_PART && now < tested);
+    Ok(is_less && pairs.iter().all(|(tested, now)| now <= tested))
 }
 
 impl Store {
@@ -197,6 +215,7 @@ impl Store {
         };
         let to = host::next(from, event).ok_or(StoreError::Stale("host"))?;
         let changed = from != to || another;
+        let corrected = another && from == HostState::Refused && is_corrected(&mut tx, id, inventory).await?;
         // A placement planned on what the host no longer is becomes stale.
         let generation = generation + u64::from(changed);
         sqlx::query!(
@@ -204,7 +223,7 @@ impl Store {
                 inventory = case when $8 then $6 else inventory end,
                 inventory_at_ms = case when $8 then now_ms() else inventory_at_ms end,
                 -- Who corrects its claims need not wait as long as one who repeats them.
-                retry_up_ms = case when $8 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
+                retry_up_ms = case when $10 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -215,7 +234,8 @@ impl Store {
             fresh,
             generation.cast_signed(),
             another,
-            CORRECTED_MS
+            CORRECTED_MS,
+            corrected
         )
         .execute(&mut *tx)
         .await?;

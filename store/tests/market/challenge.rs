@@ -191,3 +191,55 @@ async fn only_the_operator_has_a_proven_host_tested_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_refused_host_is_tested_sooner_when_it_claims_clearly_less_and_not_when_it_says_something_else() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let challenge = draw(market, host).await;
+        market.store.challenge_decide(challenge, &json!({}), &refused(600_000)).await.expect("decide");
+        let mut claims = inventory();
+        let mut sequence = 1;
+        let mut say = async |claims: &Inventory| {
+            sequence += 1;
+            let settled = "update hosts set inventory_at_ms = 0";
+            sqlx::query(settled).execute(&market.sql).await.expect("settle");
+            market.store.host_hear(host, 1, sequence, 0, claims).await.expect("hear");
+            let (retry, up) = (market.store.host_retry_up(host).await, market.store.clock_up().await);
+            retry.expect("a row").expect("a pause").0 - up.expect("clock").0
+        };
+        claims.os = "another".into();
+        assert!(say(&claims).await > 500_000, "a text is no claim");
+        claims.cpu_model = "another".into();
+        assert!(say(&claims).await > 500_000, "nor is it less on another processor");
+        claims.memory.0 -= 1;
+        assert!(say(&claims).await > 500_000, "a byte corrects nothing");
+        claims.memory.0 *= 4;
+        assert!(say(&claims).await > 500_000);
+        claims.memory.0 /= 4;
+        assert!(say(&claims).await > 500_000, "back from more is not less");
+        claims.milli_cpu.0 /= 2;
+        assert!(say(&claims).await < 10_000);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_challenges_are_no_leave_to_fill_the_disk() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        for _ in 0..30 {
+            let challenge = draw(market, host).await;
+            market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
+        }
+        draw(market, host).await;
+        let mut granted = 0;
+        for n in 0..70 {
+            let name = crate::market::hash(&format!("blob {n}"));
+            let claim = market.store.blob_claim(host, name, 5).await.expect("claim");
+            granted += usize::from(claim == nave_store::BlobClaim::Granted);
+        }
+        assert_eq!(granted, 48);
+    })
+    .await;
+}
