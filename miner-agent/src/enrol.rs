@@ -176,7 +176,7 @@ async fn ask(
                        is still good";
             return Err(refused("market_unreachable", detail, fix));
         }
-        tracing::info!(url, reason = why, "no answer yet; trying again");
+        tracing::warn!(url, reason = why, "no answer yet; trying again");
         backoff.wait().await;
     }
 }
