@@ -398,19 +398,6 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
-
-    /// Whether a host is being tested.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn host_is_tested(&self, host: HostId) -> Result<bool> {
-        Ok(sqlx::query_scalar!(
-            r#"select exists (select from challenges where host_id = $1 and verdict is null) as "tested!""#,
-            host.0
-        )
-        .fetch_one(&self.pool)
-        .await?)
-    }
 }
 
 /// Locks an open challenge and returns its host.

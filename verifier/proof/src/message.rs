@@ -230,12 +230,6 @@ impl Challenge {
     pub fn step(&self) -> usize {
         self.reveals.len()
     }
-
-    /// Whether the answer to the present step is the opening, after which there is a verdict.
-    #[must_use]
-    pub fn is_last_step(&self) -> bool {
-        self.step() >= self.task.commitments()
-    }
 }
 
 impl Task {
