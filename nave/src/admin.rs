@@ -84,10 +84,16 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
 
 /// Why something could not be done to a host.
 fn of_host(attempted: &str, host: HostId, error: StoreError) -> anyhow::Error {
-    let stale = matches!(error, StoreError::Stale(_));
-    let error = anyhow::Error::from(error);
-    let error = if stale { error.context("it has left the market or is leaving it") } else { error };
-    error.context(format!("could not {attempted} {host}; `nave hosts` lists those that are there"))
+    let could_not = format!("could not {attempted} {host}");
+    if matches!(error, StoreError::Stale(_)) {
+        return anyhow::anyhow!("{could_not}: it has left the market or is leaving it");
+    }
+    if matches!(error, StoreError::NotFound(_)) {
+        return anyhow::anyhow!(
+            "{could_not}: there is no such host; `nave hosts` lists those that are there"
+        );
+    }
+    anyhow::Error::from(error).context(could_not)
 }
 
 /// What is signed of a program, and the program.

@@ -44,7 +44,7 @@ impl Departure {
 
     fn reason(self) -> (&'static str, &'static str) {
         match self {
-            Self::Drain => ("drained", "its owner takes it out once its jobs are done"),
+            Self::Drain => ("drained", "its owner has drained it"),
             Self::Leave => ("left", "its owner has taken it out"),
             Self::Ban => ("banned", "the operator has sent it away"),
         }
