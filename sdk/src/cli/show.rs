@@ -108,6 +108,10 @@ pub fn offers(offers: &[Offer]) -> String {
     let head =
         ["HOST", "RUNTIME", "GPUS FREE", "CPU>", "MEMORY>", "DISK>", "GPU/H>", "VCPU/H>", "GIB/H>", "TRUST"];
     let rows: Vec<Vec<String>> = offers.iter().map(offer_row).collect();
+    if offers.is_empty() {
+        return table(&head, &rows)
+            + "\nnothing can be rented now; `nave hosts` says where the hosts stand\n";
+    }
     table(&head, &rows) + warning(offers.iter().map(|offer| offer.runtime.as_str()))
 }
 
@@ -253,6 +257,7 @@ mod tests {
     #[test]
     fn offers_show_what_is_free_beside_what_there_is() {
         golden::check("table-offers.txt", &offers(&golden::offers()));
+        golden::check("table-no-offers.txt", &offers(&[]));
     }
 
     #[test]
