@@ -20,7 +20,10 @@ mod watch;
 use std::{
     collections::BTreeMap,
     env,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,7 +43,7 @@ use self::{
 };
 
 /// Schedules between two looks at everything.
-const BATCH: usize = 100;
+const BATCH: usize = 250;
 /// Rounds in which what chance left out is done on purpose.
 const MOPPING_MAX: usize = 12;
 /// Longest time until everything is quiet after a batch.
@@ -173,6 +176,7 @@ impl Run {
     async fn go(mut self, plan: &[Schedule]) -> (Market, Tally) {
         let began = Instant::now();
         let watch = Watch::begin();
+        let operator = Operator::begin(self.market.clone());
         for (at, schedule) in plan.iter().enumerate() {
             self.carry_out(schedule).await;
             if (at + 1) % BATCH == 0 || at + 1 == plan.len() {
@@ -181,6 +185,7 @@ impl Run {
             }
         }
         self.mop_up().await;
+        operator.end().await;
         let (twice, looks) = watch.end();
         assert!(twice.is_empty(), "jobs ran twice at once: {twice:?}");
         self.tally.looks = looks;
@@ -209,7 +214,6 @@ impl Run {
             self.open.push(asked);
         }
         self.cancel_some().await;
-        self.revive().await;
         let rest = Duration::from_millis(plan::SCHEDULE_MS).saturating_sub(began.elapsed());
         tokio::time::sleep(rest).await;
         self.take_hits();
@@ -223,20 +227,6 @@ impl Run {
             chores::carry_out(&market, &hosts, &mut releases, chore, which);
             None
         }));
-    }
-
-    /// A killed supervisor is nobody's part: its operator starts the market again.
-    async fn revive(&self) {
-        let market = self.market.clone();
-        let revived = tokio::task::spawn_blocking(move || {
-            for _ in 0..3 {
-                if blows::is_running(market.supervisor()) {
-                    return;
-                }
-                drop(market.up_command().output());
-            }
-        });
-        revived.await.expect("no panic");
     }
 
     fn arm(&mut self, point: &'static str) {
@@ -311,7 +301,6 @@ impl Run {
             if let Some((kind, struck)) = begun.await.expect("no panic") {
                 self.tally.count(kind, struck);
             }
-            self.revive().await;
         }
         let began = Instant::now();
         for asked in std::mem::take(&mut self.open) {
@@ -339,6 +328,34 @@ impl Run {
         }
         leftovers::assert_no_job_left(&self.hosts, QUIET_MAX).await;
         self.take_hits();
+    }
+}
+
+/// Starts the market again whenever its supervisor was killed, which is nobody's part.
+struct Operator {
+    stop: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Operator {
+    fn begin(market: Arc<Market>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopping = stop.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                if !market.supervisor_now().is_some_and(blows::is_running) {
+                    // It may be killed again, or a host be refused just now.
+                    drop(market.up_command().output());
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        });
+        Self { stop, task }
+    }
+
+    async fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.task.await.expect("no panic");
     }
 }
 
