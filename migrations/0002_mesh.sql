@@ -57,11 +57,13 @@ comment on column mesh_keys.host_id is 'Whose';
 comment on column mesh_keys.since_ms is 'When it was announced';
 
 create table tickets (
-    ticket       text primary key,
+    ticket       text not null,
     hotkey       text not null,
     agent_key    text not null,
     host_id      uuid not null references hosts,
-    used_at_ms   bigint not null default now_ms()
+    used_at_ms   bigint not null default now_ms(),
+    -- Of its miner: nobody uses up the tickets of others.
+    constraint tickets_pkey primary key (hotkey, ticket)
 );
 create index tickets_by_host on tickets (host_id);
 comment on table tickets is 'Tickets that were used; each works for one agent';

@@ -64,9 +64,13 @@ impl Store {
     pub async fn host_join(&self, joining: &Joining<'_>) -> Result<Joined> {
         let mut tx = self.pool.begin().await?;
         // One at a time: an agent that repeats itself must find what its first wish did.
-        sqlx::query!("select pg_advisory_xact_lock(hashtextextended($1, 0))", joining.ticket)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query!(
+            "select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))",
+            joining.hotkey,
+            joining.ticket
+        )
+        .execute(&mut *tx)
+        .await?;
         if let Some(joined) = joined_before(&mut tx, joining).await? {
             return Ok(joined);
         }
@@ -120,16 +124,17 @@ impl Store {
 
 async fn joined_before(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Option<Joined>> {
     let used = sqlx::query!(
-        r#"select t.agent_key, t.hotkey, t.host_id, h.name, h.state, h.agent_key as "agent_now", host(h.mesh_address) as "address!",
+        r#"select t.agent_key, t.host_id, h.name, h.state, h.agent_key as "agent_now", host(h.mesh_address) as "address!",
                 exists (select from mesh_keys k where k.mesh_key = $2 and k.host_id = t.host_id) as "keyed!"
-           from tickets t join hosts h using (host_id) where t.ticket = $1"#,
-        joining.ticket,
-        joining.mesh_key
+           from tickets t join hosts h using (host_id) where t.hotkey = $1 and t.ticket = $3"#,
+        joining.hotkey,
+        joining.mesh_key,
+        joining.ticket
     )
     .fetch_optional(tx)
     .await?;
     let Some(used) = used else { return Ok(None) };
-    let is_same = used.agent_key == joining.agent_key && used.hotkey == joining.hotkey && used.keyed;
+    let is_same = used.agent_key == joining.agent_key && used.keyed;
     if !is_same || used.agent_now.as_ref() != Some(&used.agent_key) {
         return Err(StoreError::Constraint("tickets_pkey".into()));
     }

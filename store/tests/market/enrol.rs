@@ -46,16 +46,18 @@ async fn the_same_wish_gets_the_same_answer_and_another_one_for_the_ticket_none(
         assert!(joined.name.starts_with("host-"), "{}", joined.name);
         let again = Joining { host: HostId(Uuid::now_v7()), address: wish(9).address, ..first.clone() };
         assert_eq!(join(market, &again).await, joined);
-        assert_eq!(market.store.host_joined(&again).await.expect("known"), Some(joined));
+        assert_eq!(market.store.host_joined(&again).await.expect("known"), Some(joined.clone()));
         for other in [
             Joining { agent_key: "thief", ..first.clone() },
             Joining { mesh_key: "another", ..first.clone() },
-            Joining { hotkey: "eve", ..first.clone() },
         ] {
             assert!(is_refused(&market.store.host_join(&other).await, "tickets_pkey"));
         }
         assert_eq!(market.store.host_joined(&wish(2)).await.expect("unknown"), None);
         assert_eq!(market.store.host_list().await.expect("hosts").len(), 1);
+        let foreign = Joining { ticket: first.ticket, hotkey: "eve", ..wish(3) };
+        join(market, &foreign).await;
+        assert_eq!(join(market, &again).await, joined, "nobody uses up the tickets of others");
     })
     .await;
 }
