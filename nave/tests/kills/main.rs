@@ -80,7 +80,7 @@ fn open(releases: &Releases) -> Option<Market> {
         "--memory",
         "3GiB",
         "--disk",
-        "12GiB",
+        "3GiB",
         "--proof-effort",
         "500ms",
         "--fence",

@@ -23,7 +23,7 @@ pub struct Market {
 /// What markets offer in tests unless they say otherwise: little, since several run at a
 /// time and every host proves what it offers.
 const OFFER: [(&str, &str); 4] =
-    [("--cpu", "1"), ("--memory", "1GiB"), ("--disk", "8GiB"), ("--proof-effort", "2s")];
+    [("--cpu", "1"), ("--memory", "1GiB"), ("--disk", "6GiB"), ("--proof-effort", "2s")];
 
 impl Market {
     /// A market that runs jobs in Docker, from an image built of this machine's packages.
