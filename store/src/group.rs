@@ -35,7 +35,7 @@ pub struct MeshRoute {
 /// From here to the end of the transaction no other lease of the group opens or closes, so
 /// that of two which open at the same time one knows the other. This lock comes after leases
 /// and before hosts.
-async fn lock(tx: &mut PgConnection, job: &LockedJob) -> Result<Vec<HostId>> {
+pub(crate) async fn lock(tx: &mut PgConnection, job: &LockedJob) -> Result<Vec<HostId>> {
     let Some(group) = &job.request.group else { return Ok(Vec::new()) };
     sqlx::query!(
         "select pg_advisory_xact_lock(hashtextextended('group ' || $1::uuid || ' ' || $2::text, 0))",
@@ -89,10 +89,9 @@ pub(crate) async fn joined(tx: &mut PgConnection, job: &LockedJob, placement: &P
     walk(tx, &others, placement.host, Turn::Open(placement)).await
 }
 
-/// Lets go of the host of a lease that was closed, and tells those of its group.
-pub(crate) async fn left(tx: &mut PgConnection, job: &LockedJob, host: HostId) -> Result<()> {
-    let others = lock(tx, job).await?;
-    walk(tx, &others, host, Turn::Close).await
+/// Lets go of the host of a lease that was closed, and tells the others of its group.
+pub(crate) async fn left(tx: &mut PgConnection, others: &[HostId], host: HostId) -> Result<()> {
+    walk(tx, others, host, Turn::Close).await
 }
 
 /// The peers of every open lease of a host, by lease and by the peer's job.

@@ -263,6 +263,8 @@ async fn close(
     if lease::next(lease.state, event) != Some(LeaseState::Closed) {
         return Ok(());
     }
+    // Before any write: a row that is written twice has its host checked, which locks that.
+    let others = group::lock(tx, job).await?;
     meter(tx, lease).await?;
     sqlx::query!(
         "update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
@@ -277,7 +279,7 @@ async fn close(
     .await?;
     lease.state = LeaseState::Closed;
     settle_job(tx, job, outcome).await?;
-    group::left(tx, job, lease.host).await?;
+    group::left(tx, &others, lease.host).await?;
     announce(tx, Changes::Supply).await?;
     ledger::lock(tx, job.customer).await?;
     if outcome.is_charged() {
@@ -451,10 +453,12 @@ impl Store {
     async fn lose(&self, host: HostId, id: LeaseId, silent: Option<Millis>) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
-        if let Some(silent) = silent
-            && !still_silent(&mut tx, host, silent).await?
-        {
-            return Ok(());
+        if let Some(silent) = silent {
+            // The group comes before the host.
+            group::lock(&mut tx, &job).await?;
+            if !still_silent(&mut tx, host, silent).await? {
+                return Ok(());
+            }
         }
         close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost).await?;
         crash_point!("store.lease_lost.before_commit");
