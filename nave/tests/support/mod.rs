@@ -199,14 +199,7 @@ impl Market {
         assert!(self.hosts().len() > 1, "the machine itself is a host already");
         let log = fs::File::create(data.join("log")).expect("a log");
         let mut run = self.program("miner-agent");
-        // The last letters of an id are random; an interface is unique on its machine.
-        run.args([
-            "run",
-            "--runtime",
-            "simulated",
-            "--mesh-interface",
-            &format!("nwt{}", &id[id.len() - 10..]),
-        ]);
+        run.args(["run", "--runtime", "simulated", "--mesh-interface", &stranger_interface(&id)]);
         run.arg("--data").arg(&data).args(offer).stderr(log);
         Stranger { id, data, process: run.spawn().expect("run an agent") }
     }
@@ -399,6 +392,11 @@ impl Host {
     }
 }
 
+/// The last letters of an id are random, and an interface is unique on its machine.
+fn stranger_interface(id: &str) -> String {
+    format!("nwt{}", &id[id.len() - 10..])
+}
+
 /// A host that nobody keeps running; gone at the end of the test.
 pub struct Stranger {
     pub id: String,
@@ -427,6 +425,8 @@ impl Drop for Stranger {
             }
             thread::sleep(Duration::from_millis(20));
         }
+        let name = stranger_interface(&self.id).parse().expect("a name");
+        drop(nave_mesh::clean_up(&name, None));
         if thread::panicking() {
             eprintln!("== {}", fs::read_to_string(self.data.join("log")).unwrap_or_default());
         }
