@@ -105,11 +105,12 @@ mod tests {
     fn challenge(id: u8, reveals: u8) -> Challenge {
         let host: HostId = format!("host_{:032x}", 1).parse().expect("an id");
         Challenge {
-            version: 1,
+            version: nave_sdk::wire::proof::VERSION,
             challenge: format!("challenge_{id:032x}").parse().expect("an id"),
             host,
             task: Task::Cpu(CpuTask { milli_cpu: MilliCpu(1_000), segments: 8, samples: 2 }),
             nonce: Nonce([id; 32]),
+            beacon: None,
             reveals: (0..reveals).map(|n| Nonce([n; 32])).collect(),
         }
     }

@@ -62,6 +62,7 @@ impl Site {
             host: self.plane.host,
             task: Task::Cpu(CpuTask { milli_cpu: MilliCpu(1_000), segments: 8, samples: 2 }),
             nonce: Nonce([n; 32]),
+            beacon: None,
             reveals: vec![Nonce([0; 32]); reveals],
         };
         self.plane.change(|spec| spec.challenge = Some(challenge));

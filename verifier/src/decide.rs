@@ -76,7 +76,8 @@ fn is_due_for_memory(due: &DueHost) -> bool {
     let follows = match (challenge.task, ruling) {
         (Task::Cpu(_), Ruling::Passed(_)) | (Task::Memory(_), Ruling::Void(_)) => true,
         (Task::Cpu(_), Ruling::Failed(_) | Ruling::Void(_))
-        | (Task::Memory(_), Ruling::Passed(_) | Ruling::Failed(_)) => false,
+        | (Task::Memory(_), Ruling::Passed(_) | Ruling::Failed(_))
+        | (Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_), _) => false,
     };
     follows && Claims::of(&last.claims) == Claims::of(&due.claims)
 }
@@ -190,13 +191,28 @@ fn fail(code: Reason, message: String) -> Next {
 /// A failure that may come from the time in which hosts could not reach us does not count.
 fn excuse(failure: Failure, cut_off: bool) -> Ruling {
     let of_time = match failure.code {
-        Reason::CpuOverclaimed | Reason::MemoryMissing | Reason::TooLate => true,
+        Reason::CpuOverclaimed
+        | Reason::MemoryMissing
+        | Reason::TooLate
+        | Reason::DeviceMismatch
+        | Reason::VramMissing
+        | Reason::ReturnTooSlow
+        | Reason::DiskTooSlow
+        | Reason::TransferTooSlow
+        | Reason::PortUnreachable => true,
         Reason::MemoryUnavailable
         | Reason::EvidenceWrong
         | Reason::EvidenceMalformed
         | Reason::BindingWrong
         | Reason::Aborted
-        | Reason::VersionUnknown => false,
+        | Reason::VersionUnknown
+        | Reason::DeviceUnavailable
+        | Reason::DeviceElsewhere
+        | Reason::DeviceBusy
+        | Reason::DiskMissing
+        | Reason::SoftwareOutdated
+        | Reason::DriverTampered
+        | Reason::RuntimeBroken => false,
     };
     match cut_off && of_time {
         true => Ruling::Void("hosts could not reach the control plane meanwhile".into()),
@@ -218,6 +234,10 @@ fn claimed(task: &Task) -> String {
             let MilliCpu(milli) = task.milli_cpu;
             format!("a claim of {} with {milli} thousandths of a core", task.memory)
         }
+        Task::Devices(task) => format!("a claim of {} devices", task.devices.len()),
+        Task::Storage(task) => format!("a claim of {} of disk", task.disk),
+        Task::Software(_) => "the software".into(),
+        Task::Transfer(task) => format!("a transfer from {}", task.source),
     }
 }
 
@@ -253,7 +273,14 @@ impl Ruling {
     pub fn decision(&self, refusals: u32) -> Decision {
         match self {
             Self::Passed(Proven::Memory { .. }) => Decision::Proven,
-            Self::Passed(Proven::Cpu { .. }) | Self::Void(_) => Decision::Stays,
+            Self::Passed(
+                Proven::Cpu { .. }
+                | Proven::Devices(_)
+                | Proven::Storage { .. }
+                | Proven::Software
+                | Proven::Transfer { .. },
+            )
+            | Self::Void(_) => Decision::Stays,
             Self::Failed(Failure { code, message }) => Decision::Refused {
                 code: code.as_str().to_owned(),
                 message: message.clone(),

@@ -122,6 +122,7 @@ impl Verifier {
             host: due.host,
             task: draw(due, self.config.effort),
             nonce: nonce()?,
+            beacon: None,
             reveals: Vec::new(),
         };
         let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;

@@ -36,6 +36,7 @@ async fn draw(market: &Market, host: HostId) -> Challenge {
         host,
         task: Task::Cpu(CpuTask { milli_cpu: MilliCpu(8_000), segments: 64, samples: 4 }),
         nonce: Nonce([1; 32]),
+        beacon: None,
         reveals: Vec::new(),
     };
     let body = serde_json::to_value(&challenge).expect("JSON");
@@ -122,8 +123,10 @@ async fn an_answer_counts_once_for_the_step_that_was_sent_and_for_its_own_challe
     answer(&mut host, mine, 1, commitment(9)).await;
     let spec = host.spec(0, 0).await.expect("a spec");
     assert_eq!((spec.state, spec.challenge), (nave_domain::host::HostState::Refused, None));
+    let told = spec.reason.expect("the host is told why");
+    assert_eq!((told.code.as_str(), told.message.as_str()), ("cpu_overclaimed", "too slow"));
     let listed: Vec<nave_sdk::wire::rest::Host> = market.fetch("/v1/hosts").await;
-    assert_eq!(listed[0].reason.as_ref().expect("a reason").code, "cpu_overclaimed");
+    assert_eq!(listed[0].reason.as_ref(), Some(&told), "its owner is told the same");
 }
 
 #[tokio::test]

@@ -58,6 +58,7 @@ fn challenge(task: Task) -> Challenge {
         host: HostId(Uuid::from_u128(2)),
         task,
         nonce: Nonce([3; 32]),
+        beacon: None,
         reveals: Vec::new(),
     }
 }

@@ -15,6 +15,7 @@ fn answered(task: Task) -> (Challenge, Evidence, Vec<Span>) {
         host: HostId(Uuid::from_u128(2)),
         task,
         nonce: Nonce([3; 32]),
+        beacon: None,
         reveals: Vec::new(),
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);

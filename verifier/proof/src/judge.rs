@@ -41,6 +41,9 @@ fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<P
     match task {
         Task::Cpu(task) => weigh_cpu(task, evidence, &bindings, took[0]),
         Task::Memory(task) => weigh_memory(task, evidence, &bindings, (took[0], took[1])),
+        Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+            Err(failure(Reason::Aborted, "there is no judge for this kind"))
+        }
     }
 }
 

@@ -29,9 +29,10 @@ pub use cpu::STEPS;
 pub use judge::judge;
 pub use memory::{BLOCK, covered};
 pub use message::{
-    Challenge, CpuTask, Digest, EXPLANATION_MAX, Evidence, INLINE_MAX, MemoryTask, Message, Nonce,
-    OPENING_MAX, Opening, ProofReport, Span, Task, VERSION,
+    Challenge, CpuTask, DeviceTask, DevicesTask, Digest, EXPLANATION_MAX, Evidence, Fill, Gemm, INLINE_MAX,
+    Kind, Lanes, MemoryTask, Message, Nonce, OPENING_MAX, Opening, Phase, ProofReport, SoftwareTask, Span,
+    Spill, StorageTask, Stream, Task, TransferTask, VERSION,
 };
 pub use prover::{Answer, Prover};
 pub use task::{REFERENCE_STEPS_PER_S, TOLERANCE};
-pub use verdict::{Failure, Proven, Reason, Verdict};
+pub use verdict::{DeviceProven, Failure, Proven, Reason, Verdict};

@@ -297,6 +297,7 @@ mod tests {
             host: HostId(Uuid::from_u128(2)),
             task: Task::Memory(task.clone()),
             nonce: Nonce([3; 32]),
+            beacon: None,
             reveals: vec![Nonce([4; 32]), Nonce([5; 32])],
         }
     }

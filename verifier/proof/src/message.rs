@@ -6,12 +6,11 @@ use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Version of everything in this crate that both sides must agree on.
-pub const VERSION: u32 = 1;
-/// Largest opening that travels inside a report; a larger one is a blob. Those of CPU and
-/// memory are always smaller.
+pub const VERSION: u32 = 2;
+/// Largest opening that travels inside a report; a larger one is a blob.
 pub const INLINE_MAX: usize = 48 << 10;
 /// Largest opening at all, in bytes.
-pub const OPENING_MAX: usize = 4 << 20;
+pub const OPENING_MAX: usize = 16 << 20;
 /// Longest explanation of a host, in bytes.
 pub const EXPLANATION_MAX: usize = 512;
 
@@ -88,6 +87,9 @@ pub struct Challenge {
     pub task: Task,
     /// Where the work starts from; it was never used before.
     pub nonce: Nonce,
+    /// What all hosts are given that are tested in the same window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beacon: Option<Nonce>,
     /// What the verifier drew after each commitment, in their order.
     pub reveals: Vec<Nonce>,
 }
@@ -100,6 +102,190 @@ pub enum Task {
     Cpu(CpuTask),
     /// Dependent reads all over a memory that was filled before.
     Memory(MemoryTask),
+    /// Everything that GPUs are for, on all of a host's at the same time.
+    Devices(DevicesTask),
+    /// Dependent reads all over a file that was written before.
+    Storage(StorageTask),
+    /// What is installed, loaded and mounted, as the agent finds it.
+    Software(SoftwareTask),
+    /// A transfer from another host, through the mesh.
+    Transfer(TransferTask),
+}
+
+/// What a challenge tests: at most one of each kind is open for a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Computing power.
+    Cpu,
+    /// Memory.
+    Memory,
+    /// GPUs.
+    Devices,
+    /// Disk.
+    Storage,
+    /// Software.
+    Software,
+    /// Network.
+    Transfer,
+}
+
+/// A test of all GPUs of a host at once.
+///
+/// A phase is part of it where every device has a size for it. Phases follow one another in
+/// the order of [`Phase::ALL`], each from the reveal after the commitment of the one before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevicesTask {
+    /// What each device does, in the order of their slots.
+    pub devices: Vec<DeviceTask>,
+    /// Longest time for each step, the opening last.
+    pub patience_ms: Vec<Millis>,
+}
+
+/// What one GPU does; the formats are documented in `docs/proofs.md`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceTask {
+    /// The device, as the inventory names it.
+    pub uuid: String,
+    /// What its memory is filled with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fill: Option<Fill>,
+    /// The products it computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gemm: Option<Gemm>,
+    /// The dependent reads all over the fill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lanes: Option<Lanes>,
+    /// The passes over the whole fill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Stream>,
+    /// What is copied to the host's memory and back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spill: Option<Spill>,
+}
+
+/// Memory filled with blocks of 32 bytes that are slow to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fill {
+    /// Bytes, whole chunks of 64 KiB.
+    pub bytes: u64,
+    /// Compressions of SHA-256 for each block.
+    pub depth: u32,
+}
+
+/// Products of matrices of signed bytes, each from the commitment to the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gemm {
+    /// Rows; a multiple of 256.
+    pub m: u32,
+    /// Columns; a multiple of 256.
+    pub n: u32,
+    /// Length of the sums; a multiple of 64, at most 131 071, so that 32 bits hold every sum.
+    pub k: u32,
+    /// How many products.
+    pub rounds: u32,
+    /// How many entries are computed again by the verifier.
+    pub samples: u32,
+}
+
+/// Chains of dependent reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lanes {
+    /// How many chains.
+    pub lanes: u32,
+    /// Reads in each.
+    pub reads: u32,
+    /// How many lanes are read again by the verifier.
+    pub samples: u32,
+}
+
+/// Passes over the whole fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// How many passes, each from the commitment to the one before.
+    pub passes: u32,
+    /// How many chunks are computed again by the verifier.
+    pub samples: u32,
+}
+
+/// A copy of the fill that goes to the host's memory and comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spill {
+    /// Bytes, whole chunks of 64 KiB, at most the fill's.
+    pub bytes: u64,
+    /// How many chunks of the copy are computed again by the verifier.
+    pub samples: u32,
+}
+
+/// A part of a devices challenge: what lies between a reveal and a commitment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Memory is filled.
+    Fill,
+    /// Matrices are multiplied.
+    Gemm,
+    /// Lanes read all over the fill.
+    Lanes,
+    /// The fill is read from end to end.
+    Stream,
+    /// The fill is copied to the host's memory, and made anew.
+    Spill,
+    /// The copy comes back, and lanes read all over the new fill.
+    Return,
+}
+
+impl Phase {
+    /// All phases, in their order.
+    pub const ALL: [Self; 6] = [Self::Fill, Self::Gemm, Self::Lanes, Self::Stream, Self::Spill, Self::Return];
+}
+
+/// A test of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageTask {
+    /// What the host claims.
+    pub disk: Bytes,
+    /// Length of the file that is written, in bytes.
+    pub bytes: u64,
+    /// Chains of dependent reads of 4 KiB.
+    pub lanes: u32,
+    /// Reads in each lane.
+    pub reads: u32,
+    /// How many lanes are read again by the verifier.
+    pub samples: u32,
+    /// Longest time for writing, for reading, and for the opening.
+    pub patience_ms: Vec<Millis>,
+}
+
+/// A look at what is installed, loaded and mounted. There is one step: its opening is the
+/// agent's findings as JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SoftwareTask {
+    /// Longest time for it.
+    pub patience_ms: Millis,
+}
+
+/// A transfer from another host: the commitment is the root over the chunks that came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferTask {
+    /// Where the other host serves it, in the mesh.
+    pub source: std::net::SocketAddrV6,
+    /// How much, in bytes, whole chunks of 64 KiB.
+    pub bytes: u64,
+    /// How many chunks are computed again by the verifier.
+    pub samples: u32,
+    /// Longest time for the transfer, and for the opening.
+    pub patience_ms: Vec<Millis>,
 }
 
 /// A test of computing power.
@@ -237,8 +423,65 @@ impl Task {
     #[must_use]
     pub fn commitments(&self) -> usize {
         match self {
-            Self::Cpu(_) => 1,
-            Self::Memory(_) => 2,
+            Self::Cpu(_) | Self::Transfer(_) => 1,
+            Self::Memory(_) | Self::Storage(_) => 2,
+            Self::Devices(task) => task.phases().len(),
+            Self::Software(_) => 0,
         }
+    }
+
+    /// What it tests.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Cpu(_) => Kind::Cpu,
+            Self::Memory(_) => Kind::Memory,
+            Self::Devices(_) => Kind::Devices,
+            Self::Storage(_) => Kind::Storage,
+            Self::Software(_) => Kind::Software,
+            Self::Transfer(_) => Kind::Transfer,
+        }
+    }
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::Cpu, Self::Memory, Self::Devices, Self::Storage, Self::Software, Self::Transfer];
+
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::Devices => "devices",
+            Self::Storage => "storage",
+            Self::Software => "software",
+            Self::Transfer => "transfer",
+        }
+    }
+}
+
+impl DeviceTask {
+    /// Whether it has a size for a phase.
+    #[must_use]
+    pub fn has(&self, phase: Phase) -> bool {
+        match phase {
+            Phase::Fill => self.fill.is_some(),
+            Phase::Gemm => self.gemm.is_some(),
+            Phase::Lanes => self.lanes.is_some(),
+            Phase::Stream => self.stream.is_some(),
+            Phase::Spill | Phase::Return => self.spill.is_some(),
+        }
+    }
+}
+
+impl DevicesTask {
+    /// Its phases, in their order.
+    #[must_use]
+    pub fn phases(&self) -> Vec<Phase> {
+        let all_have = |phase: &Phase| self.devices.iter().all(|device| device.has(*phase));
+        Phase::ALL.into_iter().filter(all_have).collect()
     }
 }

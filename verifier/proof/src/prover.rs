@@ -94,6 +94,9 @@ impl Prover {
                 let fill = Fill::new(task, &binding, self.threads)?;
                 (Work::Filled(fill), Some(memory::filled(&binding)))
             }
+            Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+                return Err(aborted("this kind of work is not done here"));
+            }
         };
         self.work = work;
         commitment.map(Answer::Commitment).ok_or_else(|| aborted("there was nothing to do"))
@@ -110,7 +113,8 @@ impl Prover {
             }
             (Task::Memory(task), Work::Lanes(tree, _)) => memory::open(task, &tree, seed),
             (Task::Cpu(_), Work::None | Work::Filled(_) | Work::Lanes(..))
-            | (Task::Memory(_), Work::None | Work::Chains(_)) => {
+            | (Task::Memory(_), Work::None | Work::Chains(_))
+            | (Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_), _) => {
                 return Err(aborted("the work for this step is gone"));
             }
         };

@@ -3,7 +3,7 @@
 use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
-    Challenge, CpuTask, MemoryTask, Task,
+    Challenge, CpuTask, DevicesTask, MemoryTask, StorageTask, Task, TransferTask,
     cpu::{self, Layout},
     memory,
 };
@@ -79,6 +79,7 @@ impl Task {
                     && (1..=64).contains(&task.samples)
                     && (1..=600_000).contains(&task.reads_ms.0)
             }
+            Self::Devices(_) | Self::Storage(_) | Self::Software(_) | Self::Transfer(_) => false,
         };
         if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
     }
@@ -98,6 +99,10 @@ impl Task {
                 let per_s = FILL_PER_MS.saturating_mul(task.milli_cpu.0.max(1000)) / 1000;
                 [task.memory.0 / per_s, task.reads_ms.0.saturating_mul(4)].get(step).copied()
             }
+            Self::Devices(DevicesTask { patience_ms, .. })
+            | Self::Storage(StorageTask { patience_ms, .. })
+            | Self::Transfer(TransferTask { patience_ms, .. }) => patience_ms.get(step).map(|most| most.0),
+            Self::Software(task) => Some(task.patience_ms.0),
         };
         Millis(work.map_or(OPENING_MS, |work| work.saturating_add(TRAVEL_MS)))
     }

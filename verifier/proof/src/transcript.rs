@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    Challenge, Digest, Nonce, Task,
+    Challenge, Digest, Nonce,
     mix::{State, below},
 };
 
@@ -43,25 +43,14 @@ pub(crate) fn seal(domain: &str, binding: &Digest, number: u64, state: &State) -
 
 /// What the work of a challenge starts from: no other challenge, host, size or nonce has it.
 pub(crate) fn binding(challenge: &Challenge) -> Digest {
-    let sizes: Vec<u8> = match &challenge.task {
-        Task::Cpu(task) => [0, task.milli_cpu.0, i64::from(task.segments), i64::from(task.samples)].to_vec(),
-        Task::Memory(task) => [
-            1,
-            task.memory.0,
-            task.milli_cpu.0,
-            i64::from(task.lanes),
-            i64::from(task.reads),
-            i64::from(task.samples),
-            task.reads_ms.0,
-        ]
-        .to_vec(),
-    }
-    .into_iter()
-    .flat_map(i64::to_le_bytes)
-    .collect();
+    // Its JSON has all of a test's sizes, in an order that does not change.
+    let task = serde_json::to_vec(&challenge.task).unwrap_or_default();
     let (id, host) = (challenge.challenge.0.as_bytes(), challenge.host.0.as_bytes());
-    let version = challenge.version.to_le_bytes();
-    hash("nave proof challenge", &[&version, id, host, &challenge.nonce.0, &sizes])
+    let beacon = challenge.beacon.as_ref().map_or(&[][..], |beacon| &beacon.0);
+    let parts =
+        [&challenge.version.to_le_bytes(), &id[..], host, &challenge.nonce.0, &[beacon.len() as u8], beacon];
+    let work = hash("nave proof task", &[&task]);
+    hash("nave proof challenge", &[&parts.concat(), &work.0])
 }
 
 /// What comes after a commitment and the nonce it was answered with.

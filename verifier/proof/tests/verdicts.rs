@@ -48,6 +48,7 @@ fn fresh(task: Task) -> Challenge {
         host: HostId(Uuid::from_u128(2)),
         task,
         nonce: Nonce([3; 32]),
+        beacon: None,
         reveals: Vec::new(),
     }
 }
