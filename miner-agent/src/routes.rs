@@ -128,6 +128,7 @@ mod tests {
             generation: 1,
             host: HostId(Uuid::from_u128(1)),
             state: HostState::Ready,
+            reason: None,
             fence_ms: Millis(1),
             report_ms: Millis(1),
             mesh: MeshSpec { key, hub_key: key, hub_endpoints: vec![] },

@@ -402,6 +402,7 @@ impl Agent {
             said: clock::now(),
             heard: self.memory.in_touch.then_some(self.memory.heard),
             state: self.spec.as_ref().map(|spec| spec.state),
+            reason: self.spec.as_ref().and_then(|spec| spec.reason.clone()),
             dismissed: self.memory.dismissed,
             runtime: self.runtime.kind(),
             runtime_answers: self.blind.is_none(),

@@ -10,7 +10,7 @@ use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis,
     host::{HostState, Runtime},
 };
-use nave_sdk::wire::host::LeaseReport;
+use nave_sdk::wire::{enrol::StateReason, host::LeaseReport};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +37,8 @@ pub struct Doing {
     pub heard: Option<Millis>,
     /// Where the market says that the host stands.
     pub state: Option<HostState>,
+    /// Why it stands there, where the market says so.
+    pub reason: Option<StateReason>,
     /// The market does not know the host any more.
     pub dismissed: bool,
     /// What runs jobs.

@@ -5,8 +5,15 @@ mod common;
 use std::time::Duration;
 
 use common::{Agent, Plane, new_lease, order, until};
-use nave_domain::{LeaseId, Millis, host::Runtime};
-use nave_sdk::wire::host::{Exit, LeaseReport, Order};
+use nave_domain::{
+    LeaseId, Millis, Timestamp,
+    host::{HostState, Runtime},
+};
+use nave_sdk::wire::{
+    enrol::StateReason,
+    host::{Exit, LeaseReport, Order},
+};
+use serde_json::Value;
 use tempfile::TempDir;
 
 fn play(ms: u32, exit: i32, out: Option<&str>) -> Order {
@@ -132,16 +139,42 @@ async fn a_host_that_was_sent_away_begins_nothing_and_ends_what_runs_at_the_fenc
     plane.place(lease, play(600_000, 0, None));
     plane.running(lease).await;
     plane.kept().dismissed = true;
-    let status = || {
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_miner-agent"))
-            .args(["status", "--json", "--data"])
-            .arg(dir.path().join("data"))
-            .output()
-            .expect("status runs");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+    until("it says so", || status(&dir, &["--json"]).contains("\"dismissed\": true")).await;
+    until("the job is fenced", || status(&dir, &["--json"]).contains("fenced")).await;
+}
+
+#[tokio::test]
+async fn a_refused_host_says_why_and_what_it_does_in_words() {
+    let (dir, plane, lease) = begin();
+    let _agent = agent(&plane, &dir);
+    plane.place(lease, play(600_000, 0, None));
+    plane.running(lease).await;
+    let line = |line: &str| status(&dir, &[]).lines().any(|said| said == line);
+    until("it says how it stands", || line("state    ready")).await;
+    until("it says that its lease runs", || line(&format!("lease    {lease} runs"))).await;
+    let reason = StateReason {
+        code: "cpu_overclaimed".into(),
+        message: "claims 16 cores, proved 1.9 in 2.1 s".into(),
+        since: Timestamp(7),
     };
-    until("it says so", || status().contains("\"dismissed\": true")).await;
-    until("the job is fenced", || status().contains("fenced")).await;
+    plane.change(|spec| (spec.state, spec.reason) = (HostState::Refused, Some(reason.clone())));
+    let why = "state    refused: claims 16 cores, proved 1.9 in 2.1 s (cpu_overclaimed)";
+    until("it says why", || line(why)).await;
+    let json: Value = serde_json::from_str(&status(&dir, &["--json"])).expect("JSON");
+    assert_eq!(json["agent"]["reason"], serde_json::to_value(&reason).expect("JSON"));
+    plane.change(|spec| (spec.state, spec.reason) = (HostState::Ready, None));
+    until("the reason is gone with the refusal", || line("state    ready")).await;
+}
+
+/// What `miner-agent status` says.
+fn status(dir: &TempDir, args: &[&str]) -> String {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_miner-agent"))
+        .args(["status", "--data"])
+        .arg(dir.path().join("data"))
+        .args(args)
+        .output()
+        .expect("status runs");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[tokio::test]

@@ -82,6 +82,8 @@ pub struct SpecRow {
     pub generation: u64,
     /// Where the host stands.
     pub state: HostState,
+    /// Why it takes no jobs.
+    pub reason: Option<HostReason>,
     /// Its open leases.
     pub orders: BTreeMap<LeaseId, OrderRow>,
 }
@@ -165,6 +167,11 @@ async fn is_corrected(tx: &mut PgConnection, host: HostId, inventory: &Inventory
     let pairs = [(tested.milli_cpu.0, inventory.milli_cpu.0), (tested.memory.0, inventory.memory.0)];
     let is_less = pairs.iter().any(|(tested, now)| *now <= tested - tested / CORRECTED_PART && now < tested);
     Ok(is_less && pairs.iter().all(|(tested, now)| now <= tested))
+}
+
+fn read_reason(code: Option<String>, message: Option<String>, at_ms: Option<i64>) -> Option<HostReason> {
+    let ((code, message), at_ms) = code.zip(message).zip(at_ms)?;
+    Some(HostReason { code, message, since: Timestamp(at_ms) })
 }
 
 impl Store {
@@ -255,10 +262,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when there is no such host.
     pub async fn host_spec(&self, host: HostId) -> Result<SpecRow> {
-        let row = sqlx::query!("select generation, state from hosts where host_id = $1", host.0)
-            .fetch_optional(&self.pool)
-            .await?
-            .ok_or(StoreError::NotFound("host"))?;
+        let row = sqlx::query!(
+            "select generation, state, reason_code, reason_message, reason_at_ms from hosts where host_id = $1",
+            host.0
+        )
+        .fetch_optional(&self.pool)
+        .await?
+        .ok_or(StoreError::NotFound("host"))?;
         let orders = sqlx::query!(
             "select l.lease_id, l.job_id, l.attempt, l.stop_reason, l.milli_cpu, l.memory, l.disk, l.devices, j.request
              from leases l join jobs j using (job_id) where l.host_id = $1 and l.state <> 'closed'",
@@ -284,6 +294,7 @@ impl Store {
         Ok(SpecRow {
             generation: row.generation.cast_unsigned(),
             state: error::read_name("a host's state", row.state)?,
+            reason: read_reason(row.reason_code, row.reason_message, row.reason_at_ms),
             orders: orders.collect::<Result<_>>()?,
         })
     }
@@ -330,7 +341,6 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         let rows = rows.into_iter().map(|row| {
-            let reason = row.reason_code.zip(row.reason_message).zip(row.reason_at_ms);
             Ok(HostRow {
                 host: row.host_id.into(),
                 name: row.name,
@@ -342,11 +352,7 @@ impl Store {
                     .proven
                     .map(|value| error::read_json("what a host has proven", value))
                     .transpose()?,
-                reason: reason.map(|((code, message), since)| HostReason {
-                    code,
-                    message,
-                    since: Timestamp(since),
-                }),
+                reason: read_reason(row.reason_code, row.reason_message, row.reason_at_ms),
                 paused: row.paused,
                 term: error::read_name("a term", row.term)?,
                 rate: Rate {

@@ -20,12 +20,12 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{peer::PeerHost, releases};
-use crate::{app::App, config::Config, error::ApiError, extract::Query, routes};
+use crate::{app::App, config::Config, error::ApiError, extract::Query, routes, view};
 
 /// Longest time without looking again, should an announcement be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Room in a document beside its orders, in bytes.
-const ENVELOPE_BYTES: usize = 4 << 10;
+const ENVELOPE_BYTES: usize = 8 << 10;
 /// Room beside each order for its id and for a stop that may come later, in bytes.
 const ORDER_ENVELOPE_BYTES: usize = 128;
 
@@ -72,6 +72,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         generation: row.generation,
         host,
         state: row.state,
+        reason: row.reason.map(view::reason),
         fence_ms,
         report_ms,
         mesh,

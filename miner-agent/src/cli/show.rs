@@ -10,6 +10,11 @@ use nave_domain::host::{Inventory, Runtime};
 use nave_miner_agent::{
     doctor, inventory,
     status::{Doing, Status},
+    upgrade::Standing,
+};
+use nave_sdk::wire::{
+    enrol::StateReason,
+    host::{Exit, LeaseReport, ResultRef},
 };
 
 use super::args::{DataArg, DockerArgs, OfferArgs};
@@ -126,13 +131,13 @@ fn print_status(status: &Status, data: &Path) {
 fn print_doing(agent: &Doing, status: &Status) {
     println!("agent    {} runs as process {}", agent.version, agent.pid);
     if let Some(fetched) = &agent.upgrade {
-        println!("upgrade  {} ({:?})", fetched.version, fetched.standing);
+        println!("upgrade  {} {}", fetched.version, standing_words(fetched.standing));
     }
     match agent.state {
         _ if agent.dismissed => {
             println!("state    not in the market any more: enrol with a new ticket to join again");
         }
-        Some(state) => println!("state    {}", state.as_str()),
+        Some(state) => println!("state    {}{}", state.as_str(), reason_words(agent.reason.as_ref())),
         None => println!("state    not known yet"),
     }
     match status.heard_ms_ago {
@@ -155,7 +160,7 @@ fn print_doing(agent: &Doing, status: &Status) {
     };
     println!("engine   {engine}: {answers}");
     for (lease, report) in &agent.leases {
-        println!("lease    {lease} {report:?}");
+        println!("lease    {lease} {}", lease_words(report));
     }
     if let Some(proof) = &agent.proof {
         let answered = if proof.answered { "answered" } else { "under way" };
@@ -163,7 +168,106 @@ fn print_doing(agent: &Doing, status: &Status) {
     }
 }
 
+/// Why a host stands where it does, after its state; nothing where no reason is known.
+fn reason_words(reason: Option<&StateReason>) -> String {
+    // Part of it may come from programs of other people.
+    let plain = |text: &str| text.replace(char::is_control, " ");
+    reason
+        .map_or_else(String::new, |reason| format!(": {} ({})", plain(&reason.message), plain(&reason.code)))
+}
+
+fn standing_words(standing: Standing) -> String {
+    match standing {
+        Standing::Trying { starts } => format!("is being tried (start {starts})"),
+        Standing::Good => "has reached the market".to_owned(),
+        Standing::Fallen => "has not reached the market: the program before it runs again".to_owned(),
+        Standing::Bad => "has not reached the market and is not tried again".to_owned(),
+    }
+}
+
+fn lease_words(report: &LeaseReport) -> String {
+    match report {
+        LeaseReport::Preparing => "is being prepared".to_owned(),
+        LeaseReport::Running => "runs".to_owned(),
+        LeaseReport::Unseen => "ran when the engine last answered".to_owned(),
+        LeaseReport::Exited { exit } => {
+            format!("has ended: {}; its logs and results are on their way", exit_words(exit))
+        }
+        LeaseReport::Finished { exit, result } => {
+            format!("is finished: {}{}", exit_words(exit), result_words(result.as_ref()))
+        }
+    }
+}
+
+fn exit_words(exit: &Exit) -> String {
+    match exit {
+        Exit::Code { code } => format!("exit code {code}"),
+        Exit::OutOfMemory => "it needed more memory than it has".to_owned(),
+        Exit::Killed => "something on this machine killed it".to_owned(),
+        Exit::Stopped => "the market had it stopped".to_owned(),
+        Exit::Fenced => "the market was not heard in time".to_owned(),
+        Exit::StartFailed { detail } => format!("it did not start: {detail}"),
+    }
+}
+
+fn result_words(result: Option<&ResultRef>) -> String {
+    result.map_or_else(String::new, |result| {
+        let whole = if result.truncated { ", without the files that were too much" } else { "" };
+        format!("; {} B of result files{whole}", result.size)
+    })
+}
+
 fn age(at_s: u64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.as_secs().saturating_sub(at_s)
+}
+
+#[cfg(test)]
+mod tests {
+    use nave_domain::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_reason_stands_after_the_state_on_one_line() {
+        let reason = |message: &str| StateReason {
+            code: "cpu_overclaimed".into(),
+            message: message.into(),
+            since: Timestamp(0),
+        };
+        let said = reason_words(Some(&reason("claims 16 cores, proved 1.9 in 2.1 s")));
+        assert_eq!(said, ": claims 16 cores, proved 1.9 in 2.1 s (cpu_overclaimed)");
+        assert_eq!(reason_words(Some(&reason("two\n\u{1b}lines"))), ": two  lines (cpu_overclaimed)");
+        assert_eq!(reason_words(None), "");
+    }
+
+    #[test]
+    fn leases_are_told_in_words() {
+        let result = |truncated| ResultRef { sha256: "0".repeat(64), size: 2_048, truncated };
+        let finished = |exit, result| LeaseReport::Finished { exit, result };
+        let failed = Exit::StartFailed { detail: "no such image".into() };
+        for (report, words) in [
+            (LeaseReport::Preparing, "is being prepared"),
+            (LeaseReport::Running, "runs"),
+            (LeaseReport::Unseen, "ran when the engine last answered"),
+            (
+                LeaseReport::Exited { exit: Exit::OutOfMemory },
+                "has ended: it needed more memory than it has; its logs and results are on their way",
+            ),
+            (finished(Exit::Killed, None), "is finished: something on this machine killed it"),
+            (finished(Exit::Stopped, None), "is finished: the market had it stopped"),
+            (finished(Exit::Fenced, None), "is finished: the market was not heard in time"),
+            (finished(failed, None), "is finished: it did not start: no such image"),
+            (
+                finished(Exit::Code { code: 0 }, Some(result(false))),
+                "is finished: exit code 0; 2048 B of result files",
+            ),
+            (
+                finished(Exit::Code { code: 3 }, Some(result(true))),
+                "is finished: exit code 3; 2048 B of result files, without the files that were too much",
+            ),
+        ] {
+            assert_eq!(lease_words(&report), words);
+        }
+    }
 }

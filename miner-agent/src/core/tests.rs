@@ -44,6 +44,7 @@ fn spec(leases: &[(u8, Option<StopReason>)]) -> HostSpec {
         generation: 1,
         host,
         state: HostState::Ready,
+        reason: None,
         fence_ms: Millis(FENCE),
         report_ms: Millis(5_000),
         mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },

@@ -143,6 +143,7 @@ impl Plane {
             generation: 1,
             host,
             state: HostState::Ready,
+            reason: None,
             fence_ms: Millis(60_000),
             report_ms: Millis(500),
             mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },

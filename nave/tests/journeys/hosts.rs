@@ -71,6 +71,10 @@ fn a_host_that_claims_eight_times_its_cores_is_refused_and_told_why() {
     assert!(succeed(&mut market.nave(&["hosts"])).contains("refused"));
     let shown = succeed(&mut market.miner(&["show", "liar"]));
     assert!(shown.contains("cpu_overclaimed"), "{shown}");
+    wait_for("the host itself to tell why", || {
+        let status = succeed(market.program("miner-agent").args(["status", "--data"]).arg(&liar.data));
+        status.contains("(cpu_overclaimed)").then_some(())
+    });
     let elsewhere = market.submit(&["--cpu", "0.5", "--memory", "128MiB", "--image", &image()], &["true"]);
     let done = market.await_final(&elsewhere);
     assert_ne!(host_of(&done, 0), liar.id, "no job goes to a host that was refused");

@@ -47,7 +47,7 @@ const REST_MS_MAX: i64 = 3_600_000;
 enum Message {
     Report(usize, Report),
     Ack(usize, Report, u64),
-    Spec(usize, u64, HostSpec),
+    Spec(usize, u64, Box<HostSpec>),
 }
 
 impl Message {
@@ -260,7 +260,7 @@ impl World {
         if generation > agent.after {
             agent.polls = true;
             let (session, spec) = (agent.session, spec(&self.rows, machine.id));
-            self.net.push(Message::Spec(host, session, spec));
+            self.net.push(Message::Spec(host, session, Box::new(spec)));
         }
     }
 
@@ -293,7 +293,7 @@ impl World {
             Message::Ack(host, report, generation) => self.machines[host].acked(&report, generation, now),
             Message::Spec(host, session, spec) => {
                 self.say(|_| format!("  spec for host {host}: {:?}", spec.leases.keys()));
-                self.machines[host].take_spec(session, spec, now);
+                self.machines[host].take_spec(session, *spec, now);
             }
         }
     }
@@ -558,6 +558,7 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
         generation: rows.hosts[&host].generation,
         host,
         state: rows.hosts[&host].state,
+        reason: None,
         fence_ms: FENCE,
         report_ms: REPORT,
         mesh: MeshSpec { key: key(1), hub_key: key(2), hub_endpoints: Vec::new() },

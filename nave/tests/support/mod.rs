@@ -400,7 +400,7 @@ fn stranger_interface(id: &str) -> String {
 /// A host that nobody keeps running; gone at the end of the test.
 pub struct Stranger {
     pub id: String,
-    data: PathBuf,
+    pub data: PathBuf,
     process: std::process::Child,
 }
 

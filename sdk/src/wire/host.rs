@@ -25,7 +25,7 @@ use nave_domain::{
 use nave_proof::{Challenge, ProofReport};
 use serde::{Deserialize, Serialize};
 
-use super::sign::SignedRelease;
+use super::{enrol::StateReason, sign::SignedRelease};
 
 /// The version of this protocol; another one is refused by name.
 pub const PROTOCOL: u16 = 2;
@@ -49,6 +49,9 @@ pub struct HostSpec {
     pub host: HostId,
     /// Where the host stands.
     pub state: HostState,
+    /// Why it stands there, where that needs saying; for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<StateReason>,
     /// Time after which a host that hears nothing ends its jobs.
     pub fence_ms: Millis,
     /// Longest time between two reports.
@@ -233,5 +236,25 @@ impl Stream {
             Self::Stdout => "stdout",
             Self::Stderr => "stderr",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_spec_needs_no_reason_and_is_the_same_as_before_without_one() {
+        let key = MeshKey::new([1; 32]).expect("a key");
+        let before = json!({
+            "protocol": PROTOCOL, "generation": 1, "host": format!("host_{:032x}", 1), "state": "ready",
+            "fence_ms": 1, "report_ms": 1, "leases": {},
+            "mesh": { "key": key, "hub_key": key, "hub_endpoints": [] },
+        });
+        let spec: HostSpec = serde_json::from_value(before.clone()).expect("a spec");
+        assert_eq!(spec.reason, None);
+        assert_eq!(serde_json::to_value(&spec).expect("JSON"), before);
     }
 }

@@ -121,6 +121,11 @@ async fn a_refused_host_is_tested_again_after_its_pause_if_it_is_there() {
                 (row.state, row.reason.as_ref().expect("why").code.as_str()),
                 (HostState::Refused, "cpu_overclaimed")
             );
+            assert_eq!(
+                market.store.host_spec(host).await.expect("spec").reason,
+                row.reason,
+                "it is told why"
+            );
             assert_eq!(due(market).await, []);
             advance(market, 61_000).await;
             assert_eq!(due(market).await, [], "it is not there");
