@@ -13,26 +13,46 @@
 //!
 //! Only the verifier's clock counts: each step has a [`Span`] from the first
 //! delivery of its nonce to the complete receipt of its answer.
+//!
+//! Without features there are only the messages. What judges and what proves share most of
+//! their code; each is there with the feature of its name.
 
+#![cfg_attr(
+    not(all(feature = "judge", feature = "prover")),
+    allow(dead_code, unused_imports, reason = "each side alone leaves some of what they share unused")
+)]
+
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod cpu;
+#[cfg(any(feature = "judge", feature = "prover"))]
+pub mod device;
+mod devices;
+#[cfg(feature = "judge")]
 mod judge;
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod memory;
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod merkle;
 mod message;
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod mix;
+#[cfg(feature = "prover")]
 mod prover;
+mod sizes;
 mod task;
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod transcript;
 mod verdict;
 
-pub use cpu::STEPS;
+#[cfg(feature = "judge")]
 pub use judge::judge;
-pub use memory::{BLOCK, covered};
 pub use message::{
     Challenge, CpuTask, DeviceTask, DevicesTask, Digest, EXPLANATION_MAX, Evidence, Fill, Gemm, INLINE_MAX,
     Kind, Lanes, MemoryTask, Message, Nonce, OPENING_MAX, Opening, Phase, ProofReport, SoftwareTask, Span,
     Spill, StorageTask, Stream, Task, TransferTask, VERSION,
 };
+#[cfg(feature = "prover")]
 pub use prover::{Answer, Prover};
+pub use sizes::{BLOCK, STEPS, covered};
 pub use task::{REFERENCE_STEPS_PER_S, TOLERANCE};
 pub use verdict::{DeviceProven, Failure, Proven, Reason, Verdict};
