@@ -12,53 +12,14 @@ use crate::{
     CpuTask, Digest, Failure, Reason,
     merkle::{self, Tree},
     mix,
+    sizes::{Layout, STEPS},
     transcript::{draw, expand, seal},
 };
 
-/// Steps in a segment.
-pub const STEPS: u64 = 4096;
 /// Rounds in a step.
 const ROUNDS: usize = 4;
-/// Most checkpoints of all chains together: 256 MiB at the host while it works.
-pub(crate) const CHECKPOINTS_MAX: u64 = 1 << 23;
-/// Most chains: each is a thread of the prover.
-pub(crate) const CHAINS_MAX: u64 = 1024;
-
-/// Where each chain's checkpoints stand among all.
-pub(crate) struct Layout {
-    whole: u64,
-    last: u64,
-    chains: u64,
-}
-
-impl Layout {
-    pub(crate) fn of(task: &CpuTask) -> Self {
-        let milli = u64::try_from(task.milli_cpu.0).unwrap_or(0).max(1);
-        let whole = u64::from(task.segments).max(1);
-        let rest = milli - (milli.div_ceil(1000) - 1).saturating_mul(1000);
-        Self { whole, last: whole.saturating_mul(rest).div_ceil(1000), chains: milli.div_ceil(1000) }
-    }
-
-    pub(crate) fn chains(&self) -> u64 {
-        self.chains
-    }
-
-    /// Segments of all chains together.
-    pub(crate) fn segments(&self) -> u64 {
-        (self.chains - 1).saturating_mul(self.whole).saturating_add(self.last)
-    }
-
-    fn segments_of(&self, chain: u64) -> u64 {
-        if chain + 1 == self.chains { self.last } else { self.whole }
-    }
-
-    fn is_first_of_its_chain(&self, segment: u64) -> bool {
-        segment.is_multiple_of(self.whole)
-    }
-
-    fn first_checkpoint(&self, binding: &Digest, segment: u64) -> Digest {
-        seal("nave proof chain", binding, segment / self.whole, &[0; 8])
-    }
+fn first_checkpoint(layout: &Layout, binding: &Digest, segment: u64) -> Digest {
+    seal("nave proof chain", binding, layout.chain_of(segment), &[0; 8])
 }
 
 /// The checkpoint at the end of a segment.
@@ -73,8 +34,8 @@ fn segment(binding: &Digest, number: u64, from: &Digest) -> Digest {
 }
 
 fn chain(binding: &Digest, layout: &Layout, chain: u64) -> Vec<Digest> {
-    let first = chain * layout.whole;
-    let mut last = layout.first_checkpoint(binding, first);
+    let first = layout.first_of(chain);
+    let mut last = first_checkpoint(layout, binding, first);
     let numbers = first..first + layout.segments_of(chain);
     numbers
         .map(|number| {
@@ -121,7 +82,7 @@ pub(crate) fn open(task: &CpuTask, tree: &Tree, binding: &Digest, seed: &Digest)
     let layout = Layout::of(task);
     let segments = chosen(task, &layout, seed);
     let before = |segment: &u64| match layout.is_first_of_its_chain(*segment) {
-        true => Some(layout.first_checkpoint(binding, *segment)),
+        true => Some(first_checkpoint(&layout, binding, *segment)),
         false => tree.leaf(segment - 1),
     };
     let starts = segments.iter().filter_map(before);
@@ -154,7 +115,7 @@ pub(crate) fn check(
     for (&number, start) in segments.iter().zip(starts) {
         if !layout.is_first_of_its_chain(number) {
             learn(number - 1, *start)?;
-        } else if *start != layout.first_checkpoint(binding, number) {
+        } else if *start != first_checkpoint(&layout, binding, number) {
             return Err(format!("segment {number} does not start where its chain does"));
         }
         learn(number, segment(binding, number, start))?;
@@ -176,20 +137,13 @@ mod tests {
         CpuTask { milli_cpu: MilliCpu(milli_cpu), segments, samples }
     }
 
-    #[test]
-    fn the_last_core_of_a_claim_does_its_fraction() {
-        let segments = |milli_cpu| Layout::of(&task(milli_cpu, 1000, 1)).segments();
-        assert_eq!([1, 999, 1000, 1001, 1500, 64_000].map(segments), [1, 999, 1000, 1001, 1500, 64_000]);
-        assert_eq!(Layout::of(&task(1001, 1000, 1)).chains(), 2);
-    }
-
     /// The root over chains in which every `nth` segment was made up instead of computed.
     fn skipping(task: &CpuTask, binding: &Digest, nth: u64) -> Tree {
         let layout = Layout::of(task);
-        let mut last = layout.first_checkpoint(binding, 0);
+        let mut last = first_checkpoint(&layout, binding, 0);
         let checkpoints = (0..layout.segments()).map(|number| {
             if layout.is_first_of_its_chain(number) {
-                last = layout.first_checkpoint(binding, number);
+                last = first_checkpoint(&layout, binding, number);
             }
             last = match number % nth {
                 0 => hash("made up", &[&number.to_le_bytes()]),

@@ -11,16 +11,11 @@
 //! hands its last digest up as it is. A *multiproof* holds exactly the digests that cannot be computed from
 //! the leaves it is for, level by level from below, each from left to right. All numbers are little-endian.
 
+pub use crate::sizes::{CHUNK, TILE, VRAM_BLOCK};
 use crate::{Digest, Failure, Fill, Gemm, Lanes, Spill, Stream, transcript::hash};
 
-/// Entries of a row of a product that are hashed together.
-pub const TILE: usize = 256;
 /// Bytes that are one leaf of a product: 256 sums of 32 bits.
 pub const TILE_BYTES: usize = 4 * TILE;
-/// Bytes in a block of a fill.
-pub const VRAM_BLOCK: u64 = 32;
-/// Bytes in a chunk, the unit of passes, spills and transfers.
-pub const CHUNK: u64 = 64 << 10;
 
 /// Whatever computes proofs of a GPU.
 ///

@@ -4,9 +4,8 @@ use nave_domain::{MilliCpu, Millis};
 
 use crate::{
     Challenge, CpuTask, Digest, Evidence, Failure, MemoryTask, OPENING_MAX, Proven, Reason, Span, Task,
-    Verdict,
-    cpu::{self, Layout},
-    memory,
+    Verdict, cpu, memory,
+    sizes::{Layout, STEPS},
     task::{REFERENCE_STEPS_PER_S, TOLERANCE, shown},
     transcript::{binding, revealed},
 };
@@ -53,7 +52,7 @@ fn weigh_cpu(
     bindings: &[Digest],
     took: Millis,
 ) -> Result<Proven, Failure> {
-    let steps = u128::from(Layout::of(task).segments()) * u128::from(cpu::STEPS);
+    let steps = u128::from(Layout::of(task).segments()) * u128::from(STEPS);
     let elapsed = u128::try_from(took.0.max(1)).unwrap_or(1);
     let milli_cpu = steps * 1_000_000 / (elapsed * u128::from(REFERENCE_STEPS_PER_S));
     let milli_cpu = MilliCpu(i64::try_from(milli_cpu).unwrap_or(i64::MAX));

@@ -16,21 +16,14 @@ use std::{
     thread,
 };
 
-use nave_domain::Bytes;
-
 use crate::{
     Digest, Failure, MemoryTask, Reason,
     merkle::{self, Tree},
     mix::{State, add, below, round},
+    sizes::{LINES, WORDS, blocks, covered},
     transcript::{draw, expand, hash, seal},
 };
 
-/// Lines in a block.
-const LINES: u64 = 1024;
-/// Words of 64 bits in a line.
-const WORDS: u64 = 8;
-/// Bytes in a block.
-pub const BLOCK: u64 = LINES * WORDS * 8;
 /// Rounds in a line of a block.
 const ROUNDS: usize = 2;
 /// Blocks that are allocated at once.
@@ -39,18 +32,6 @@ const SLAB: u64 = 256;
 const ABREAST: usize = 16;
 /// Most blocks that the verifier keeps while it reads lanes.
 const KEPT_MAX: usize = 256;
-
-/// What of a claim is filled: all but a sixteenth and 32 MiB, which the system, the agent
-/// and the prover need, and half of it at least.
-#[must_use]
-pub fn covered(claim: Bytes) -> Bytes {
-    let claim = claim.0.max(0);
-    Bytes(claim - (claim / 16).saturating_add(32 << 20).min(claim / 2))
-}
-
-pub(crate) fn blocks(task: &MemoryTask) -> u64 {
-    u64::try_from(covered(task.memory).0).unwrap_or(0).div_ceil(BLOCK).max(1)
-}
 
 fn range(line: u64) -> std::ops::Range<usize> {
     let start = (line * WORDS) as usize;
@@ -265,12 +246,12 @@ pub(crate) fn check(
 mod tests {
     use std::time::{Duration, Instant};
 
-    use nave_domain::{ChallengeId, HostId, MilliCpu, Millis, Timestamp};
+    use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
     use uuid::Uuid;
 
     use super::*;
     use crate::{
-        Challenge, Evidence, Nonce, Span, Task, VERSION, Verdict, judge,
+        BLOCK, Challenge, Evidence, Nonce, Span, Task, VERSION, Verdict, judge,
         transcript::{binding, revealed},
     };
 
@@ -377,12 +358,5 @@ mod tests {
         (0..ROUNDS).for_each(|_| round(&mut state));
         assert_ne!(block[range(0)], state);
         assert_eq!(block.len() as u64 * 8, BLOCK);
-    }
-
-    #[test]
-    fn all_but_a_small_part_of_a_claim_is_filled() {
-        assert_eq!(covered(Bytes(8 * Bytes::GIB)), Bytes(8 * Bytes::GIB - (512 << 20) - (32 << 20)));
-        assert_eq!(covered(Bytes(10)), Bytes(5));
-        assert_eq!(covered(Bytes(-10)), Bytes(0));
     }
 }

@@ -3,9 +3,8 @@
 use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
-    Challenge, CpuTask, DevicesTask, MemoryTask, StorageTask, Task, TransferTask,
-    cpu::{self, Layout},
-    memory,
+    Challenge, CpuTask, DevicesTask, MemoryTask, StorageTask, Task, TransferTask, devices,
+    sizes::{self, BLOCK, Layout, STEPS},
 };
 
 /// Steps in a second of what counts as one core: a hardware thread of a server of 2.5 GHz
@@ -37,7 +36,7 @@ impl Task {
     pub fn cpu(milli_cpu: MilliCpu, length: Millis) -> Self {
         let chains = u64::try_from(milli_cpu.0).unwrap_or(1).div_ceil(1000).max(1);
         let steps = u64::try_from(length.0).unwrap_or(0).saturating_mul(REFERENCE_STEPS_PER_S / 1000);
-        let segments = (steps / cpu::STEPS).clamp(1, (cpu::CHECKPOINTS_MAX / chains).max(1));
+        let segments = (steps / STEPS).clamp(1, (sizes::CHECKPOINTS_MAX / chains).max(1));
         Self::Cpu(CpuTask { milli_cpu, segments: u32::try_from(segments).unwrap_or(u32::MAX), samples: 64 })
     }
 
@@ -63,12 +62,13 @@ impl Task {
     /// A sentence that says what is out of range.
     pub fn check(&self) -> Result<(), String> {
         let in_range = match self {
+            Self::Devices(task) => return devices::check(task),
             Self::Cpu(task) => {
                 let layout = Layout::of(task);
                 task.milli_cpu.0 > 0
-                    && layout.chains() <= cpu::CHAINS_MAX
+                    && layout.chains() <= sizes::CHAINS_MAX
                     && task.segments > 0
-                    && layout.segments() <= cpu::CHECKPOINTS_MAX
+                    && layout.segments() <= sizes::CHECKPOINTS_MAX
                     && (1..=1024).contains(&task.samples)
             }
             Self::Memory(task) => {
@@ -79,14 +79,14 @@ impl Task {
                     && (1..=64).contains(&task.samples)
                     && (1..=600_000).contains(&task.reads_ms.0)
             }
-            Self::Devices(_) | Self::Storage(_) | Self::Software(_) | Self::Transfer(_) => false,
+            Self::Storage(_) | Self::Software(_) | Self::Transfer(_) => false,
         };
         if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
     }
 
     /// What a core of the reference rate needs for a whole chain, in milliseconds.
     pub(crate) fn chain_ms(task: &CpuTask) -> i64 {
-        let steps = u64::from(task.segments).saturating_mul(cpu::STEPS);
+        let steps = u64::from(task.segments).saturating_mul(STEPS);
         i64::try_from(steps.saturating_mul(1000) / REFERENCE_STEPS_PER_S).unwrap_or(i64::MAX)
     }
 
@@ -118,5 +118,5 @@ impl Challenge {
 
 /// Bytes of memory that a claim must show, and how many blocks that is.
 pub(crate) fn shown(task: &MemoryTask) -> Bytes {
-    Bytes(i64::try_from(memory::blocks(task) * memory::BLOCK).unwrap_or(i64::MAX))
+    Bytes(i64::try_from(sizes::blocks(task) * BLOCK).unwrap_or(i64::MAX))
 }
