@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod mesh;
 pub mod rate;
 pub mod units;
+pub mod verdict;
 
 pub use ids::{ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId};
 pub use units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow, Timestamp};

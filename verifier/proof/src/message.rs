@@ -2,6 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
+pub use nave_domain::verdict::Kind;
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -110,24 +111,6 @@ pub enum Task {
     Software(SoftwareTask),
     /// A transfer from another host, through the mesh.
     Transfer(TransferTask),
-}
-
-/// What a challenge tests: at most one of each kind is open for a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// Computing power.
-    Cpu,
-    /// Memory.
-    Memory,
-    /// GPUs.
-    Devices,
-    /// Disk.
-    Storage,
-    /// Software.
-    Software,
-    /// Network.
-    Transfer,
 }
 
 /// A test of all GPUs of a host at once.
@@ -440,25 +423,6 @@ impl Task {
             Self::Storage(_) => Kind::Storage,
             Self::Software(_) => Kind::Software,
             Self::Transfer(_) => Kind::Transfer,
-        }
-    }
-}
-
-impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 6] =
-        [Self::Cpu, Self::Memory, Self::Devices, Self::Storage, Self::Software, Self::Transfer];
-
-    /// The name in JSON and SQL.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Memory => "memory",
-            Self::Devices => "devices",
-            Self::Storage => "storage",
-            Self::Software => "software",
-            Self::Transfer => "transfer",
         }
     }
 }
