@@ -23,26 +23,34 @@
 )]
 
 #[cfg(any(feature = "judge", feature = "prover"))]
+mod chacha;
+#[cfg(any(feature = "judge", feature = "prover"))]
 mod cpu;
 #[cfg(any(feature = "judge", feature = "prover"))]
 pub mod device;
 mod devices;
+#[cfg(any(feature = "judge", feature = "prover"))]
+pub mod gemm;
 #[cfg(feature = "judge")]
 mod judge;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod memory;
 #[cfg(any(feature = "judge", feature = "prover"))]
-mod merkle;
+pub mod merkle;
 mod message;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod mix;
 #[cfg(feature = "prover")]
 mod prover;
+#[cfg(any(feature = "judge", feature = "prover"))]
+mod sha;
 mod sizes;
 mod task;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod transcript;
 mod verdict;
+#[cfg(any(feature = "judge", feature = "prover"))]
+pub mod vram;
 
 #[cfg(feature = "judge")]
 pub use judge::judge;

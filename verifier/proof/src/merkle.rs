@@ -7,20 +7,22 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Digest, transcript::hash};
+use crate::{Digest, sha::TREE};
 
 fn parent(left: &Digest, right: &Digest) -> Digest {
-    hash("nave proof tree", &[&left.0, &right.0])
+    TREE.pair(left, right)
 }
 
 /// A hash tree with all its levels, leaves first.
-pub(crate) struct Tree {
+#[derive(Debug, Clone)]
+pub struct Tree {
     levels: Vec<Vec<Digest>>,
 }
 
 impl Tree {
     /// Builds the tree; an empty one has no root.
-    pub(crate) fn over(leaves: Vec<Digest>) -> Self {
+    #[must_use]
+    pub fn over(leaves: Vec<Digest>) -> Self {
         let mut levels = vec![leaves];
         while let Some(below) = levels.last().filter(|level| level.len() > 1) {
             let pairs = below.chunks(2).map(|pair| match pair {
@@ -32,36 +34,53 @@ impl Tree {
         Self { levels }
     }
 
-    pub(crate) fn root(&self) -> Option<Digest> {
+    /// What stands for all leaves.
+    #[must_use]
+    pub fn root(&self) -> Option<Digest> {
         self.levels.last().and_then(|level| level.first()).copied()
     }
 
     pub(crate) fn leaf(&self, index: u64) -> Option<Digest> {
-        self.levels.first()?.get(usize::try_from(index).ok()?).copied()
+        self.at(0, index)
+    }
+
+    /// The digest at a place: level 0 are the leaves.
+    #[must_use]
+    pub fn at(&self, level: usize, index: u64) -> Option<Digest> {
+        self.levels.get(level)?.get(usize::try_from(index).ok()?).copied()
     }
 
     /// The proof for `leaves`.
-    pub(crate) fn proof(&self, leaves: impl IntoIterator<Item = u64>) -> Vec<Digest> {
-        let mut known: Vec<u64> = leaves.into_iter().collect();
-        known.sort_unstable();
-        known.dedup();
-        let mut proof = Vec::new();
-        for level in &self.levels {
-            for index in &known {
-                let sibling = index ^ 1;
-                if known.binary_search(&sibling).is_err() {
-                    proof.extend(usize::try_from(sibling).ok().and_then(|sibling| level.get(sibling)));
-                }
-            }
-            known.iter_mut().for_each(|index| *index /= 2);
-            known.dedup();
-        }
-        proof
+    #[must_use]
+    pub fn proof(&self, leaves: impl IntoIterator<Item = u64>) -> Vec<Digest> {
+        let count = self.levels.first().map_or(0, |leaves| leaves.len() as u64);
+        let places = places(leaves, count);
+        places.into_iter().filter_map(|(level, index)| self.at(level, index)).collect()
     }
 }
 
+/// Where the digests of a proof for `leaves` of `count` stand in the tree, in their order: each
+/// is a level and an index in it. It is for who does not keep the whole tree.
+#[must_use]
+pub fn places(leaves: impl IntoIterator<Item = u64>, count: u64) -> Vec<(usize, u64)> {
+    let mut known: Vec<u64> = leaves.into_iter().collect();
+    known.sort_unstable();
+    known.dedup();
+    let (mut count, mut level, mut places) = (count, 0, Vec::new());
+    while count > 1 {
+        let siblings = known.iter().map(|index| index ^ 1);
+        let lonely = siblings.filter(|sibling| *sibling < count && known.binary_search(sibling).is_err());
+        places.extend(lonely.map(|sibling| (level, sibling)));
+        known.iter_mut().for_each(|index| *index /= 2);
+        known.dedup();
+        (count, level) = (count.div_ceil(2), level + 1);
+    }
+    places
+}
+
 /// The root that `leaves` of `count` and a proof give; `None` when the proof is too short or too long.
-pub(crate) fn root(leaves: BTreeMap<u64, Digest>, count: u64, proof: &[Digest]) -> Option<Digest> {
+#[must_use]
+pub fn root(leaves: BTreeMap<u64, Digest>, count: u64, proof: &[Digest]) -> Option<Digest> {
     let (mut known, mut count, mut proof) = (leaves, count, proof.iter());
     while count > 1 {
         let mut above = BTreeMap::new();
@@ -87,19 +106,9 @@ pub(crate) fn root(leaves: BTreeMap<u64, Digest>, count: u64, proof: &[Digest]) 
 }
 
 /// How many digests a proof for `leaves` of `count` has.
-pub(crate) fn proof_len(leaves: impl IntoIterator<Item = u64>, count: u64) -> usize {
-    let mut known: Vec<u64> = leaves.into_iter().collect();
-    known.sort_unstable();
-    known.dedup();
-    let (mut count, mut len) = (count, 0);
-    while count > 1 {
-        let lonely = |index: &&u64| (*index ^ 1) < count && known.binary_search(&(*index ^ 1)).is_err();
-        len += known.iter().filter(lonely).count();
-        known.iter_mut().for_each(|index| *index /= 2);
-        known.dedup();
-        count = count.div_ceil(2);
-    }
-    len
+#[must_use]
+pub fn proof_len(leaves: impl IntoIterator<Item = u64>, count: u64) -> usize {
+    places(leaves, count).len()
 }
 
 #[cfg(test)]
@@ -107,6 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::transcript::hash;
 
     fn leaves(count: u64) -> Vec<Digest> {
         (0..count).map(|index| hash("test", &[&index.to_le_bytes()])).collect()

@@ -1,0 +1,228 @@
+//! Products of matrices of signed bytes, whose sums every device computes alike.
+//!
+//! The matrices are streams of ChaCha8, so that no shortcut fits them: every byte takes every
+//! value. A sum of at most 131 071 products fits 32 bits, so there is no rounding and no order
+//! that matters. Entries of the product are committed to 256 at a time; the verifier derives the row and
+//! the column of one entry again and adds up their products.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Digest, Gemm, chacha,
+    device::{GemmOpening, TILE, TILE_BYTES, Tile, next_round},
+    merkle::{self, Tree},
+    sha::GEMM,
+    transcript::draw,
+};
+
+/// Where the streams of the columns begin; below are those of the rows.
+const COLUMNS: u64 = 1 << 32;
+
+/// An entry of one of the products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Which product, from 0.
+    pub round: u32,
+    /// Row of the first matrix.
+    pub row: u32,
+    /// Column of the second matrix.
+    pub column: u32,
+}
+
+/// The entries that `seed` chooses, ascending.
+#[must_use]
+pub fn chosen(gemm: &Gemm, seed: &Digest) -> Vec<Entry> {
+    let (columns, entries) = (u64::from(gemm.n), u64::from(gemm.m) * u64::from(gemm.n));
+    let drawn = draw(seed, gemm.samples, u64::from(gemm.rounds) * entries);
+    let entry = |number: u64| Entry {
+        round: (number / entries) as u32,
+        row: (number % entries / columns) as u32,
+        column: (number % columns) as u32,
+    };
+    drawn.into_iter().map(entry).collect()
+}
+
+/// Leaves of one product.
+#[must_use]
+pub fn leaves(gemm: &Gemm) -> u64 {
+    u64::from(gemm.m) * tiles_of_row(gemm)
+}
+
+fn tiles_of_row(gemm: &Gemm) -> u64 {
+    u64::from(gemm.n) / TILE as u64
+}
+
+impl Entry {
+    fn tile(&self, gemm: &Gemm) -> Tile {
+        let leaf = u64::from(self.row) * tiles_of_row(gemm) + u64::from(self.column) / TILE as u64;
+        Tile { round: self.round, leaf }
+    }
+}
+
+/// The leaves that hold `entries`, ascending and none twice.
+#[must_use]
+pub fn tiles(gemm: &Gemm, entries: &[Entry]) -> Vec<Tile> {
+    let mut tiles: Vec<Tile> = entries.iter().map(|entry| entry.tile(gemm)).collect();
+    tiles.sort_unstable();
+    tiles.dedup();
+    tiles
+}
+
+/// The leaves of each product that has any among `tiles`, ascending.
+#[must_use]
+pub fn by_round(tiles: &[Tile]) -> BTreeMap<u32, Vec<u64>> {
+    let mut rounds: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for tile in tiles {
+        rounds.entry(tile.round).or_default().push(tile.leaf);
+    }
+    rounds
+}
+
+/// The seed of each product, from the first one's and the roots of all.
+fn seeds(seed: &Digest, roots: &[Digest]) -> Vec<Digest> {
+    let mut seeds = vec![*seed];
+    for root in roots {
+        seeds.push(next_round(&seeds[seeds.len() - 1], root));
+    }
+    seeds
+}
+
+fn row(seed: &Digest, row: u32, bytes: &mut [u8]) {
+    chacha::fill(seed, u64::from(row), bytes);
+}
+
+fn column(seed: &Digest, column: u32, bytes: &mut [u8]) {
+    chacha::fill(seed, COLUMNS + u64::from(column), bytes);
+}
+
+/// The sum of the products of two streams of signed bytes.
+fn dot(row: &[u8], column: &[u8]) -> i32 {
+    let products = row.iter().zip(column).map(|(a, b)| i32::from(*a as i8) * i32::from(*b as i8));
+    products.fold(0, i32::wrapping_add)
+}
+
+/// A product with all that was committed to.
+#[cfg(feature = "prover")]
+pub(crate) struct Product {
+    tiles: Vec<[u8; TILE_BYTES]>,
+    tree: Tree,
+}
+
+#[cfg(feature = "prover")]
+impl Product {
+    /// Computes a product; where `made_up` says so, a tile holds what it gives instead.
+    pub(crate) fn new(gemm: &Gemm, seed: &Digest, made_up: impl Fn(u64) -> Option<[u8; TILE_BYTES]>) -> Self {
+        let k = gemm.k as usize;
+        let mut columns = vec![0; gemm.n as usize * k];
+        let numbered = columns.chunks_exact_mut(k).zip(0..);
+        numbered.for_each(|(bytes, number)| column(seed, number, bytes));
+        let (mut tiles, mut row_bytes) = (Vec::new(), vec![0; k]);
+        for row_number in 0..gemm.m {
+            row(seed, row_number, &mut row_bytes);
+            for columns in columns.chunks_exact(TILE * k) {
+                let tile = made_up(tiles.len() as u64).unwrap_or_else(|| tile(&row_bytes, columns));
+                tiles.push(tile);
+            }
+        }
+        let tree = Tree::over(tiles.iter().map(|tile| GEMM.hash(tile)).collect());
+        Self { tiles, tree }
+    }
+
+    pub(crate) fn root(&self) -> Option<Digest> {
+        self.tree.root()
+    }
+}
+
+/// What one row and 256 columns give.
+#[cfg(feature = "prover")]
+fn tile(row: &[u8], columns: &[u8]) -> [u8; TILE_BYTES] {
+    let mut tile = [0; TILE_BYTES];
+    let sums = columns.chunks_exact(row.len()).map(|column| dot(row, column));
+    tile.as_chunks_mut().0.iter_mut().zip(sums).for_each(|(bytes, sum)| *bytes = sum.to_le_bytes());
+    tile
+}
+
+/// The opening of `wanted`, ascending and none twice; `None` where there is no such tile.
+#[cfg(feature = "prover")]
+pub(crate) fn open(products: &[Product], wanted: &[Tile]) -> Option<GemmOpening> {
+    let tile = |tile: &Tile| products.get(tile.round as usize)?.tiles.get(tile.leaf as usize).copied();
+    let proof = |(round, leaves): (u32, Vec<u64>)| Some(products.get(round as usize)?.tree.proof(leaves));
+    Some(GemmOpening {
+        tiles: wanted.iter().map(tile).collect::<Option<_>>()?,
+        proofs: by_round(wanted).into_iter().map(proof).collect::<Option<_>>()?,
+    })
+}
+
+/// Whether an opening shows the chosen `entries` of products that were committed to, and whether those
+/// are right.
+///
+/// # Errors
+/// A sentence that says which of it is not so.
+#[cfg(feature = "judge")]
+pub fn check(
+    gemm: &Gemm,
+    seed: &Digest,
+    roots: &[Digest],
+    entries: &[Entry],
+    opening: &GemmOpening,
+) -> Result<(), String> {
+    let tiles = tiles(gemm, entries);
+    let rounds = by_round(&tiles);
+    let is_complete = roots.len() == gemm.rounds as usize
+        && opening.tiles.len() == tiles.len()
+        && opening.proofs.len() == rounds.len();
+    if !is_complete {
+        return Err("the products are not all shown".into());
+    }
+    let mut digests = opening.tiles.iter().map(|tile| GEMM.hash(tile));
+    for ((round, leaves), proof) in rounds.into_iter().zip(&opening.proofs) {
+        let known: BTreeMap<u64, Digest> = leaves.into_iter().zip(digests.by_ref()).collect();
+        let root = merkle::root(known, self::leaves(gemm), proof);
+        if root.is_none() || root.as_ref() != roots.get(round as usize) {
+            return Err(format!("chosen entries of product {round} are not what was committed to"));
+        }
+    }
+    let (seeds, mut scratch) = (seeds(seed, roots), Scratch::new(gemm));
+    for entry in entries {
+        let shown = tiles.binary_search(&entry.tile(gemm)).ok().map(|at| sum(&opening.tiles[at], entry));
+        if shown != Some(scratch.entry(&seeds[entry.round as usize], entry)) {
+            let Entry { round, row, column } = entry;
+            return Err(format!("row {row}, column {column} of product {round} is wrong"));
+        }
+    }
+    Ok(())
+}
+
+/// An entry as a tile shows it.
+#[cfg(feature = "judge")]
+fn sum(tile: &[u8; TILE_BYTES], entry: &Entry) -> i32 {
+    i32::from_le_bytes(tile.as_chunks().0[entry.column as usize % TILE])
+}
+
+/// Room for a row and a column.
+#[cfg(feature = "judge")]
+struct Scratch {
+    row: Vec<u8>,
+    column: Vec<u8>,
+}
+
+#[cfg(feature = "judge")]
+impl Scratch {
+    fn new(gemm: &Gemm) -> Self {
+        Self { row: vec![0; gemm.k as usize], column: vec![0; gemm.k as usize] }
+    }
+
+    /// An entry of the product of `seed`, computed again.
+    fn entry(&mut self, seed: &Digest, entry: &Entry) -> i32 {
+        row(seed, entry.row, &mut self.row);
+        column(seed, entry.column, &mut self.column);
+        dot(&self.row, &self.column)
+    }
+}
+
+/// An entry of the product of `seed`, computed alone.
+#[cfg(feature = "judge")]
+#[must_use]
+pub fn entry(gemm: &Gemm, seed: &Digest, entry: &Entry) -> i32 {
+    Scratch::new(gemm).entry(seed, entry)
+}

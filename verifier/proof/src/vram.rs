@@ -1,0 +1,211 @@
+//! Memory of a GPU: blocks that are slow to compute, and reads all over them.
+//!
+//! A block of 32 bytes costs a chain of hashes, so that what is not kept costs more than what is read.
+//! Lanes are chains of reads in which each decides about the next: they show that
+//! all of the fill is there. Passes read it from end to end: they show how fast it is. The verifier derives the
+//! few blocks that chosen lanes and chunks touch.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Digest, Fill, Lanes, Spill, Stream,
+    device::{CHUNK, PassChunk, VRAM_BLOCK},
+    merkle::{self, Tree},
+    mix::below,
+    sha::{self, LANE, STREAM, Words},
+    transcript::draw,
+};
+
+/// States that a chunk is read by.
+const STATES: usize = 32;
+/// Blocks that each of them reads.
+const STEPS: u64 = CHUNK / VRAM_BLOCK / STATES as u64;
+/// Chains of hashes that are computed side by side.
+const ABREAST: usize = 4;
+
+/// Blocks of a fill.
+#[must_use]
+pub fn blocks(fill: &Fill) -> u64 {
+    fill.bytes / VRAM_BLOCK
+}
+
+/// Whole chunks in a number of bytes.
+#[must_use]
+pub fn chunks(bytes: u64) -> u64 {
+    bytes / CHUNK
+}
+
+/// The lanes that `seed` chooses, ascending.
+#[must_use]
+pub fn chosen_lanes(lanes: &Lanes, seed: &Digest) -> Vec<u64> {
+    draw(seed, lanes.samples, u64::from(lanes.lanes))
+}
+
+/// The chunks of all passes that `seed` chooses, ascending.
+#[must_use]
+pub fn chosen_of_passes(stream: &Stream, fill: &Fill, seed: &Digest) -> Vec<PassChunk> {
+    let chunks = chunks(fill.bytes).max(1);
+    let drawn = draw(seed, stream.samples, u64::from(stream.passes) * chunks);
+    drawn.into_iter().map(|at| PassChunk { pass: (at / chunks) as u32, chunk: at % chunks }).collect()
+}
+
+/// The chunks of a copy that `seed` chooses, ascending.
+#[must_use]
+pub fn chosen_of_copy(spill: &Spill, seed: &Digest) -> Vec<u64> {
+    draw(seed, spill.samples, chunks(spill.bytes))
+}
+
+/// The chosen chunks of each pass that has any, ascending.
+#[must_use]
+pub fn by_pass(wanted: &[PassChunk]) -> BTreeMap<u32, Vec<u64>> {
+    let mut passes: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
+    for PassChunk { pass, chunk } in wanted {
+        passes.entry(*pass).or_default().push(*chunk);
+    }
+    passes
+}
+
+/// Takes a block into a state: added without carry, then a double round of half a ChaCha.
+#[inline(always)]
+fn take_in(state: &mut Words, block: &Words) {
+    state.iter_mut().zip(block).for_each(|(word, other)| *word ^= other);
+    quarter(state, [0, 1, 2, 3]);
+    quarter(state, [4, 5, 6, 7]);
+    quarter(state, [0, 5, 2, 7]);
+    quarter(state, [4, 1, 6, 3]);
+}
+
+#[inline(always)]
+fn quarter(state: &mut Words, [a, b, c, d]: [usize; 4]) {
+    for (left, right) in [(16, 12), (8, 7)] {
+        state[a] = state[a].wrapping_add(state[b]);
+        state[d] = (state[d] ^ state[a]).rotate_left(left);
+        state[c] = state[c].wrapping_add(state[d]);
+        state[b] = (state[b] ^ state[c]).rotate_left(right);
+    }
+}
+
+/// The block that a state reads next.
+#[inline(always)]
+fn next(state: &Words, blocks: u64) -> u64 {
+    below(u64::from(state[0]) | u64::from(state[1]) << 32, blocks)
+}
+
+/// Fills memory: the first `kept` blocks of it.
+#[cfg(feature = "prover")]
+pub(crate) fn derive(fill: &Fill, seed: &Digest, kept: u64) -> Vec<Words> {
+    let groups = (0..kept.div_ceil(ABREAST as u64)).map(|group| group * ABREAST as u64);
+    let mut blocks: Vec<Words> = groups.flat_map(|first| group(seed, first, fill.depth)).collect();
+    blocks.truncate(kept as usize);
+    blocks
+}
+
+fn group(seed: &Digest, first: u64, depth: u32) -> [Words; ABREAST] {
+    sha::chains(seed, std::array::from_fn(|at| first + at as u64), depth)
+}
+
+/// A block of a fill, computed alone.
+pub(crate) fn block(fill: &Fill, seed: &Digest, number: u64) -> Words {
+    let [block] = sha::chains(seed, [number], fill.depth);
+    block
+}
+
+/// The end of a lane over `blocks` blocks that `block` gives.
+#[cfg(feature = "prover")]
+pub(crate) fn lane(
+    (lanes, seed, blocks): (&Lanes, &Digest, u64),
+    lane: u64,
+    block: impl Fn(u64) -> Words,
+) -> Digest {
+    let mut state = sha::start(seed, lane);
+    for _ in 0..lanes.reads {
+        let read = block(next(&state, blocks));
+        take_in(&mut state, &read);
+    }
+    LANE.words(&[state])
+}
+
+/// The end of a chunk in the pass of `seed`.
+pub(crate) fn chunk(seed: &Digest, chunk: u64, mut block: impl FnMut(u64) -> Words) -> Digest {
+    let mut states: [Words; STATES] =
+        std::array::from_fn(|state| sha::start(seed, STATES as u64 * chunk + state as u64));
+    let first = chunk * (CHUNK / VRAM_BLOCK);
+    for step in 0..STEPS {
+        for (state, at) in states.iter_mut().zip(0..) {
+            take_in(state, &block(first + STATES as u64 * step + at));
+        }
+    }
+    STREAM.words(&states)
+}
+
+/// A chunk of a fill in the pass of `pass`, with its blocks computed.
+fn derived_chunk(fill: &Fill, seed: &Digest, pass: &Digest, number: u64) -> Digest {
+    let (mut ahead, mut left) = ([[0; 8]; ABREAST], 0);
+    chunk(pass, number, |at| {
+        if left == 0 {
+            (ahead, left) = (group(seed, at, fill.depth), ABREAST);
+        }
+        left -= 1;
+        ahead[ABREAST - 1 - left]
+    })
+}
+
+/// The ends of some lanes over a fill, with the blocks they read computed.
+fn derived_lanes(fill: &Fill, filled: &Digest, lanes: &Lanes, seed: &Digest, some: &[u64]) -> Vec<Digest> {
+    let Some(last) = some.last() else { return Vec::new() };
+    let number = |at: usize| some.get(at).copied().unwrap_or(*last);
+    let mut states: [Words; ABREAST] = std::array::from_fn(|at| sha::start(seed, number(at)));
+    for _ in 0..lanes.reads {
+        let wanted = states.each_ref().map(|state| next(state, blocks(fill)));
+        let read = sha::chains(filled, wanted, fill.depth);
+        states.iter_mut().zip(&read).for_each(|(state, block)| take_in(state, block));
+    }
+    states.iter().take(some.len()).map(|state| LANE.words(&[*state])).collect()
+}
+
+/// Whether `proof` shows the chosen lanes of the reads that `root` stands for, over a fill of
+/// seed `filled`, by reading them again.
+///
+/// # Errors
+/// A sentence.
+#[cfg(feature = "judge")]
+pub fn check_lanes(
+    (fill, filled): (&Fill, &Digest),
+    (lanes, seed): (&Lanes, &Digest),
+    root: &Digest,
+    chosen: &[u64],
+    proof: &[Digest],
+) -> Result<(), String> {
+    let derived = |some| derived_lanes(fill, filled, lanes, seed, some);
+    let ends = chosen.iter().copied().zip(chosen.chunks(ABREAST).flat_map(derived)).collect();
+    match merkle::root(ends, u64::from(lanes.lanes), proof) {
+        Some(shown) if shown == *root => Ok(()),
+        Some(_) | None => Err("chosen lanes are not what was committed to".into()),
+    }
+}
+
+/// Whether `proof` shows the chosen chunks of a pass of seed `pass` that `root` stands for, over the
+/// first `bytes` of a fill of seed `filled`, by computing them again.
+///
+/// # Errors
+/// A sentence.
+#[cfg(feature = "judge")]
+pub fn check_chunks(
+    (fill, filled): (&Fill, &Digest),
+    (bytes, pass): (u64, &Digest),
+    root: &Digest,
+    chosen: &[u64],
+    proof: &[Digest],
+) -> Result<(), String> {
+    let derived = |number: &u64| (*number, derived_chunk(fill, filled, pass, *number));
+    match merkle::root(chosen.iter().map(derived).collect(), chunks(bytes), proof) {
+        Some(shown) if shown == *root => Ok(()),
+        Some(_) | None => Err("chosen chunks are not what was committed to".into()),
+    }
+}
+
+/// A pass over `chunks` chunks whose blocks `block` gives.
+#[cfg(feature = "prover")]
+pub(crate) fn pass(seed: &Digest, chunks: u64, block: impl Fn(u64) -> Words) -> Tree {
+    Tree::over((0..chunks).map(|number| chunk(seed, number, &block)).collect())
+}
