@@ -40,6 +40,8 @@ const TRIAL: Duration = Duration::from_secs(180);
 const PROGRAM_BYTES_MAX: u64 = 256 << 20;
 /// The version that a test has a development build say.
 pub(crate) const VERSION_SAID: &str = "NAVE_AGENT_VERSION";
+/// How long a test gives the new program of a development build.
+const TRIAL_SAID: &str = "NAVE_AGENT_TRIAL_MS";
 /// Set for a program that another one has given its place to: where the one that was
 /// installed lies.
 const MARK: &str = "NAVE_AGENT_SUCCEEDS";
@@ -136,7 +138,7 @@ pub fn target() -> String {
 /// How long a new program may take to reach the control plane.
 #[must_use]
 pub fn trial() -> Duration {
-    let shorter = std::env::var("NAVE_AGENT_TRIAL_MS").ok().filter(|_| cfg!(debug_assertions));
+    let shorter = std::env::var(TRIAL_SAID).ok().filter(|_| cfg!(debug_assertions));
     shorter.and_then(|ms| ms.parse().ok()).map_or(TRIAL, Duration::from_millis)
 }
 
@@ -272,8 +274,8 @@ fn exec(program: &Path) -> anyhow::Error {
     if let Ok(installed) = installed() {
         command.env(MARK, installed);
     }
-    // What a test has this program say is not what the other one is.
-    let error = command.args(args).env_remove(VERSION_SAID).exec();
+    // What a test has this program say and do is not for the other one.
+    let error = command.args(args).env_remove(VERSION_SAID).env_remove(TRIAL_SAID).exec();
     anyhow::Error::new(error).context(format!("start {}", program.display()))
 }
 

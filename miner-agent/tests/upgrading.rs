@@ -13,8 +13,13 @@ use tempfile::TempDir;
 
 /// A newer program: this one, under another version.
 fn newer(version: &str) -> Vec<u8> {
+    newer_with(version, "")
+}
+
+/// The same with one more variable.
+fn newer_with(version: &str, variable: &str) -> Vec<u8> {
     let agent = env!("CARGO_BIN_EXE_miner-agent");
-    format!("#!/bin/sh\nNAVE_AGENT_VERSION={version} exec {agent} \"$@\"\n").into_bytes()
+    format!("#!/bin/sh\nNAVE_AGENT_VERSION={version} {variable} exec {agent} \"$@\"\n").into_bytes()
 }
 
 fn signed(version: &str, bytes: &[u8], key: &SecretKey) -> SignedRelease {
@@ -107,9 +112,9 @@ async fn what_another_key_signed_or_what_was_changed_on_its_way_never_runs() {
 async fn a_program_that_does_not_reach_the_control_plane_gives_its_place_back() {
     let site = Site::begin();
     site.plane.kept().deaf_to = Some("9.3.0".into());
-    let _agent = site.agent(&[("NAVE_AGENT_TRIAL_MS", "1500")]);
+    let _agent = site.agent(&[]);
     site.runs(OWN).await;
-    site.offer("9.3.0", &newer("9.3.0"), &release_key());
+    site.offer("9.3.0", &newer_with("9.3.0", "NAVE_AGENT_TRIAL_MS=1500"), &release_key());
     let record = site.dir.path().join("data/agent/upgrade.json");
     let known = || std::fs::read_to_string(&record).unwrap_or_default();
     until("the new one is on trial", || known().contains("trying")).await;
