@@ -16,8 +16,8 @@ use crate::{
     support::{Host, Market},
 };
 
-/// Strikes, if there is something to strike; a link is up again when this returns.
-pub fn strike(market: &Market, hosts: &[Host], blow: Strike) -> bool {
+/// Strikes, or says why there was nothing to strike; a link is up again when this returns.
+pub fn strike(market: &Market, hosts: &[Host], blow: Strike) -> Result<(), &'static str> {
     let host = &hosts[usize::try_from(blow.which % hosts.len() as u64).expect("small")];
     match blow.kind {
         Kind::Gateway => kill_part(market, "gateway"),
@@ -29,54 +29,60 @@ pub fn strike(market: &Market, hosts: &[Host], blow: Strike) -> bool {
         Kind::Postgres => kill_part(market, "postgres"),
         Kind::Agent => kill_part(market, &host.part("agent")),
         Kind::Dockerd => kill_part(market, &host.part("dockerd")),
-        Kind::Containerd => kill_one(&named(inside(host), "containerd"), blow.which),
+        Kind::Containerd => kill_one(&named(inside(host), "containerd"), blow.which, "it does not run"),
         Kind::HubTunnel => kill_tunnel(market, "hub"),
         Kind::AgentTunnel => kill_tunnel(market, &host.part("agent")),
         Kind::Prover => examine(market, host, blow),
         Kind::Container => {
-            kill_one(&tagged().into_iter().map(|(pid, ..)| pid).collect::<Vec<_>>(), blow.which)
+            let pids: Vec<i32> = tagged().into_iter().map(|(pid, ..)| pid).collect();
+            kill_one(&pids, blow.which, "no job runs")
         }
         Kind::Link => {
             host.set_link("down");
             thread::sleep(Duration::from_millis(blow.for_ms));
             host.set_link("up");
-            true
+            Ok(())
         }
     }
 }
 
-fn kill_tunnel(market: &Market, part: &str) -> bool {
-    let of_part = market.pid_now(part).map(|parent| named(descendants(parent), "nave-tunnel"));
-    of_part.is_some_and(|pids| kill_one(&pids, 0))
+fn kill_tunnel(market: &Market, part: &str) -> Result<(), &'static str> {
+    let parent = market.pid_now(part).ok_or("what starts it does not run")?;
+    kill_one(&named(descendants(parent), "nave-tunnel"), 0, "it does not run")
 }
 
-fn kill_part(market: &Market, part: &str) -> bool {
-    market.pid_now(part).is_some_and(kill)
+fn kill_part(market: &Market, part: &str) -> Result<(), &'static str> {
+    kill(market.pid_now(part).ok_or("it does not run")?)
 }
 
-fn kill_one(pids: &[i32], which: u64) -> bool {
+fn kill_one(pids: &[i32], which: u64, none: &'static str) -> Result<(), &'static str> {
     let at = usize::try_from(which % pids.len().max(1) as u64).expect("small");
-    pids.get(at).is_some_and(|pid| kill(*pid))
+    kill(*pids.get(at).ok_or(none)?)
 }
 
-fn kill(pid: i32) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).is_ok()
+fn kill(pid: i32) -> Result<(), &'static str> {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), SIGKILL).map_err(|_| "it had just ended")
 }
 
 /// Has a host tested again and kills its prover in the middle.
-fn examine(market: &Market, host: &Host, blow: Strike) -> bool {
+fn examine(market: &Market, host: &Host, blow: Strike) -> Result<(), &'static str> {
     // Refused while the host is being tested already; that serves as well.
     drop(market.naved().args(["admin", "test", host.id()]).output());
     let began = Instant::now();
+    let mut missed = "no prover came";
     while began.elapsed() < Duration::from_secs(8) {
-        let provers = named(inside(host), "nave-prover");
-        if !provers.is_empty() {
+        if !named(inside(host), "nave-prover").is_empty() {
             thread::sleep(Duration::from_millis(blow.which % 400));
-            return kill_one(&provers, blow.which);
+            // A test has two parts: where the first has ended, the second follows.
+            let struck = kill_one(&named(inside(host), "nave-prover"), blow.which, "the provers had ended");
+            match struck {
+                Ok(()) => return Ok(()),
+                Err(why) => missed = why,
+            }
         }
         thread::sleep(Duration::from_millis(20));
     }
-    false
+    Err(missed)
 }
 
 /// Whether a process is there and not only waits to be reaped.

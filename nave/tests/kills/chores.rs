@@ -15,6 +15,15 @@ use crate::{
     support::{Host, Market, succeed},
 };
 
+/// What a new version of the agent does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    Works,
+    Ends,
+    /// Has no time to reach the control plane.
+    IsLate,
+}
+
 /// The release key of a run.
 pub struct Releases {
     dir: tempfile::TempDir,
@@ -39,13 +48,15 @@ impl Releases {
     }
 
     /// Publishes the next version: this agent under another name, or one that does not work.
-    fn publish(&mut self, market: &Market, works: bool) {
+    fn publish(&mut self, market: &Market, program: Program) {
         self.count += 1;
         let version = format!("9.0.{}", self.count);
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_naved")).with_file_name("miner-agent");
-        let text = match works {
-            true => format!("#!/bin/sh\nNAVE_AGENT_VERSION={version} exec {} \"$@\"\n", agent.display()),
-            false => "#!/bin/sh\nexit 1\n".to_owned(),
+        let run = format!("NAVE_AGENT_VERSION={version} exec {} \"$@\"", agent.display());
+        let text = match program {
+            Program::Works => format!("#!/bin/sh\n{run}\n"),
+            Program::Ends => "#!/bin/sh\nexit 1\n".to_owned(),
+            Program::IsLate => format!("#!/bin/sh\nNAVE_AGENT_TRIAL_MS=0 {run}\n"),
         };
         let program = self.dir.path().join(&version);
         fs::write(&program, text).expect("a program");
@@ -78,8 +89,9 @@ pub fn carry_out(market: &Market, hosts: &[Host], releases: &mut Releases, chore
             };
             until_done(agent);
         }
-        Chore::Upgrade => releases.publish(market, true),
-        Chore::BadUpgrade => releases.publish(market, false),
+        Chore::Upgrade => releases.publish(market, Program::Works),
+        Chore::BadUpgrade => releases.publish(market, Program::Ends),
+        Chore::SlowUpgrade => releases.publish(market, Program::IsLate),
     }
 }
 

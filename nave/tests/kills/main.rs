@@ -13,6 +13,7 @@ mod support;
 mod blows;
 mod chores;
 mod leftovers;
+mod mopping;
 mod plan;
 mod stream;
 mod watch;
@@ -44,8 +45,6 @@ use self::{
 
 /// Schedules between two looks at everything.
 const BATCH: usize = 250;
-/// Rounds in which what chance left out is done on purpose.
-const MOPPING_MAX: usize = 12;
 /// Longest time until everything is quiet after a batch.
 const QUIET_MAX: Duration = Duration::from_secs(180);
 
@@ -98,7 +97,8 @@ fn open(releases: &Releases) -> Option<Market> {
 #[derive(Default)]
 struct Tally {
     struck: BTreeMap<Kind, usize>,
-    missed: BTreeMap<Kind, usize>,
+    /// Blows for which there was nothing to strike, and why.
+    missed: BTreeMap<(Kind, &'static str), usize>,
     hit: BTreeMap<&'static str, usize>,
     ends: BTreeMap<&'static str, usize>,
     attempts: usize,
@@ -118,9 +118,12 @@ impl Tally {
         );
     }
 
-    fn count(&mut self, kind: Kind, struck: bool) {
-        let counts = if struck { &mut self.struck } else { &mut self.missed };
-        *counts.entry(kind).or_default() += 1;
+    fn count(&mut self, kind: Kind, struck: Result<(), &'static str>) {
+        let count = match struck {
+            Ok(()) => self.struck.entry(kind).or_default(),
+            Err(why) => self.missed.entry((kind, why)).or_default(),
+        };
+        *count += 1;
     }
 
     fn rare(&self) -> Vec<Kind> {
@@ -139,6 +142,9 @@ impl Tally {
     }
 }
 
+/// What was struck, or why it was not.
+type Blow = (Kind, Result<(), &'static str>);
+
 struct Run {
     market: Arc<Market>,
     hosts: Arc<Vec<Host>>,
@@ -146,7 +152,7 @@ struct Run {
     store: Store,
     releases: Arc<Mutex<Releases>>,
     /// Blows and chores that have begun.
-    under_way: Vec<JoinHandle<Option<(Kind, bool)>>>,
+    under_way: Vec<JoinHandle<Option<Blow>>>,
     armed: Vec<&'static str>,
     open: Vec<Asked>,
     tally: Tally,
@@ -181,6 +187,8 @@ impl Run {
             self.carry_out(schedule).await;
             if (at + 1) % BATCH == 0 || at + 1 == plan.len() {
                 eprintln!("kills: {} of {} schedules, {} s", at + 1, plan.len(), began.elapsed().as_secs());
+            }
+            if (at + 1) % BATCH == 0 {
                 self.settle().await;
             }
         }
@@ -199,24 +207,23 @@ impl Run {
         if let Some(point) = schedule.point {
             self.arm(point);
         }
-        for blow in schedule.strikes.clone() {
-            let (market, hosts) = (self.market.clone(), self.hosts.clone());
-            self.under_way.push(tokio::task::spawn_blocking(move || {
-                let at = Duration::from_millis(blow.at_ms);
-                std::thread::sleep(at.saturating_sub(began.elapsed()));
-                Some((blow.kind, blows::strike(&market, &hosts, blow)))
-            }));
-        }
+        schedule.strikes.iter().for_each(|blow| self.begin_blow(*blow));
         let mut rng = Rng::new(schedule.seed);
         self.begin_chore(schedule.chore, rng.next());
         for _ in 0..schedule.jobs {
-            let asked = ask(&self.customers, &mut rng).await;
-            self.open.push(asked);
+            let deed = Deed::draw(&mut rng);
+            self.ask(&mut rng, deed).await;
         }
         self.cancel_some().await;
         let rest = Duration::from_millis(plan::SCHEDULE_MS).saturating_sub(began.elapsed());
         tokio::time::sleep(rest).await;
         self.take_hits();
+    }
+
+    async fn ask(&mut self, rng: &mut Rng, deed: Deed) -> Asked {
+        let asked = ask(&self.customers, rng, deed).await;
+        self.open.push(asked.clone());
+        asked
     }
 
     fn begin_chore(&mut self, chore: Chore, which: u64) {
@@ -226,6 +233,14 @@ impl Run {
             let mut releases = releases.lock().expect("no panic");
             chores::carry_out(&market, &hosts, &mut releases, chore, which);
             None
+        }));
+    }
+
+    fn begin_blow(&mut self, blow: Strike) {
+        let (market, hosts) = (self.market.clone(), self.hosts.clone());
+        self.under_way.push(tokio::task::spawn_blocking(move || {
+            std::thread::sleep(Duration::from_millis(blow.at_ms));
+            Some((blow.kind, blows::strike(&market, &hosts, blow)))
         }));
     }
 
@@ -255,53 +270,18 @@ impl Run {
         }
     }
 
-    /// Reaches what chance has left out: what is rare is done on purpose.
-    async fn mop_up(&mut self) {
-        let chores = [Chore::BadUpgrade, Chore::Join, Chore::Rotate, Chore::Upgrade];
-        let mut rng = Rng::new(0);
-        for round in 0..MOPPING_MAX {
-            let (kinds, points) = (self.tally.rare(), self.tally.unreached());
-            if kinds.is_empty() && points.is_empty() {
-                return;
-            }
-            eprintln!("kills: still to be struck {kinds:?}, to be reached {points:?}");
-            points.iter().for_each(|point| self.arm(point));
-            if kinds.contains(&Kind::Prover) {
-                // Hosts are tested while nothing runs on them.
-                self.strike_often(Kind::Prover, &mut rng).await;
-            }
-            let cut = Strike { at_ms: 1_500, kind: Kind::Link, which: rng.next(), for_ms: 14_000 };
-            let strikes = if points.is_empty() { Vec::new() } else { vec![cut] };
-            let chore = chores[round % chores.len()];
-            let calm = Schedule { jobs: 6, chore, strikes, point: None, seed: rng.next() };
-            self.carry_out(&calm).await;
-            for kind in kinds.into_iter().filter(|kind| *kind != Kind::Prover) {
-                self.strike_often(kind, &mut rng).await;
-            }
-            if !points.is_empty() {
-                tokio::time::sleep(Duration::from_secs(6)).await;
-            }
-            self.settle().await;
-        }
-    }
-
-    async fn strike_often(&mut self, kind: Kind, rng: &mut Rng) {
-        for _ in 0..5 {
-            let blow = Strike { at_ms: 0, kind, which: rng.next(), for_ms: 1_000 };
-            let (market, hosts) = (self.market.clone(), self.hosts.clone());
-            let struck = tokio::task::spawn_blocking(move || blows::strike(&market, &hosts, blow)).await;
-            self.tally.count(kind, struck.expect("no panic"));
-            tokio::time::sleep(Duration::from_millis(400)).await;
-        }
-    }
-
-    /// Waits until every job is final and checks everything there is.
-    async fn settle(&mut self) {
+    /// Waits for the blows and chores that have begun.
+    async fn count_blows(&mut self) {
         for begun in std::mem::take(&mut self.under_way) {
             if let Some((kind, struck)) = begun.await.expect("no panic") {
                 self.tally.count(kind, struck);
             }
         }
+    }
+
+    /// Waits until every job is final and checks everything there is.
+    async fn settle(&mut self) {
+        self.count_blows().await;
         let began = Instant::now();
         for asked in std::mem::take(&mut self.open) {
             let client = &self.customers[asked.customer].client;

@@ -91,11 +91,14 @@ pub enum Chore {
     Join,
     Rotate,
     Upgrade,
+    /// To a program that ends at once.
     BadUpgrade,
+    /// To a program that gives its place back.
+    SlowUpgrade,
 }
 
 /// In turn, one with each schedule.
-const CHORES: [Chore; 12] = [
+const CHORES: [Chore; 14] = [
     Chore::Rotate,
     Chore::Join,
     Chore::Upgrade,
@@ -107,7 +110,9 @@ const CHORES: [Chore; 12] = [
     Chore::Upgrade,
     Chore::Join,
     Chore::Rotate,
+    Chore::SlowUpgrade,
     Chore::Join,
+    Chore::Rotate,
 ];
 
 /// What happens in one stretch of the run.

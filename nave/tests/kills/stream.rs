@@ -43,15 +43,20 @@ pub struct Customer {
 /// Variable by which the processes of a job are found on this machine.
 pub const TAG: &str = "NAVE_KILLS_JOB";
 
-/// Draws a job, asks for it until it is accepted, and asks once more: it must be the same one.
-pub async fn ask(customers: &[Customer], rng: &mut Rng) -> Asked {
+impl Deed {
+    pub fn draw(rng: &mut Rng) -> Self {
+        match rng.below(6) {
+            0 => Self::Fail,
+            1 => Self::Wait,
+            _ => Self::Work { lines: 10 + rng.below(50) },
+        }
+    }
+}
+
+/// Asks for a job until it is accepted, and asks once more: it must be the same one.
+pub async fn ask(customers: &[Customer], rng: &mut Rng, deed: Deed) -> Asked {
     let customer = usize::try_from(rng.below(customers.len() as u64)).expect("small");
     let key = format!("k{:016x}", rng.next());
-    let deed = match rng.below(6) {
-        0 => Deed::Fail,
-        1 => Deed::Wait,
-        _ => Deed::Work { lines: 10 + rng.below(50) },
-    };
     let request = request(&key, deed);
     let client = &customers[customer].client;
     let job = submit(client, &request, &key).await;
