@@ -29,7 +29,7 @@ use crate::{
 
 /// Blobs in memory at once, of at most 32 MiB each.
 const BLOBS_MAX: usize = 4;
-/// Openings of challenges in memory at once, of at most 4 MiB each.
+/// Openings of challenges in memory at once, of at most 16 MiB each.
 const OPENINGS_MAX: usize = 8;
 
 /// What every handler shares.

@@ -1,10 +1,13 @@
 //! Hosts: what they have, what they offer and their states.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     job::Egress,
     units::{Bytes, MilliCpu},
+    verdict::Kind,
 };
 
 /// What a host says it has. Nothing in it is proof.
@@ -48,7 +51,7 @@ pub enum Runtime {
     Simulated,
 }
 
-/// One GPU, as NVML describes it.
+/// One GPU, as NVML describes it, or as a file does that simulates it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -61,6 +64,27 @@ pub struct Device {
     pub vram: Bytes,
     /// Driver version.
     pub driver: String,
+    /// There is no such GPU: its work is computed by the processor, in the time that its
+    /// description allows. Its identifier begins with [`Device::SIMULATED`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+}
+
+impl Device {
+    /// What the identifiers of simulated devices begin with, and of no others.
+    pub const SIMULATED: &str = "SIM-";
+
+    /// The model for people, who must see that a device is simulated.
+    #[must_use]
+    pub fn label(&self) -> String {
+        if self.simulated { format!("{} (simulated)", self.model) } else { self.model.clone() }
+    }
+
+    /// The identifier for people, who must see that a device is simulated.
+    #[must_use]
+    pub fn label_of(uuid: &str) -> String {
+        if uuid.starts_with(Self::SIMULATED) { format!("{uuid} (simulated)") } else { uuid.to_owned() }
+    }
 }
 
 /// Bounds that keep a hostile inventory from costing memory.
@@ -69,6 +93,15 @@ pub const DEVICES_MAX: usize = 64;
 pub const TEXT_MAX: usize = 256;
 
 impl Inventory {
+    /// The devices that jobs can get: simulated ones only where jobs are simulated, too.
+    pub fn rentable_devices(&self) -> impl Iterator<Item = &Device> {
+        let acted_out = match &self.runtime {
+            Runtime::Simulated => true,
+            Runtime::Docker { .. } => false,
+        };
+        self.devices.iter().filter(move |device| acted_out || !device.simulated)
+    }
+
     /// Refuses an inventory that no machine could have.
     ///
     /// # Errors
@@ -88,6 +121,9 @@ impl Inventory {
         uuids.sort_unstable();
         if uuids.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("devices: one uuid stands twice".into());
+        }
+        if self.devices.iter().any(|device| device.simulated != device.uuid.starts_with(Device::SIMULATED)) {
+            return Err("devices: the identifiers of simulated ones begin with SIM-, and of no others".into());
         }
         if self.devices.iter().any(|device| !(0..=1 << 42).contains(&device.vram.0)) {
             return Err("devices: vram is out of range".into());
@@ -276,7 +312,8 @@ impl Term {
     }
 }
 
-/// What a host has proven: the claims it passed its proofs with.
+/// What a host has proven: the claims it passed its proofs with. What is none was not tested,
+/// and any claim of it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -287,16 +324,42 @@ pub struct Proven {
     pub memory: Bytes,
     /// The processor it was proven on; another one is another machine.
     pub cpu_model: String,
+    /// Space for working directories in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Bytes>,
+    /// GPUs by their identifiers; others, more or fewer are another machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub devices: Option<BTreeMap<String, ProvenDevice>>,
+    /// Kernel release with which the software was looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
+}
+
+/// What one GPU has proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct ProvenDevice {
+    /// Its class by what it measured; none where nothing is known of its model: it is unrated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Memory in bytes that it was claimed to have.
+    pub vram: Bytes,
+    /// Driver version.
+    pub driver: String,
 }
 
 impl Proven {
-    /// What passing proofs with these claims proves.
+    /// What passing proofs of cores and memory with these claims proves.
     #[must_use]
     pub fn of(inventory: &Inventory) -> Self {
         Self {
             milli_cpu: inventory.milli_cpu,
             memory: inventory.memory,
             cpu_model: inventory.cpu_model.clone(),
+            disk: None,
+            devices: None,
+            kernel: None,
         }
     }
 
@@ -306,7 +369,39 @@ impl Proven {
         claims.milli_cpu <= self.milli_cpu
             && claims.memory <= self.memory
             && claims.cpu_model == self.cpu_model
+            && self.disk.is_none_or(|disk| claims.disk <= disk)
+            && self.kernel.as_ref().is_none_or(|kernel| claims.kernel == *kernel)
+            && self.devices.as_ref().is_none_or(|devices| are_covered(&claims.devices, devices))
     }
+
+    /// Whether tests of this kind were passed, or there was nothing to be tested.
+    #[must_use]
+    pub fn has(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Cpu | Kind::Memory => true,
+            Kind::Storage => self.disk.is_some(),
+            Kind::Devices => self.devices.is_some(),
+            Kind::Software => self.kernel.is_some(),
+            Kind::Transfer => false,
+        }
+    }
+
+    /// Whether jobs may have a device of an inventory: it was proven, or devices are not tested.
+    #[must_use]
+    pub fn has_device(&self, device: &Device) -> bool {
+        let Some(devices) = &self.devices else { return true };
+        devices.get(&device.uuid).is_some_and(|proven| device.vram <= proven.vram)
+    }
+}
+
+/// Whether these are the same devices, with as much memory at most.
+fn are_covered(claims: &[Device], proven: &BTreeMap<String, ProvenDevice>) -> bool {
+    let is_same = |device: &Device| {
+        proven
+            .get(&device.uuid)
+            .is_some_and(|proven| device.vram <= proven.vram && device.driver == proven.driver)
+    };
+    claims.len() == proven.len() && claims.iter().all(is_same)
 }
 
 /// How far a host's claims have been tested.
@@ -316,4 +411,61 @@ impl Proven {
 pub enum Trust {
     /// Nothing it says has been tested.
     Unrated,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(uuid: &str, simulated: bool) -> Device {
+        let (model, driver) = ("any".to_owned(), "1".to_owned());
+        Device { uuid: uuid.to_owned(), model, vram: Bytes(1 << 30), driver, simulated }
+    }
+
+    fn inventory(runtime: Runtime, devices: Vec<Device>) -> Inventory {
+        Inventory {
+            milli_cpu: MilliCpu(1_000),
+            memory: Bytes(1 << 30),
+            disk: Bytes(1 << 30),
+            devices,
+            cpu_model: String::new(),
+            os: String::new(),
+            kernel: String::new(),
+            runtime,
+            egress: Vec::new(),
+            agent: String::new(),
+        }
+    }
+
+    #[test]
+    fn simulated_devices_are_for_simulated_jobs_only() {
+        let devices = vec![device("GPU-1", false), device("SIM-1", true)];
+        let rentable = |runtime| {
+            let inventory = inventory(runtime, devices.clone());
+            inventory.rentable_devices().map(|device| device.uuid.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(rentable(Runtime::Docker { version: "28".into() }), ["GPU-1"]);
+        assert_eq!(rentable(Runtime::Simulated), ["GPU-1", "SIM-1"]);
+    }
+
+    #[test]
+    fn a_simulated_device_cannot_pass_for_another_nor_another_for_it() {
+        let check = |uuid, simulated| inventory(Runtime::Simulated, vec![device(uuid, simulated)]).check();
+        assert_eq!((check("GPU-1", false), check("SIM-1", true)), (Ok(()), Ok(())));
+        assert!(check("GPU-1", true).is_err() && check("SIM-1", false).is_err());
+    }
+
+    #[test]
+    fn people_see_that_a_device_is_simulated() {
+        assert_eq!(device("SIM-1", true).label(), "any (simulated)");
+        assert_eq!(device("GPU-1", false).label(), "any");
+        assert_eq!(Device::label_of("SIM-1"), "SIM-1 (simulated)");
+    }
+
+    #[test]
+    fn a_real_device_is_written_as_before() {
+        let written = serde_json::to_value(device("GPU-1", false)).expect("JSON");
+        assert_eq!(written.get("simulated"), None);
+        assert_eq!(serde_json::from_value::<Device>(written).expect("a device"), device("GPU-1", false));
+    }
 }

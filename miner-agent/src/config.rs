@@ -1,6 +1,6 @@
 //! What an agent is told when it starts.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsStr, path::PathBuf, str::FromStr, time::Duration};
 
 use nave_domain::{Bytes, HostId, MilliCpu, mesh::Prefix};
 use nave_mesh::Name;
@@ -23,7 +23,7 @@ pub struct Config {
     /// What of the machine is offered.
     pub offer: Offer,
     /// The program that speaks to the GPU driver and computes proofs.
-    pub prover: PathBuf,
+    pub prover: Prover,
     /// The program that was fetched last, if any, and how it stands.
     pub trial: Option<Record>,
 }
@@ -33,6 +33,24 @@ impl Config {
     #[must_use]
     pub fn host(&self) -> HostId {
         self.member.place.host
+    }
+}
+
+/// The program that speaks to the GPU driver and computes proofs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prover {
+    /// Where it is.
+    pub program: PathBuf,
+    /// The file that describes devices which it simulates beside those of the machine.
+    pub simulated: Option<PathBuf>,
+}
+
+impl Prover {
+    /// What it is told beside what it shall do.
+    #[must_use]
+    pub fn arguments(&self) -> Vec<&OsStr> {
+        let simulated = self.simulated.as_deref().map(|file| [OsStr::new("--simulated"), file.as_os_str()]);
+        simulated.into_iter().flatten().collect()
     }
 }
 

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use nave_domain::host::Device;
 use serde::Serialize;
 
-use crate::{command, inventory, runtime::docker};
+use crate::{command, config::Prover, inventory, runtime::docker};
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,7 +48,7 @@ impl Finding {
 }
 
 /// Looks at everything that the agent needs; changes nothing.
-pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
+pub async fn examine(socket: &Path, prover: &Prover) -> Vec<Finding> {
     let (docker, nft, mkfs, mesh, gpu) =
         tokio::join!(docker(socket), nft(), mkfs(), ip(), inventory::devices(prover));
     vec![
@@ -61,7 +62,7 @@ pub async fn examine(socket: &Path, prover: &Path) -> Vec<Finding> {
         tun(),
         Finding::new(
             "gpu",
-            gpu.map(|devices| format!("{} devices", devices.len())).map_err(|why| format!("{why:#}")),
+            gpu.map(|devices| found_devices(&devices)).map_err(|why| format!("{why:#}")),
             "GPUs are offered to jobs",
             "no GPUs are offered; the host earns with CPU and memory",
             "install the NVIDIA driver and check that nvidia-smi works, if this machine has a GPU",
@@ -182,13 +183,21 @@ fn chain(error: &command::Failed) -> String {
     format!("{error}{source}")
 }
 
+fn found_devices(devices: &[Device]) -> String {
+    match devices.iter().filter(|device| device.simulated).count() {
+        0 => format!("{} devices", devices.len()),
+        simulated => format!("{} devices, {simulated} of them simulated", devices.len()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn every_problem_names_its_fix() {
-        let findings = examine(Path::new("/does/not/exist"), Path::new("/does/not/exist")).await;
+        let absent = Prover { program: "/does/not/exist".into(), simulated: None };
+        let findings = examine(Path::new("/does/not/exist"), &absent).await;
         let docker = findings.iter().find(|finding| finding.name == "docker").expect("docker");
         assert!(!docker.ok && docker.found.contains("/does/not/exist"));
         assert!(findings.iter().all(|finding| finding.ok == finding.fix.is_none()));

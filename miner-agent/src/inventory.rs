@@ -11,7 +11,10 @@ use nave_domain::{
 use nix::sys::statvfs::statvfs;
 use serde::Deserialize;
 
-use crate::{command, config::Offer};
+use crate::{
+    command,
+    config::{Offer, Prover},
+};
 
 /// Memory that is kept for the host itself.
 const MEMORY_RESERVE: i64 = Bytes::GIB;
@@ -28,7 +31,7 @@ enum Proved {
 pub async fn take(
     offer: Offer,
     data: &Path,
-    prover: &Path,
+    prover: &Prover,
     runtime: Runtime,
     egress: Vec<Egress>,
 ) -> Inventory {
@@ -113,9 +116,9 @@ fn clip(text: &str) -> String {
 ///
 /// # Errors
 /// Why there are none.
-pub async fn devices(prover: &Path) -> anyhow::Result<Vec<Device>> {
-    let program = prover.to_str().context("the prover's path is not UTF-8")?;
-    let printed = command::run::<&str>(program, &[]).await?;
+pub async fn devices(prover: &Prover) -> anyhow::Result<Vec<Device>> {
+    let program = prover.program.to_str().context("the prover's path is not UTF-8")?;
+    let printed = command::run(program, &prover.arguments()).await?;
     read_devices(&printed)
 }
 
@@ -179,7 +182,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_prover_that_is_not_there_or_crashes_means_no_devices() {
-        assert!(devices(Path::new("/does/not/exist")).await.is_err());
-        assert!(devices(Path::new("/bin/false")).await.is_err());
+        let devices = async |path: &str| devices(&Prover { program: path.into(), simulated: None }).await;
+        assert!(devices("/does/not/exist").await.is_err());
+        assert!(devices("/bin/false").await.is_err());
     }
 }

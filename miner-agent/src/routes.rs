@@ -132,7 +132,7 @@ mod tests {
             fence_ms: Millis(1),
             report_ms: Millis(1),
             mesh: MeshSpec { key, hub_key: key, hub_endpoints: vec![] },
-            challenge: None,
+            challenges: BTreeMap::new(),
             release: None,
             leases: orders.into_iter().map(|(n, order)| (lease(n), order)).collect(),
         };

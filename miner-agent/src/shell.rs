@@ -7,6 +7,7 @@
 
 mod exchange;
 mod forward;
+mod inspect;
 mod prove;
 mod tasks;
 mod upgrade;
@@ -22,7 +23,7 @@ use std::{
 
 use anyhow::Context as _;
 use nave_crash_point::crash_point;
-use nave_domain::{LeaseId, Millis, mesh::Prefix};
+use nave_domain::{ChallengeId, LeaseId, Millis, mesh::Prefix};
 use nave_sdk::wire::{
     host::{HostSpec, LeaseReport},
     sign::SignedRelease,
@@ -35,18 +36,18 @@ use tracing::Instrument as _;
 
 use self::{
     exchange::{Bulletin, Exchange},
-    prove::{Prover, Word},
+    prove::{Answering, Word},
     tasks::{Outcome, Work},
     upgrade::Upgrade,
 };
 use crate::{
     clock,
-    config::{Config, Reach, RuntimeChoice},
+    config::{Config, Prover, Reach, RuntimeChoice},
     core::{self, Action, Ending, Finished, Memory, Observed, Phase, Task},
     endpoint::ControlPlane,
     inventory,
     link::{Link, Plan},
-    proof::Proof,
+    proof::Proofs,
     routes::Routes,
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     state::StateDir,
@@ -73,7 +74,8 @@ enum Event {
     /// The control plane does not know this host any more.
     Dismissed,
     Done(LeaseId, u64, Outcome),
-    Prover(u64, Word),
+    /// Said by whoever has this number and answers this challenge.
+    Said(ChallengeId, u64, Word),
     /// The program of this release lies ready.
     Fetched(Box<SignedRelease>),
 }
@@ -111,10 +113,10 @@ struct Agent {
     prefix: Prefix,
     /// The routes of groups that are in force.
     routed: Option<Routes>,
-    proof: Proof,
-    /// The prover under way and its number.
-    prover: Option<(u64, Prover)>,
-    program: PathBuf,
+    proofs: Proofs,
+    /// Whoever answers each challenge.
+    answering: BTreeMap<ChallengeId, Answering>,
+    prover: Prover,
     upgrade: Upgrade,
     underway: BTreeMap<LeaseId, Underway>,
     /// Tasks that send the logs of running leases.
@@ -183,9 +185,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         blind: None,
         prefix: Prefix::of_market(&config.member.market_key.0),
         routed: None,
-        proof: Proof::default(),
-        prover: None,
-        program: config.prover,
+        proofs: Proofs::default(),
+        answering: BTreeMap::new(),
+        prover: config.prover,
         upgrade: Upgrade::new(&config.data, config.member.release_key, config.trial),
         underway: BTreeMap::new(),
         followers: BTreeMap::new(),
@@ -264,7 +266,7 @@ impl Agent {
         if let Some(release) = self.upgrade.fallen() {
             return Some(Ended::FellBack(Box::new(release)));
         }
-        let idle = seen && self.underway.is_empty() && self.prover.is_none();
+        let idle = seen && self.underway.is_empty() && self.answering.is_empty();
         self.upgrade.ready().filter(|_| idle).map(|release| Ended::Succeeded(Box::new(release)))
     }
 
@@ -389,11 +391,13 @@ impl Agent {
     }
 
     fn say_what_it_does(&self) {
-        let proof = self.proof.step().map(|(challenge, step)| Proving {
+        let reports = self.proofs.reports();
+        let proving = |(challenge, kind, step)| Proving {
             challenge,
+            kind,
             step,
-            answered: self.proof.report().is_some(),
-        });
+            answered: reports.contains_key(&challenge),
+        };
         let bulletin = self.bulletin.borrow();
         let doing = Doing {
             pid: std::process::id(),
@@ -407,7 +411,7 @@ impl Agent {
             runtime: self.runtime.kind(),
             runtime_answers: self.blind.is_none(),
             leases: bulletin.leases.clone(),
-            proof,
+            proofs: self.proofs.steps().map(proving).collect(),
             mesh: self.link.as_ref().map(|link| link.health()),
             upgrade: self.upgrade.known(),
         };
@@ -482,7 +486,7 @@ impl Agent {
             }
             Event::Dismissed => self.dismiss(),
             Event::Fetched(release) => self.upgrade.fetched(*release),
-            Event::Prover(serial, word) => self.take_word(serial, word),
+            Event::Said(challenge, serial, word) => self.take_word(challenge, serial, word),
             Event::Heard(at, generation) => {
                 self.memory.dismissed = false;
                 self.upgrade.heard();

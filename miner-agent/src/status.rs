@@ -10,7 +10,7 @@ use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis,
     host::{HostState, Runtime},
 };
-use nave_sdk::wire::{enrol::StateReason, host::LeaseReport};
+use nave_sdk::wire::{enrol::StateReason, host::LeaseReport, proof::Kind};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -47,8 +47,8 @@ pub struct Doing {
     pub runtime_answers: bool,
     /// Every lease, as it is reported.
     pub leases: BTreeMap<LeaseId, LeaseReport>,
-    /// The proof under way.
-    pub proof: Option<Proving>,
+    /// The proofs under way.
+    pub proofs: Vec<Proving>,
     /// The mesh; absent where an agent runs without.
     pub mesh: Option<Health>,
     /// The program that was fetched last.
@@ -60,6 +60,8 @@ pub struct Doing {
 pub struct Proving {
     /// Which challenge.
     pub challenge: ChallengeId,
+    /// What it tests.
+    pub kind: Kind,
     /// The step that is answered.
     pub step: u32,
     /// Whether the answer is there.

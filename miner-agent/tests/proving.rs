@@ -7,7 +7,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 use common::{Agent, Plane, until};
 use nave_domain::{ChallengeId, MilliCpu};
 use nave_sdk::wire::proof::{
-    Challenge, CpuTask, Failure, INLINE_MAX, Message, Nonce, Opening, ProofReport, Reason, Task,
+    Challenge, CpuTask, Failure, INLINE_MAX, Message, Nonce, OPENING_MAX, Opening, ProofReport, Reason, Task,
 };
 use tempfile::TempDir;
 
@@ -65,17 +65,21 @@ impl Site {
             beacon: None,
             reveals: vec![Nonce([0; 32]); reveals],
         };
-        self.plane.change(|spec| spec.challenge = Some(challenge));
+        self.plane.change(|spec| drop(spec.challenges.insert(challenge.challenge, challenge)));
     }
 
-    fn last(&self) -> Option<ProofReport> {
-        self.plane.kept().reports.last().and_then(|report| report.proof.clone())
+    fn forget(&self, n: u8) {
+        self.plane.change(|spec| drop(spec.challenges.remove(&id(n))));
+    }
+
+    fn last(&self, n: u8) -> Option<ProofReport> {
+        self.plane.kept().reports.last().and_then(|report| report.proofs.get(&id(n)).cloned())
     }
 
     async fn answer(&self, n: u8, step: u32) -> Message {
         let fits = |report: &ProofReport| (report.challenge, report.step) == (id(n), step);
-        until("the step is answered", || self.last().as_ref().is_some_and(fits)).await;
-        self.last().expect("just seen").message
+        until("the step is answered", || self.last(n).as_ref().is_some_and(fits)).await;
+        self.last(n).expect("just seen").message
     }
 
     fn runs(&self) -> usize {
@@ -103,8 +107,8 @@ async fn a_challenge_is_answered_step_by_step_by_one_prover() {
     assert_eq!(site.answer(1, 0).await, commitment(1), "it stays until the next step is shown");
     site.challenge(1, 1);
     assert_eq!(site.answer(1, 1).await, Message::Opening(Opening::Inline(vec![0xab; 100])));
-    site.plane.change(|spec| spec.challenge = None);
-    until("it is forgotten", || site.last().is_none()).await;
+    site.forget(1);
+    until("it is forgotten", || site.last(1).is_none()).await;
     assert_eq!(site.runs(), 1);
 }
 
@@ -130,9 +134,50 @@ async fn a_prover_that_dies_is_reported_and_the_next_challenge_gets_another() {
     let failed = site.answer(1, 0).await;
     assert!(matches!(&failed, Message::Failed(Failure { code: Reason::Aborted, .. })), "{failed:?}");
     fs::remove_file(site.dir.path().join("die")).expect("removed");
+    site.forget(1);
     site.challenge(2, 0);
     assert_eq!(site.answer(2, 0).await, commitment(2));
     assert_eq!(site.runs(), 2);
+}
+
+#[tokio::test]
+async fn challenges_are_answered_side_by_side_each_by_a_prover_of_its_own() {
+    let site = Site::begin(10);
+    let _agent = site.agent();
+    site.challenge(1, 0);
+    assert_eq!(site.answer(1, 0).await, commitment(1));
+    site.challenge(2, 0);
+    assert_eq!(site.answer(2, 0).await, commitment(2));
+    assert_eq!(site.answer(1, 0).await, commitment(1), "the other one still stands");
+    site.challenge(1, 1);
+    assert_eq!(site.answer(1, 1).await, Message::Opening(Opening::Inline(vec![0xab; 10])));
+    assert_eq!(site.answer(2, 0).await, commitment(2));
+    assert_eq!(site.runs(), 2);
+}
+
+#[tokio::test]
+async fn the_death_of_one_prover_is_nothing_to_the_other() {
+    let site = Site::begin(10);
+    let _agent = site.agent();
+    site.challenge(1, 0);
+    assert_eq!(site.answer(1, 0).await, commitment(1));
+    fs::write(site.dir.path().join("die"), "").expect("written");
+    site.challenge(2, 0);
+    assert!(matches!(site.answer(2, 0).await, Message::Failed(_)));
+    site.challenge(1, 1);
+    assert_eq!(site.answer(1, 1).await, Message::Opening(Opening::Inline(vec![0xab; 10])));
+}
+
+#[tokio::test]
+async fn the_longest_opening_of_all_is_stored_and_reported() {
+    let site = Site::begin(OPENING_MAX);
+    let _agent = site.agent();
+    site.challenge(1, 1);
+    let Message::Opening(Opening::Blob { sha256, size }) = site.answer(1, 1).await else {
+        panic!("it is no blob");
+    };
+    assert_eq!(size, OPENING_MAX as u64);
+    assert_eq!(site.plane.kept().blobs.get(&sha256.to_string()).map(Vec::len), Some(OPENING_MAX));
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ fn score(id: HostId, host: &SupplyHost, job: &QueuedJob) -> Option<Score> {
     let wanted = job.request.resources;
     Some(Score {
         failures_here: job.failed_on.iter().filter(|failed| **failed == id).count(),
-        wastes_gpus: wanted.gpu.is_none() && !host.inventory.devices.is_empty(),
+        wastes_gpus: wanted.gpu.is_none() && host.inventory.rentable_devices().next().is_some(),
         hourly: hourly(wanted.size(), host.rate).ok()?,
         cpu_left: MilliCpu(host.inventory.milli_cpu.0 - host.milli_cpu_used.0 - wanted.milli_cpu.0),
         host: id,
@@ -176,7 +176,7 @@ fn devices(host: &SupplyHost, gpu: GpuRequest) -> Vec<String> {
 
 fn free_devices(host: &SupplyHost, gpu: GpuRequest) -> impl Iterator<Item = &Device> {
     let free = move |device: &&Device| device.vram >= gpu.vram && !host.devices_used.contains(&device.uuid);
-    host.inventory.devices.iter().filter(free)
+    host.inventory.rentable_devices().filter(free)
 }
 
 /// The longest run that the limit allows and the rest of the spend cap pays for; `None`

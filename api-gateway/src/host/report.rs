@@ -36,21 +36,19 @@ pub(super) async fn take(
         return Ok(other_protocol());
     }
     let report: HostReport = extract::parse(&body)?;
-    report.inventory.check().map_err(|problem| {
-        ApiError::refused("inventory_invalid", format!("inventory.{problem}")).suggest("correct the agent")
-    })?;
+    check(&report)?;
     // What is known is read before the report is registered: whatever a later report
     // changes is then not taken for old by this one.
     let current = app.store.host_generation(host.id).await?;
     let held = app.store.leases_of_host(host.id).await?;
-    let HostReport { generation, sequence, session, inventory, mesh_key_next, proof, leases, .. } = report;
+    let HostReport { generation, sequence, session, inventory, mesh_key_next, proofs, leases, .. } = report;
     let heard = app.store.host_hear(host.id, session, sequence, generation, &inventory).await;
     let (newest, fresh) = heard.map_err(not_heard)?;
     if !fresh {
         return Ok(Json(ReportAck { generation: newest }).into_response());
     }
-    // First of all, since its time counts: the rest of the report does not.
-    if let Some(proof) = proof {
+    // First of all, since their time counts: that of the rest of the report does not.
+    for proof in proofs.into_values() {
         proof::take(&app, host.id, proof).await?;
     }
     crash_point!("gateway.report.before_effects");
@@ -62,6 +60,13 @@ pub(super) async fn take(
     crash_point!("gateway.report.before_answer");
     let generation = app.store.host_generation(host.id).await?;
     Ok(Json(ReportAck { generation }).into_response())
+}
+
+fn check(report: &HostReport) -> Result<(), ApiError> {
+    report.check().map_err(|problem| {
+        let code = if problem.starts_with("inventory.") { "inventory_invalid" } else { "proofs_invalid" };
+        ApiError::refused(code, problem).suggest("correct the agent")
+    })
 }
 
 /// A host that was sent away while its report was on its way is told so.
@@ -135,7 +140,7 @@ mod tests {
 
     use super::*;
 
-    const REPORT: &str = r#"{"protocol":2,"generation":3,"sequence":9,"session":18446744073709551615,
+    const REPORT: &str = r#"{"protocol":3,"generation":3,"sequence":9,"session":18446744073709551615,
         "inventory":{"milli_cpu":4000,"memory":8589934592,"disk":8589934592,"devices":[],"cpu_model":"","os":"",
         "kernel":"","runtime":{"kind":"simulated"},"egress":["public"],"agent":""},
         "leases":{"lease_00000000000000000000000000000001":{"phase":"exited","exit":{"kind":"code","code":-1}}}}"#;
@@ -159,7 +164,7 @@ mod tests {
             foreign.splice(at.min(end)..end, bytes);
             let _ = speaks_ours(&foreign);
             if let Ok(report) = extract::parse::<HostReport>(&foreign) {
-                let _ = report.inventory.check();
+                let _ = report.check();
                 let _ = effects::of_report(report.leases, &BTreeMap::new());
             }
         }

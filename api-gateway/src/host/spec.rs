@@ -10,7 +10,7 @@ use axum::{
 };
 use nave_crash_point::crash_point;
 use nave_domain::{
-    HostId, LeaseId, Millis,
+    ChallengeId, HostId, LeaseId, Millis,
     mesh::{BadMeshKey, Prefix},
 };
 use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL};
@@ -24,8 +24,8 @@ use crate::{app::App, config::Config, error::ApiError, extract::Query, routes, v
 
 /// Longest time without looking again, should an announcement be missed.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Room in a document beside its orders, in bytes.
-const ENVELOPE_BYTES: usize = 8 << 10;
+/// Room in a document beside its orders, in bytes: challenges name every device.
+const ENVELOPE_BYTES: usize = 128 << 10;
 /// Room beside each order for its id and for a stop that may come later, in bytes.
 const ORDER_ENVELOPE_BYTES: usize = 128;
 
@@ -63,7 +63,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
     // The generation first: what is read later is then at least as new as it says.
     let row = app.store.host_spec(host).await?;
     let (mesh, release) = (mesh(app, host).await?, releases::offer(app, host).await?);
-    let challenge = app.store.challenge_send(host).await?.and_then(challenge);
+    let challenges = app.store.challenge_send(host).await?.into_iter().filter_map(challenge).collect();
     crash_point!("gateway.spec.before_answer");
     let Config { fence_ms, report_ms, .. } = *app.config;
     let prefix = Prefix::of_market(&app.config.market_key.public().0);
@@ -76,7 +76,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         fence_ms,
         report_ms,
         mesh,
-        challenge,
+        challenges,
         release,
         leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(prefix, lease, row)))),
     })
@@ -93,14 +93,14 @@ async fn mesh(app: &App, host: HostId) -> Result<MeshSpec, ApiError> {
 
 /// A challenge with the nonces that were revealed so far. One that this version does not
 /// understand is for the verifier to end; the host works on meanwhile.
-fn challenge(sent: SentChallenge) -> Option<Challenge> {
-    let read = || -> Result<Challenge, String> {
+fn challenge(sent: SentChallenge) -> Option<(ChallengeId, Challenge)> {
+    let read = || -> Result<_, String> {
         let reveals =
             sent.reveals.iter().map(|nonce| nonce.parse::<Nonce>().map_err(|error| error.to_string()));
         let reveals = reveals.collect::<Result<Vec<_>, _>>()?;
         let body =
             serde_json::from_value::<Challenge>(sent.body.clone()).map_err(|error| error.to_string())?;
-        Ok(Challenge { reveals, ..body })
+        Ok((sent.challenge, Challenge { reveals, ..body }))
     };
     let id = sent.challenge;
     read().inspect_err(|error| tracing::error!(challenge.id = %id, error, "a challenge cannot be sent")).ok()

@@ -147,7 +147,7 @@ fn host(row: HostRow) -> MinerHost {
 
 fn summary(inventory: &Inventory) -> InventorySummary {
     InventorySummary {
-        capacity: offers::capacity(inventory, |_| true),
+        capacity: offers::capacity(inventory, inventory.devices.iter()),
         cpu_model: inventory.cpu_model.clone(),
         os: inventory.os.clone(),
         runtime: view::runtime(&inventory.runtime).to_owned(),

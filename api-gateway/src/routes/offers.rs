@@ -60,7 +60,7 @@ fn offer(host: HostRow, used: Option<&UsageRow>) -> Option<Offer> {
         host: host.host,
         host_name: host.name,
         free,
-        total: capacity(&inventory, |_| true),
+        total: capacity(&inventory, inventory.rentable_devices()),
         rate: host.rate,
         term: host.term,
         trust: host.trust,
@@ -69,7 +69,8 @@ fn offer(host: HostRow, used: Option<&UsageRow>) -> Option<Offer> {
 }
 
 fn free(inventory: &Inventory, used: Option<&UsageRow>) -> Capacity {
-    let whole = capacity(inventory, |device| used.is_none_or(|used| !used.devices.contains(&device.uuid)));
+    let is_free = |device: &&Device| used.is_none_or(|used| !used.devices.contains(&device.uuid));
+    let whole = capacity(inventory, inventory.rentable_devices().filter(is_free));
     let Some(used) = used else { return whole };
     Capacity {
         gpus: whole.gpus,
@@ -84,10 +85,10 @@ fn rest(whole: i64, used: i64) -> i64 {
     whole.saturating_sub(used).max(0)
 }
 
-pub(super) fn capacity(inventory: &Inventory, counts: impl Fn(&Device) -> bool) -> Capacity {
+pub(super) fn capacity<'a>(inventory: &'a Inventory, devices: impl Iterator<Item = &'a Device>) -> Capacity {
     let mut gpus: BTreeMap<String, u32> = BTreeMap::new();
-    for device in inventory.devices.iter().filter(|device| counts(device)) {
-        *gpus.entry(device.model.clone()).or_default() += 1;
+    for device in devices {
+        *gpus.entry(device.label()).or_default() += 1;
     }
     Capacity { gpus, milli_cpu: inventory.milli_cpu.0, memory: inventory.memory, disk: inventory.disk }
 }

@@ -56,7 +56,7 @@ async fn answers(market: &Market, challenge: ChallengeId) -> Vec<Option<Message>
 
 async fn answer(host: &mut Host<'_>, challenge: ChallengeId, step: u32, message: Message) {
     let mut report = host.next_report(&[]);
-    report.proof = Some(ProofReport { challenge, step, message });
+    report.proofs.insert(challenge, ProofReport { challenge, step, message });
     host.send(&report).await;
 }
 
@@ -71,7 +71,7 @@ async fn a_challenge_counts_as_sent_when_it_is_first_delivered() {
     let drawn = draw(&market, host.id).await;
     assert_eq!(steps(&market, drawn.challenge).await[0].sent, None);
     let spec = host.spec(0, 0).await.expect("a spec");
-    assert_eq!(spec.challenge, Some(drawn.clone()));
+    assert_eq!(spec.challenges.get(&drawn.challenge), Some(&drawn));
     let first = steps(&market, drawn.challenge).await[0].sent.expect("it was sent");
     tokio::time::sleep(std::time::Duration::from_millis(30)).await;
     host.spec(0, 0).await.expect("a spec");
@@ -81,8 +81,9 @@ async fn a_challenge_counts_as_sent_when_it_is_first_delivered() {
     answer(&mut host, drawn.challenge, 0, commitment(1)).await;
     market.store.challenge_reveal(drawn.challenge, 1, &"02".repeat(32)).await.expect("a reveal");
     assert_eq!(steps(&market, drawn.challenge).await[1].sent, None);
-    let revealed = host.spec(spec.generation, 0).await.expect("a newer spec").challenge.expect("a challenge");
-    assert_eq!(revealed, Challenge { reveals: vec![Nonce([2; 32])], ..drawn.clone() });
+    let revealed = host.spec(spec.generation, 0).await.expect("a newer spec").challenges;
+    let grown = Challenge { reveals: vec![Nonce([2; 32])], ..drawn.clone() };
+    assert_eq!(revealed.get(&drawn.challenge), Some(&grown));
     let sent = steps(&market, drawn.challenge).await;
     assert_eq!(sent[0].sent, Some(first));
     assert!(sent[1].sent.expect("it was sent").at > first.at);
@@ -122,7 +123,7 @@ async fn an_answer_counts_once_for_the_step_that_was_sent_and_for_its_own_challe
     market.store.challenge_decide(mine, &json!({}), &refusal).await.expect("a verdict");
     answer(&mut host, mine, 1, commitment(9)).await;
     let spec = host.spec(0, 0).await.expect("a spec");
-    assert_eq!((spec.state, spec.challenge), (nave_domain::host::HostState::Refused, None));
+    assert_eq!((spec.state, spec.challenges.len()), (nave_domain::host::HostState::Refused, 0));
     let told = spec.reason.expect("the host is told why");
     assert_eq!((told.code.as_str(), told.message.as_str()), ("cpu_overclaimed", "too slow"));
     let listed: Vec<nave_sdk::wire::rest::Host> = market.fetch("/v1/hosts").await;
@@ -167,7 +168,7 @@ async fn a_challenge_of_another_version_holds_up_no_spec() {
     let host = claiming(&market, "h").await;
     let id = ChallengeId(Uuid::now_v7());
     market.store.challenge_draw(host.id, id, &json!({"of": "tomorrow"}), &inventory()).await.expect("drawn");
-    assert_eq!(host.spec(0, 0).await.expect("a spec").challenge, None);
+    assert_eq!(host.spec(0, 0).await.expect("a spec").challenges.len(), 0);
 }
 
 #[tokio::test]

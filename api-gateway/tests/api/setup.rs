@@ -267,7 +267,7 @@ impl<'a> Host<'a> {
             session: self.session,
             inventory: self.inventory.clone(),
             mesh_key_next: None,
-            proof: None,
+            proofs: BTreeMap::new(),
             leases: leases.iter().cloned().collect::<BTreeMap<_, _>>(),
         }
     }
@@ -303,6 +303,7 @@ pub fn inventory() -> Inventory {
             model: "H200".to_owned(),
             vram: Bytes(140 * Bytes::GIB),
             driver: "580".to_owned(),
+            simulated: false,
         }],
         cpu_model: "test".to_owned(),
         os: "test".to_owned(),

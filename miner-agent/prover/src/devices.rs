@@ -44,5 +44,6 @@ fn devices() -> Result<Vec<Device>, NvmlError> {
 fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
     let device = nvml.device_by_index(index)?;
     let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
-    Ok(Device { uuid: device.uuid()?, model: device.name()?, vram: Bytes(vram), driver: driver.to_owned() })
+    let (uuid, model) = (device.uuid()?, device.name()?);
+    Ok(Device { uuid, model, vram: Bytes(vram), driver: driver.to_owned(), simulated: false })
 }

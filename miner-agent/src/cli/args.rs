@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use nave_domain::{Bytes, MilliCpu};
 use nave_miner_agent::{
-    config::{BridgePrefix, DockerConfig, Offer, Pools},
+    config::{BridgePrefix, DockerConfig, Offer, Pools, Prover},
     upgrade,
 };
 
@@ -61,6 +61,10 @@ pub struct OfferArgs {
     /// The program that speaks to the GPU driver; by default nave-prover beside this one.
     #[arg(long, env = "NAVE_AGENT_PROVER")]
     prover: Option<PathBuf>,
+    /// JSON file that describes GPUs to simulate beside those of the machine, for development.
+    /// Everybody sees that they are simulated; jobs get them only where jobs are simulated, too.
+    #[arg(long, env = "NAVE_AGENT_SIMULATED_DEVICES", value_name = "FILE")]
+    simulated_devices: Option<PathBuf>,
 }
 
 impl OfferArgs {
@@ -68,11 +72,18 @@ impl OfferArgs {
         Offer { cpu: self.cpu, memory: self.memory, disk: self.disk }
     }
 
-    pub fn prover(&self) -> anyhow::Result<PathBuf> {
+    pub fn prover(&self) -> anyhow::Result<Prover> {
         let beside = || -> anyhow::Result<PathBuf> {
             let installed = upgrade::installed().context("find this program's own path")?;
             Ok(installed.with_file_name("nave-prover"))
         };
-        self.prover.clone().map_or_else(beside, Ok)
+        let program = self.prover.clone().map_or_else(beside, Ok)?;
+        let absolute =
+            |file| std::path::absolute(file).context("make the path of the devices' file absolute");
+        let simulated = self.simulated_devices.as_ref().map(absolute).transpose()?;
+        if let Some(file) = &simulated {
+            anyhow::ensure!(file.is_file(), "there are no simulated devices in {}", file.display());
+        }
+        Ok(Prover { program, simulated })
     }
 }

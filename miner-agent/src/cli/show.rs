@@ -60,7 +60,7 @@ fn print_inventory(taken: &Inventory) {
     println!("cpu      {}", taken.cpu_model);
     println!("system   {}, kernel {}", taken.os, taken.kernel);
     for device in &taken.devices {
-        println!("gpu      {} {}, {}, driver {}", device.uuid, device.model, device.vram, device.driver);
+        println!("gpu      {} {}, {}, driver {}", device.uuid, device.label(), device.vram, device.driver);
     }
     if taken.devices.is_empty() {
         println!("gpu      none");
@@ -162,9 +162,9 @@ fn print_doing(agent: &Doing, status: &Status) {
     for (lease, report) in &agent.leases {
         println!("lease    {lease} {}", lease_words(report));
     }
-    if let Some(proof) = &agent.proof {
+    for proof in &agent.proofs {
         let answered = if proof.answered { "answered" } else { "under way" };
-        println!("proof    {} step {} {answered}", proof.challenge, proof.step);
+        println!("proof    {} {} step {} {answered}", proof.kind.as_str(), proof.challenge, proof.step);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use nave_crash_point::crash_point;
-use nave_domain::{LeaseId, Millis, host::Inventory};
+use nave_domain::{ChallengeId, LeaseId, Millis, host::Inventory};
 use nave_sdk::wire::{
     host::{HostReport, LeaseReport, PROTOCOL},
     proof::ProofReport,
@@ -33,13 +33,13 @@ pub(super) struct Bulletin {
     pub(super) generation: u64,
     pub(super) inventory: Inventory,
     pub(super) leases: BTreeMap<LeaseId, LeaseReport>,
-    pub(super) proof: Option<ProofReport>,
+    pub(super) proofs: BTreeMap<ChallengeId, ProofReport>,
     pub(super) report: Millis,
 }
 
 impl Bulletin {
     pub(super) fn new(inventory: Inventory) -> Self {
-        Self { generation: 0, inventory, leases: BTreeMap::new(), proof: None, report: REPORT }
+        Self { generation: 0, inventory, leases: BTreeMap::new(), proofs: BTreeMap::new(), report: REPORT }
     }
 }
 
@@ -143,7 +143,7 @@ impl Reporter {
             session: self.session,
             inventory: bulletin.inventory,
             mesh_key_next,
-            proof: bulletin.proof,
+            proofs: bulletin.proofs,
             leases: bulletin.leases,
         };
         // The control plane was there after this moment; how long after, nobody knows.

@@ -1,7 +1,7 @@
-//! Runs the prover: a process of its own that gets challenges as lines of JSON and
-//! answers in lines of JSON. What it does is documented in `miner-agent/prover`.
+//! Runs provers, one for each challenge: a process of its own that gets its challenge as lines
+//! of JSON and answers in lines of JSON. What it does is documented in `miner-agent/prover`.
 
-use std::{path::Path, process::Stdio, sync::Arc};
+use std::{collections::BTreeMap, future::Future, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -20,10 +20,11 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Agent, Event};
+use super::{Agent, Event, inspect};
 use crate::{
     backoff::Backoff,
     command,
+    config::Prover,
     endpoint::{CallError, ControlPlane},
     proof::Order,
 };
@@ -32,58 +33,114 @@ use crate::{
 const LINE_BYTES_MAX: u64 = 2 * OPENING_MAX as u64 + 4_096;
 
 impl Agent {
-    /// Brings the prover in line with the spec, and the reports with what it said.
+    /// Brings those who answer challenges in line with the spec, and the reports with what they said.
     pub(super) fn prove(&mut self) {
-        let wanted = self.spec.as_ref().and_then(|spec| spec.challenge.as_ref());
-        for order in self.proof.want(wanted) {
+        let none = BTreeMap::new();
+        let wanted = self.spec.as_ref().map_or(&none, |spec| &spec.challenges);
+        for order in self.proofs.want(wanted) {
             match order {
-                Order::End => self.prover = None,
+                Order::End(challenge) => drop(self.answering.remove(&challenge)),
                 Order::Feed(challenge) => {
-                    if let Some((_, prover)) = &self.prover {
-                        prover.feed(challenge);
+                    if let Some(answering) = self.answering.get(&challenge.challenge) {
+                        answering.feed(challenge);
                     }
                 }
                 Order::Begin(challenge) => {
-                    tracing::info!(challenge.id = %challenge.challenge, "proving what this host claims");
-                    self.serial += 1;
-                    let (plane, events) = (self.plane.clone(), self.events.clone());
-                    let prover = Prover::start(&self.program, challenge, plane, self.serial, events);
-                    self.prover = Some((self.serial, prover));
+                    let (child, plane) = (spawn(&self.prover), self.plane.clone());
+                    self.begin_answer(challenge, async move |inbox, said| {
+                        talk(child?, inbox, &plane, &said).await
+                    });
+                }
+                Order::Inspect(challenge) => {
+                    let plane = self.plane.clone();
+                    self.begin_answer(challenge, async move |inbox, said| {
+                        inspect::answer(inbox, &plane, &said).await
+                    });
                 }
             }
         }
-        let report = self.proof.report().cloned();
+        let reports = self.proofs.reports();
         self.bulletin.send_if_modified(|bulletin| {
-            let changed = bulletin.proof != report;
-            bulletin.proof = report;
+            let changed = bulletin.proofs != reports;
+            bulletin.proofs = reports;
             changed
         });
     }
 
-    pub(super) fn take_word(&mut self, serial: u64, word: Word) {
-        if self.prover.as_ref().map(|(serial, _)| *serial) != Some(serial) {
+    fn begin_answer<W, F>(&mut self, challenge: Challenge, work: W)
+    where
+        W: FnOnce(Inbox, Said) -> F,
+        F: Future<Output = anyhow::Result<()>> + Send + 'static,
+    {
+        let (id, kind) = (challenge.challenge, challenge.task.kind().as_str());
+        tracing::info!(challenge.id = %id, kind, "proving what this host claims");
+        self.serial += 1;
+        let said = Said { challenge: id, serial: self.serial, events: self.events.clone() };
+        let (challenges, inbox) = mpsc::unbounded_channel();
+        let _ = challenges.send(challenge);
+        let over = said.clone();
+        let work = work(inbox, said);
+        let task = tokio::spawn(async move {
+            let why = work.await.map_or_else(|error| format!("{error:#}"), |()| "it has ended".to_owned());
+            over.say(Word::Ended(why));
+        });
+        self.answering.insert(id, Answering { serial: self.serial, challenges, task });
+    }
+
+    pub(super) fn take_word(&mut self, challenge: ChallengeId, serial: u64, word: Word) {
+        if self.answering.get(&challenge).map(|answering| answering.serial) != Some(serial) {
             return;
         }
         match word {
-            Word::Answer(answer) => self.proof.answer(answer),
-            Word::Ended(why) => {
-                tracing::info!(reason = why, "the prover has ended");
-                self.proof.ended(&why);
+            Word::Answer(answer) => self.proofs.answer(answer),
+            Word::Ended(reason) => {
+                tracing::info!(challenge.id = %challenge, reason, "a prover has ended");
+                self.proofs.ended(challenge, &reason);
             }
         }
         self.prove();
     }
 }
 
-/// A prover under way; dropped, its process is killed.
-pub(super) struct Prover {
+/// Whoever answers a challenge; dropped, it is ended.
+pub(super) struct Answering {
+    serial: u64,
     challenges: mpsc::UnboundedSender<Challenge>,
     task: JoinHandle<()>,
 }
 
-impl Drop for Prover {
+/// A challenge, and again each time it has grown.
+pub(super) type Inbox = mpsc::UnboundedReceiver<Challenge>;
+
+impl Answering {
+    /// Tells it that the challenge has grown.
+    fn feed(&self, challenge: Challenge) {
+        let _ = self.challenges.send(challenge);
+    }
+}
+
+impl Drop for Answering {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+/// How whoever answers a challenge tells the agent.
+#[derive(Debug, Clone)]
+pub(super) struct Said {
+    challenge: ChallengeId,
+    serial: u64,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl Said {
+    /// Answers a step of the challenge.
+    pub(super) fn answer(&self, step: u32, message: Message) {
+        self.say(Word::Answer(ProofReport { challenge: self.challenge, step, message }));
+    }
+
+    fn say(&self, word: Word) {
+        let _ = self.events.send(Event::Said(self.challenge, self.serial, word));
     }
 }
 
@@ -97,70 +154,38 @@ pub(super) enum Word {
 
 /// A report as the prover prints it: its opening may be longer than one that travels.
 #[derive(Deserialize)]
-struct Printed {
+struct Printed<'a> {
     challenge: ChallengeId,
     step: u32,
-    message: PrintedMessage,
+    #[serde(borrow)]
+    message: PrintedMessage<'a>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PrintedMessage {
+enum PrintedMessage<'a> {
     Commitment(Digest),
-    Opening(PrintedOpening),
+    #[serde(borrow)]
+    Opening(PrintedOpening<'a>),
     Failed(Failure),
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum PrintedOpening {
-    Inline(String),
+enum PrintedOpening<'a> {
+    Inline(&'a str),
 }
 
-impl Prover {
-    /// Starts `program` for a challenge; what it says arrives as events with `serial`.
-    pub(super) fn start(
-        program: &Path,
-        challenge: Challenge,
-        plane: Arc<ControlPlane>,
-        serial: u64,
-        events: mpsc::UnboundedSender<Event>,
-    ) -> Self {
-        let (challenges, inbox) = mpsc::unbounded_channel();
-        let _ = challenges.send(challenge);
-        let child = spawn(program);
-        let task = tokio::spawn(async move {
-            let said = |word| drop(events.send(Event::Prover(serial, word)));
-            let why = match child {
-                Ok(child) => talk(child, inbox, &plane, &said).await,
-                Err(error) => Err(error),
-            };
-            let why = why.map_or_else(|error| format!("{error:#}"), |()| "it has ended".to_owned());
-            said(Word::Ended(why));
-        });
-        Self { challenges, task }
-    }
-
-    /// Tells it that the challenge has grown.
-    pub(super) fn feed(&self, challenge: Challenge) {
-        let _ = self.challenges.send(challenge);
-    }
-}
-
-fn spawn(program: &Path) -> anyhow::Result<Child> {
+fn spawn(prover: &Prover) -> anyhow::Result<Child> {
     crash_point!("agent.proof.before_start");
-    let mut command = Command::new(program);
-    command.arg("prove").env_clear().env("PATH", command::PATH).env("LC_ALL", "C").kill_on_drop(true);
+    let mut command = Command::new(&prover.program);
+    command.arg("prove").args(prover.arguments());
+    command.env_clear().env("PATH", command::PATH).env("LC_ALL", "C").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command.spawn().with_context(|| format!("run {}", program.display()))
+    command.spawn().with_context(|| format!("run {}", prover.program.display()))
 }
 
-async fn talk(
-    mut child: Child,
-    mut inbox: mpsc::UnboundedReceiver<Challenge>,
-    plane: &ControlPlane,
-    said: &impl Fn(Word),
-) -> anyhow::Result<()> {
+async fn talk(mut child: Child, mut inbox: Inbox, plane: &ControlPlane, said: &Said) -> anyhow::Result<()> {
     let mut stdin = child.stdin.take().context("the prover has no input")?;
     let stdout = child.stdout.take().context("the prover has no output")?;
     let mut lines = BufReader::new(stdout);
@@ -176,8 +201,7 @@ async fn talk(
                 if line.last() != Some(&b'\n') {
                     bail!("the prover broke off within a line, or said too much");
                 }
-                said(Word::Answer(deliver(plane, &line).await?));
-                line.clear();
+                deliver(plane, std::mem::take(&mut line), said).await?;
             }
         }
     }
@@ -199,22 +223,35 @@ async fn tell(stdin: &mut ChildStdin, challenge: &Challenge) {
     }
 }
 
-/// What a report can say of a line; a long opening is stored first.
-async fn deliver(plane: &ControlPlane, line: &[u8]) -> anyhow::Result<ProofReport> {
-    let Printed { challenge, step, message } =
-        serde_json::from_slice(line).context("read what the prover said")?;
-    let message = match message {
-        PrintedMessage::Commitment(digest) => Message::Commitment(digest),
-        PrintedMessage::Failed(failure) => Message::Failed(failure),
-        PrintedMessage::Opening(PrintedOpening::Inline(text)) => {
-            let bytes = BASE64_STANDARD.decode(text).context("read the prover's opening")?;
-            Message::Opening(opening(plane, bytes).await?)
+/// Passes on what a line says; a long opening is stored first.
+async fn deliver(plane: &ControlPlane, line: Vec<u8>, said: &Said) -> anyhow::Result<()> {
+    let (step, message) = {
+        let Printed { challenge, step, message } =
+            serde_json::from_slice(&line).context("read what the prover said")?;
+        if challenge != said.challenge {
+            bail!("the prover has answered {challenge}, which is another challenge");
         }
+        let message = match message {
+            PrintedMessage::Commitment(digest) => Ok(Message::Commitment(digest)),
+            PrintedMessage::Failed(failure) => Ok(Message::Failed(failure)),
+            PrintedMessage::Opening(PrintedOpening::Inline(text)) => {
+                Err(BASE64_STANDARD.decode(text).context("read the prover's opening")?)
+            }
+        };
+        (step, message)
     };
-    Ok(ProofReport { challenge, step, message })
+    // An opening may be long, and so may the way that it has to go.
+    drop(line);
+    let message = match message {
+        Ok(message) => message,
+        Err(bytes) => Message::Opening(opening(plane, bytes).await?),
+    };
+    said.answer(step, message);
+    Ok(())
 }
 
-async fn opening(plane: &ControlPlane, bytes: Vec<u8>) -> anyhow::Result<Opening> {
+/// What a report can say of an opening; a long one is stored first.
+pub(super) async fn opening(plane: &ControlPlane, bytes: Vec<u8>) -> anyhow::Result<Opening> {
     if bytes.len() <= INLINE_MAX {
         return Ok(Opening::Inline(bytes));
     }

@@ -147,7 +147,7 @@ impl Plane {
             fence_ms: Millis(60_000),
             report_ms: Millis(500),
             mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },
-            challenge: None,
+            challenges: BTreeMap::new(),
             release: None,
             leases: BTreeMap::new(),
         };

@@ -487,6 +487,7 @@ fn inventory(n: u32) -> Inventory {
         model: "any".into(),
         vram: Bytes(24 * Bytes::GIB),
         driver: "1".into(),
+        simulated: false,
     };
     Inventory {
         milli_cpu: MilliCpu(2_000),
@@ -562,7 +563,7 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
         fence_ms: FENCE,
         report_ms: REPORT,
         mesh: MeshSpec { key: key(1), hub_key: key(2), hub_endpoints: Vec::new() },
-        challenge: None,
+        challenges: BTreeMap::new(),
         release: None,
         leases: open.map(|(id, lease)| (*id, order(lease))).collect(),
     }

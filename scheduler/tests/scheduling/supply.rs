@@ -63,6 +63,7 @@ pub fn device(number: usize, gib: i64) -> Device {
         model: "test".into(),
         vram: Bytes(gib * Bytes::GIB),
         driver: "test".into(),
+        simulated: false,
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use nave_domain::rate::{Rate, Size};
+use nave_domain::{
+    host::Device,
+    rate::{Rate, Size},
+};
 use nave_sdk::wire::rest::{LedgerLine, Metered, Receipt};
 
 use super::{
@@ -60,7 +63,8 @@ fn attempt(metered: &Metered) -> String {
 }
 
 fn devices(uuids: &[String]) -> String {
-    if uuids.is_empty() { "none".to_owned() } else { clean(&uuids.join(", ")) }
+    let labels: Vec<String> = uuids.iter().map(|uuid| Device::label_of(uuid)).collect();
+    if labels.is_empty() { "none".to_owned() } else { clean(&labels.join(", ")) }
 }
 
 fn size(size: Size) -> String {

@@ -87,11 +87,11 @@ fn runtime(runtime: &Runtime) -> &'static str {
 }
 
 fn devices(inventory: &Inventory) -> String {
-    let mut counts = std::collections::BTreeMap::<&str, u32>::new();
+    let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for device in &inventory.devices {
-        *counts.entry(&device.model).or_default() += 1;
+        *counts.entry(device.label()).or_default() += 1;
     }
-    models(counts.into_iter())
+    models(counts.iter().map(|(model, n)| (model.as_str(), *n)))
 }
 
 /// GPUs by model, in words.

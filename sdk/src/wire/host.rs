@@ -16,7 +16,7 @@
 use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use nave_domain::{
-    Bytes, HostId, JobId, LeaseId, MilliCpu, Millis,
+    Bytes, ChallengeId, HostId, JobId, LeaseId, MilliCpu, Millis,
     host::{HostState, Inventory},
     job::Egress,
     lease::StopReason,
@@ -28,9 +28,11 @@ use serde::{Deserialize, Serialize};
 use super::{enrol::StateReason, sign::SignedRelease};
 
 /// The version of this protocol; another one is refused by name.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 /// Largest report or spec, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
+/// Most answers in one report; a host is given fewer challenges at once.
+pub const PROOFS_MAX: usize = 16;
 /// Largest piece of a log in one call, in bytes.
 pub const LOG_CHUNK_BYTES_MAX: usize = 256 << 10;
 /// Most that is kept of one stream of one lease, in bytes; the rest is dropped and said so.
@@ -58,9 +60,9 @@ pub struct HostSpec {
     pub report_ms: Millis,
     /// How the host is part of the mesh.
     pub mesh: MeshSpec,
-    /// What it is asked to prove; its answer belongs into its reports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub challenge: Option<Challenge>,
+    /// What it is asked to prove, by id; its answers belong into its reports.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub challenges: BTreeMap<ChallengeId, Challenge>,
     /// The agent it should run; the release key has signed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<SignedRelease>,
@@ -130,11 +132,28 @@ pub struct HostReport {
     /// The key that the host is about to use in the mesh instead of its present one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh_key_next: Option<MeshKey>,
-    /// Its answer to the newest step of its challenge.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub proof: Option<ProofReport>,
+    /// Its answers to the newest step of each of its challenges, by their ids; at most [`PROOFS_MAX`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub proofs: BTreeMap<ChallengeId, ProofReport>,
     /// Every lease the host knows, by id.
     pub leases: BTreeMap<LeaseId, LeaseReport>,
+}
+
+impl HostReport {
+    /// Refuses what no honest host reports.
+    ///
+    /// # Errors
+    /// A sentence that names the field.
+    pub fn check(&self) -> Result<(), String> {
+        self.inventory.check().map_err(|problem| format!("inventory.{problem}"))?;
+        if self.proofs.len() > PROOFS_MAX {
+            return Err(format!("proofs: more than {PROOFS_MAX}"));
+        }
+        if self.proofs.iter().any(|(id, proof)| *id != proof.challenge) {
+            return Err("proofs: one stands under the id of another challenge".into());
+        }
+        Ok(())
+    }
 }
 
 /// What a host observes of one lease.
@@ -246,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spec_needs_no_reason_and_is_the_same_as_before_without_one() {
+    fn a_spec_needs_neither_reason_nor_challenges_and_is_the_same_as_before_without() {
         let key = MeshKey::new([1; 32]).expect("a key");
         let before = json!({
             "protocol": PROTOCOL, "generation": 1, "host": format!("host_{:032x}", 1), "state": "ready",
@@ -254,7 +273,7 @@ mod tests {
             "mesh": { "key": key, "hub_key": key, "hub_endpoints": [] },
         });
         let spec: HostSpec = serde_json::from_value(before.clone()).expect("a spec");
-        assert_eq!(spec.reason, None);
+        assert_eq!((&spec.reason, spec.challenges.len()), (&None, 0));
         assert_eq!(serde_json::to_value(&spec).expect("JSON"), before);
     }
 }

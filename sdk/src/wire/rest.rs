@@ -222,7 +222,7 @@ pub struct Offer {
 
 /// Capacity in numbers.
 pub struct Capacity {
-    /// GPUs by model name.
+    /// GPUs by model name; behind that of simulated ones stands `(simulated)`.
     pub gpus: BTreeMap<String, u32>,
     /// Thousandths of a virtual CPU.
     pub milli_cpu: i64,

@@ -67,7 +67,8 @@ pub fn inventory() -> Inventory {
 
 /// A GPU.
 pub fn device(uuid: &str) -> Device {
-    Device { uuid: uuid.into(), model: "test".into(), vram: Bytes(80 * Bytes::GIB), driver: "test".into() }
+    let (model, driver, vram) = ("test".into(), "test".into(), Bytes(80 * Bytes::GIB));
+    Device { uuid: uuid.into(), model, vram, driver, simulated: false }
 }
 
 pub fn hash(text: &str) -> [u8; 32] {
