@@ -3,6 +3,13 @@
 //! The bounds keep a host from being asked for work without end, and a verifier from having to
 //! do it again. They are far above what any test needs.
 
+#[cfg(feature = "judge")]
+pub(crate) mod judge;
+#[cfg(feature = "prover")]
+pub(crate) mod prove;
+#[cfg(any(feature = "judge", feature = "prover"))]
+mod work;
+
 use std::collections::BTreeSet;
 
 use crate::{

@@ -3,8 +3,10 @@
 use nave_domain::{MilliCpu, Millis};
 
 use crate::{
-    Challenge, CpuTask, Digest, Evidence, Failure, MemoryTask, OPENING_MAX, Proven, Reason, Span, Task,
-    Verdict, cpu, memory,
+    Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, MemoryTask, OPENING_MAX, Proven, Reason,
+    Span, Task, Verdict, cpu,
+    devices::judge::{self as devices, Shown},
+    memory,
     sizes::{Layout, STEPS},
     task::{REFERENCE_STEPS_PER_S, TOLERANCE, shown},
     transcript::{binding, revealed},
@@ -40,7 +42,8 @@ fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<P
     match task {
         Task::Cpu(task) => weigh_cpu(task, evidence, &bindings, took[0]),
         Task::Memory(task) => weigh_memory(task, evidence, &bindings, (took[0], took[1])),
-        Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+        Task::Devices(task) => weigh_devices(task, evidence, &bindings, &took),
+        Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
             Err(failure(Reason::Aborted, "there is no judge for this kind"))
         }
     }
@@ -61,7 +64,7 @@ fn weigh_cpu(
         return Err(failure(Reason::CpuOverclaimed, message));
     }
     let seed = &bindings[1];
-    let opening = opened(&evidence.opening, seed, || cpu::opening_len(task, seed))?;
+    let opening = digests(&evidence.opening, seed, || cpu::opening_len(task, seed))?;
     cpu::check(task, &bindings[0], &evidence.commitments[0], seed, &opening)
         .map_err(|why| failure(Reason::EvidenceWrong, why))?;
     let steps_per_s = u64::try_from(steps * 1000 / elapsed).unwrap_or(u64::MAX);
@@ -85,13 +88,24 @@ fn weigh_memory(
         return Err(failure(Reason::EvidenceWrong, "the first commitment is not that memory is filled"));
     }
     let seed = &bindings[2];
-    let opening = opened(&evidence.opening, seed, || memory::opening_len(task, seed))?;
+    let opening = digests(&evidence.opening, seed, || memory::opening_len(task, seed))?;
     let keys = (&bindings[0], &bindings[1], seed);
     memory::check(task, keys, &evidence.commitments[1], &opening)
         .map_err(|why| failure(Reason::EvidenceWrong, why))?;
     let reads = u64::from(task.lanes) * u64::from(task.reads);
     let elapsed = u64::try_from(reads_ms.0.max(1)).unwrap_or(1);
     Ok(Proven::Memory { memory: shown(task), fill_ms, reads_ms, reads_per_s: reads * 1000 / elapsed })
+}
+
+fn weigh_devices(
+    task: &DevicesTask,
+    evidence: &Evidence,
+    bindings: &[Digest],
+    took: &[Millis],
+) -> Result<Proven, Failure> {
+    let opening = opened(&evidence.opening, &bindings[bindings.len() - 1])?;
+    let shown = Shown { bindings, commitments: &evidence.commitments, took, opening };
+    devices::weigh(task, &shown).map(Proven::Devices)
 }
 
 /// What the work starts from, then what each reveal made of it.
@@ -104,23 +118,29 @@ fn bindings(challenge: &Challenge, commitments: &[Digest]) -> Vec<Digest> {
     bindings
 }
 
-/// The digests of an opening after the one it is bound to.
-fn opened(bytes: &[u8], seed: &Digest, expected: impl FnOnce() -> usize) -> Result<Vec<Digest>, Failure> {
+/// What an opening has after the digest that it is bound to.
+fn opened<'a>(bytes: &'a [u8], seed: &Digest) -> Result<&'a [[u8; 32]], Failure> {
     let malformed = |why: String| failure(Reason::EvidenceMalformed, why);
-    let (digests, rest) = bytes.as_chunks::<32>();
+    let (units, rest) = bytes.as_chunks::<32>();
     if bytes.len() > OPENING_MAX || !rest.is_empty() {
         return Err(malformed(format!("the opening has {} bytes, which none can have", bytes.len())));
     }
-    let (first, digests) = digests.split_first().ok_or_else(|| malformed("the opening is empty".into()))?;
+    let (first, units) = units.split_first().ok_or_else(|| malformed("the opening is empty".into()))?;
     if first != &seed.0 {
         let message = "the opening is for another challenge, host, commitment or nonce";
         return Err(failure(Reason::BindingWrong, message));
     }
-    let expected = expected();
-    if digests.len() != expected {
-        return Err(malformed(format!("the opening has {} digests, not {expected}", digests.len())));
+    Ok(units)
+}
+
+/// The digests of an opening that has `expected`, after the one that it is bound to.
+fn digests(bytes: &[u8], seed: &Digest, expected: impl FnOnce() -> usize) -> Result<Vec<Digest>, Failure> {
+    let (units, expected) = (opened(bytes, seed)?, expected());
+    if units.len() != expected {
+        let message = format!("the opening has {} digests, not {expected}", units.len());
+        return Err(failure(Reason::EvidenceMalformed, message));
     }
-    Ok(digests.iter().copied().map(Digest).collect())
+    Ok(units.iter().copied().map(Digest).collect())
 }
 
 fn failure(code: Reason, message: impl Into<String>) -> Failure {

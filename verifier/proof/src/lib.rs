@@ -45,6 +45,8 @@ mod prover;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod sha;
 mod sizes;
+#[cfg(feature = "prover")]
+pub mod software;
 mod task;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod transcript;
@@ -60,7 +62,7 @@ pub use message::{
     Spill, StorageTask, Stream, Task, TransferTask, VERSION,
 };
 #[cfg(feature = "prover")]
-pub use prover::{Answer, Prover};
+pub use prover::{Answer, Prover, Resources};
 pub use sizes::{BLOCK, STEPS, covered};
 pub use task::{REFERENCE_STEPS_PER_S, TOLERANCE};
 pub use verdict::{DeviceProven, Failure, Proven, Reason, Verdict};

@@ -1,6 +1,6 @@
 //! What travels between verifier and host.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::Ipv6Addr, str::FromStr};
 
 pub use nave_domain::verdict::Kind;
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
@@ -228,6 +228,19 @@ pub enum Phase {
 impl Phase {
     /// All phases, in their order.
     pub const ALL: [Self; 6] = [Self::Fill, Self::Gemm, Self::Lanes, Self::Stream, Self::Spill, Self::Return];
+
+    /// The name in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fill => "fill",
+            Self::Gemm => "gemm",
+            Self::Lanes => "lanes",
+            Self::Stream => "stream",
+            Self::Spill => "spill",
+            Self::Return => "return",
+        }
+    }
 }
 
 /// A test of a disk.
@@ -261,8 +274,10 @@ pub struct SoftwareTask {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferTask {
-    /// Where the other host serves it, in the mesh.
-    pub source: std::net::SocketAddrV6,
+    /// The host that it comes from, by its mesh address.
+    pub source: Ipv6Addr,
+    /// Where that serves it.
+    pub port: u16,
     /// How much, in bytes, whole chunks of 64 KiB.
     pub bytes: u64,
     /// How many chunks are computed again by the verifier.

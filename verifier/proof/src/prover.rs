@@ -1,29 +1,73 @@
 //! The host's side: from a challenge to evidence.
 
+use std::sync::Arc;
+
 use crate::{
-    Challenge, Digest, Failure, Reason, Task, VERSION, cpu,
+    Challenge, CpuTask, DeviceTask, Digest, Failure, MemoryTask, Reason, Task, VERSION, cpu,
+    device::Device,
+    devices::prove::{Devices, Open},
     memory::{self, Fill},
     merkle::Tree,
     transcript::{binding, revealed},
 };
 
+/// What a host has for its proofs.
+pub struct Resources {
+    threads: usize,
+    open: Arc<Open>,
+}
+
+impl Resources {
+    /// As many threads for filling and reading memory, and no devices.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        let none = |_: &DeviceTask| {
+            let message = "there are no devices here".into();
+            Err(Failure { code: Reason::DeviceUnavailable, message })
+        };
+        Self { threads, open: Arc::new(none) }
+    }
+
+    /// With devices, which `open` opens by the names in their tasks. Each gets a thread of its own, in
+    /// which it is opened, used and dropped.
+    #[must_use]
+    pub fn with_devices(
+        self,
+        open: impl Fn(&DeviceTask) -> Result<Box<dyn Device>, Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { open: Arc::new(open), ..self }
+    }
+}
+
+impl From<usize> for Resources {
+    fn from(threads: usize) -> Self {
+        Self::new(threads)
+    }
+}
+
 /// The work for one challenge, as far as it is done.
 pub struct Prover {
     /// As it was when it was last answered.
     challenge: Challenge,
-    threads: usize,
     /// What the work starts from, then what each reveal made of it.
     bindings: Vec<Digest>,
-    work: Work,
+    work: Box<dyn Work>,
     last: Option<Answer>,
 }
 
-enum Work {
-    None,
-    Chains(Tree),
-    Filled(Fill),
-    /// The fill stays where it is until the end, so that hosts cannot pass it on.
-    Lanes(Tree, #[expect(dead_code, reason = "it is there to take up memory")] Fill),
+/// The host's side of one kind of test.
+pub(crate) trait Work: Send {
+    /// Does the next step. `bindings` has what the work starts from, then what each reveal made of it: as
+    /// many as there were steps, with this one.
+    fn go_on(&mut self, bindings: &[Digest]) -> Result<Done, Failure>;
+}
+
+/// What comes of a step.
+pub(crate) enum Done {
+    /// What the host commits to.
+    Commitment(Digest),
+    /// The opening, after the digest that it is bound to.
+    Opening(Vec<u8>),
 }
 
 /// What is answered to a step.
@@ -36,92 +80,139 @@ pub enum Answer {
 }
 
 impl Prover {
-    /// Gets ready for a challenge; memory will be filled and read by `threads` threads.
+    /// Gets ready for a challenge, with what the host has for it.
     ///
     /// # Errors
     /// A version that is not known here, or a size that no honest verifier draws.
-    pub fn new(challenge: &Challenge, threads: usize) -> Result<Self, Failure> {
+    pub fn new(challenge: &Challenge, resources: impl Into<Resources>) -> Result<Self, Failure> {
         if challenge.version != VERSION {
             let message = format!("knows version {VERSION} of the proofs, not {}", challenge.version);
             return Err(Failure { code: Reason::VersionUnknown, message });
         }
         challenge.task.check().map_err(|why| aborted(&why))?;
         let challenge = Challenge { reveals: Vec::new(), ..challenge.clone() };
-        let bindings = vec![binding(&challenge)];
-        Ok(Self { challenge, threads, bindings, work: Work::None, last: None })
+        let work = work(&challenge.task, &resources.into())?;
+        Ok(Self { bindings: vec![binding(&challenge)], challenge, work, last: None })
     }
 
     /// Answers the last step of the challenge as it is now. The same step again has the same answer.
     ///
     /// # Errors
     /// What keeps the host from doing the work, or a challenge that is not the one before with
-    /// one reveal more.
+    /// one reveal more. After an error there is no answer to anything else.
     pub fn answer(&mut self, challenge: &Challenge) -> Result<Answer, Failure> {
         if let Some(last) = self.last.as_ref().filter(|_| *challenge == self.challenge) {
             return Ok(last.clone());
         }
-        let answer = match (&self.last, challenge.reveals.split_last()) {
-            (None, None) if *challenge == self.challenge => self.begin()?,
+        match (&self.last, challenge.reveals.split_last()) {
+            (None, None) if *challenge == self.challenge => {}
             (Some(Answer::Commitment(commitment)), Some((reveal, before)))
                 if self.is_extended_by(challenge, before) =>
             {
                 let latest = self.bindings.last().unwrap_or(&self.bindings[0]);
                 let seed = revealed(latest, commitment, reveal);
                 self.bindings.push(seed);
-                self.go_on(&seed)?
             }
             (None | Some(_), _) => return Err(aborted("the challenge does not go on from where it was")),
-        };
+        }
+        let answer = self.go_on().inspect_err(|_| self.work = Box::new(Gone))?;
         self.challenge = challenge.clone();
         self.last = Some(answer.clone());
         Ok(answer)
+    }
+
+    fn go_on(&mut self) -> Result<Answer, Failure> {
+        match self.work.go_on(&self.bindings)? {
+            Done::Commitment(commitment) => Ok(Answer::Commitment(commitment)),
+            Done::Opening(bytes) => {
+                let seed = self.bindings.last().ok_or_else(gone)?;
+                Ok(Answer::Opening([&seed.0, &bytes[..]].concat()))
+            }
+        }
     }
 
     fn is_extended_by(&self, challenge: &Challenge, before: &[crate::Nonce]) -> bool {
         *before == self.challenge.reveals
             && Challenge { reveals: before.to_vec(), ..challenge.clone() } == self.challenge
     }
+}
 
-    fn begin(&mut self) -> Result<Answer, Failure> {
-        let binding = self.bindings[0];
-        let (work, commitment) = match &self.challenge.task {
-            Task::Cpu(task) => {
-                let tree = cpu::prove(task, &binding)?;
-                let root = tree.root();
-                (Work::Chains(tree), root)
-            }
-            Task::Memory(task) => {
-                let fill = Fill::new(task, &binding, self.threads)?;
-                (Work::Filled(fill), Some(memory::filled(&binding)))
-            }
-            Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
-                return Err(aborted("this kind of work is not done here"));
-            }
-        };
-        self.work = work;
-        commitment.map(Answer::Commitment).ok_or_else(|| aborted("there was nothing to do"))
-    }
-
-    fn go_on(&mut self, seed: &Digest) -> Result<Answer, Failure> {
-        let digests = match (&self.challenge.task, std::mem::replace(&mut self.work, Work::None)) {
-            (Task::Cpu(task), Work::Chains(tree)) => cpu::open(task, &tree, &self.bindings[0], seed),
-            (Task::Memory(task), Work::Filled(fill)) => {
-                let tree = fill.read(task, seed, self.threads)?;
-                let root = tree.root().ok_or_else(|| aborted("there was nothing to read"))?;
-                self.work = Work::Lanes(tree, fill);
-                return Ok(Answer::Commitment(root));
-            }
-            (Task::Memory(task), Work::Lanes(tree, _)) => memory::open(task, &tree, seed),
-            (Task::Cpu(_), Work::None | Work::Filled(_) | Work::Lanes(..))
-            | (Task::Memory(_), Work::None | Work::Chains(_))
-            | (Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_), _) => {
-                return Err(aborted("the work for this step is gone"));
-            }
-        };
-        Ok(Answer::Opening([*seed].iter().chain(&digests).flat_map(|digest| digest.0).collect()))
+/// The work that a task asks for.
+fn work(task: &Task, resources: &Resources) -> Result<Box<dyn Work>, Failure> {
+    match task {
+        Task::Cpu(task) => Ok(Box::new(Chains { task: task.clone(), tree: None })),
+        Task::Memory(task) => {
+            Ok(Box::new(Filled { task: task.clone(), threads: resources.threads, fill: None, tree: None }))
+        }
+        Task::Devices(task) => Ok(Box::new(Devices::new(task, &resources.open)?)),
+        Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+            Err(aborted("this kind of work is not done here"))
+        }
     }
 }
 
-fn aborted(message: &str) -> Failure {
+/// Work that failed.
+struct Gone;
+
+impl Work for Gone {
+    fn go_on(&mut self, _: &[Digest]) -> Result<Done, Failure> {
+        Err(gone())
+    }
+}
+
+/// Chains of sequential work.
+struct Chains {
+    task: CpuTask,
+    tree: Option<Tree>,
+}
+
+impl Work for Chains {
+    fn go_on(&mut self, bindings: &[Digest]) -> Result<Done, Failure> {
+        match (bindings, &self.tree) {
+            ([binding], _) => committed(self.tree.insert(cpu::prove(&self.task, binding)?)),
+            ([binding, seed], Some(tree)) => Ok(opening(&cpu::open(&self.task, tree, binding, seed))),
+            _ => Err(gone()),
+        }
+    }
+}
+
+/// Memory that is filled, then read.
+struct Filled {
+    task: MemoryTask,
+    threads: usize,
+    /// It stays where it is until the end, so that hosts cannot pass it on.
+    fill: Option<Fill>,
+    tree: Option<Tree>,
+}
+
+impl Work for Filled {
+    fn go_on(&mut self, bindings: &[Digest]) -> Result<Done, Failure> {
+        match (bindings, &self.fill, &self.tree) {
+            ([binding], ..) => {
+                self.fill = Some(Fill::new(&self.task, binding, self.threads)?);
+                Ok(Done::Commitment(memory::filled(binding)))
+            }
+            ([_, seed], Some(fill), _) => {
+                committed(self.tree.insert(fill.read(&self.task, seed, self.threads)?))
+            }
+            ([_, _, seed], Some(_), Some(tree)) => Ok(opening(&memory::open(&self.task, tree, seed))),
+            _ => Err(gone()),
+        }
+    }
+}
+
+fn committed(tree: &Tree) -> Result<Done, Failure> {
+    tree.root().map(Done::Commitment).ok_or_else(|| aborted("there was nothing to do"))
+}
+
+fn opening(digests: &[Digest]) -> Done {
+    Done::Opening(digests.iter().flat_map(|digest| digest.0).collect())
+}
+
+pub(crate) fn aborted(message: &str) -> Failure {
     Failure { code: Reason::Aborted, message: message.into() }
+}
+
+pub(crate) fn gone() -> Failure {
+    aborted("the work for this step is gone")
 }
