@@ -226,3 +226,102 @@ impl Scratch {
 pub fn entry(gemm: &Gemm, seed: &Digest, entry: &Entry) -> i32 {
     Scratch::new(gemm).entry(seed, entry)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GEMM: Gemm = Gemm { m: 256, n: 512, k: 128, rounds: 3, samples: 24 };
+
+    /// Three products, each from the root of the one before.
+    fn products(gemm: &Gemm, first: &Digest) -> (Vec<Product>, Vec<Digest>) {
+        let (mut seed, mut products, mut roots) = (*first, Vec::new(), Vec::new());
+        for _ in 0..gemm.rounds {
+            let product = Product::new(gemm, &seed, |_| None);
+            let root = product.root().unwrap();
+            products.push(product);
+            seed = next_round(&seed, &root);
+            roots.push(root);
+        }
+        (products, roots)
+    }
+
+    /// A product as it is defined, byte by byte.
+    fn defined(seed: &Digest, k: usize, row: u32, column: u32) -> i32 {
+        let stream = |stream: u64| {
+            let mut bytes = vec![0; k];
+            chacha::fill(seed, stream, &mut bytes);
+            bytes.into_iter().map(|byte| byte as i8).collect::<Vec<_>>()
+        };
+        let (a, b) = (stream(u64::from(row)), stream((1 << 32) + u64::from(column)));
+        a.iter().zip(&b).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum()
+    }
+
+    #[test]
+    fn every_entry_is_a_row_times_a_column() {
+        let seed = Digest([5; 32]);
+        let product = Product::new(&GEMM, &seed, |_| None);
+        assert_eq!(product.tiles.len() as u64, leaves(&GEMM));
+        for (row, column) in [(0, 0), (0, 255), (0, 256), (255, 511), (100, 300)] {
+            let at = Entry { round: 0, row, column };
+            let shown = sum(&product.tiles[at.tile(&GEMM).leaf as usize], &at);
+            assert_eq!(shown, defined(&seed, 128, row, column), "row {row}, column {column}");
+            assert_eq!(shown, entry(&GEMM, &seed, &at));
+        }
+    }
+
+    #[test]
+    fn the_largest_sum_fits() {
+        let extreme = vec![0x80; 131_071];
+        assert_eq!(dot(&extreme, &extreme), 131_071 << 14);
+    }
+
+    #[test]
+    fn chosen_entries_of_honest_products_are_proven() {
+        let seed = Digest([6; 32]);
+        let (products, roots) = products(&GEMM, &seed);
+        let entries = chosen(&GEMM, &Digest([7; 32]));
+        assert_eq!(entries.len(), 24);
+        assert!((0..3).all(|round| entries.iter().any(|entry| entry.round == round)));
+        let opening = open(&products, &tiles(&GEMM, &entries)).unwrap();
+        assert_eq!(check(&GEMM, &seed, &roots, &entries, &opening), Ok(()));
+    }
+
+    #[test]
+    fn whatever_is_changed_in_an_opening_is_seen() {
+        let seed = Digest([8; 32]);
+        let (products, roots) = products(&GEMM, &seed);
+        let entries = chosen(&GEMM, &Digest([9; 32]));
+        let honest = open(&products, &tiles(&GEMM, &entries)).unwrap();
+        let refused =
+            |roots: &[Digest], opening: &GemmOpening| check(&GEMM, &seed, roots, &entries, opening).is_err();
+        for tile in 0..honest.tiles.len() {
+            let mut forged = honest.clone();
+            forged.tiles[tile][1023] ^= 1;
+            assert!(refused(&roots, &forged), "tile {tile}");
+        }
+        for round in 0..3 {
+            let mut forged = honest.clone();
+            forged.proofs[round][0].0[0] ^= 1;
+            assert!(refused(&roots, &forged), "proof of round {round}");
+            let mut others = roots.clone();
+            others[round].0[0] ^= 1;
+            assert!(refused(&others, &honest), "root of round {round}");
+        }
+        let mut short = honest.clone();
+        short.tiles.pop();
+        assert!(refused(&roots, &short) && refused(&roots[..2], &honest));
+        assert!(check(&GEMM, &Digest([0; 32]), &roots, &entries, &honest).is_err());
+    }
+
+    #[test]
+    fn a_product_that_starts_before_the_one_before_is_committed_to_is_refused() {
+        let (seed, gemm) = (Digest([1; 32]), Gemm { rounds: 2, ..GEMM });
+        let products = [seed, Digest([2; 32])].map(|seed| Product::new(&gemm, &seed, |_| None));
+        let roots: Vec<Digest> = products.iter().filter_map(Product::root).collect();
+        let entries = chosen(&gemm, &Digest([3; 32]));
+        let opening = open(&products, &tiles(&gemm, &entries)).unwrap();
+        let why = check(&gemm, &seed, &roots, &entries, &opening).unwrap_err();
+        assert!(why.ends_with("of product 1 is wrong"), "{why}");
+    }
+}

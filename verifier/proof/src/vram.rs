@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::{
     Digest, Fill, Lanes, Spill, Stream,
     device::{CHUNK, PassChunk, VRAM_BLOCK},
-    merkle::{self, Tree},
+    merkle,
     mix::below,
     sha::{self, LANE, STREAM, Words},
     transcript::draw,
@@ -138,7 +138,7 @@ pub(crate) fn chunk(seed: &Digest, chunk: u64, mut block: impl FnMut(u64) -> Wor
     STREAM.words(&states)
 }
 
-/// A chunk of a fill in the pass of `pass`, with its blocks computed.
+/// A chunk of a fill in the pass of seed `pass`, with its blocks computed.
 fn derived_chunk(fill: &Fill, seed: &Digest, pass: &Digest, number: u64) -> Digest {
     let (mut ahead, mut left) = ([[0; 8]; ABREAST], 0);
     chunk(pass, number, |at| {
@@ -204,8 +204,123 @@ pub fn check_chunks(
     }
 }
 
-/// A pass over `chunks` chunks whose blocks `block` gives.
-#[cfg(feature = "prover")]
-pub(crate) fn pass(seed: &Digest, chunks: u64, block: impl Fn(u64) -> Words) -> Tree {
-    Tree::over((0..chunks).map(|number| chunk(seed, number, &block)).collect())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merkle::Tree;
+
+    const FILL: Fill = Fill { bytes: 4 * CHUNK, depth: 3 };
+    const LANES: Lanes = Lanes { lanes: 300, reads: 20, samples: 7 };
+
+    fn filled() -> (Digest, Vec<Words>) {
+        let seed = Digest([1; 32]);
+        (seed, derive(&FILL, &seed, blocks(&FILL)))
+    }
+
+    #[test]
+    fn a_fill_has_each_block_that_it_would_have_alone() {
+        let (seed, all) = filled();
+        assert_eq!(all.len() as u64, blocks(&FILL));
+        for number in [0, 1, 2, 3, 4, 8191] {
+            assert_eq!(all[number as usize], block(&FILL, &seed, number));
+        }
+        assert_eq!(derive(&FILL, &seed, 6)[..], all[..6]);
+    }
+
+    #[test]
+    fn a_quarter_round_is_chachas() {
+        // RFC 8439, 2.1.1: the quarter round's own test vector.
+        let mut state = [0x1111_1111, 0x0102_0304, 0x9b8d_6f43, 0x0123_4567, 0, 0, 0, 0];
+        quarter(&mut state, [0, 1, 2, 3]);
+        assert_eq!(state[..4], [0xea2a_92f4, 0xcb1c_f8ce, 0x4581_472e, 0x5881_c4bb]);
+    }
+
+    #[test]
+    fn lanes_read_where_their_state_points_to() {
+        assert_eq!(next(&[0; 8], 1000), 0);
+        assert_eq!(next(&[u32::MAX; 8], 1000), 999);
+        // Half of 2^64 is in the second word.
+        assert_eq!(next(&[0, 1 << 31, 0, 0, 0, 0, 0, 0], 1000), 500);
+    }
+
+    #[test]
+    fn chosen_lanes_are_proven_and_forged_ones_are_refused() {
+        let ((filled, all), seed) = (filled(), Digest([2; 32]));
+        let end = |number| lane((&LANES, &seed, blocks(&FILL)), number, |block| all[block as usize]);
+        let tree = Tree::over((0..300).map(end).collect());
+        let root = tree.root().unwrap();
+        let lot = chosen_lanes(&LANES, &Digest([3; 32]));
+        assert_eq!(lot.len(), 7);
+        let proof = tree.proof(lot.iter().copied());
+        let check = |filled: &Digest, seed: &Digest, root: &Digest, lot: &[u64], proof: &[Digest]| {
+            check_lanes((&FILL, filled), (&LANES, seed), root, lot, proof).is_ok()
+        };
+        assert!(check(&filled, &seed, &root, &lot, &proof));
+        assert!(!check(&seed, &seed, &root, &lot, &proof), "another fill");
+        assert!(!check(&filled, &filled, &root, &lot, &proof), "other lanes");
+        assert!(!check(&filled, &seed, &seed, &lot, &proof), "another root");
+        assert!(!check(&filled, &seed, &root, &lot, &proof[1..]), "a proof that is too short");
+        let others: Vec<u64> = lot.iter().map(|lane| lane ^ 1).collect();
+        assert!(!check(&filled, &seed, &root, &others, &proof), "others than were chosen");
+        let mut forged = proof.clone();
+        forged[0].0[0] ^= 1;
+        assert!(!check(&filled, &seed, &root, &lot, &forged), "a forged proof");
+    }
+
+    #[test]
+    fn one_wrong_block_in_a_lane_is_seen() {
+        let ((filled, all), seed) = (filled(), Digest([2; 32]));
+        let lanes = Lanes { lanes: 4, ..LANES };
+        let missing = |number: u64| if number % 8 == 3 { [0; 8] } else { all[number as usize] };
+        let tree =
+            Tree::over((0..4).map(|number| lane((&lanes, &seed, blocks(&FILL)), number, missing)).collect());
+        let lot = [0, 1, 2, 3];
+        let checked = check_lanes((&FILL, &filled), (&lanes, &seed), &tree.root().unwrap(), &lot, &[]);
+        assert_eq!(checked, Err("chosen lanes are not what was committed to".into()));
+    }
+
+    #[test]
+    fn chosen_chunks_are_proven_and_forged_ones_are_refused() {
+        let ((filled, all), pass) = (filled(), Digest([4; 32]));
+        let leaf = |number| chunk(&pass, number, |block| all[block as usize]);
+        let tree = Tree::over((0..4).map(leaf).collect());
+        let root = tree.root().unwrap();
+        let proof = tree.proof([1, 3]);
+        let check = |filled: &Digest, pass: &Digest, chosen: &[u64], proof: &[Digest]| {
+            check_chunks((&FILL, filled), (FILL.bytes, pass), &root, chosen, proof).is_ok()
+        };
+        assert!(check(&filled, &pass, &[1, 3], &proof));
+        assert!(!check(&pass, &pass, &[1, 3], &proof), "another fill");
+        assert!(!check(&filled, &filled, &[1, 3], &proof), "another pass");
+        assert!(!check(&filled, &pass, &[0, 2], &proof), "others than were chosen");
+        assert!(!check(&filled, &pass, &[1, 3], &proof[1..]), "a proof that is too short");
+    }
+
+    #[test]
+    fn every_block_of_a_chunk_matters() {
+        let (_, all) = filled();
+        let digest = |changed: u64| {
+            chunk(&Digest([4; 32]), 1, |block| {
+                let mut words = all[block as usize];
+                words[7] ^= u32::from(block == changed);
+                words
+            })
+        };
+        let honest = digest(u64::MAX);
+        assert!((2048..4096).step_by(61).all(|changed| digest(changed) != honest));
+        assert_eq!(digest(2047), honest);
+        assert_eq!(digest(4096), honest);
+    }
+
+    #[test]
+    fn chunks_are_chosen_from_all_passes() {
+        let stream = Stream { passes: 5, samples: 12 };
+        let chosen = chosen_of_passes(&stream, &FILL, &Digest([5; 32]));
+        assert_eq!(chosen.len(), 12);
+        assert!(chosen.windows(2).all(|pair| pair[0] < pair[1]));
+        assert!(chosen.iter().all(|at| at.pass < 5 && at.chunk < 4));
+        assert_eq!(by_pass(&chosen).values().map(Vec::len).sum::<usize>(), 12);
+        let all = chosen_of_copy(&Spill { bytes: 3 * CHUNK, samples: 9 }, &Digest([5; 32]));
+        assert_eq!(all, [0, 1, 2]);
+    }
 }
