@@ -161,6 +161,15 @@ struct Groups
         }
     }
 
+    bool idle() const
+    {
+        bool idle = open.empty();
+        for (const std::vector<Deed> &group : closed) {
+            idle &= group.empty();
+        }
+        return idle;
+    }
+
     void close()
     {
         closed.push_back(std::move(open));
@@ -327,8 +336,7 @@ inline void run_blocks(u32 first, u32 blocks, u32 threads, u32 shared, const Dee
     }
     require(machine.bulk.empty(), "a block ended before its copies");
     for (const auto &thread : machine.threads) {
-        require(thread->copies.closed.empty() && thread->products.closed.empty() && thread->products.open.empty(),
-                "a thread ended before its asynchronous work");
+        require(thread->copies.idle() && thread->products.idle(), "a thread ended before its asynchronous work");
     }
 }
 
