@@ -5,7 +5,11 @@
 //! nonces, loads, judges and stores. Nothing is kept between two looks: a verifier that is
 //! killed is continued by the next one, and several may run at once.
 
+pub mod catalogue;
+pub mod class;
 pub mod decide;
 pub mod role;
+pub mod shadow;
+pub mod size;
 
 pub use role::{Config, Verifier, run};

@@ -1,0 +1,294 @@
+//! How large the test of a host's devices is. Pure.
+//!
+//! Sizes follow from what is claimed: a model that the catalogue knows has its own test, any other
+//! one that is neither too long for a slow device nor too short for a fast one. A claim that
+//! is wrong makes a test longer or shorter, never easier.
+
+use nave_domain::{Bytes, Millis, host::Device};
+use nave_proof::{
+    DeviceTask, DevicesTask, Fill, Gemm, Lanes, Phase, Spill, Stream, Task,
+    device::{CHUNK, VRAM_BLOCK},
+};
+
+use crate::catalogue::{Catalogue, Class, Measure, Product};
+
+/// Entries of a product that are computed again.
+const SAMPLES: u32 = 256;
+/// Those of a host that is new: whoever leaves out 1 % of the work is found all but once in 30 000 times.
+const SAMPLES_ONBOARDING: u32 = 1_024;
+/// Fewest: 5 % of the work left out passes four times in a hundred.
+const SAMPLES_MIN: u32 = 64;
+/// Compressions that the verifier does again for the lanes of a device, and for its passes.
+const HASHES: u64 = 1 << 20;
+/// Fewest compressions for a block of which a copy is sent to the host's memory.
+const DEPTH_SPILLED: u32 = 64;
+/// Memory of a device that its driver and the prover need.
+const RESERVE: u64 = 512 << 20;
+/// Matrices take at most this part of a device's memory.
+const MATRICES: u64 = 12;
+/// Share of a host's memory that takes in the copies of all devices, in hundredths.
+const HOST_PERCENT: u64 = 60;
+/// Most that is copied: what pinning so much costs is longer than the copy.
+const SPILL_MAX: u64 = 16 << 30;
+/// How many times as long as the slowest honest device needs is waited for.
+const MARGIN: u64 = 3;
+/// Shortest and longest wait for a step.
+const PATIENCE_MS: (u64, u64) = (20_000, 600_000);
+/// What the opening may take: chosen parts are computed again, then they travel.
+const OPENING_MS: u64 = 120_000;
+/// How long the product of a small proof may take on the slowest device.
+const SMALL_MS: u64 = 500;
+
+/// What a test is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Everything, while the devices are free.
+    Full {
+        /// Whether the host is new, or has new devices.
+        onboarding: bool,
+    },
+    /// That the device is there and computes, while a customer uses it.
+    Small {
+        /// Memory of each device that customers do not get.
+        slack: Bytes,
+    },
+}
+
+/// A device with the test of its model.
+struct Sized<'a> {
+    claim: &'a Device,
+    test: Test,
+    class: Option<&'a Class>,
+}
+
+/// The sizes of a test, whatever they are from.
+struct Test {
+    gemm: Option<Product>,
+    depth: u32,
+    lanes: u32,
+    reads: u32,
+    passes: u32,
+    fill_max: u64,
+    spill_max: u64,
+}
+
+/// The test of all devices of a host that claims `memory`, too.
+///
+/// # Errors
+/// A sentence that says why they cannot be tested so.
+pub fn size(
+    catalogue: &Catalogue,
+    devices: &[Device],
+    memory: Bytes,
+    purpose: Purpose,
+) -> Result<Task, String> {
+    let sized: Vec<Sized> = devices.iter().map(|claim| Sized::of(catalogue, claim)).collect();
+    let wanted = match purpose {
+        Purpose::Full { onboarding: true } => SAMPLES_ONBOARDING,
+        Purpose::Full { onboarding: false } | Purpose::Small { .. } => SAMPLES,
+    };
+    let mut samples = wanted;
+    loop {
+        let tasks = match purpose {
+            Purpose::Full { .. } => full(&sized, memory, samples),
+            Purpose::Small { slack } => small(catalogue, &sized, slack, samples)?,
+        };
+        let patience_ms = patience(catalogue, &sized, &tasks);
+        let task = Task::Devices(DevicesTask { devices: tasks, patience_ms });
+        match task.check() {
+            Ok(()) => return Ok(task),
+            // The openings of many devices together are too long.
+            Err(_) if samples > SAMPLES_MIN => samples /= 2,
+            Err(why) => return Err(why),
+        }
+    }
+}
+
+impl<'a> Sized<'a> {
+    fn of(catalogue: &'a Catalogue, claim: &'a Device) -> Self {
+        let same_kind = || catalogue.classes.iter().find(|class| claim.simulated && class.simulated);
+        let class = catalogue.called(&claim.model, claim.simulated);
+        let test = class.or_else(same_kind).map_or_else(|| Test::unknown(catalogue), Test::of);
+        Self { claim, test, class }
+    }
+
+    fn vram(&self) -> u64 {
+        u64::try_from(self.claim.vram.0).unwrap_or(0)
+    }
+
+    /// What the slowest honest device of its class does in a second.
+    fn slowest(&self, catalogue: &Catalogue, measure: Measure) -> u64 {
+        let band = self.class.and_then(|class| class.bands.get(&measure)).map(|band| band.low);
+        let simulated = catalogue.classes.iter().find(|class| self.claim.simulated && class.simulated);
+        let same_kind = || simulated.and_then(|class| class.bands.get(&measure)).map(|band| band.low / 8);
+        let unknown = || catalogue.unknown.slowest.get(&measure).copied();
+        band.or_else(same_kind).or_else(unknown).unwrap_or(1).max(1)
+    }
+}
+
+impl Test {
+    fn of(class: &Class) -> Self {
+        let test = &class.test;
+        Self {
+            gemm: test.gemm,
+            depth: test.depth,
+            lanes: test.lanes,
+            reads: test.reads,
+            passes: test.passes,
+            fill_max: test.fill_max.unwrap_or(u64::MAX),
+            spill_max: test.spill_max.unwrap_or(SPILL_MAX),
+        }
+    }
+
+    fn unknown(catalogue: &Catalogue) -> Self {
+        let test = &catalogue.unknown;
+        Self {
+            gemm: Some(test.gemm),
+            depth: test.depth,
+            lanes: test.lanes,
+            reads: test.reads,
+            passes: test.passes,
+            fill_max: u64::MAX,
+            spill_max: SPILL_MAX,
+        }
+    }
+}
+
+/// Everything that all devices can show. A phase that one of them cannot do is left out for all, since
+/// they work at the same time.
+fn full(sized: &[Sized], memory: Bytes, samples: u32) -> Vec<DeviceTask> {
+    let multiply = sized.iter().all(|device| device.test.gemm.is_some());
+    let count = u64::try_from(sized.len()).unwrap_or(u64::MAX).max(1);
+    let share = u64::try_from(memory.0).unwrap_or(0) / 100 * HOST_PERCENT / count;
+    let spilled: Vec<u64> = sized.iter().map(|device| spill(device, share)).collect();
+    let spills = spilled.iter().all(|bytes| *bytes >= CHUNK);
+    let task = |(device, spilled): (&Sized, &u64)| {
+        let (test, bytes) = (&device.test, filled(device));
+        let depth = if spills { test.depth.max(DEPTH_SPILLED) } else { test.depth };
+        let per_read = u64::from(test.reads) * u64::from(depth);
+        let per_chunk = CHUNK / VRAM_BLOCK * u64::from(depth);
+        DeviceTask {
+            uuid: device.claim.uuid.clone(),
+            fill: Some(Fill { bytes, depth }),
+            gemm: test.gemm.filter(|_| multiply).map(|gemm| product(gemm, device.vram(), samples)),
+            lanes: Some(Lanes {
+                lanes: test.lanes,
+                reads: test.reads,
+                samples: within(HASHES / per_read, 8, 32),
+            }),
+            stream: Some(Stream { passes: test.passes, samples: within(HASHES / per_chunk, 6, 16) }),
+            spill: spills.then(|| Spill { bytes: *spilled, samples: within(HASHES / per_chunk / 2, 4, 8) }),
+        }
+    };
+    sized.iter().zip(&spilled).map(task).collect()
+}
+
+fn within(count: u64, least: u32, most: u32) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX).clamp(least, most)
+}
+
+/// What of a device's memory is filled: nearly all, beside the matrices, in whole chunks.
+fn filled(device: &Sized) -> u64 {
+    let vram = device.vram();
+    let matrices = device.test.gemm.map_or(0, |gemm| operands(&product(gemm, vram, SAMPLES)));
+    let beside = vram.saturating_sub(matrices + RESERVE);
+    // A device so small that it is none still has a test, which it fails by itself.
+    let bytes = (vram / 100 * 97).min(beside.max(vram / 2)).min(device.test.fill_max);
+    (bytes / CHUNK).max(1) * CHUNK
+}
+
+fn spill(device: &Sized, share: u64) -> u64 {
+    share.min(filled(device)).min(device.test.spill_max) / CHUNK * CHUNK
+}
+
+/// A product whose matrices fit beside the fill; what is smaller is computed more often.
+fn product(gemm: Product, vram: u64, samples: u32) -> Gemm {
+    let mut sized = Gemm { m: gemm.m, n: gemm.n, k: gemm.k, rounds: gemm.rounds, samples };
+    while operands(&sized) > vram / MATRICES && sized.m.min(sized.n) > 256 {
+        (sized.m, sized.n, sized.rounds) = (sized.m / 2, sized.n / 2, sized.rounds.saturating_mul(4));
+    }
+    sized.rounds = sized.rounds.min(1 << 12);
+    sized
+}
+
+/// Bytes of the matrices of a product.
+fn operands(gemm: &Gemm) -> u64 {
+    let (m, n, k) = (u64::from(gemm.m), u64::from(gemm.n), u64::from(gemm.k));
+    (m + n) * k + 4 * m * n
+}
+
+/// One short product for each device, in the memory that customers do not get.
+fn small(
+    catalogue: &Catalogue,
+    sized: &[Sized],
+    slack: Bytes,
+    samples: u32,
+) -> Result<Vec<DeviceTask>, String> {
+    let slack = u64::try_from(slack.0).unwrap_or(0);
+    let task = |device: &Sized| {
+        let gemm = device.test.gemm.ok_or("a device cannot multiply as the test wants it")?;
+        let one = Product { rounds: 1, ..gemm };
+        let gemm = product(one, slack.saturating_mul(MATRICES), samples);
+        if operands(&gemm) > slack {
+            return Err(format!("a product takes more than {} bytes of a device's memory", slack));
+        }
+        let per_s = device.slowest(catalogue, Measure::OpsPerS);
+        let rounds = per_s.saturating_mul(SMALL_MS) / 1_000 / operations(&Gemm { rounds: 1, ..gemm }).max(1);
+        let gemm = Gemm { rounds: within(rounds, 1, 16), ..gemm };
+        Ok(DeviceTask {
+            uuid: device.claim.uuid.clone(),
+            fill: None,
+            gemm: Some(gemm),
+            lanes: None,
+            stream: None,
+            spill: None,
+        })
+    };
+    sized.iter().map(task).collect()
+}
+
+/// Operations of all rounds: two for each product that is added.
+fn operations(gemm: &Gemm) -> u64 {
+    let all = [gemm.rounds, gemm.m, gemm.n, gemm.k].into_iter().map(u128::from).product::<u128>();
+    u64::try_from(2 * all).unwrap_or(u64::MAX)
+}
+
+/// How long each step may take, the opening last: what the slowest honest device of the host needs, and
+/// some times as much again.
+fn patience(catalogue: &Catalogue, sized: &[Sized], tasks: &[DeviceTask]) -> Vec<Millis> {
+    let phases = Phase::ALL.into_iter().filter(|phase| tasks.iter().all(|task| task.has(*phase)));
+    let longest = |phase: Phase| {
+        let each = sized.iter().zip(tasks).map(|(device, task)| work_ms(catalogue, device, task, phase));
+        each.max().unwrap_or(0).saturating_mul(MARGIN).clamp(PATIENCE_MS.0, PATIENCE_MS.1)
+    };
+    phases.map(longest).chain([OPENING_MS]).map(|ms| Millis(i64::try_from(ms).unwrap_or(i64::MAX))).collect()
+}
+
+/// What the slowest honest device needs for a phase.
+fn work_ms(catalogue: &Catalogue, device: &Sized, task: &DeviceTask, phase: Phase) -> u64 {
+    let needs = |amount: u128, measure: Measure| {
+        let ms = amount.saturating_mul(1_000) / u128::from(device.slowest(catalogue, measure));
+        u64::try_from(ms).unwrap_or(u64::MAX)
+    };
+    let hashes = || {
+        let of = |fill: &Fill| u128::from(fill.bytes / VRAM_BLOCK) * u128::from(fill.depth);
+        needs(task.fill.as_ref().map_or(0, of), Measure::HashesPerS)
+    };
+    let reads = || {
+        let of = |lanes: &Lanes| u128::from(lanes.lanes) * u128::from(lanes.reads);
+        needs(task.lanes.as_ref().map_or(0, of), Measure::ReadsPerS)
+    };
+    let back = || needs(task.spill.map_or(0, |spill| spill.bytes.into()), Measure::ReturnBytesPerS);
+    match phase {
+        Phase::Fill => hashes(),
+        Phase::Gemm => needs(task.gemm.as_ref().map_or(0, |gemm| operations(gemm).into()), Measure::OpsPerS),
+        Phase::Lanes => reads(),
+        Phase::Stream => {
+            let bytes = task.fill.map_or(0, |fill| u128::from(fill.bytes));
+            let passes = task.stream.map_or(0, |stream| u128::from(stream.passes));
+            needs(bytes * passes, Measure::BytesPerS)
+        }
+        Phase::Spill => back().saturating_add(hashes()),
+        Phase::Return => back().saturating_add(reads()),
+    }
+}

@@ -1,0 +1,504 @@
+//! What devices are, from what they did; and how large their tests are.
+
+use nave_domain::{Bytes, Millis, host::Device};
+use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
+use nave_verifier::{
+    catalogue::{Catalogue, Class, Measure},
+    class::{Judged, Rating, amount, classify, detectable_permille},
+    size::{Purpose, size},
+};
+use proptest::prelude::*;
+
+const TOPS: u64 = 1_000_000_000_000;
+const RAM: Bytes = Bytes(2 << 40);
+const ONBOARDING: Purpose = Purpose::Full { onboarding: true };
+const AGAIN: Purpose = Purpose::Full { onboarding: false };
+
+/// The catalogue as it is.
+fn catalogue() -> Catalogue {
+    Catalogue::embedded().expect("the catalogue").clone()
+}
+
+/// The catalogue as if devices of these classes, or of all where there are none, had been measured.
+fn measured(names: &[&str]) -> Catalogue {
+    let mut catalogue = catalogue();
+    let all = catalogue.classes.iter_mut();
+    for class in all.filter(|class| names.is_empty() || names.contains(&class.name.as_str())) {
+        class.bands.values_mut().for_each(|band| band.samples = 100);
+    }
+    catalogue
+}
+
+fn device(slot: usize, model: &str, mib: i64) -> Device {
+    Device {
+        uuid: format!("GPU-{slot}"),
+        model: model.into(),
+        vram: Bytes(mib * Bytes::MIB),
+        driver: "570.1".into(),
+        simulated: false,
+    }
+}
+
+fn simulated(slot: usize) -> Device {
+    let uuid = format!("{}{slot}", Device::SIMULATED);
+    Device { uuid, simulated: true, ..device(slot, "Nave Simulated", 1) }
+}
+
+/// A device that is what it is called.
+fn honest(class: &Class, slot: usize) -> Device {
+    let vram = class.datasheet.as_ref().map_or(1, |datasheet| i64::from(datasheet.vram_mib));
+    match class.simulated {
+        true => simulated(slot),
+        false => device(slot, &class.models[0], vram),
+    }
+}
+
+fn named<'a>(catalogue: &'a Catalogue, name: &str) -> &'a Class {
+    catalogue.named(name).expect("a class")
+}
+
+fn sizes(devices: &[Device], memory: Bytes, purpose: Purpose) -> DevicesTask {
+    match size(&catalogue(), devices, memory, purpose) {
+        Ok(Task::Devices(task)) => task,
+        Ok(other) => panic!("{other:?}"),
+        Err(why) => panic!("{devices:?}: {why}"),
+    }
+}
+
+fn task(device: &Device) -> DeviceTask {
+    sizes(std::slice::from_ref(device), RAM, AGAIN).devices.remove(0)
+}
+
+/// What a device shows that is in the middle of every band of a class.
+fn middle(class: &Class) -> DeviceProven {
+    let of = |measure: Measure| {
+        let band = class.bands.get(&measure)?;
+        Some(band.high.map_or(band.low * 2, |high| band.low.midpoint(high)))
+    };
+    DeviceProven {
+        uuid: "GPU-1".into(),
+        ops_per_s: of(Measure::OpsPerS),
+        vram: of(Measure::Vram).map(|bytes| Bytes(bytes.cast_signed())),
+        hashes_per_s: of(Measure::HashesPerS),
+        reads_per_s: of(Measure::ReadsPerS),
+        bytes_per_s: of(Measure::BytesPerS),
+        return_bytes_per_s: of(Measure::ReturnBytesPerS),
+    }
+}
+
+fn judged(catalogue: &Catalogue, claim: &Device, proven: &DeviceProven) -> Judged {
+    classify(catalogue, claim, &task(claim), proven)
+}
+
+fn class_of(judged: &Judged) -> Option<&str> {
+    match &judged.rating {
+        Rating::Rated { class } => Some(class),
+        Rating::Unrated { .. } | Rating::Refused(_) => None,
+    }
+}
+
+fn refusal(judged: &Judged) -> &Failure {
+    match &judged.rating {
+        Rating::Refused(failure) => failure,
+        Rating::Rated { .. } | Rating::Unrated { .. } => panic!("{judged:?}"),
+    }
+}
+
+fn why_unrated(judged: &Judged) -> &str {
+    match &judged.rating {
+        Rating::Unrated { why } => why,
+        Rating::Rated { .. } | Rating::Refused(_) => panic!("{judged:?}"),
+    }
+}
+
+#[test]
+fn every_class_has_a_test_that_eight_of_its_devices_can_be_given() {
+    let catalogue = catalogue();
+    for class in &catalogue.classes {
+        let devices: Vec<Device> = (0..8).map(|slot| honest(class, slot)).collect();
+        for purpose in [ONBOARDING, AGAIN] {
+            let task = sizes(&devices, RAM, purpose);
+            let phases = if class.unrated.is_some() { 5 } else { 6 };
+            assert_eq!(task.phases().len(), phases, "{}", class.name);
+            for device in &task.devices {
+                let samples = if purpose == ONBOARDING { 1_024 } else { 256 };
+                assert!(device.gemm.is_none_or(|gemm| gemm.samples == samples), "{}: {device:?}", class.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn nearly_all_of_a_device_is_filled_beside_the_matrices() {
+    let share = |model, mib| {
+        let fill = task(&device(0, model, mib)).fill.expect("a fill").bytes;
+        fill * 1_000 / (mib as u64 * (1 << 20))
+    };
+    assert_eq!(share("NVIDIA H200", 143_771), 969, "97 % in whole chunks");
+    assert!(share("NVIDIA H100 80GB HBM3", 81_559) >= 950);
+    assert!(share("NVIDIA GeForce RTX 4090", 24_564) >= 920);
+    assert!(share("a card that nobody knows", 8_192) >= 860);
+    let none = task(&device(0, "a card without memory", 0));
+    assert_eq!(none.fill.expect("a fill").bytes, 64 << 10);
+}
+
+#[test]
+fn a_small_card_gets_smaller_matrices_more_often() {
+    let gemm = |mib| task(&device(0, "a card that nobody knows", mib)).gemm.expect("products");
+    let (large, small) = (gemm(81_920), gemm(8_192));
+    assert_eq!((large.m, small.m), (16_384, 4_096));
+    assert_eq!(u64::from(small.rounds), 16 * u64::from(large.rounds));
+    let bytes = (u64::from(small.m) + u64::from(small.n)) * u64::from(small.k);
+    assert!(bytes <= 1 << 30, "{bytes}");
+}
+
+#[test]
+fn the_opening_of_many_devices_together_stays_within_its_bound() {
+    let devices: Vec<Device> = (0..64).map(|slot| device(slot, "NVIDIA H200", 143_771)).collect();
+    for count in [1, 8, 10, 16, 32, 64] {
+        let task = sizes(&devices[..count], RAM, ONBOARDING);
+        let samples = task.devices[0].gemm.expect("products").samples;
+        let most = 1_024 * 8 / count.max(8);
+        assert!(samples >= 64 && samples as usize <= most.next_power_of_two(), "{count}: {samples}");
+    }
+}
+
+#[test]
+fn what_is_spilled_is_bounded_by_the_memory_that_the_host_claims() {
+    let devices: Vec<Device> = (0..8).map(|slot| device(slot, "NVIDIA L4", 23_034)).collect();
+    let spilled = |gib: i64| {
+        let task = sizes(&devices, Bytes(gib << 30), AGAIN);
+        task.devices.iter().map(|device| device.spill.map_or(0, |spill| spill.bytes)).sum::<u64>()
+    };
+    assert!((38 << 30..(64 << 30) / 10 * 6).contains(&spilled(64)));
+    assert_eq!(spilled(2_048), 8 * (16 << 30));
+    assert_eq!(spilled(0), 0, "a host without memory has no phases for it");
+}
+
+#[test]
+fn blocks_are_slower_to_compute_where_a_copy_goes_to_the_host() {
+    let h200 = device(0, "NVIDIA H200", 143_771);
+    let depth =
+        |memory| sizes(std::slice::from_ref(&h200), memory, AGAIN).devices[0].fill.expect("a fill").depth;
+    assert_eq!((depth(RAM), depth(Bytes(0))), (64, 32));
+}
+
+#[test]
+fn a_device_that_cannot_multiply_leaves_out_the_products_of_its_whole_host() {
+    let devices = [device(0, "Tesla V100-SXM2-32GB", 32_768), device(1, "NVIDIA H200", 143_771)];
+    let task = sizes(&devices, RAM, AGAIN);
+    assert!(!task.phases().contains(&Phase::Gemm) && task.phases().contains(&Phase::Lanes));
+    let small = Purpose::Small { slack: Bytes(1 << 30) };
+    let why = size(&catalogue(), &devices, RAM, small).expect_err("no small proof");
+    assert!(why.contains("multiply"), "{why}");
+}
+
+#[test]
+fn every_step_waits_some_times_as_long_as_the_slowest_honest_device_needs() {
+    let catalogue = catalogue();
+    for class in catalogue.classes.iter().filter(|class| class.unrated.is_none()) {
+        let task = sizes(&[honest(class, 0)], RAM, AGAIN);
+        let (device, low) = (&task.devices[0], |measure| u128::from(class.bands[&measure].low));
+        let gemm = device.gemm.expect("products");
+        let ops = [2, gemm.rounds, gemm.m, gemm.n, gemm.k].into_iter().map(u128::from).product::<u128>();
+        let needed_ms = ops * 1_000 / low(Measure::OpsPerS);
+        let patience_ms = task.patience_ms[1].0.unsigned_abs();
+        assert!(u128::from(patience_ms) >= 2 * needed_ms, "{}: {patience_ms} for {needed_ms}", class.name);
+        assert!(task.patience_ms.iter().all(|most| *most <= Millis(600_000)), "{:?}", task.patience_ms);
+    }
+}
+
+#[test]
+fn a_slow_device_makes_its_whole_host_be_waited_for() {
+    let fast = device(0, "NVIDIA H200", 143_771);
+    let slow = device(1, "NVIDIA L4", 23_034);
+    let alone = sizes(std::slice::from_ref(&slow), RAM, AGAIN).patience_ms;
+    let both = sizes(&[fast, slow], RAM, AGAIN).patience_ms;
+    assert!(alone.iter().zip(&both).all(|(alone, both)| both >= alone));
+}
+
+#[test]
+fn a_small_proof_fits_into_what_customers_do_not_get() {
+    for (mib, slack) in [(143_771, 2 << 30), (24_564, 1 << 30), (8_192, 256 << 20), (8_192, 64 << 20)] {
+        let device = device(0, "NVIDIA H200", mib);
+        let task = sizes(&[device], RAM, Purpose::Small { slack: Bytes(slack) });
+        assert_eq!(task.phases(), [Phase::Gemm]);
+        let gemm = task.devices[0].gemm.expect("products");
+        let bytes = (u64::from(gemm.m) + u64::from(gemm.n)) * u64::from(gemm.k);
+        assert!(bytes <= slack.unsigned_abs() && gemm.samples == 256, "{slack}: {gemm:?}");
+    }
+    let none = Purpose::Small { slack: Bytes(1) };
+    assert!(size(&catalogue(), &[device(0, "NVIDIA H200", 143_771)], RAM, none).is_err());
+}
+
+#[test]
+fn two_dozen_simulated_devices_cost_their_processor_seconds() {
+    let devices: Vec<Device> = (0..8).map(simulated).collect();
+    let task = sizes(&devices, Bytes(8 << 30), ONBOARDING);
+    let (mut compressions, mut products) = (0, 0);
+    for device in &task.devices {
+        let (fill, gemm) = (device.fill.expect("a fill"), device.gemm.expect("products"));
+        compressions += 2 * (fill.bytes / 32) * u64::from(fill.depth);
+        products += [gemm.rounds, gemm.m, gemm.n, gemm.k].into_iter().map(u64::from).product::<u64>();
+    }
+    // A core does about 10 million compressions and 500 million products in a second, or more.
+    assert!(3 * (compressions / 10_000_000 + products / 500_000_000) <= 10, "{compressions}, {products}");
+}
+
+#[test]
+fn what_nobody_has_measured_is_unrated_and_never_refused() {
+    let catalogue = catalogue();
+    for class in catalogue.classes.iter().filter(|class| !catalogue.is_calibrated(class)) {
+        let claim = honest(class, 1);
+        assert!(!why_unrated(&judged(&catalogue, &claim, &middle(class))).is_empty(), "{}", class.name);
+        let slow = DeviceProven {
+            ops_per_s: Some(1),
+            bytes_per_s: Some(1),
+            reads_per_s: Some(1),
+            return_bytes_per_s: Some(1),
+            hashes_per_s: Some(1),
+            ..middle(class)
+        };
+        assert!(!why_unrated(&judged(&catalogue, &claim, &slow)).is_empty(), "{}", class.name);
+    }
+    let h100 = named(&catalogue, "h100-sxm");
+    let judged = judged(&catalogue, &honest(h100, 1), &middle(h100));
+    assert_eq!(
+        judged.detail(),
+        "GPU-1 is unrated: it does what an NVIDIA H100 SXM is expected to do, but nobody has measured one yet; \
+         at most 1.4 % of its memory can have been missing"
+    );
+}
+
+#[test]
+fn no_class_of_real_devices_has_been_measured() {
+    let catalogue = catalogue();
+    for class in catalogue.classes.iter().filter(|class| !class.simulated) {
+        assert!(
+            class.bands.values().all(|band| band.samples == 0 && band.spread.is_empty()),
+            "{}",
+            class.name
+        );
+    }
+}
+
+#[test]
+fn a_band_of_too_few_measurements_gives_no_class() {
+    let mut catalogue = measured(&["l4"]);
+    let l4 = named(&catalogue, "l4").clone();
+    let claim = honest(&l4, 1);
+    assert_eq!(class_of(&judged(&catalogue, &claim, &middle(&l4))), Some("l4"));
+    let few = catalogue.samples_min - 1;
+    let class = catalogue.classes.iter_mut().find(|class| class.name == "l4").expect("a class");
+    class.bands.values_mut().for_each(|band| band.samples = few);
+    assert_eq!(class_of(&judged(&catalogue, &claim, &middle(&l4))), None);
+}
+
+#[test]
+fn every_measured_class_is_what_its_devices_get() {
+    let catalogue = measured(&[]);
+    for class in catalogue.classes.iter().filter(|class| class.unrated.is_none()) {
+        let judged = judged(&catalogue, &honest(class, 1), &middle(class));
+        assert_eq!(class_of(&judged), Some(class.name.as_str()), "{judged:?}");
+    }
+}
+
+#[test]
+fn a_lower_model_claimed_as_a_higher_one_is_refused_with_both_numbers() {
+    let catalogue = measured(&[]);
+    let claim = device(1, "NVIDIA H100 80GB HBM3", 81_559);
+    let proven = DeviceProven { ops_per_s: Some(240 * TOPS), ..middle(named(&catalogue, "h100-sxm")) };
+    let judged = judged(&catalogue, &claim, &proven);
+    let refusal = refusal(&judged);
+    assert_eq!(refusal.code, Reason::DeviceMismatch);
+    assert_eq!(
+        refusal.message,
+        "GPU-1 claims to be an NVIDIA H100 SXM, which does 890 to 1390 TOPS; it did 240 TOPS"
+    );
+}
+
+#[test]
+fn every_lower_class_is_refused_as_a_higher_one() {
+    let catalogue = measured(&[]);
+    let classes: Vec<&Class> =
+        catalogue.classes.iter().filter(|class| class.unrated.is_none() && !class.simulated).collect();
+    for (lower, higher) in classes.iter().flat_map(|lower| classes.iter().map(move |higher| (lower, higher)))
+    {
+        let (did, most) = (middle(lower).ops_per_s, higher.bands[&Measure::OpsPerS].low);
+        if did.is_some_and(|did| did < most) {
+            let judged = judged(&catalogue, &honest(higher, 1), &middle(lower));
+            assert!(matches!(judged.rating, Rating::Refused(_)), "{} as {}", lower.name, higher.name);
+        }
+    }
+}
+
+#[test]
+fn memory_that_answers_too_slowly_is_missing() {
+    let catalogue = measured(&["l40s"]);
+    let l40s = named(&catalogue, "l40s");
+    let claim = honest(l40s, 1);
+    let slow = |proven: DeviceProven| judged(&catalogue, &claim, &proven);
+    let reads = slow(DeviceProven { reads_per_s: Some(80_000_000), ..middle(l40s) });
+    assert_eq!(refusal(&reads).code, Reason::VramMissing);
+    assert_eq!(
+        refusal(&reads).message,
+        "GPU-1 claims to be an NVIDIA L40S, which does 1.4 to 16 billion reads/s all over its memory; it did \
+         80 million reads/s: part of the memory was elsewhere"
+    );
+    let back = slow(DeviceProven { return_bytes_per_s: Some(400_000_000), ..middle(l40s) });
+    assert_eq!(refusal(&back).code, Reason::ReturnTooSlow);
+    assert_eq!(
+        refusal(&back).message,
+        "GPU-1 claims to be an NVIDIA L40S, to which its host's memory gives back at least 3 GB/s; it gave back \
+         0.4 GB/s"
+    );
+}
+
+#[test]
+fn a_card_with_other_memory_than_its_model_has_is_no_such_model() {
+    let catalogue = measured(&[]);
+    let modded = DeviceProven { vram: Some(Bytes(46 << 30)), ..middle(named(&catalogue, "rtx-4090")) };
+    let claim = device(1, "NVIDIA GeForce RTX 4090", 49_140);
+    assert_eq!(class_of(&judged(&catalogue, &claim, &modded)), None);
+}
+
+#[test]
+fn a_re_marked_card_is_what_it_does() {
+    let catalogue = measured(&[]);
+    let real = middle(named(&catalogue, "rtx-3090"));
+    let unheard_of = device(1, "NVIDIA GeForce RTX 3099 Ti", 24_576);
+    assert_eq!(class_of(&judged(&catalogue, &unheard_of, &real)), Some("rtx-3090"));
+    let faster = middle(named(&catalogue, "rtx-4090"));
+    let lower = device(1, "NVIDIA A10", 24_564);
+    assert_eq!(class_of(&judged(&catalogue, &lower, &faster)), Some("rtx-4090"), "whatever is printed on it");
+    let higher = device(1, "NVIDIA GeForce RTX 4090", 24_564);
+    assert_eq!(refusal(&judged(&catalogue, &higher, &real)).code, Reason::DeviceMismatch);
+}
+
+// The bands of the portable kernel touch: an A100 under full load does up to 560 TOPS, an H100 PCIe
+// whose power is capped as little as 545, and memory and bandwidth are the same. What both could have done
+// has no class. A kernel for wgmma would move the H100 up and leave the A100, which has none, where it is.
+#[test]
+fn an_a100_and_an_h100_pcie_are_told_apart_only_where_their_bands_do_not_touch() {
+    let catalogue = measured(&[]);
+    let (a100, h100) = (named(&catalogue, "a100-80"), named(&catalogue, "h100-pcie"));
+    let both =
+        DeviceProven { ops_per_s: Some(550 * TOPS), bytes_per_s: Some(1_800_000_000_000), ..middle(a100) };
+    for claim in [honest(a100, 1), honest(h100, 1), device(1, "any", 81_920)] {
+        let judged = judged(&catalogue, &claim, &both);
+        let why = why_unrated(&judged);
+        assert!(why.contains("an NVIDIA A100 80 GB or an NVIDIA H100 PCIe"), "{why}");
+    }
+    for (tops, class) in [(450, "a100-80"), (800, "h100-pcie")] {
+        let proven = DeviceProven { ops_per_s: Some(tops * TOPS), ..both.clone() };
+        assert_eq!(class_of(&judged(&catalogue, &device(1, "any", 81_920), &proven)), Some(class));
+    }
+}
+
+#[test]
+fn a_rival_that_nobody_has_measured_keeps_a_class_from_being_given() {
+    let catalogue = measured(&["a100-80"]);
+    let a100 = named(&catalogue, "a100-80");
+    let both =
+        DeviceProven { ops_per_s: Some(550 * TOPS), bytes_per_s: Some(1_800_000_000_000), ..middle(a100) };
+    assert_eq!(class_of(&judged(&catalogue, &honest(a100, 1), &both)), None);
+    assert_eq!(class_of(&judged(&catalogue, &honest(a100, 1), &middle(a100))), Some("a100-80"));
+}
+
+#[test]
+fn what_no_test_can_rate_says_why() {
+    let catalogue = measured(&[]);
+    for (name, mib) in [("v100-32", 32_768), ("b300", 275_040), ("t4", 15_360)] {
+        let class = named(&catalogue, name);
+        let judged = judged(&catalogue, &device(1, &class.models[0], mib), &middle(class));
+        let why = why_unrated(&judged);
+        assert!(why.contains("tensor cores"), "{name}: {why}");
+    }
+}
+
+#[test]
+fn a_device_beside_one_that_cannot_multiply_is_unrated() {
+    let catalogue = measured(&[]);
+    let h200 = named(&catalogue, "h200");
+    let claim = honest(h200, 1);
+    let beside = DeviceTask { gemm: None, ..task(&claim) };
+    let judged = classify(&catalogue, &claim, &beside, &DeviceProven { ops_per_s: None, ..middle(h200) });
+    assert!(why_unrated(&judged).contains("not asked to multiply"), "{judged:?}");
+}
+
+#[test]
+fn a_band_in_shadow_is_recorded_and_refuses_nobody() {
+    let mut catalogue = measured(&["l4"]);
+    let l4 = named(&catalogue, "l4").clone();
+    let class = catalogue.classes.iter_mut().find(|class| class.name == "l4").expect("a class");
+    class.bands.get_mut(&Measure::ReturnBytesPerS).expect("a band").shadow = true;
+    let slow = DeviceProven { return_bytes_per_s: Some(1), ..middle(&l4) };
+    let judged = judged(&catalogue, &honest(&l4, 1), &slow);
+    assert_eq!(class_of(&judged), Some("l4"));
+    assert_eq!(
+        judged.shadows.iter().map(|failure| failure.code).collect::<Vec<_>>(),
+        [Reason::ReturnTooSlow]
+    );
+}
+
+#[test]
+fn a_name_that_nobody_knows_does_not_spare_a_host_the_way_to_its_memory() {
+    let catalogue = measured(&["l4"]);
+    let l4 = named(&catalogue, "l4");
+    let relayed = DeviceProven { return_bytes_per_s: Some(100_000_000), ..middle(l4) };
+    let judged = judged(&catalogue, &device(1, "a card that nobody knows", 23_034), &relayed);
+    assert_eq!(refusal(&judged).code, Reason::ReturnTooSlow);
+    assert!(refusal(&judged).message.starts_with("GPU-1 computes like an NVIDIA L4, "), "{judged:?}");
+}
+
+#[test]
+fn what_a_verdict_says_of_missing_memory_follows_from_the_rates() {
+    // 12 billion compressions, 64 for a block, 5 billion reads: 1.5 * 12 / 320 = 5.625 %.
+    assert_eq!(detectable_permille(12_000_000_000, 64, 5_000_000_000), 57);
+    assert_eq!(detectable_permille(12_000_000_000, 128, 5_000_000_000), 29);
+    assert_eq!(detectable_permille(u64::MAX, 1, 1), 1_000);
+    assert_eq!(detectable_permille(1, 1, 0), 1_000);
+}
+
+/// Any measurements, those of honest devices among them.
+fn any_proven() -> impl Strategy<Value = DeviceProven> {
+    let classes = catalogue().classes;
+    (0..classes.len(), prop::array::uniform6(500_u64..1_500)).prop_map(move |(class, share)| {
+        let middle = middle(&classes[class]);
+        let moved = |measure, share: u64| amount(&middle, measure).map(|amount| amount / 1_000 * share);
+        DeviceProven {
+            uuid: "GPU-1".into(),
+            ops_per_s: moved(Measure::OpsPerS, share[0]),
+            vram: moved(Measure::Vram, share[1]).map(|bytes| Bytes(bytes.cast_signed())),
+            hashes_per_s: moved(Measure::HashesPerS, share[2]),
+            reads_per_s: moved(Measure::ReadsPerS, share[3]),
+            bytes_per_s: moved(Measure::BytesPerS, share[4]),
+            return_bytes_per_s: moved(Measure::ReturnBytesPerS, share[5]),
+        }
+    })
+}
+
+fn any_model() -> impl Strategy<Value = String> {
+    let known: Vec<String> = catalogue().classes.into_iter().flat_map(|class| class.models).collect();
+    prop_oneof![prop::sample::select(known), ".{0,40}"]
+}
+
+proptest! {
+    #[test]
+    fn no_string_of_a_driver_changes_a_class(
+        proven in any_proven(), models in prop::array::uniform2(any_model()), drivers in prop::array::uniform2(".{0,20}"),
+    ) {
+        let catalogue = measured(&[]);
+        let task = task(&device(1, "any", 24_576));
+        let judged = |model: &String, driver: &String| {
+            let claim = Device { driver: driver.clone(), ..device(1, model, 24_576) };
+            classify(&catalogue, &claim, &task, &proven)
+        };
+        let (one, other) = (judged(&models[0], &drivers[0]), judged(&models[1], &drivers[1]));
+        // A claim can be refused; it never makes another class of the same measurements.
+        let is_refused = |judged: &Judged| matches!(judged.rating, Rating::Refused(_));
+        if !is_refused(&one) && !is_refused(&other) {
+            prop_assert_eq!(class_of(&one), class_of(&other));
+        }
+    }
+}
