@@ -1,11 +1,16 @@
-//! The devices of this machine, as NVML lists them.
+//! The devices of this machine, as NVML lists them, and simulated ones.
+
+use std::path::Path;
 
 use nave_domain::{
     Bytes,
     host::{DEVICES_MAX, Device},
 };
+use nave_proof::{DeviceTask, Failure, Reason, device};
 use nvml_wrapper::{Nvml, error::NvmlError};
 use serde::Serialize;
+
+use crate::simulated::Simulated;
 
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -15,10 +20,17 @@ enum Answer {
 }
 
 /// Prints the devices, or why there are none.
-pub fn print() {
-    let answer = match devices() {
-        Ok(devices) => Answer::Devices(devices),
-        Err(error) => Answer::Error(format!("NVML: {error}")),
+pub fn print(simulated: Option<&Path>) {
+    let answer = match (devices(), simulated) {
+        (Ok(devices), None) => Answer::Devices(devices),
+        (Err(error), None) => Answer::Error(format!("NVML: {error}")),
+        (found, Some(file)) => match Simulated::read(file) {
+            Ok(simulated) => {
+                let found = found.inspect_err(|error| eprintln!("NVML: {error}")).unwrap_or_default();
+                Answer::Devices(found.into_iter().chain(simulated.list()).collect())
+            }
+            Err(error) => Answer::Error(error),
+        },
     };
     match serde_json::to_string(&answer) {
         Ok(text) => println!("{text}"),
@@ -46,4 +58,16 @@ fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
     let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
     let (uuid, model) = (device.uuid()?, device.name()?);
     Ok(Device { uuid, model, vram: Bytes(vram), driver: driver.to_owned(), simulated: false })
+}
+
+/// Opens the device of a task, simulated or not.
+///
+/// # Errors
+/// [`Reason::DeviceUnavailable`] and why.
+pub fn open(simulated: &Simulated, task: &DeviceTask) -> Result<Box<dyn device::Device>, Failure> {
+    if task.uuid.starts_with(Device::SIMULATED) {
+        return simulated.open(task);
+    }
+    let message = format!("this prover has no way to compute on {}", task.uuid);
+    Err(Failure { code: Reason::DeviceUnavailable, message })
 }

@@ -2,7 +2,7 @@
 //!
 //! On its input it gets the challenge as a line of JSON, and the whole challenge again
 //! each time it has grown by a reveal, as the host's spec carries it. For each line that
-//! shows a new step it prints one line: the [`ProofReport`] for that step. Lines that
+//! shows a new step it prints one line: the [`nave_proof::ProofReport`] for that step. Lines that
 //! show nothing new are ignored, so the agent may pass on every spec. Where the work
 //! fails, the message says so and the program ends.
 //!
@@ -16,6 +16,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
     process::{ExitCode, exit},
     sync::mpsc,
     thread,
@@ -23,31 +24,30 @@ use std::{
 
 use nave_domain::Bytes;
 use nave_proof::{
-    Answer, Challenge, EXPLANATION_MAX, Failure, Message, Opening, ProofReport, Prover, Reason, Task, covered,
+    Answer, Challenge, EXPLANATION_MAX, Failure, Message, Opening, Prover, Reason, Resources, Task, covered,
 };
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+use serde_json::{Value, json};
+
+use crate::{devices, replay::Replay, simulated::Simulated};
 
 /// Longest line of input, in bytes.
-const LINE_MAX: u64 = 64 << 10;
+const LINE_MAX: u64 = 256 << 10;
 /// Memory that stays free beside a fill.
 const SPARE: i64 = 64 << 20;
 
-/// Proves what the challenge on standard input asks for.
-pub fn run() -> ExitCode {
+/// Proves what the challenge on standard input asks for, with the simulated devices of a file, too.
+pub fn run(simulated: Option<&Path>) -> ExitCode {
     step_back();
-    let challenges = listen();
-    let mut prover = None;
+    let mut host = Host { simulated: simulated.map(Path::to_owned), prover: None, replay: None };
     let mut answered = None;
-    for challenge in challenges {
+    for challenge in listen() {
         if answered.is_some_and(|step| challenge.step() <= step) {
             continue;
         }
-        let answer = answer(&mut prover, &challenge);
-        if let Err(failure) = &answer {
-            eprintln!("{}: {}", challenge.challenge, failure.message);
-        }
-        let is_last = matches!(answer, Ok(Answer::Opening(_)) | Err(_));
-        if let Err(error) = print(&challenge, answer) {
+        let message = host.answer(&challenge);
+        let is_last = message.get("commitment").is_none();
+        if let Err(error) = print(&challenge, message) {
             eprintln!("write an answer: {error}");
             return ExitCode::FAILURE;
         }
@@ -57,6 +57,67 @@ pub fn run() -> ExitCode {
         answered = Some(challenge.step());
     }
     ExitCode::SUCCESS
+}
+
+/// What answers.
+struct Host {
+    /// The file with simulated devices.
+    simulated: Option<PathBuf>,
+    prover: Option<Prover>,
+    /// Older answers, where the devices are to be proven with those.
+    replay: Option<Replay>,
+}
+
+impl Host {
+    /// The message for the present step.
+    fn answer(&mut self, challenge: &Challenge) -> Value {
+        let answer = self.begin(challenge).and_then(|()| {
+            if let Some(older) = self.replay.as_ref().and_then(|replay| replay.answer(challenge)) {
+                return Ok(older);
+            }
+            let prover = self.prover.as_mut().ok_or_else(|| aborted("nothing has begun"))?;
+            let message = match prover.answer(challenge)? {
+                Answer::Commitment(commitment) => Message::Commitment(commitment),
+                Answer::Opening(bytes) => Message::Opening(Opening::Inline(bytes)),
+            };
+            serde_json::to_value(message).map_err(|error| aborted(&error.to_string()))
+        });
+        let message = answer.unwrap_or_else(|failure| {
+            eprintln!("{}: {}", challenge.challenge, failure.message);
+            let message: String = failure.message.chars().take(EXPLANATION_MAX / 4).collect();
+            json!({ "failed": Failure { message, ..failure } })
+        });
+        if let Some(replay) = &mut self.replay {
+            replay.keep(challenge, &message);
+        }
+        message
+    }
+
+    /// Gets ready for the challenge, the first time.
+    fn begin(&mut self, challenge: &Challenge) -> Result<(), Failure> {
+        if self.prover.is_some() {
+            return Ok(());
+        }
+        check_memory(&challenge.task)?;
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let mut resources = Resources::new(threads);
+        if matches!(challenge.task, Task::Devices(_)) {
+            let file = self.simulated.as_deref();
+            let simulated = file.map(Simulated::read).transpose().map_err(unavailable)?.unwrap_or_default();
+            self.replay = file.filter(|_| simulated.replays()).map(|file| Replay::beside(file, challenge));
+            resources = resources.with_devices(move |task| devices::open(&simulated, task));
+        }
+        self.prover = Some(Prover::new(challenge, resources)?);
+        Ok(())
+    }
+}
+
+fn aborted(message: &str) -> Failure {
+    Failure { code: Reason::Aborted, message: message.to_owned() }
+}
+
+fn unavailable(message: String) -> Failure {
+    Failure { code: Reason::DeviceUnavailable, message }
 }
 
 /// Makes this process the first to go when memory runs out or the agent ends.
@@ -97,18 +158,6 @@ fn read(input: &mut impl BufRead) -> Result<Option<Challenge>, String> {
     }
 }
 
-fn answer(prover: &mut Option<Prover>, challenge: &Challenge) -> Result<Answer, Failure> {
-    let prover = match prover {
-        Some(prover) => prover,
-        None => {
-            check_memory(&challenge.task)?;
-            let threads = thread::available_parallelism().map_or(1, usize::from);
-            prover.insert(Prover::new(challenge, threads)?)
-        }
-    };
-    prover.answer(challenge)
-}
-
 /// Refuses a fill that the machine has no memory for, before it costs others theirs.
 fn check_memory(task: &Task) -> Result<(), Failure> {
     let Task::Memory(task) = task else { return Ok(()) };
@@ -129,21 +178,11 @@ fn available(meminfo: &str) -> Option<Bytes> {
     kib.checked_mul(1024).map(Bytes)
 }
 
-fn print(challenge: &Challenge, answer: Result<Answer, Failure>) -> Result<(), String> {
-    let message = match answer {
-        Ok(Answer::Commitment(commitment)) => Message::Commitment(commitment),
-        Ok(Answer::Opening(bytes)) => Message::Opening(Opening::Inline(bytes)),
-        Err(failure) => {
-            let message = failure.message.chars().take(EXPLANATION_MAX / 4).collect();
-            Message::Failed(Failure { message, ..failure })
-        }
-    };
+fn print(challenge: &Challenge, message: Value) -> Result<(), String> {
     let step = u32::try_from(challenge.step()).unwrap_or(u32::MAX);
-    let report = ProofReport { challenge: challenge.challenge, step, message };
-    let mut line = serde_json::to_string(&report).map_err(|error| error.to_string())?;
-    line.push('\n');
+    let report = json!({ "challenge": challenge.challenge, "step": step, "message": message });
     let mut output = std::io::stdout().lock();
-    output.write_all(line.as_bytes()).and_then(|()| output.flush()).map_err(|error| error.to_string())
+    writeln!(output, "{report}").and_then(|()| output.flush()).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
