@@ -7,7 +7,7 @@ use nave_domain::{Bytes, HostId, MicroUsd, MilliCpu, Millis, rate::Rate};
 use nave_mesh::Name;
 use nave_sdk::wire::sign::{PublicKey, Signature};
 
-use crate::up::HOSTS_MAX;
+use crate::up::{HOSTS_MAX, SimulatedDevices};
 
 /// The control plane of a Nave market.
 #[derive(Debug, Parser)]
@@ -119,6 +119,10 @@ pub struct UpArgs {
     /// Disk that the local hosts offer together; half of what is free by default.
     #[arg(long)]
     pub disk: Option<Bytes>,
+    /// GPUs that each local host simulates, such as 2, or 2xMODEL for what they are called: for
+    /// development. Everybody sees that they are simulated, and jobs that run in containers never get them.
+    #[arg(long, value_name = "COUNT[xMODEL]")]
+    pub simulated_devices: Option<SimulatedDevices>,
     /// Name or address under which hosts elsewhere reach this machine; may be repeated.
     #[arg(long, value_name = "HOST")]
     pub reachable_at: Vec<String>,

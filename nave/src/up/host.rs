@@ -1,6 +1,11 @@
 //! Local hosts: what each offers of this machine, and how it joins the market.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use nave_domain::{Bytes, HostId, MilliCpu, Millis, rate::Rate};
@@ -141,6 +146,13 @@ impl LocalHost {
         }
     }
 
+    /// The same with the simulated devices of a file.
+    pub fn simulating(mut self, devices: &Path) -> Self {
+        let option = ["--simulated-devices".to_owned(), devices.to_string_lossy().into_owned()];
+        self.offer.extend(option);
+        self
+    }
+
     pub fn status(&self, id: Option<HostId>) -> HostStatus {
         HostStatus {
             id,
@@ -265,7 +277,7 @@ fn rate(price: &PriceArgs, now: Option<Rate>) -> Rate {
     }
 }
 
-fn engine_arguments(network: Network, socket: &std::path::Path) -> Vec<String> {
+fn engine_arguments(network: Network, socket: &Path) -> Vec<String> {
     let slot = network.slot;
     let arguments = [
         "--docker",

@@ -79,6 +79,10 @@ impl Layout {
     pub fn agent(&self, host: u8) -> PathBuf {
         self.root.join(numbered("agent", host))
     }
+    /// What its agent simulates.
+    pub fn simulated_devices(&self, host: u8) -> PathBuf {
+        self.agent(host).join("simulated-devices.json")
+    }
     pub fn docker(&self, host: u8) -> PathBuf {
         self.root.join(numbered("docker", host))
     }

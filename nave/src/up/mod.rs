@@ -5,6 +5,7 @@
 //! be killed at any time; so can the supervisor, whose parts go on without it.
 
 mod clean;
+mod devices;
 mod engine;
 mod host;
 mod layout;
@@ -33,6 +34,7 @@ use nix::{
 };
 
 pub use self::{
+    devices::SimulatedDevices,
     layout::{Layout, write_whole},
     network::HOSTS_MAX,
 };

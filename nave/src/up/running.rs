@@ -64,11 +64,17 @@ impl Market {
         let share = Share::of_machine(&args, layout, args.hosts)?;
         let keys = Keys::ensure(layout)?;
         let network = Network { slot: Slot::claim(layout)?, hosts: args.hosts };
-        let hosts: Vec<LocalHost> = (1..=args.hosts)
-            .map(|number| LocalHost::new(network, number, layout, Some(share), engine.socket(layout, number)))
-            .collect();
+        let simulates = args.simulated_devices.is_some();
+        let local = |number| {
+            let host = LocalHost::new(network, number, layout, Some(share), engine.socket(layout, number));
+            if simulates { host.simulating(&layout.simulated_devices(number)) } else { host }
+        };
+        let hosts: Vec<LocalHost> = (1..=args.hosts).map(local).collect();
         for host in &hosts {
             layout.make_host(host.number)?;
+            if let Some(devices) = &args.simulated_devices {
+                devices.ensure(&layout.simulated_devices(host.number))?;
+            }
         }
         let registry = (args.local_registry || Registry::is_kept(layout))
             .then(|| Registry::prepare(layout))
@@ -411,6 +417,10 @@ fn first_status(
     let mut limits = Vec::new();
     if let Engine::Simulated { why } = engine {
         limits.push(format!("jobs are acted out, not executed (runtime `simulated`): {why}"));
+    }
+    if args.simulated_devices.is_some() {
+        let only = if matches!(engine, Engine::Simulated { .. }) { "" } else { ", and jobs do not get them" };
+        limits.push(format!("the local hosts have simulated GPUs, on which nothing can be computed{only}"));
     }
     let hosts: Vec<_> = hosts.iter().map(|host| host.status(None)).collect();
     Ok(Status {
