@@ -5,6 +5,8 @@
 
 mod model;
 mod pace;
+#[cfg(test)]
+mod tests;
 
 pub use model::{Dishonesty, SoftwareModel};
 use model::{Speed, Ways};

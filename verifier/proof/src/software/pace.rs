@@ -124,3 +124,47 @@ impl Pace for Hand {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const LENGTH: Duration = Duration::from_millis(60);
+
+    #[test]
+    fn work_takes_as_long_as_it_should() {
+        let began = Instant::now();
+        let mut done = 0;
+        Sleeping.spend(LENGTH, None, &mut || done += 1);
+        assert!(began.elapsed() >= LENGTH);
+        assert_eq!(done, 1);
+    }
+
+    #[test]
+    fn who_shares_waits_for_the_others() {
+        let (turns, began) = (Turns::default(), Instant::now());
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                let turn = turns.of("one");
+                scope.spawn(move || Sleeping.spend(LENGTH, Some(&turn), &mut || {}));
+            }
+        });
+        assert!(began.elapsed() >= LENGTH * 3);
+    }
+
+    #[test]
+    fn hands_move_apart_and_are_set_together() {
+        let clock = VirtualClock::default();
+        let (mut one, mut other) = (clock.pace(), clock.pace());
+        one.spend(LENGTH, None, &mut || {});
+        other.spend(LENGTH / 2, None, &mut || {});
+        assert_eq!(clock.now(), LENGTH);
+        // It joins where the others began, not where they are.
+        clock.pace().spend(LENGTH / 3, None, &mut || {});
+        assert_eq!(clock.pass(LENGTH), LENGTH * 2);
+        other.spend(LENGTH, None, &mut || {});
+        assert_eq!(clock.now(), LENGTH * 3);
+    }
+}
