@@ -1,13 +1,14 @@
 //! From evidence to a verdict.
 
-use nave_domain::{MilliCpu, Millis};
+use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
     Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, MemoryTask, OPENING_MAX, Proven, Reason,
-    Span, Task, Verdict, cpu,
+    Span, StorageTask, Task, Verdict, cpu,
     devices::judge::{self as devices, Shown},
     memory,
     sizes::{Layout, STEPS},
+    storage,
     task::{REFERENCE_STEPS_PER_S, TOLERANCE, shown},
     transcript::{binding, revealed},
 };
@@ -43,7 +44,8 @@ fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<P
         Task::Cpu(task) => weigh_cpu(task, evidence, &bindings, took[0]),
         Task::Memory(task) => weigh_memory(task, evidence, &bindings, (took[0], took[1])),
         Task::Devices(task) => weigh_devices(task, evidence, &bindings, &took),
-        Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+        Task::Storage(task) => weigh_storage(task, evidence, &bindings, (took[0], took[1])),
+        Task::Software(_) | Task::Transfer(_) => {
             Err(failure(Reason::Aborted, "there is no judge for this kind"))
         }
     }
@@ -95,6 +97,26 @@ fn weigh_memory(
     let reads = u64::from(task.lanes) * u64::from(task.reads);
     let elapsed = u64::try_from(reads_ms.0.max(1)).unwrap_or(1);
     Ok(Proven::Memory { memory: shown(task), fill_ms, reads_ms, reads_per_s: reads * 1000 / elapsed })
+}
+
+fn weigh_storage(
+    task: &StorageTask,
+    evidence: &Evidence,
+    bindings: &[Digest],
+    (write_ms, reads_ms): (Millis, Millis),
+) -> Result<Proven, Failure> {
+    if evidence.commitments[0] != storage::written(&bindings[0]) {
+        return Err(failure(Reason::EvidenceWrong, "the first commitment is not that the file is written"));
+    }
+    let seed = &bindings[2];
+    let opening = digests(&evidence.opening, seed, || storage::opening_len(task, seed))?;
+    let keys = (&bindings[0], &bindings[1], seed);
+    storage::check(task, keys, &evidence.commitments[1], &opening)
+        .map_err(|why| failure(Reason::EvidenceWrong, why))?;
+    let reads = u64::from(task.lanes) * u64::from(task.reads);
+    let elapsed = u64::try_from(reads_ms.0.max(1)).unwrap_or(1);
+    let written = Bytes(i64::try_from(task.bytes).unwrap_or(i64::MAX));
+    Ok(Proven::Storage { written, write_ms, reads_ms, reads_per_s: reads * 1000 / elapsed })
 }
 
 fn weigh_devices(

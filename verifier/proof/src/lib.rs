@@ -47,6 +47,8 @@ mod sha;
 mod sizes;
 #[cfg(feature = "prover")]
 pub mod software;
+#[cfg(any(feature = "judge", feature = "prover"))]
+mod storage;
 mod task;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod transcript;
@@ -63,6 +65,8 @@ pub use message::{
 };
 #[cfg(feature = "prover")]
 pub use prover::{Answer, Prover, Resources};
-pub use sizes::{BLOCK, STEPS, covered};
+pub use sizes::{BLOCK, PIECE, STEPS, covered};
+#[cfg(feature = "prover")]
+pub use storage::prove::Disk;
 pub use task::{REFERENCE_STEPS_PER_S, TOLERANCE};
 pub use verdict::{DeviceProven, Failure, Proven, Reason, Verdict};

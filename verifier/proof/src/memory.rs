@@ -38,10 +38,13 @@ fn range(line: u64) -> std::ops::Range<usize> {
     start..start + WORDS as usize
 }
 
-/// Computes block `number` into `block`.
-fn derive(binding: &Digest, number: u64, block: &mut Vec<u64>) {
+/// The name that blocks of memory are derived under.
+const BLOCKS: &str = "nave proof block";
+
+/// Computes block `number` into `block`, under a name that no other use shares.
+pub(crate) fn derive(domain: &str, binding: &Digest, number: u64, block: &mut Vec<u64>) {
     block.clear();
-    let mut state = expand("nave proof block", binding, number);
+    let mut state = expand(domain, binding, number);
     for line in 0..LINES {
         if line > 0 {
             let other = below(state[0], line);
@@ -131,7 +134,7 @@ fn slots<T>(count: u64, task: &MemoryTask) -> Result<Vec<OnceLock<T>>, Failure> 
 }
 
 /// The next slot that nobody works on, unless something failed.
-fn take<'a, T>(slots: &'a [T], next: &AtomicUsize, failed: &AtomicBool) -> Option<(usize, &'a T)> {
+pub(crate) fn take<'a, T>(slots: &'a [T], next: &AtomicUsize, failed: &AtomicBool) -> Option<(usize, &'a T)> {
     if failed.load(Ordering::Relaxed) {
         return None;
     }
@@ -140,7 +143,7 @@ fn take<'a, T>(slots: &'a [T], next: &AtomicUsize, failed: &AtomicBool) -> Optio
 }
 
 /// Runs `work` in `threads` threads, one of them this one; fewer where no more start.
-fn everywhere(threads: usize, work: impl Fn() + Sync) {
+pub(crate) fn everywhere(threads: usize, work: impl Fn() + Sync) {
     thread::scope(|scope| {
         for _ in 1..threads.max(1) {
             if thread::Builder::new().spawn_scoped(scope, &work).is_err() {
@@ -156,7 +159,7 @@ fn slab(binding: &Digest, blocks: std::ops::Range<u64>) -> Option<Vec<u64>> {
     slab.try_reserve_exact(((blocks.end - blocks.start) * LINES * WORDS) as usize).ok()?;
     block.try_reserve_exact((LINES * WORDS) as usize).ok()?;
     for number in blocks {
-        derive(binding, number, &mut block);
+        derive(BLOCKS, binding, number, &mut block);
         slab.extend_from_slice(&block);
     }
     Some(slab)
@@ -197,23 +200,30 @@ pub(crate) fn opening_len(task: &MemoryTask, seed: &Digest) -> usize {
 }
 
 /// Blocks that the verifier has derived.
-struct Derived<'a> {
+pub(crate) struct Derived<'a> {
+    domain: &'static str,
     binding: &'a Digest,
     blocks: BTreeMap<u64, Vec<u64>>,
 }
 
-impl Derived<'_> {
+impl<'a> Derived<'a> {
+    pub(crate) fn new(domain: &'static str, binding: &'a Digest) -> Self {
+        Self { domain, binding, blocks: BTreeMap::new() }
+    }
+
     fn line(&mut self, line: u64) -> &[u64] {
-        let number = line / LINES;
+        &self.block(line / LINES)[range(line % LINES)]
+    }
+
+    pub(crate) fn block(&mut self, number: u64) -> &[u64] {
         let mut spare = Vec::new();
         if self.blocks.len() >= KEPT_MAX && !self.blocks.contains_key(&number) {
             spare = self.blocks.pop_first().map(|(_, block)| block).unwrap_or_default();
         }
-        let block = self.blocks.entry(number).or_insert_with(|| {
-            derive(self.binding, number, &mut spare);
+        self.blocks.entry(number).or_insert_with(|| {
+            derive(self.domain, self.binding, number, &mut spare);
             spare
-        });
-        &block[range(line % LINES)]
+        })
     }
 }
 
@@ -225,7 +235,7 @@ pub(crate) fn check(
     opening: &[Digest],
 ) -> Result<(), String> {
     let lines = blocks(task) * LINES;
-    let mut derived = Derived { binding: filled, blocks: BTreeMap::new() };
+    let mut derived = Derived::new(BLOCKS, filled);
     let mut ends = BTreeMap::new();
     for lane in chosen(task, seed) {
         let mut state = start(revealed, lane);
@@ -315,7 +325,7 @@ mod tests {
                 if (line / LINES).is_multiple_of(2) {
                     add(&mut state, fill.line(line));
                 } else {
-                    derive(first, line / LINES, &mut block);
+                    derive(BLOCKS, first, line / LINES, &mut block);
                     add(&mut state, &block[range(line % LINES)]);
                 }
                 round(&mut state);
@@ -353,7 +363,7 @@ mod tests {
     #[test]
     fn no_line_of_a_block_stays_as_the_first_pass_left_it() {
         let mut block = Vec::new();
-        derive(&Digest([1; 32]), 7, &mut block);
+        derive(BLOCKS, &Digest([1; 32]), 7, &mut block);
         let mut state = expand("nave proof block", &Digest([1; 32]), 7);
         (0..ROUNDS).for_each(|_| round(&mut state));
         assert_ne!(block[range(0)], state);

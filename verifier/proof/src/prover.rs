@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use crate::{
-    Challenge, CpuTask, DeviceTask, Digest, Failure, MemoryTask, Reason, Task, VERSION, cpu,
+    Challenge, CpuTask, DeviceTask, Digest, Failure, MemoryTask, Reason, StorageTask, Task, VERSION, cpu,
     device::Device,
     devices::prove::{Devices, Open},
     memory::{self, Fill},
     merkle::Tree,
+    storage::prove::{self as storage, Disk, Stored},
     transcript::{binding, revealed},
 };
 
@@ -15,6 +16,7 @@ use crate::{
 pub struct Resources {
     threads: usize,
     open: Arc<Open>,
+    disk: Arc<storage::Open>,
 }
 
 impl Resources {
@@ -25,7 +27,17 @@ impl Resources {
             let message = "there are no devices here".into();
             Err(Failure { code: Reason::DeviceUnavailable, message })
         };
-        Self { threads, open: Arc::new(none) }
+        let no_disk = |_: &StorageTask| Err(aborted("there is no disk here"));
+        Self { threads, open: Arc::new(none), disk: Arc::new(no_disk) }
+    }
+
+    /// With a disk, on which `open` makes a file for a task.
+    #[must_use]
+    pub fn with_disk(
+        self,
+        open: impl Fn(&StorageTask) -> Result<Box<dyn Disk>, Failure> + Send + Sync + 'static,
+    ) -> Self {
+        Self { disk: Arc::new(open), ..self }
     }
 
     /// With devices, which `open` opens by the names in their tasks. Each gets a thread of its own, in
@@ -145,9 +157,8 @@ fn work(task: &Task, resources: &Resources) -> Result<Box<dyn Work>, Failure> {
             Ok(Box::new(Filled { task: task.clone(), threads: resources.threads, fill: None, tree: None }))
         }
         Task::Devices(task) => Ok(Box::new(Devices::new(task, &resources.open)?)),
-        Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
-            Err(aborted("this kind of work is not done here"))
-        }
+        Task::Storage(task) => Ok(Box::new(Stored::new(task, &resources.disk))),
+        Task::Software(_) | Task::Transfer(_) => Err(aborted("this kind of work is not done here")),
     }
 }
 
@@ -201,11 +212,11 @@ impl Work for Filled {
     }
 }
 
-fn committed(tree: &Tree) -> Result<Done, Failure> {
+pub(crate) fn committed(tree: &Tree) -> Result<Done, Failure> {
     tree.root().map(Done::Commitment).ok_or_else(|| aborted("there was nothing to do"))
 }
 
-fn opening(digests: &[Digest]) -> Done {
+pub(crate) fn opening(digests: &[Digest]) -> Done {
     Done::Opening(digests.iter().flat_map(|digest| digest.0).collect())
 }
 

@@ -17,6 +17,9 @@ pub(crate) const WORDS: u64 = 8;
 /// Bytes in a block.
 pub const BLOCK: u64 = LINES * WORDS * 8;
 
+/// Bytes that a test of a disk reads at once.
+pub const PIECE: u64 = 4096;
+
 /// Entries of a row of a product that are hashed together.
 pub const TILE: usize = 256;
 /// Bytes in a block of a GPU's fill.

@@ -27,6 +27,20 @@ const LANES_MAX: i64 = 1 << 20;
 const READ_NS: i64 = 250;
 /// What the reads may take in any case: the commitment has to come back, too.
 const READS_MS: i64 = 3_000;
+/// Most that is written to test a disk, so that the test lasts seconds and not hours.
+const FILE_MAX: u64 = 1 << 30;
+/// Reads of a disk: few enough for one that spins, all over the file and in chains that can be read together.
+const DISK_LANES: u32 = 128;
+const DISK_READS: u32 = 64;
+/// How many lanes are read again by the verifier: each of their reads is the work of a whole block.
+const DISK_SAMPLES: u32 = 32;
+/// Most reads that the verifier does again, a fifth of a second of its time.
+const DISK_JUDGED_MAX: u64 = 1 << 13;
+/// The slowest disk whose reads are waited for, and whose writes are.
+const DISK_READS_PER_S: i64 = 60;
+const WRITTEN_PER_MS: i64 = 20 << 10;
+/// Time to begin a file and to settle it.
+const FILE_MS: i64 = 10_000;
 /// Bytes that one core fills in a millisecond, a fraction of what is usual.
 const FILL_PER_MS: i64 = 64 << 10;
 
@@ -56,6 +70,26 @@ impl Task {
         })
     }
 
+    /// A test of a claim of disk: half of it, and a GiB at most, is written and read all over.
+    ///
+    /// There are as many reads as a spinning disk does in two minutes; what one does in a second is a lower bound,
+    /// for the way of a message counts, too.
+    #[must_use]
+    pub fn storage(disk: Bytes) -> Self {
+        let half = u64::try_from(disk.0 / 2).unwrap_or(0);
+        let bytes = (half.min(FILE_MAX) / BLOCK).max(1) * BLOCK;
+        let write_ms = FILE_MS + i64::try_from(bytes).unwrap_or(i64::MAX) / WRITTEN_PER_MS;
+        let reads_ms = i64::from(DISK_LANES * DISK_READS) * 1_000 / DISK_READS_PER_S;
+        Self::Storage(StorageTask {
+            disk,
+            bytes,
+            lanes: DISK_LANES,
+            reads: DISK_READS,
+            samples: DISK_SAMPLES,
+            patience_ms: [write_ms, reads_ms, OPENING_MS].map(Millis).to_vec(),
+        })
+    }
+
     /// Refuses sizes that would cost a host or the verifier too much.
     ///
     /// # Errors
@@ -79,7 +113,17 @@ impl Task {
                     && (1..=64).contains(&task.samples)
                     && (1..=600_000).contains(&task.reads_ms.0)
             }
-            Self::Storage(_) | Self::Software(_) | Self::Transfer(_) => false,
+            Self::Storage(task) => {
+                let reads = u64::from(task.samples.min(task.lanes)) * u64::from(task.reads);
+                (1..=1 << 50).contains(&task.disk.0)
+                    && (BLOCK..=FILE_MAX).contains(&task.bytes)
+                    && task.bytes.is_multiple_of(BLOCK)
+                    && (1..=1 << 16).contains(&task.lanes)
+                    && (1..=1 << 16).contains(&task.reads)
+                    && (1..=DISK_JUDGED_MAX).contains(&reads)
+                    && is_patience(&task.patience_ms, 3)
+            }
+            Self::Software(_) | Self::Transfer(_) => false,
         };
         if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
     }
@@ -114,6 +158,11 @@ impl Challenge {
     pub fn patience(&self) -> Millis {
         self.task.patience(self.step())
     }
+}
+
+/// Whether there is a time for each of so many steps, and none is absurd.
+fn is_patience(patience_ms: &[Millis], steps: usize) -> bool {
+    patience_ms.len() == steps && patience_ms.iter().all(|most| (1..=600_000).contains(&most.0))
 }
 
 /// Bytes of memory that a claim must show, and how many blocks that is.
