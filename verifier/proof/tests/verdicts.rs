@@ -2,78 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics at the unexpected says where")]
 
+mod common;
+
 use std::time::Instant;
 
+use common::{Case, fresh, honest, span};
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
 use nave_proof::{
-    Answer, Challenge, CpuTask, Digest, Evidence, MemoryTask, Message, Nonce, OPENING_MAX, Opening,
-    ProofReport, Proven, Prover, REFERENCE_STEPS_PER_S, Reason, STEPS, Span, TOLERANCE, Task, VERSION,
-    Verdict, judge,
+    Challenge, CpuTask, Digest, Evidence, MemoryTask, Message, Nonce, OPENING_MAX, Opening, ProofReport,
+    Proven, Prover, REFERENCE_STEPS_PER_S, Reason, STEPS, Span, TOLERANCE, Task, Verdict,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
-
-/// Everything that came back for a challenge.
-#[derive(Clone)]
-struct Case {
-    challenge: Challenge,
-    evidence: Evidence,
-    spans: Vec<Span>,
-}
-
-impl Case {
-    fn verdict(&self) -> Verdict {
-        judge(&self.challenge, &self.evidence, &self.spans)
-    }
-
-    fn reason(&self) -> Option<Reason> {
-        match self.verdict() {
-            Verdict::Failed(failure) => Some(failure.code),
-            Verdict::Passed(_) => None,
-        }
-    }
-
-    fn message(&self) -> String {
-        match self.verdict() {
-            Verdict::Failed(failure) => failure.message,
-            Verdict::Passed(proven) => panic!("passed: {proven:?}"),
-        }
-    }
-}
-
-fn fresh(task: Task) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
-}
-
-fn span(ms: i64) -> Span {
-    Span { sent: Timestamp(1_000), received: Timestamp(1_000 + ms) }
-}
-
-/// An honest host's answers to a challenge; each step took a millisecond.
-fn honest(mut challenge: Challenge) -> Case {
-    let mut prover = Prover::new(&challenge, 2).unwrap();
-    let mut commitments = Vec::new();
-    loop {
-        let answer = prover.answer(&challenge).unwrap();
-        assert_eq!(prover.answer(&challenge).unwrap(), answer, "the same step again");
-        match answer {
-            Answer::Commitment(commitment) => commitments.push(commitment),
-            Answer::Opening(opening) => {
-                let spans = vec![span(1); challenge.step() + 1];
-                return Case { challenge, evidence: Evidence { commitments, opening }, spans };
-            }
-        }
-        challenge.reveals.push(Nonce([40 + challenge.step() as u8; 32]));
-    }
-}
 
 fn cpu_task(milli_cpu: i64) -> CpuTask {
     CpuTask { milli_cpu: MilliCpu(milli_cpu), segments: 12, samples: 4 }
