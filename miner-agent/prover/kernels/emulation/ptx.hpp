@@ -1,7 +1,7 @@
 // The double of ptx.cuh that runs on a CPU, and the multiprocessor around it.
 //
-// Every CUDA thread is a fiber. The threads of a block, or of a cluster's blocks, run in an order drawn anew in each
-// turn. What is asynchronous on a device happens as early or as late as it may, by chance, so that a copy into what is still
+// Every CUDA thread is a fiber. The warps of a block, or of a cluster's blocks, take turns by chance, and now and then one
+// falls far behind the others. What is asynchronous on a device happens as early or as late as it may, by chance, so that a copy into what is still
 // being read, or a read of what has not come yet, gives a wrong result here. What instructions do is written down from the PTX
 // ISA: "Matrix Fragments for mma.m16n8k32", "ldmatrix", "mbarrier", and for wgmma "Register Fragments", "Matrix
 // Descriptor Format" and "Canonical Layouts".
@@ -146,7 +146,8 @@ struct Block
 
 using Deed = std::function<void()>;
 
-// Deeds that complete in groups and in order, each at the latest when it is waited for.
+// Deeds of which each is done at once or when its group is waited for. The order does not matter: copies are to different
+// places, products are sums.
 struct Groups
 {
     std::deque<std::vector<Deed>> closed;
@@ -154,7 +155,7 @@ struct Groups
 
     void add(Deed deed)
     {
-        if (closed.empty() && open.empty() && dice.below(2) == 0) {
+        if (dice.below(2) == 0) {
             deed();
         } else {
             open.push_back(std::move(deed));
@@ -207,6 +208,8 @@ struct Machine
     std::vector<std::unique_ptr<Thread>> threads;
     std::vector<std::vector<u8>> stacks;
     std::vector<Deed> bulk;
+    // For how many turns each warp does not run.
+    std::vector<u32> asleep;
     Meeting meeting;
     Thread *current = nullptr;
     const Deed *kernel = nullptr;
@@ -271,27 +274,38 @@ inline void start_thread(Block &block, u32 index, std::vector<u8> &stack)
     machine.threads.push_back(std::move(thread));
 }
 
-// Runs every thread that is not known to wait once, warps in an order by chance.
+inline bool run_warp(u32 warp)
+{
+    bool alive = false;
+    for (u32 at = warp * 32; at < warp * 32 + 32 && at < machine.threads.size(); at++) {
+        Thread &thread = *machine.threads[at];
+        alive |= !thread.ended;
+        if (thread.ended || (thread.watched && *thread.watched == thread.seen)) {
+            continue;
+        }
+        thread.watched = nullptr;
+        machine.current = &thread;
+        swapcontext(&machine.scheduler, &thread.context);
+    }
+    return alive;
+}
+
+// Runs every warp once, but those that sleep, in an order by chance; whether any thread is left.
 inline bool run_turn()
 {
-    const u32 warps = (u32)(machine.threads.size() + 31) / 32, first = dice.below(warps);
-    u32 stride = 1;
-    for (const u32 prime : {1, 5, 7, 11, 13}) {
-        stride = warps % prime != 0 && dice.below(2) ? prime : stride;
-    }
+    const u32 warps = (u32)machine.asleep.size(), first = dice.below(warps);
     bool alive = false;
     for (u32 i = 0; i < warps; i++) {
-        const u32 warp = (first + i * stride) % warps;
-        for (u32 at = warp * 32; at < warp * 32 + 32 && at < machine.threads.size(); at++) {
-            Thread &thread = *machine.threads[at];
-            alive |= !thread.ended;
-            if (thread.ended || (thread.watched && *thread.watched == thread.seen)) {
-                continue;
-            }
-            thread.watched = nullptr;
-            machine.current = &thread;
-            swapcontext(&machine.scheduler, &thread.context);
+        const u32 warp = (first + i) % warps;
+        u32 &asleep = machine.asleep[warp];
+        if (asleep > 0) {
+            asleep--;
+            machine.progress++;
+            alive = true;
+            continue;
         }
+        alive |= run_warp(warp);
+        asleep = dice.below(256) == 0 ? dice.below(256) : 0;
     }
     return alive;
 }
@@ -328,6 +342,7 @@ inline void run_blocks(u32 first, u32 blocks, u32 threads, u32 shared, const Dee
         }
         machine.blocks.push_back(std::move(block));
     }
+    machine.asleep.assign((machine.threads.size() + 31) / 32, 0);
     u32 idle = 0;
     for (u64 before = 0; run_turn(); before = machine.progress) {
         run_bulk();
