@@ -148,6 +148,8 @@ pub struct Band {
     pub low: u64,
     /// The most, where more would be another class.
     pub high: Option<u64>,
+    /// The middle of what was measured.
+    pub median: Option<u64>,
     /// How many measurements that is from; none where it was calculated.
     pub samples: u32,
     /// Whether it is only recorded who misses it.
@@ -278,6 +280,7 @@ impl Band {
             (self.spread.is_empty() || self.spread.len() == SPREAD, "its spread has another length"),
             (ascends, "its spread does not ascend"),
             (self.samples > 0 || self.spread.is_empty(), "nothing was measured that could spread"),
+            (self.median.is_some() != self.spread.is_empty(), "a spread is of a median"),
         ];
         rules.iter().find(|(holds, _)| !holds).map_or(Ok(()), |(_, why)| Err(*why))
     }
@@ -401,6 +404,7 @@ mod tests {
         let band = |low, high| Band {
             low,
             high,
+            median: None,
             samples: 1,
             shadow: false,
             provenance: String::new(),

@@ -50,7 +50,9 @@ pub fn classify(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven
         Rating::Unrated { .. } | Rating::Refused(_) => None,
     };
     // What a class is not known by, such as its way to the host's memory, must hold for it all the same.
-    let classes = [claimed, is_of.filter(|class| claimed.is_none_or(|claimed| claimed.name != class.name))];
+    let other = is_of.filter(|class| claimed.is_none_or(|claimed| claimed.name != class.name));
+    // A small proof runs beside a customer's job, and most of its time is the way: no rate says anything.
+    let classes = [claimed, other].map(|class| class.filter(|_| task.fill.is_some()));
     let (mut refused, mut shadows) = (None, Vec::new());
     for class in classes.into_iter().flatten() {
         for (measure, band, amount) in short_of(catalogue, class, proven) {
@@ -97,6 +99,7 @@ fn rate(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven: &Devic
         (None, several @ [_, _, ..]) => {
             unrated(format!("what it does cannot be told apart: {}", titles(several)))
         }
+        (Some(_), _) if task.fill.is_none() => unrated("it was only looked at beside a job".into()),
         (Some(_), _) | (None, []) if let Some(why) = claimed.and_then(|class| class.unrated.clone()) => {
             unrated(why)
         }

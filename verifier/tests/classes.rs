@@ -452,6 +452,24 @@ fn a_name_that_nobody_knows_does_not_spare_a_host_the_way_to_its_memory() {
 }
 
 #[test]
+fn a_small_proof_beside_a_job_refuses_nobody_for_its_rate() {
+    let catalogue = measured(&["h200"]);
+    let claim = honest(named(&catalogue, "h200"), 1);
+    let small = sizes(std::slice::from_ref(&claim), RAM, Purpose::Small { slack: Bytes(1 << 30) });
+    let proven = DeviceProven {
+        uuid: "GPU-1".into(),
+        ops_per_s: Some(TOPS),
+        vram: None,
+        hashes_per_s: None,
+        reads_per_s: None,
+        bytes_per_s: None,
+        return_bytes_per_s: None,
+    };
+    let judged = classify(&catalogue, &claim, &small.devices[0], &proven);
+    assert_eq!(why_unrated(&judged), "it was only looked at beside a job");
+}
+
+#[test]
 fn what_a_verdict_says_of_missing_memory_follows_from_the_rates() {
     // 12 billion compressions, 64 for a block, 5 billion reads: 1.5 * 12 / 320 = 5.625 %.
     assert_eq!(detectable_permille(12_000_000_000, 64, 5_000_000_000), 57);

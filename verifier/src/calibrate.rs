@@ -1,0 +1,82 @@
+//! From measurements to a band. Pure.
+
+use crate::catalogue::{Band, Measure, SPREAD};
+
+/// The band of what was measured; none of nothing.
+///
+/// It reaches beyond what was seen by as far again as that lies from the median, since so few
+/// measurements do not show the one in a thousand that is the slowest. What is filled does not vary.
+#[must_use]
+pub fn band(measure: Measure, values: &[u64], provenance: &str) -> Option<Band> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let at = |part: usize| sorted.get(part * (sorted.len() - 1) / (SPREAD - 1)).copied();
+    let (least, median, most) = (*sorted.first()?, at(SPREAD / 2)?, *sorted.last()?);
+    let (low, high) = match measure {
+        Measure::Vram => (least, most),
+        Measure::OpsPerS
+        | Measure::BytesPerS
+        | Measure::ReadsPerS
+        | Measure::ReturnBytesPerS
+        | Measure::HashesPerS => (least.saturating_sub(median - least), most.saturating_add(most - median)),
+    };
+    let permille = |value: u64| u128::from(value) * 1_000 / u128::from(median.max(1));
+    let spread = (0..SPREAD).filter_map(at).map(|value| u32::try_from(permille(value)).unwrap_or(u32::MAX));
+    Some(Band {
+        low: low.max(1),
+        high: (measure != Measure::ReturnBytesPerS).then_some(high),
+        median: Some(median),
+        samples: u32::try_from(sorted.len()).unwrap_or(u32::MAX),
+        shadow: false,
+        provenance: provenance.into(),
+        spread: spread.collect(),
+    })
+}
+
+impl Band {
+    /// As it stands in the catalogue.
+    #[must_use]
+    pub fn as_toml(&self) -> String {
+        let optional = |name: &str, value: Option<u64>| {
+            value.map_or(String::new(), |value| format!("{name} = {}, ", grouped(value)))
+        };
+        let spread = match self.spread.as_slice() {
+            [] => String::new(),
+            spread => format!(", spread = {spread:?}"),
+        };
+        format!(
+            "{{ low = {}, {}{}samples = {}, provenance = {:?}{spread} }}",
+            grouped(self.low),
+            optional("high", self.high),
+            optional("median", self.median),
+            self.samples,
+            self.provenance
+        )
+    }
+}
+
+/// `1_234_567`.
+fn grouped(value: u64) -> String {
+    let digits = value.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    groups.map(String::from_utf8_lossy).collect::<Vec<_>>().join("_")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_band_reaches_as_far_beyond_what_was_seen_as_that_lies_from_the_median() {
+        let values: Vec<u64> = (0..=100).map(|value| 1_000 + value).collect();
+        let band = band(Measure::OpsPerS, &values, "measured").expect("a band");
+        assert_eq!((band.low, band.high, band.median, band.samples), (950, Some(1_150), Some(1_050), 101));
+        assert_eq!((band.spread.len(), band.spread[0], band.spread[10]), (SPREAD, 952, 1_000));
+        assert!(band.as_toml().starts_with("{ low = 950, high = 1_150, median = 1_050, samples = 101, "));
+    }
+
+    #[test]
+    fn nothing_measured_is_no_band() {
+        assert_eq!(band(Measure::OpsPerS, &[], "measured"), None);
+    }
+}
