@@ -131,6 +131,16 @@ impl Product {
     pub(crate) fn root(&self) -> Option<Digest> {
         self.tree.root()
     }
+
+    #[cfg(test)]
+    pub(crate) fn tiles(&self) -> &[[u8; TILE_BYTES]] {
+        &self.tiles
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tree(&self) -> &Tree {
+        &self.tree
+    }
 }
 
 /// What one row and 256 columns give.

@@ -52,6 +52,8 @@ mod storage;
 mod task;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod transcript;
+#[cfg(test)]
+mod vectors;
 mod verdict;
 #[cfg(any(feature = "judge", feature = "prover"))]
 pub mod vram;
