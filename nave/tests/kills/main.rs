@@ -45,7 +45,7 @@ use self::{
 
 /// Schedules between two looks at everything.
 const BATCH: usize = 250;
-/// Longest time until everything is quiet after a batch.
+/// Longest time until the next job is final, and until everything is quiet, after a batch.
 const QUIET_MAX: Duration = Duration::from_secs(180);
 
 #[test]
@@ -204,9 +204,7 @@ impl Run {
 
     async fn carry_out(&mut self, schedule: &Schedule) {
         let began = Instant::now();
-        if let Some(point) = schedule.point {
-            self.arm(point);
-        }
+        schedule.points.iter().for_each(|point| self.arm(point));
         schedule.strikes.iter().for_each(|blow| self.begin_blow(*blow));
         let mut rng = Rng::new(schedule.seed);
         self.begin_chore(schedule.chore, rng.next());
@@ -282,8 +280,8 @@ impl Run {
     /// Waits until every job is final and checks everything there is.
     async fn settle(&mut self) {
         self.count_blows().await;
-        let began = Instant::now();
         for asked in std::mem::take(&mut self.open) {
+            let began = Instant::now();
             let client = &self.customers[asked.customer].client;
             let job = loop {
                 if asked.deed == Deed::Wait {
@@ -314,7 +312,14 @@ impl Run {
 /// Starts the market again whenever its supervisor was killed, which is nobody's part.
 struct Operator {
     stop: Arc<AtomicBool>,
-    task: JoinHandle<()>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// Also when the run has failed.
+impl Drop for Operator {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Operator {
@@ -330,12 +335,13 @@ impl Operator {
                 std::thread::sleep(Duration::from_millis(500));
             }
         });
-        Self { stop, task }
+        Self { stop, task: Some(task) }
     }
 
-    async fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.expect("no panic");
+    async fn end(mut self) {
+        let task = self.task.take().expect("ends once");
+        drop(self);
+        task.await.expect("no panic");
     }
 }
 
