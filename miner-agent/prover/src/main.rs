@@ -3,11 +3,15 @@
 //!
 //! - `nave-prover` speaks to the GPU driver and prints one JSON document:
 //!   `{"devices":[…]}`, or `{"error":"…"}` where there is no driver.
-//! - `nave-prover prove` does the work of one challenge; see [`prove`].
+//! - `nave-prover prove` does the work of one challenge; see [`prove`]. A test of a disk needs `--disk DIR`,
+//!   where its file is made.
+//! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
 //!
 //! With `--simulated FILE` there are the devices of that file, too; see [`simulated`].
 
 mod devices;
+mod disk;
+mod look;
 mod prove;
 mod replay;
 mod simulated;
@@ -18,6 +22,9 @@ use std::{path::PathBuf, process::ExitCode};
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     proves: bool,
+    looks: bool,
+    /// The directory for the file of a test of a disk.
+    disk: Option<PathBuf>,
     /// The file with simulated devices.
     simulated: Option<PathBuf>,
 }
@@ -29,21 +36,27 @@ impl Options {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "prove" if !options.proves => options.proves = true,
+                "look" if !options.looks => options.looks = true,
+                "--disk" => options.disk = Some(arguments.next()?.into()),
                 "--simulated" => options.simulated = Some(arguments.next()?.into()),
                 _ => return None,
             }
         }
-        Some(options)
+        (!(options.proves && options.looks)).then_some(options)
     }
 }
 
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
-        eprintln!("usage: nave-prover [prove] [--simulated FILE]");
+        eprintln!("usage: nave-prover [prove | look] [--simulated FILE] [--disk DIR]");
         return ExitCode::from(2);
     };
     if options.proves {
-        return prove::run(options.simulated.as_deref());
+        return prove::run(options.simulated.as_deref(), options.disk.as_deref());
+    }
+    if options.looks {
+        look::run();
+        return ExitCode::SUCCESS;
     }
     devices::print(options.simulated.as_deref());
     ExitCode::SUCCESS
@@ -58,8 +71,14 @@ mod tests {
         let read = |arguments: &[&str]| Options::read(arguments.iter().map(ToString::to_string));
         let file = Some(PathBuf::from("f"));
         assert_eq!(read(&[]), Some(Options::default()));
-        assert_eq!(read(&["--simulated", "f"]), Some(Options { proves: false, simulated: file.clone() }));
-        assert_eq!(read(&["prove", "--simulated", "f"]), Some(Options { proves: true, simulated: file }));
+        assert_eq!(
+            read(&["--simulated", "f"]),
+            Some(Options { simulated: file.clone(), ..Options::default() })
+        );
+        let proves = Options { proves: true, simulated: file.clone(), disk: file, ..Options::default() };
+        assert_eq!(read(&["prove", "--simulated", "f", "--disk", "f"]), Some(proves));
+        assert_eq!(read(&["look"]), Some(Options { looks: true, ..Options::default() }));
         assert_eq!([read(&["prove", "prove"]), read(&["--simulated"]), read(&["x"])], [None, None, None]);
+        assert_eq!([read(&["look", "look"]), read(&["--disk"])], [None, None]);
     }
 }

@@ -29,7 +29,7 @@ use nave_proof::{
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use serde_json::{Value, json};
 
-use crate::{devices, replay::Replay, simulated::Simulated};
+use crate::{devices, disk, replay::Replay, simulated::Simulated};
 
 /// Longest line of input, in bytes.
 const LINE_MAX: u64 = 256 << 10;
@@ -37,9 +37,10 @@ const LINE_MAX: u64 = 256 << 10;
 const SPARE: i64 = 64 << 20;
 
 /// Proves what the challenge on standard input asks for, with the simulated devices of a file, too.
-pub fn run(simulated: Option<&Path>) -> ExitCode {
+pub fn run(simulated: Option<&Path>, disk: Option<&Path>) -> ExitCode {
     step_back();
-    let mut host = Host { simulated: simulated.map(Path::to_owned), prover: None, replay: None };
+    let (simulated, disk) = (simulated.map(Path::to_owned), disk.map(Path::to_owned));
+    let mut host = Host { simulated, disk, prover: None, replay: None };
     let mut answered = None;
     for challenge in listen() {
         if answered.is_some_and(|step| challenge.step() <= step) {
@@ -63,6 +64,8 @@ pub fn run(simulated: Option<&Path>) -> ExitCode {
 struct Host {
     /// The file with simulated devices.
     simulated: Option<PathBuf>,
+    /// Where the file of a test of a disk is made.
+    disk: Option<PathBuf>,
     prover: Option<Prover>,
     /// Older answers, where the devices are to be proven with those.
     replay: Option<Replay>,
@@ -106,6 +109,9 @@ impl Host {
             let simulated = file.map(Simulated::read).transpose().map_err(unavailable)?.unwrap_or_default();
             self.replay = file.filter(|_| simulated.replays()).map(|file| Replay::beside(file, challenge));
             resources = resources.with_devices(move |task| devices::open(&simulated, task));
+        }
+        if let Some(dir) = self.disk.clone() {
+            resources = resources.with_disk(move |task| disk::open(&dir, task));
         }
         self.prover = Some(Prover::new(challenge, resources)?);
         Ok(())

@@ -1,0 +1,67 @@
+//! Who holds memory of GPUs, and a process with the driver's library in it for the agent to look at.
+
+use std::io::{Read as _, Write as _};
+
+use nvml_wrapper::{
+    Nvml, enums::device::UsedGpuMemory, error::NvmlError, struct_wrappers::device::ProcessInfo,
+};
+use serde::Serialize;
+
+/// Most processes that are named.
+const HOLDERS_MAX: usize = 256;
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Answer {
+    Seen { driver: String, holders: Vec<Holder> },
+    Error(String),
+}
+
+/// A process that holds memory of a device.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+struct Holder {
+    device: String,
+    pid: u32,
+    bytes: u64,
+}
+
+/// Prints what there is to see and waits until nobody listens any more.
+pub fn run() {
+    // Kept, so that the library stays where it is while it is looked at.
+    let nvml = Nvml::init();
+    let seen = nvml.as_ref().map_err(|error| format!("NVML: {error}"));
+    let seen = seen.and_then(|nvml| see(nvml).map_err(|error| format!("NVML: {error}")));
+    let answer = seen.unwrap_or_else(Answer::Error);
+    match serde_json::to_string(&answer) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("write the answer as JSON: {error}"),
+    }
+    let _ = std::io::stdout().flush();
+    let _ = std::io::stdin().read(&mut [0]);
+}
+
+fn see(nvml: &Nvml) -> Result<Answer, NvmlError> {
+    let driver = nvml.sys_driver_version()?;
+    let mut holders = Vec::new();
+    for index in 0..nvml.device_count()? {
+        let device = nvml.device_by_index(index)?;
+        let uuid = device.uuid()?;
+        // A device that does not tell is no reason not to look at the others.
+        let lists = [device.running_compute_processes(), device.running_graphics_processes()];
+        holders.extend(lists.into_iter().flatten().flatten().map(|process| Holder::of(&uuid, &process)));
+    }
+    holders.sort();
+    holders.dedup();
+    holders.truncate(HOLDERS_MAX);
+    Ok(Answer::Seen { driver, holders })
+}
+
+impl Holder {
+    fn of(device: &str, process: &ProcessInfo) -> Self {
+        let bytes = match process.used_gpu_memory {
+            UsedGpuMemory::Used(bytes) => bytes,
+            UsedGpuMemory::Unavailable => 0,
+        };
+        Self { device: device.to_owned(), pid: process.pid, bytes }
+    }
+}
