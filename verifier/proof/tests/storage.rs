@@ -8,7 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{Case, answered, fresh, usual};
 use nave_domain::{Bytes, Millis};
-use nave_proof::{BLOCK, Disk, Failure, PIECE, Proven, Prover, Reason, Resources, StorageTask, Task, Verdict};
+use nave_proof::{
+    BLOCK, Disk, Failure, PIECE, Proven, Prover, Reason, Resources, StorageTask, Task, Verdict,
+};
 
 /// A disk whose bytes are in memory.
 #[derive(Clone, Default)]
