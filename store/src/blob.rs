@@ -8,9 +8,9 @@ use crate::{Result, Store, StoreError};
 /// How many blobs a host may store for each lease and each challenge: one that counts, and
 /// one that was packed before an agent started anew.
 const CLAIMS_MAX: i64 = 2;
-/// How many challenges of a day count: a host that claims something else after each has many,
-/// and an opening seldom is a blob.
-const CHALLENGES_MAX: i64 = 24;
+/// How many challenges of a day count: a host that claims something else after each has many.
+/// One that has GPUs leased all day is tested about as often.
+const CHALLENGES_MAX: i64 = 96;
 /// How long a blob is kept that nothing refers to, and over how long claims are counted.
 const UNUSED_MS: i64 = 24 * 3_600_000;
 
@@ -110,8 +110,8 @@ impl Store {
         Ok(size.map(|size| u64::from(size.unsigned_abs())))
     }
 
-    /// Forgets blobs that are a day old and no job's result; returns how many went. Evidence
-    /// goes with them: its verdict stays.
+    /// Forgets blobs that are a day old, no job's result and no evidence that is kept; returns
+    /// how many went.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -123,7 +123,9 @@ impl Store {
         let done = sqlx::query!(
             "delete from blobs b where stored_at_ms < now_ms() - $1
                 and not exists (select from jobs j where j.result_sha256 = b.sha256)
-                and not exists (select from blob_claims c where c.sha256 = b.sha256)",
+                and not exists (select from blob_claims c where c.sha256 = b.sha256)
+                and not exists (select from challenge_steps s
+                                where s.answer #>> '{opening,blob,sha256}' = encode(b.sha256, 'hex'))",
             UNUSED_MS
         )
         .execute(&self.pool)

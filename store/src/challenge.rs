@@ -4,40 +4,43 @@ use std::collections::BTreeMap;
 
 use nave_crash_point::crash_point;
 use nave_domain::{
-    ChallengeId, HostId, Millis, Timestamp,
-    host::{self, HostEvent, HostState, Inventory, Proven},
+    ChallengeId, HostId, LeaseId, Millis, Timestamp,
+    host::{self, HostEvent, HostState, Inventory},
+    verdict::{Cause, Kind},
 };
 use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError,
+    Result, Store, StoreError, ban, device,
     error::{self, readable},
     host as hosts,
     notify::{Changes, announce},
+    suite,
 };
 
-/// A host that claims more than it has proven.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DueHost {
-    /// Its id.
+/// A challenge that is to be put into the spec of its host.
+#[derive(Debug, Clone, Copy)]
+pub struct Drawing<'a> {
+    /// Who is tested.
     pub host: HostId,
-    /// What it claims.
-    pub claims: Inventory,
-    /// The last challenge it was given since it joined.
-    pub last: Option<Decided>,
-}
-
-/// A challenge with its verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decided {
-    /// What the host was asked to do.
-    pub body: Value,
-    /// What it had to prove.
-    pub claims: Inventory,
-    /// What came of it.
-    pub verdict: Value,
+    /// Its id.
+    pub challenge: ChallengeId,
+    /// What is tested.
+    pub kind: Kind,
+    /// Why.
+    pub cause: Cause,
+    /// What the host is asked to do.
+    pub body: &'a Value,
+    /// What it must prove.
+    pub claims: &'a Inventory,
+    /// Whether its verdict means nothing for the host.
+    pub shadow: bool,
+    /// The window in which it is drawn.
+    pub window: Option<Uuid>,
+    /// The lease beside which the host is tested; such a test is part of no suite.
+    pub lease: Option<LeaseId>,
 }
 
 /// A moment on both clocks.
@@ -69,6 +72,14 @@ pub struct OpenChallenge {
     pub challenge: ChallengeId,
     /// Who is tested.
     pub host: HostId,
+    /// What is tested.
+    pub kind: Kind,
+    /// Why.
+    pub cause: Cause,
+    /// Whether its verdict means nothing for the host.
+    pub shadow: bool,
+    /// The lease beside which the host is tested.
+    pub lease: Option<LeaseId>,
     /// Where the host stands.
     pub host_state: HostState,
     /// What the host is asked to do.
@@ -101,9 +112,16 @@ pub struct SentChallenge {
 /// What a verdict means for its host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// The claims are proven.
-    Proven,
-    /// They are not.
+    /// Nothing yet: a part of the claims is proven, or the fault was not the host's.
+    Stays,
+    /// These GPUs are proven, and belong to it from now on.
+    Holds {
+        /// Their identifiers.
+        devices: Vec<String>,
+    },
+    /// It takes no further jobs before it has proven everything again.
+    Doubted,
+    /// The claims are not proven.
     Refused {
         /// Why, for programs.
         code: String,
@@ -112,125 +130,117 @@ pub enum Decision {
         /// Pause before the next try, on the control clock.
         pause: Millis,
     },
-    /// Nothing yet: a part of the claims is proven, or the fault was not the host's.
-    Stays,
+    /// It was found to cheat.
+    Banned {
+        /// Why, for programs.
+        code: String,
+        /// Why, for people.
+        message: String,
+        /// For how long, on the control clock: after no earlier ban, after one, and so on.
+        spans: Vec<Millis>,
+    },
 }
 
-/// Longest time since a refused host was heard, on the control clock, for it to be tested again.
-const HEARD_MS_MAX: i64 = 10_000;
-
 impl Store {
-    /// Hosts to be tested: they claim more than they have proven, run nothing and are not
-    /// being tested. Refused hosts whose pause has passed are among them again once they are heard.
+    /// Puts challenges into the spec of a host that is to prove its claims: all of them, or none.
     ///
     /// # Errors
-    /// When the database does not answer.
-    pub async fn hosts_to_test(&self) -> Result<Vec<DueHost>> {
-        // Tests of a host that is not there would only make its pause longer.
-        sqlx::query!(
-            "with due as (
-                select host_id from hosts
-                where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1
-                order by host_id for update)
-             update hosts h set state = 'verifying', generation = generation + 1 from due where h.host_id = due.host_id",
-            HEARD_MS_MAX
-        )
-        .execute(&self.pool)
-        .await?;
-        let rows = sqlx::query!(
-            r#"select h.host_id, h.inventory as "inventory!", last.challenge as "body?", last.claims as "claims?",
-                    last.verdict as "verdict?"
-               from hosts h left join lateral (
-                    select * from challenges c where c.host_id = h.host_id and c.drawn_at_ms >= h.enrolled_at_ms
-                    order by challenge_id desc limit 1) last on true
-               where state = 'verifying' and inventory is not null
-                 and not exists (select from challenges c where c.host_id = h.host_id and c.verdict is null)
-                 and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
-               order by h.host_id"#
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let rows = rows.into_iter().map(|row| {
-            let last = match (row.body, row.claims, row.verdict) {
-                (Some(body), Some(claims), Some(verdict)) => {
-                    Some(Decided { body, claims: error::read_json("an inventory", claims)?, verdict })
-                }
-                _ => None,
-            };
-            let claims = error::read_json("an inventory", row.inventory)?;
-            Ok(DueHost { host: row.host_id.into(), claims, last })
-        });
-        Ok(rows.filter_map(readable).collect())
-    }
-
-    /// Puts a challenge into the spec of its host.
-    ///
-    /// # Errors
-    /// [`StoreError::Stale`] when the host is not to be tested any more or is being tested.
-    pub async fn challenge_draw(
-        &self,
-        host: HostId,
-        challenge: ChallengeId,
-        body: &Value,
-        claims: &Inventory,
-    ) -> Result<()> {
+    /// [`StoreError::Stale`] when the host is not what it was at generation `seen`.
+    pub async fn challenges_draw(&self, host: HostId, seen: u64, drawings: &[Drawing<'_>]) -> Result<()> {
         let mut tx = self.pool.begin().await?;
-        let state = host_lock(&mut tx, host).await?;
-        if state != HostState::Verifying {
+        let row = sqlx::query!("select state, generation from hosts where host_id = $1 for update", host.0)
+            .fetch_optional(&mut *tx)
+            .await?
+            .ok_or(StoreError::NotFound("host"))?;
+        let state: HostState = error::read_name("a host's state", row.state)?;
+        if state != HostState::Verifying || row.generation.cast_unsigned() != seen {
             return Err(StoreError::Stale("host"));
         }
-        let drawn = sqlx::query!(
-            "insert into challenges (challenge_id, host_id, challenge, claims) values ($1, $2, $3, $4)
-             on conflict do nothing",
-            challenge.0,
-            host.0,
-            body,
-            error::write_json(claims)?
-        )
-        .execute(&mut *tx)
-        .await?;
-        if drawn.rows_affected() == 0 {
-            return Err(StoreError::Stale("host"));
+        for drawing in drawings.iter().filter(|drawing| drawing.host == host) {
+            insert(&mut tx, drawing).await?;
         }
-        step_insert(&mut tx, challenge, 0, None).await?;
         hosts::bump(&mut tx, host).await?;
         crash_point!("store.challenge_draw.before_commit");
         tx.commit().await?;
         Ok(())
     }
 
-    /// The open challenge of a host, to be sent now: what of it was not sent before is
+    /// Puts a challenge into the spec of its host, whatever that has proven.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when the host is tested for the same already, leaves, or was
+    /// tested for this before: once in a window, once at the start and the end of a lease.
+    pub async fn challenge_draw(&self, drawing: &Drawing<'_>) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        // Before the host, as leases are locked everywhere.
+        if let Some(lease) = drawing.lease {
+            sqlx::query!("update leases set probe_up_ms = null where lease_id = $1", lease.0)
+                .execute(&mut *tx)
+                .await?;
+        }
+        match host_lock(&mut tx, drawing.host).await? {
+            HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {}
+            HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => {
+                return Err(StoreError::Stale("host"));
+            }
+        }
+        let repeated = sqlx::query_scalar!(
+            r#"select exists (select from challenges where host_id = $1 and kind = $2
+                    and (window_id = $3 or (lease_id = $4 and cause = $5 and cause <> 'lease'))) as "repeated!""#,
+            drawing.host.0,
+            drawing.kind.as_str(),
+            drawing.window,
+            drawing.lease.map(|lease| lease.0),
+            drawing.cause.as_str()
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        if repeated {
+            return Err(StoreError::Stale("host"));
+        }
+        insert(&mut tx, drawing).await?;
+        hosts::bump(&mut tx, drawing.host).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The open challenges of a host, to be sent now: what of them was not sent before is
     /// stamped with this moment.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn challenge_send(&self, host: HostId) -> Result<Option<SentChallenge>> {
-        let row = sqlx::query!(
-            "select challenge_id, challenge from challenges where host_id = $1 and verdict is null",
+    pub async fn challenge_send(&self, host: HostId) -> Result<Vec<SentChallenge>> {
+        let rows = sqlx::query!(
+            r#"select c.challenge_id, c.challenge,
+                    array(select coalesce(reveal, '') from challenge_steps s
+                          where s.challenge_id = c.challenge_id order by step) as "reveals!"
+               from challenges c where host_id = $1 and verdict is null order by c.challenge_id"#,
             host.0
-        )
-        .fetch_optional(&self.pool)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let reveals = sqlx::query_scalar!(
-            "select reveal from challenge_steps where challenge_id = $1 order by step",
-            row.challenge_id
         )
         .fetch_all(&self.pool)
         .await?;
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.challenge_id).collect();
+        let steps: Vec<i32> =
+            rows.iter().map(|row| i32::try_from(row.reveals.len()).unwrap_or(i32::MAX)).collect();
         sqlx::query!(
-            "update challenge_steps set sent_at_ms = now_ms(), sent_up_ms = control_ms()
-             where challenge_id = $1 and sent_at_ms is null and step < $2",
-            row.challenge_id,
-            i32::try_from(reveals.len()).unwrap_or(i32::MAX)
+            "update challenge_steps s set sent_at_ms = now_ms(), sent_up_ms = control_ms()
+             from unnest($1::uuid[], $2::int[]) as read (challenge_id, steps)
+             where s.challenge_id = read.challenge_id and s.sent_at_ms is null and s.step < read.steps",
+            &ids,
+            &steps
         )
         .execute(&self.pool)
         .await?;
-        Ok(Some(SentChallenge {
+        let sent = rows.into_iter().map(|row| SentChallenge {
             challenge: row.challenge_id.into(),
             body: row.challenge,
-            reveals: reveals.into_iter().flatten().collect(),
-        }))
+            // The first step sends the challenge itself.
+            reveals: row.reveals.into_iter().skip(1).collect(),
+        });
+        Ok(sent.collect())
     }
 
     /// Takes a host's answer to the newest step of its challenge, the first time it comes;
@@ -272,19 +282,41 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn challenges_open(&self) -> Result<Vec<OpenChallenge>> {
+        let ids = sqlx::query_scalar!("select challenge_id from challenges where verdict is null");
+        self.challenges(&ids.fetch_all(&self.pool).await?).await
+    }
+
+    /// Every verdict that is to be reached again because its host's owner has asked for it, as
+    /// its challenge was before.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn challenges_appealed(&self) -> Result<Vec<OpenChallenge>> {
+        let ids = sqlx::query_scalar!(
+            "select challenge_id from challenges where appealed_at_ms is not null and appeal is null"
+        );
+        self.challenges(&ids.fetch_all(&self.pool).await?).await
+    }
+
+    async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
-            r#"select c.challenge_id, c.host_id, c.challenge, c.claims, c.drawn_at_ms, h.state, h.refusals,
-                    h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
-               from challenges c join hosts h using (host_id) where c.verdict is null order by c.challenge_id"#
+            r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
+                    c.drawn_at_ms, h.state, h.refusals, h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
+               from challenges c join hosts h using (host_id)
+               where c.challenge_id = any($1) order by c.challenge_id"#,
+            ids
         )
         .fetch_all(&self.pool)
         .await?;
-        let ids: Vec<Uuid> = rows.iter().map(|row| row.challenge_id).collect();
-        let mut steps = self.steps(&ids).await?;
+        let mut steps = self.steps(ids).await?;
         let rows = rows.into_iter().map(|row| {
             Ok(OpenChallenge {
                 challenge: row.challenge_id.into(),
                 host: row.host_id.into(),
+                kind: error::read_name("a kind of test", row.kind)?,
+                cause: error::read_name("the cause of a test", row.cause)?,
+                shadow: row.shadow,
+                lease: row.lease_id.map(LeaseId),
                 host_state: error::read_name("a host's state", row.state)?,
                 body: row.challenge,
                 claims: error::read_json("an inventory", row.claims)?,
@@ -341,7 +373,8 @@ impl Store {
     /// joined again since the challenge was drawn.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when there is one already.
+    /// [`StoreError::Stale`] when there is one already, or when another host holds a GPU
+    /// that this one was to hold.
     pub async fn challenge_decide(
         &self,
         challenge: ChallengeId,
@@ -350,7 +383,7 @@ impl Store {
     ) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
-        let state = host_lock(&mut tx, host).await?;
+        let from = host_lock(&mut tx, host).await?;
         let of_this_machine = sqlx::query_scalar!(
             r#"update challenges c set verdict = $2, decided_at_ms = now_ms() from hosts h
                where c.challenge_id = $1 and h.host_id = c.host_id
@@ -360,13 +393,8 @@ impl Store {
         )
         .fetch_one(&mut *tx)
         .await?;
-        match decision {
-            Decision::Proven | Decision::Refused { .. } if !of_this_machine => {}
-            Decision::Proven => prove(&mut tx, host, state, challenge).await?,
-            Decision::Refused { code, message, pause } => {
-                refuse(&mut tx, host, state, (code, message), *pause).await?;
-            }
-            Decision::Stays => {}
+        if of_this_machine {
+            carry_out(&mut tx, host, from, challenge, decision).await?;
         }
         hosts::bump(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;
@@ -375,29 +403,55 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
+}
 
-    /// Has a host prove again what it claims, without further pause; it takes no jobs until it has.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is leaving.
-    pub async fn host_retest(&self, host: HostId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        let from = host_lock(&mut tx, host).await?;
-        let event = if from == HostState::Refused { HostEvent::Retry } else { HostEvent::Claimed };
-        let to = host::next(from, event).filter(|to| *to == HostState::Verifying);
-        let to = to.ok_or(StoreError::Stale("host"))?;
-        sqlx::query!(
-            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null where host_id = $1",
-            host.0,
-            to.as_str()
-        )
-        .execute(&mut *tx)
-        .await?;
-        hosts::bump(&mut tx, host).await?;
-        announce(&mut tx, Changes::Challenges).await?;
-        tx.commit().await?;
-        Ok(())
+async fn carry_out(
+    tx: &mut PgConnection,
+    host: HostId,
+    from: HostState,
+    challenge: ChallengeId,
+    decision: &Decision,
+) -> Result<()> {
+    match decision {
+        Decision::Stays => Ok(()),
+        Decision::Holds { devices } => device::hold(tx, host, devices).await,
+        Decision::Doubted => suite::doubt(tx, host, from).await,
+        Decision::Refused { code, message, pause } => {
+            let Some(to) = host::next(from, HostEvent::Failed) else { return Ok(()) };
+            refuse(tx, host, to, (code, message), *pause).await
+        }
+        Decision::Banned { code, message, spans } => {
+            // One that is refused already, for less, is banned all the same.
+            let to = host::next(from, HostEvent::Failed);
+            let to = to.or((from == HostState::Refused).then_some(from));
+            let Some(to) = to else { return Ok(()) };
+            let span = ban::begin(tx, challenge, (code, message), spans).await?;
+            refuse(tx, host, to, (code, message), span).await
+        }
     }
+}
+
+async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Result<()> {
+    let drawn = sqlx::query!(
+        "insert into challenges (challenge_id, host_id, kind, cause, challenge, claims, shadow, window_id, lease_id)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
+        drawing.challenge.0,
+        drawing.host.0,
+        drawing.kind.as_str(),
+        drawing.cause.as_str(),
+        drawing.body,
+        error::write_json(drawing.claims)?,
+        drawing.shadow,
+        drawing.window,
+        drawing.lease.map(|lease| lease.0)
+    )
+    .execute(&mut *tx)
+    .await?;
+    if drawn.rows_affected() == 0 {
+        return Err(StoreError::Stale("host"));
+    }
+    step_insert(tx, drawing.challenge, 0, None).await?;
+    Ok(())
 }
 
 /// Locks an open challenge and returns its host.
@@ -412,7 +466,7 @@ async fn challenge_lock(tx: &mut PgConnection, challenge: ChallengeId) -> Result
     .ok_or(StoreError::Stale("challenge"))
 }
 
-async fn host_lock(tx: &mut PgConnection, host: HostId) -> Result<HostState> {
+pub(crate) async fn host_lock(tx: &mut PgConnection, host: HostId) -> Result<HostState> {
     let state = sqlx::query_scalar!("select state from hosts where host_id = $1 for update", host.0)
         .fetch_optional(tx)
         .await?
@@ -437,39 +491,13 @@ async fn step_insert(
     Ok(done.rows_affected() == 1)
 }
 
-/// Proves the claims that were tested; those of the last report may be larger by now.
-async fn prove(tx: &mut PgConnection, host: HostId, from: HostState, challenge: ChallengeId) -> Result<()> {
-    let row = sqlx::query!(
-        r#"select c.claims, h.inventory as "inventory!" from challenges c join hosts h using (host_id)
-           where c.challenge_id = $1"#,
-        challenge.0
-    )
-    .fetch_one(&mut *tx)
-    .await?;
-    let proven = Proven::of(&error::read_json("an inventory", row.claims)?);
-    let covers = proven.covers(&error::read_json("an inventory", row.inventory)?);
-    let to = if covers { host::next(from, HostEvent::Proved).unwrap_or(from) } else { from };
-    sqlx::query!(
-        "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null,
-            reason_code = null, reason_message = null, reason_at_ms = null
-         where host_id = $1",
-        host.0,
-        to.as_str(),
-        error::write_json(&proven)?
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
 async fn refuse(
     tx: &mut PgConnection,
     host: HostId,
-    from: HostState,
+    to: HostState,
     (code, message): (&str, &str),
     pause: Millis,
 ) -> Result<()> {
-    let Some(to) = host::next(from, HostEvent::Failed) else { return Ok(()) };
     sqlx::query!(
         "update hosts set state = $2, proven = null, refusals = refusals + 1, retry_up_ms = control_ms() + $5,
             reason_code = $3, reason_message = $4, reason_at_ms = now_ms()

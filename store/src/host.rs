@@ -192,7 +192,7 @@ impl Store {
     ) -> Result<(u64, bool)> {
         let mut tx = self.pool.begin().await?;
         let row = sqlx::query!(
-            r#"select state, session, sequence, generation, inventory, proven,
+            r#"select state, session, sequence, generation, inventory, proven, suite_cause,
                     coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!"
                from hosts where host_id = $1 for update"#,
             id.0,
@@ -216,12 +216,15 @@ impl Store {
             Some(kept) if !another => error::read_json("an inventory", kept)?,
             Some(_) | None => inventory.clone(),
         };
-        let event = match proven {
-            Some(proven) if proven.covers(&claims) => HostEvent::Heard,
+        let event = match &proven {
+            Some(proven) if row.suite_cause.is_none() && proven.covers(&claims) => HostEvent::Heard,
             Some(_) | None => HostEvent::Claimed,
         };
+        // One that fell silent while it was tested goes on where it was.
+        let was_tested = from == HostState::Suspect && (row.suite_cause.is_some() || proven.is_none());
         let to = host::next(from, event).ok_or(StoreError::Stale("host"))?;
         let changed = from != to || another;
+        let begins = to == HostState::Verifying && from != to && !was_tested;
         let corrected = another && from == HostState::Refused && is_corrected(&mut tx, id, inventory).await?;
         // A placement planned on what the host no longer is becomes stale.
         let generation = generation + u64::from(changed);
@@ -231,6 +234,7 @@ impl Store {
                 inventory_at_ms = case when $8 then now_ms() else inventory_at_ms end,
                 -- Who corrects its claims need not wait as long as one who repeats them.
                 retry_up_ms = case when $10 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
+                suite_at_ms = case when $11 then now_ms() else suite_at_ms end,
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -242,7 +246,8 @@ impl Store {
             generation.cast_signed(),
             another,
             CORRECTED_MS,
-            corrected
+            corrected,
+            begins
         )
         .execute(&mut *tx)
         .await?;

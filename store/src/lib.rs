@@ -6,9 +6,11 @@
 //! only shortens the wait, polling finds the same.
 
 mod account;
+mod ban;
 mod blob;
 mod challenge;
 mod clock;
+mod device;
 pub mod embedded;
 mod enrol;
 mod epoch;
@@ -25,8 +27,11 @@ mod notify;
 mod release;
 mod schedule;
 mod setting;
+mod suite;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod verdict;
+mod watch;
 
 use std::time::Duration;
 
@@ -37,8 +42,10 @@ use sqlx::{
 };
 
 pub use account::{Caller, KeyRow};
+pub use ban::BanRow;
 pub use blob::BlobClaim;
-pub use challenge::{Decided, Decision, DueHost, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use challenge::{Decision, Drawing, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use device::Holder;
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
@@ -53,6 +60,9 @@ pub use miner::{Departure, HostPatch};
 pub use notify::{Changes, Listener};
 pub use release::{NewRelease, ReleaseRow};
 pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
+pub use suite::{Decided, DueHost};
+pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};
+pub use watch::{OpenWindow, Watch, WatchedHost, WatchedLease};
 
 /// The result of every store call.
 pub type Result<T> = std::result::Result<T, StoreError>;

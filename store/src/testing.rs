@@ -12,9 +12,14 @@ use std::{
     thread,
 };
 
-use nave_domain::{ChallengeId, HostId, Millis, rate::Rate};
+use nave_domain::{
+    ChallengeId, HostId, Millis,
+    host::{Inventory, Proven},
+    rate::Rate,
+    verdict::{Cause, Kind},
+};
 
-use crate::{Result, Store, embedded::Postgres};
+use crate::{Drawing, Result, Store, StoreError, embedded::Postgres, error};
 
 static SERVER: OnceLock<Postgres> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -75,11 +80,47 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Lets a host pass for one that has proven what it claims now.
+    ///
+    /// # Errors
+    /// When it is not to be tested.
+    pub async fn host_passed(&self, host: HostId) -> Result<()> {
+        let rows = self.host_list().await?;
+        let claims = rows.into_iter().find(|row| row.host == host).and_then(|row| row.inventory);
+        let claims = claims.ok_or(StoreError::NotFound("host"))?;
+        let seen = self.host_generation(host).await?;
+        self.host_prove(host, seen, &Proven::of(&claims)).await
+    }
+
+    /// Gives a host a challenge that is nothing special.
+    ///
+    /// # Errors
+    /// As [`Store::challenge_draw`].
+    pub async fn challenge_give(
+        &self,
+        host: HostId,
+        challenge: ChallengeId,
+        kind: Kind,
+        body: &serde_json::Value,
+        claims: &Inventory,
+    ) -> Result<()> {
+        let cause = Cause::Enrolment;
+        let drawing =
+            Drawing { host, challenge, kind, cause, body, claims, shadow: false, window: None, lease: None };
+        self.challenge_draw(&drawing).await
+    }
+}
+
 /// A challenge, open or not, in the order of drawing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drawn {
     /// Its id.
     pub challenge: ChallengeId,
+    /// What is tested.
+    pub kind: Kind,
+    /// Why.
+    pub cause: Cause,
     /// What the host is asked to do.
     pub body: serde_json::Value,
     /// What the host answered, step by step.
@@ -131,7 +172,7 @@ impl Store {
     /// When the database does not answer.
     pub async fn challenges_of_host(&self, host: HostId) -> Result<Vec<Drawn>> {
         let rows = sqlx::query!(
-            r#"select challenge_id, challenge, verdict,
+            r#"select challenge_id, kind, cause, challenge, verdict,
                     array(select answer from challenge_steps s where s.challenge_id = c.challenge_id
                         and answer is not null order by step) as "answers!"
                from challenges c where host_id = $1 order by challenge_id"#,
@@ -139,13 +180,17 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let rows = rows.into_iter().map(|row| Drawn {
-            challenge: row.challenge_id.into(),
-            body: row.challenge,
-            answers: row.answers,
-            verdict: row.verdict,
+        let rows = rows.into_iter().map(|row| {
+            Ok(Drawn {
+                challenge: row.challenge_id.into(),
+                kind: error::read_name("a kind of test", row.kind)?,
+                cause: error::read_name("the cause of a test", row.cause)?,
+                body: row.challenge,
+                answers: row.answers,
+                verdict: row.verdict,
+            })
         });
-        Ok(rows.collect())
+        rows.collect()
     }
 
     /// The control clock when a refused host is tested again.

@@ -2,15 +2,17 @@
 
 use nave_domain::{
     MilliCpu, Millis,
-    host::{HostState, Proven as Claims},
+    host::{HostState, Inventory},
 };
 use nave_proof::{
-    Challenge, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason, Span, Task,
-    VERSION, Verdict, judge,
+    Challenge, DeviceProven, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason,
+    Span, Task, VERSION, Verdict, judge,
 };
-use nave_store::{Decision, DueHost, Moment, OpenChallenge};
+use nave_store::{Decision, Holder, Moment, OpenChallenge};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::{class::Rating, draw::judge_devices};
 
 /// How far the control clock and the database's may come apart during a step. What is
 /// more was time in which the host could not reach us, or a clock that was set.
@@ -19,6 +21,8 @@ const LAG_MS_MAX: i64 = 1_500;
 const PAUSE: Millis = Millis(10_000);
 /// Longest pause after a failed proof.
 const PAUSE_MAX: Millis = Millis(3_600_000);
+/// A GPU that a job uses does at least this part of what it does when it is free.
+const SHARED: u64 = 4;
 
 /// What is written down as the end of a challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +54,10 @@ pub enum Next {
 pub struct Case {
     /// What the host was asked to do, with all that was revealed.
     pub challenge: Challenge,
+    /// What it claims.
+    pub claims: Inventory,
+    /// Whether it had jobs to do meanwhile.
+    pub beside_jobs: bool,
     /// What it committed to.
     pub commitments: Vec<Digest>,
     /// Where its opening is.
@@ -60,28 +68,6 @@ pub struct Case {
     pub cut_off: bool,
 }
 
-/// The test that a host is due for: its computing power, then its memory. Claims that
-/// changed in between start anew.
-#[must_use]
-pub fn draw(due: &DueHost, effort: Millis) -> Task {
-    let Claims { milli_cpu, memory, .. } = Claims::of(&due.claims);
-    if is_due_for_memory(due) { Task::memory(memory, milli_cpu) } else { Task::cpu(milli_cpu, effort) }
-}
-
-/// Whether the last challenge was the same claims' first part and passed, or their second and void.
-fn is_due_for_memory(due: &DueHost) -> bool {
-    let Some(last) = &due.last else { return false };
-    let read = (read_challenge(&last.body), serde_json::from_value::<Ruling>(last.verdict.clone()));
-    let (Some(challenge), Ok(ruling)) = read else { return false };
-    let follows = match (challenge.task, ruling) {
-        (Task::Cpu(_), Ruling::Passed(_)) | (Task::Memory(_), Ruling::Void(_)) => true,
-        (Task::Cpu(_), Ruling::Failed(_) | Ruling::Void(_))
-        | (Task::Memory(_), Ruling::Passed(_) | Ruling::Failed(_))
-        | (Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_), _) => false,
-    };
-    follows && Claims::of(&last.claims) == Claims::of(&due.claims)
-}
-
 fn read_challenge(body: &Value) -> Option<Challenge> {
     serde_json::from_value(body.clone()).ok().filter(|challenge: &Challenge| challenge.version == VERSION)
 }
@@ -90,9 +76,15 @@ fn read_challenge(body: &Value) -> Option<Challenge> {
 /// control clock before that is its answer.
 #[must_use]
 pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
-    if let Some(why) = is_elsewhere(open) {
-        return void(why);
+    match is_elsewhere(open) {
+        Some(why) => void(why),
+        None => decide_again(open, silent),
     }
+}
+
+/// As [`decide`], wherever the host is by now: for a verdict that is to be reached again.
+#[must_use]
+pub fn decide_again(open: &OpenChallenge, silent: Millis) -> Next {
     match with_reveals(open) {
         Some(challenge) => match challenge.task.check() {
             Ok(()) => follow(open, challenge, silent),
@@ -150,7 +142,16 @@ fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
         match serde_json::from_value::<Message>(answer.clone()) {
             Ok(Message::Commitment(commitment)) if !is_last => commitments.push(commitment),
             Ok(Message::Opening(opening)) if is_last => {
-                return Next::Judge(Box::new(Case { challenge, commitments, opening, spans, cut_off }));
+                let (claims, beside_jobs) = (open.claims.clone(), open.lease.is_some());
+                return Next::Judge(Box::new(Case {
+                    challenge,
+                    claims,
+                    beside_jobs,
+                    commitments,
+                    opening,
+                    spans,
+                    cut_off,
+                }));
             }
             Ok(Message::Failed(failure)) => return Next::Rule(Ruling::Failed(readable(failure))),
             Ok(Message::Commitment(_) | Message::Opening(_)) => {
@@ -250,10 +251,79 @@ impl Case {
             judge(&self.challenge, &evidence, &self.spans)
         });
         match judged {
+            Ok(Verdict::Passed(Proven::Devices(shown))) => match self.mismatch(&shown) {
+                Some(failure) => excuse(failure, self.cut_off),
+                None => Ruling::Passed(Proven::Devices(shown)),
+            },
             Ok(Verdict::Passed(proven)) => Ruling::Passed(proven),
             Ok(Verdict::Failed(failure)) | Err(failure) => excuse(failure, self.cut_off),
         }
     }
+
+    /// What a GPU should have done and did not.
+    fn mismatch(&self, shown: &[DeviceProven]) -> Option<Failure> {
+        let mut shown = shown.to_vec();
+        if self.beside_jobs {
+            for device in &mut shown {
+                device.ops_per_s = device.ops_per_s.map(|ops| ops.saturating_mul(SHARED));
+            }
+        }
+        let judged = judge_devices(&self.claims, &self.challenge.task, &shown);
+        judged.into_iter().find_map(|judged| match judged.rating {
+            Rating::Refused(failure) => Some(failure),
+            Rating::Rated { .. } | Rating::Unrated { .. } => None,
+        })
+    }
+}
+
+/// How bad a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gravity {
+    /// It happens to honest hosts.
+    Trouble,
+    /// It happens to honest hosts, but not twice in a row.
+    Doubt,
+    /// It does not happen by accident.
+    Cheating,
+}
+
+/// How bad a failure is.
+#[must_use]
+pub fn gravity(code: Reason) -> Gravity {
+    match code {
+        Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong | Reason::DriverTampered => {
+            Gravity::Cheating
+        }
+        Reason::DeviceMismatch | Reason::DeviceElsewhere | Reason::VramMissing => Gravity::Doubt,
+        Reason::CpuOverclaimed
+        | Reason::MemoryMissing
+        | Reason::MemoryUnavailable
+        | Reason::TooLate
+        | Reason::Aborted
+        | Reason::VersionUnknown
+        | Reason::DeviceUnavailable
+        | Reason::DeviceBusy
+        | Reason::ReturnTooSlow
+        | Reason::DiskMissing
+        | Reason::DiskTooSlow
+        | Reason::SoftwareOutdated
+        | Reason::RuntimeBroken
+        | Reason::TransferTooSlow
+        | Reason::PortUnreachable => Gravity::Trouble,
+    }
+}
+
+/// What a ruling is about, beside the evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing<'a> {
+    /// Failed proofs of the host in a row.
+    pub refusals: u32,
+    /// Whether it means nothing for the host.
+    pub shadow: bool,
+    /// Whether the host had jobs to do meanwhile.
+    pub beside_jobs: bool,
+    /// How long bans are: the first one, the next, and so on.
+    pub bans: &'a [Millis],
 }
 
 impl Ruling {
@@ -267,26 +337,58 @@ impl Ruling {
         }
     }
 
-    /// What it means for the host, after `refusals` failed proofs in a row. Computing
-    /// power alone is half of what is to be proven, and memory is tested last.
+    /// The ruling on GPUs that were shown, where others hold some of them.
     #[must_use]
-    pub fn decision(&self, refusals: u32) -> Decision {
+    pub fn with_holders(self, holders: &[Holder]) -> Self {
+        match (self, holders.first()) {
+            (Self::Passed(_), Some(holder)) => {
+                let Holder { device, host, since } = holder;
+                let message = format!("{device} has belonged to {host} since {since}");
+                Self::Failed(Failure { code: Reason::DeviceElsewhere, message })
+            }
+            (ruling, _) => ruling,
+        }
+    }
+
+    /// The GPUs that were shown.
+    #[must_use]
+    pub fn devices(&self) -> Vec<String> {
         match self {
-            Self::Passed(Proven::Memory { .. }) => Decision::Proven,
+            Self::Passed(Proven::Devices(shown)) => shown.iter().map(|device| device.uuid.clone()).collect(),
             Self::Passed(
                 Proven::Cpu { .. }
-                | Proven::Devices(_)
+                | Proven::Memory { .. }
                 | Proven::Storage { .. }
-                | Proven::Software
+                | Proven::Software(_)
                 | Proven::Transfer { .. },
             )
-            | Self::Void(_) => Decision::Stays,
-            Self::Failed(Failure { code, message }) => Decision::Refused {
-                code: code.as_str().to_owned(),
-                message: message.clone(),
-                pause: pause(refusals),
-            },
+            | Self::Failed(_)
+            | Self::Void(_) => Vec::new(),
         }
+    }
+
+    /// What it means for the host. One kind of claim alone proves nothing yet.
+    #[must_use]
+    pub fn decision(&self, of: &Standing<'_>) -> Decision {
+        match self {
+            Self::Failed(failure) if !of.shadow => failed(failure, of),
+            Self::Passed(_) if !of.shadow && !of.beside_jobs && !self.devices().is_empty() => {
+                Decision::Holds { devices: self.devices() }
+            }
+            Self::Passed(_) | Self::Failed(_) | Self::Void(_) => Decision::Stays,
+        }
+    }
+}
+
+fn failed(failure: &Failure, of: &Standing<'_>) -> Decision {
+    let (code, message) = (failure.code.as_str().to_owned(), failure.message.clone());
+    match gravity(failure.code) {
+        Gravity::Cheating => Decision::Banned { code, message, spans: of.bans.to_vec() },
+        // It is on record; the job goes on, and so does the host.
+        Gravity::Doubt if of.beside_jobs => Decision::Stays,
+        Gravity::Trouble if of.beside_jobs => Decision::Doubted,
+        Gravity::Doubt if of.refusals > 0 => Decision::Banned { code, message, spans: of.bans.to_vec() },
+        Gravity::Doubt | Gravity::Trouble => Decision::Refused { code, message, pause: pause(of.refusals) },
     }
 }
 

@@ -5,10 +5,13 @@
 //! nonces, loads, judges and stores. Nothing is kept between two looks: a verifier that is
 //! killed is continued by the next one, and several may run at once.
 
+pub mod calibrate;
 pub mod catalogue;
 pub mod class;
 pub mod decide;
+pub mod draw;
 pub mod role;
+pub mod schedule;
 pub mod shadow;
 pub mod size;
 

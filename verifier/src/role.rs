@@ -1,30 +1,57 @@
 //! The verifying role: a thin shell around what is decided.
 
 use std::{
-    collections::BTreeMap, future::Future, num::NonZeroUsize, sync::Arc, thread::available_parallelism,
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    num::NonZeroUsize,
+    sync::Arc,
+    thread::available_parallelism,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use nave_crash_point::crash_point;
-use nave_domain::{ChallengeId, Millis};
-use nave_proof::{Challenge, Failure, Nonce, OPENING_MAX, Opening, Reason, VERSION};
-use nave_store::{Changes, DueHost, OpenChallenge, Store, StoreError};
+use nave_domain::{
+    ChallengeId, HostId, Millis,
+    host::Inventory,
+    verdict::{Cause, Kind},
+};
+use nave_proof::{Challenge, Failure, Nonce, OPENING_MAX, Opening, Reason, Task, VERSION};
+use nave_store::{Changes, Drawing, DueHost, OpenChallenge, OpenWindow, Store, StoreError};
 use tokio::{
     sync::{Semaphore, broadcast},
     task::{AbortHandle, JoinSet, spawn_blocking},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
-use crate::decide::{Case, Next, Ruling, decide, draw};
+use crate::{
+    decide::{Case, Next, Ruling, Standing, decide, decide_again},
+    draw::{self, Due, Rules, due},
+    schedule::{Action, Means, Probe, plan},
+};
 
 /// Longest time between two looks at what is open.
 const TICK: Duration = Duration::from_secs(1);
+/// Time between two rounds of removing evidence, and how much goes in one.
+const SWEEP: Duration = Duration::from_secs(60);
+const SWEPT_MAX: i64 = 500;
+const HOUR: i64 = 3_600_000;
 
 /// How hosts are tested.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Config {
+    /// Kinds of tests without which no host takes jobs.
+    pub enforced: BTreeSet<Kind>,
+    /// Kinds that are tested and refuse nobody.
+    pub shadow: BTreeSet<Kind>,
+    /// How often hosts are tested that have proven their claims.
+    pub means: Means,
+    /// How long bans are, on the control clock: the first one, the next, and so on.
+    pub bans: Vec<Millis>,
+    /// How long a host may wait before it fetches a nonce of a window, on the control clock: who
+    /// may wait longer can do one thing after another.
+    pub together: Millis,
     /// How long a core of the reference rate works to prove computing power. Reports travel
     /// for a second or so, which counts as the host's time: much less than five seconds
     /// would test the network.
@@ -38,7 +65,16 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         let judges = available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Self { effort: Millis(5_000), silent: Millis(60_000), judges }
+        Self {
+            enforced: BTreeSet::from([Kind::Cpu, Kind::Memory]),
+            shadow: BTreeSet::new(),
+            means: Means { retest: Millis(6 * HOUR), probe: Millis(HOUR / 2), window: Millis(8 * HOUR) },
+            bans: [1, 6, 24, 7 * 24, 30 * 24].map(|hours| Millis(hours * HOUR)).to_vec(),
+            together: Millis(5_000),
+            effort: Millis(5_000),
+            silent: Millis(60_000),
+            judges,
+        }
     }
 }
 
@@ -83,6 +119,7 @@ pub struct Verifier {
     judging: BTreeMap<ChallengeId, AbortHandle>,
     /// Ends with the verifier.
     judgements: JoinSet<()>,
+    swept: Instant,
 }
 
 impl Verifier {
@@ -90,7 +127,8 @@ impl Verifier {
     #[must_use]
     pub fn new(config: Config, store: Store) -> Self {
         let seats = Arc::new(Semaphore::new(config.judges.get()));
-        Self { config, store, seats, judging: BTreeMap::new(), judgements: JoinSet::new() }
+        let (judging, judgements) = (BTreeMap::new(), JoinSet::new());
+        Self { config, store, seats, judging, judgements, swept: Instant::now() }
     }
 
     /// Looks once at every open challenge and every host that is to be tested. What is to be
@@ -104,10 +142,89 @@ impl Verifier {
         for open in self.store.challenges_open().await.context("load open challenges")? {
             passable(self.go_on(open).await)?;
         }
+        for appealed in self.store.challenges_appealed().await.context("load appeals")? {
+            passable(self.hear_appeal(appealed).await)?;
+        }
+        self.keep_watch().await?;
         for due in self.store.hosts_to_test().await.context("load hosts to test")? {
-            passable(self.begin(&due).await)?;
+            passable(self.go_through(&due).await)?;
+        }
+        if self.swept.elapsed() > SWEEP {
+            self.swept = Instant::now();
+            self.store.evidence_forget(SWEPT_MAX).await.context("remove old evidence")?;
         }
         Ok(())
+    }
+
+    fn rules(&self) -> Rules {
+        let Config { enforced, shadow, effort, .. } = &self.config;
+        Rules { enforced: enforced.clone(), shadow: shadow.clone(), effort: *effort }
+    }
+
+    /// Tests hosts again that have proven their claims, where it is time.
+    async fn keep_watch(&self) -> anyhow::Result<()> {
+        let watch = self.store.hosts_watched().await.context("load hosts that take jobs")?;
+        let mut drawn = Ok(());
+        let mut number = || random().map(u64::from_le_bytes).map_err(|error| drawn = Err(error)).unwrap_or(0);
+        let actions = plan(&watch, &self.rules(), &self.config.means, &mut number);
+        drawn?;
+        for action in actions {
+            let claims = |host: HostId| watch.hosts.iter().find(|watched| watched.host == host);
+            passable(match action {
+                Action::RetestAt(host, up) => self.store.host_retest_at(host, up).await.map_err(Into::into),
+                Action::Retest(host, seen, cause) => self.retest(host, seen, cause).await,
+                Action::ProbeAt(lease, up) => self.store.lease_probe_at(lease, up).await.map_err(Into::into),
+                Action::Probe(probe) => match claims(probe.host) {
+                    Some(watched) => self.probe(&probe, &watched.claims).await,
+                    None => Ok(()),
+                },
+                Action::PlanWindow(up) => {
+                    self.store.window_plan(Uuid::now_v7(), up).await.map_err(Into::into)
+                }
+                Action::OpenWindow(window) => self.open_window(window).await,
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn retest(&self, host: HostId, seen: u64, cause: Cause) -> anyhow::Result<()> {
+        if is_news(self.store.suite_begin(host, seen, cause).await)? {
+            tracing::info!(host.id = %host, cause = cause.as_str(), "a host is to prove its claims again");
+        }
+        Ok(())
+    }
+
+    async fn open_window(&self, window: Uuid) -> anyhow::Result<()> {
+        let beacon = beacon()?.to_string();
+        if is_news(self.store.window_open(window, &beacon).await)? {
+            tracing::info!(window.id = %window, "all hosts with GPUs are tested at once");
+        }
+        Ok(())
+    }
+
+    /// Tests GPUs beside the jobs of their host.
+    async fn probe(&self, probe: &Probe, claims: &Inventory) -> anyhow::Result<()> {
+        let task = match draw::task_beside_jobs(claims) {
+            Ok(task) => task,
+            Err(why) => {
+                tracing::debug!(host.id = %probe.host, why, "GPUs cannot be tested beside jobs");
+                return Ok(());
+            }
+        };
+        let challenge = challenge(probe.host, task, probe.window.as_ref())?;
+        let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;
+        let drawing = Drawing {
+            host: probe.host,
+            challenge: challenge.challenge,
+            kind: Kind::Devices,
+            cause: probe.cause,
+            body: &body,
+            claims,
+            shadow: self.rules().is_shadow(Kind::Devices),
+            window: probe.window.as_ref().map(|window| window.window),
+            lease: Some(probe.lease),
+        };
+        is_news(self.store.challenge_draw(&drawing).await).map(drop).context("draw a test beside a lease")
     }
 
     /// Waits until all is judged that was to be judged.
@@ -115,21 +232,50 @@ impl Verifier {
         while self.judgements.join_next().await.is_some() {}
     }
 
-    async fn begin(&self, due: &DueHost) -> anyhow::Result<()> {
-        let challenge = Challenge {
-            version: VERSION,
-            challenge: ChallengeId(Uuid::now_v7()),
-            host: due.host,
-            task: draw(due, self.config.effort),
-            nonce: nonce()?,
-            beacon: None,
-            reveals: Vec::new(),
-        };
-        let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;
+    /// Takes a host one step further through its suite.
+    async fn go_through(&self, host: &DueHost) -> anyhow::Result<()> {
+        match due(host, &self.rules()) {
+            Due::Wait => Ok(()),
+            Due::Draw(kinds) => self.begin(host, &kinds).await,
+            Due::Done(proven) => {
+                let written = self.store.host_prove(host.host, host.generation, &proven).await;
+                if is_news(written).with_context(|| format!("let {} take jobs", host.host))? {
+                    tracing::info!(host.id = %host.host, "a host has proven its claims");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Draws challenges that are open at the same time.
+    async fn begin(&self, host: &DueHost, kinds: &[Kind]) -> anyhow::Result<()> {
+        let rules = self.rules();
+        let mut challenges = Vec::new();
+        for kind in kinds {
+            let task = draw::task(*kind, host, &rules).map_err(anyhow::Error::msg)?;
+            let window = host.window.as_ref().filter(|_| *kind == Kind::Devices);
+            let challenge = challenge(host.host, task, window)?;
+            let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;
+            challenges.push((*kind, challenge.challenge, body, window));
+        }
+        let drawings = challenges.iter().map(|(kind, challenge, body, window)| Drawing {
+            host: host.host,
+            challenge: *challenge,
+            kind: *kind,
+            cause: cause(host),
+            body,
+            claims: &host.claims,
+            shadow: rules.is_shadow(*kind),
+            window: window.map(|window| window.window),
+            lease: None,
+        });
+        let drawings: Vec<Drawing<'_>> = drawings.collect();
         crash_point!("verifier.draw.before_store");
-        let drawn = self.store.challenge_draw(due.host, challenge.challenge, &body, &due.claims).await;
-        if is_news(drawn).with_context(|| format!("draw a challenge for {}", due.host))? {
-            tracing::info!(host.id = %due.host, challenge.id = %challenge.challenge, "testing a host");
+        let drawn = self.store.challenges_draw(host.host, host.generation, &drawings).await;
+        if is_news(drawn).with_context(|| format!("draw challenges for {}", host.host))? {
+            for (kind, challenge, ..) in &challenges {
+                tracing::info!(host.id = %host.host, challenge.id = %challenge, kind = kind.as_str(), "testing a host");
+            }
         }
         Ok(())
     }
@@ -139,7 +285,7 @@ impl Verifier {
         if self.judging.contains_key(&id) {
             return Ok(());
         }
-        match decide(&open, self.config.silent) {
+        match decide(&open, self.silent(&open)) {
             Next::Wait => Ok(()),
             Next::Reveal(step) => {
                 let nonce = nonce()?;
@@ -147,20 +293,85 @@ impl Verifier {
                 let revealed = self.store.challenge_reveal(id, step, &nonce.to_string()).await;
                 is_news(revealed).map(drop).with_context(|| format!("reveal step {step} of {id}"))
             }
-            Next::Rule(ruling) => write_down(&self.store, &open, &ruling).await,
+            Next::Rule(ruling) => write_down(&self.store, &open, &ruling, &self.config.bans).await,
             Next::Judge(case) => {
-                let (store, seats) = (self.store.clone(), self.seats.clone());
-                let judgement = self.judgements.spawn(async move {
-                    if let Err(error) = try_case(&store, &seats, &open, case).await {
-                        let error = format!("{error:#}");
-                        tracing::warn!(challenge.id = %id, error, "could not judge a challenge; trying again");
-                    }
-                });
-                self.judging.insert(id, judgement);
+                self.judge(open, case, End::Verdict);
                 Ok(())
             }
         }
     }
+
+    /// How long a host may be silent before that is its answer.
+    fn silent(&self, open: &OpenChallenge) -> Millis {
+        if open.cause == Cause::Window { self.config.together } else { self.config.silent }
+    }
+
+    /// Reaches a verdict again.
+    async fn hear_appeal(&mut self, open: OpenChallenge) -> anyhow::Result<()> {
+        if self.judging.contains_key(&open.challenge) {
+            return Ok(());
+        }
+        match decide_again(&open, self.silent(&open)) {
+            // A newer verifier will know what to do.
+            Next::Wait => Ok(()),
+            Next::Reveal(_) => {
+                let ruling = Ruling::Void("nothing that is kept says that it failed".into());
+                write_appeal_down(&self.store, &open, &ruling).await
+            }
+            Next::Rule(ruling) => write_appeal_down(&self.store, &open, &ruling).await,
+            Next::Judge(case) => {
+                self.judge(open, case, End::Appeal);
+                Ok(())
+            }
+        }
+    }
+
+    /// Judges on the side.
+    fn judge(&mut self, open: OpenChallenge, case: Box<Case>, end: End) {
+        let (store, seats, bans) = (self.store.clone(), self.seats.clone(), self.config.bans.clone());
+        let id = open.challenge;
+        let judgement = self.judgements.spawn(async move {
+            let judged = async {
+                let ruling = try_case(&store, &seats, &open, case).await?;
+                crash_point!("verifier.judge.before_store");
+                match end {
+                    End::Verdict => write_down(&store, &open, &ruling, &bans).await,
+                    End::Appeal => write_appeal_down(&store, &open, &ruling).await,
+                }
+            };
+            if let Err(error) = judged.await {
+                let error = format!("{error:#}");
+                tracing::warn!(challenge.id = %id, error, "could not judge a challenge; trying again");
+            }
+        });
+        self.judging.insert(id, judgement);
+    }
+}
+
+/// What a judgement is for.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Verdict,
+    Appeal,
+}
+
+/// Why a host in its suite is tested.
+fn cause(host: &DueHost) -> Cause {
+    let claimed = if host.proven.is_some() { Cause::Identity } else { Cause::Enrolment };
+    host.cause.unwrap_or(claimed)
+}
+
+fn challenge(host: HostId, task: Task, window: Option<&OpenWindow>) -> anyhow::Result<Challenge> {
+    let beacon = window.map(|window| window.beacon.parse()).transpose();
+    Ok(Challenge {
+        version: VERSION,
+        challenge: ChallengeId(Uuid::now_v7()),
+        host,
+        task,
+        nonce: nonce()?,
+        beacon: beacon.context("read a beacon")?,
+        reveals: Vec::new(),
+    })
 }
 
 async fn try_case(
@@ -168,7 +379,7 @@ async fn try_case(
     seats: &Semaphore,
     open: &OpenChallenge,
     case: Box<Case>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Ruling> {
     let ruling = {
         let _seat = seats.acquire().await.context("take a judge's seat")?;
         let opening = fetch(store, &case.opening).await?;
@@ -179,8 +390,11 @@ async fn try_case(
             Ruling::Void("the judge broke off".into())
         })
     };
-    crash_point!("verifier.judge.before_store");
-    write_down(store, open, &ruling).await
+    let holders = match ruling.devices() {
+        devices if devices.is_empty() => Vec::new(),
+        devices => store.device_holders(open.host, &devices).await.context("see whose GPUs these are")?,
+    };
+    Ok(ruling.with_holders(&holders))
 }
 
 /// The bytes of an opening, or why there are none that could be right.
@@ -198,10 +412,30 @@ async fn fetch(store: &Store, opening: &Opening) -> anyhow::Result<Result<Vec<u8
     }
 }
 
-async fn write_down(store: &Store, open: &OpenChallenge, ruling: &Ruling) -> anyhow::Result<()> {
+async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: &Ruling) -> anyhow::Result<()> {
+    let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
+    let is_right = match ruling {
+        Ruling::Passed(_) | Ruling::Void(_) => true,
+        Ruling::Failed(_) => false,
+    };
+    if is_news(store.appeal_decide(open.challenge, &verdict, is_right).await)? {
+        let (host, id, code) = (open.host, open.challenge, ruling.code());
+        tracing::info!(host.id = %host, challenge.id = %id, code, "a verdict was reached again");
+    }
+    Ok(())
+}
+
+async fn write_down(
+    store: &Store,
+    open: &OpenChallenge,
+    ruling: &Ruling,
+    bans: &[Millis],
+) -> anyhow::Result<()> {
     let (id, host) = (open.challenge, open.host);
     let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
-    let written = store.challenge_decide(id, &verdict, &ruling.decision(open.refusals)).await;
+    let (refusals, shadow, beside_jobs) = (open.refusals, open.shadow, open.lease.is_some());
+    let standing = Standing { refusals, shadow, beside_jobs, bans };
+    let written = store.challenge_decide(id, &verdict, &ruling.decision(&standing)).await;
     if !is_news(written).with_context(|| format!("write the verdict of {id} down"))? {
         return Ok(());
     }
@@ -250,8 +484,17 @@ fn is_news(written: Result<(), StoreError>) -> Result<bool, StoreError> {
     }
 }
 
+/// What everyone is given who is tested in the same window: nobody can know it before that opens.
+fn beacon() -> anyhow::Result<Nonce> {
+    nonce()
+}
+
 fn nonce() -> anyhow::Result<Nonce> {
-    let mut bytes = [0; 32];
+    Ok(Nonce(random()?))
+}
+
+fn random<const BYTES: usize>() -> anyhow::Result<[u8; BYTES]> {
+    let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes).context("draw a nonce")?;
-    Ok(Nonce(bytes))
+    Ok(bytes)
 }

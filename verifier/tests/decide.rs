@@ -1,15 +1,21 @@
 //! What is decided about hosts and challenges: rows and the time in, decisions out.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use nave_domain::{
     Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp,
-    host::{HostState, Inventory, Runtime},
+    host::{Device, HostState, Inventory, Proven as Claims, ProvenDevice, Runtime},
+    verdict::{Cause, Kind},
 };
 use nave_proof::{
-    Answer, Challenge, Digest, EXPLANATION_MAX, Failure, Message, Nonce, Opening, Prover, Reason, Task,
-    VERSION,
+    Answer, Challenge, DeviceProven, Digest, EXPLANATION_MAX, Failure, Message, Nonce, Opening, Prover,
+    Reason, Task, VERSION,
 };
-use nave_store::{Decided, Decision, DueHost, Moment, OpenChallenge, StepRow};
-use nave_verifier::decide::{Next, Ruling, decide, draw};
+use nave_store::{Decided, Decision, DueHost, Holder, Moment, OpenChallenge, StepRow};
+use nave_verifier::{
+    decide::{Gravity, Next, Ruling, Standing, decide, gravity},
+    draw::{Due, Rules, due},
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -60,6 +66,10 @@ fn open(task: Task) -> OpenChallenge {
         host: challenge.host,
         host_state: HostState::Verifying,
         body: serde_json::to_value(&challenge).expect("JSON"),
+        kind: Kind::Cpu,
+        cause: Cause::Enrolment,
+        shadow: false,
+        lease: None,
         claims: inventory(1),
         drawn_at: moment(0).at,
         joined_at: moment(-1_000).at,
@@ -110,13 +120,41 @@ fn is_void(next: &Next) -> bool {
     matches!(next, Next::Rule(Ruling::Void(_)))
 }
 
-fn due(last: Option<(Task, Ruling, i64)>) -> DueHost {
-    let last = last.map(|(task, ruling, cores)| Decided {
-        body: json!(challenge(task)),
-        claims: inventory(cores),
-        verdict: json!(ruling),
-    });
-    DueHost { host: HostId(Uuid::from_u128(2)), claims: inventory(2), last }
+fn rules(enforced: &[Kind]) -> Rules {
+    let shadow = BTreeSet::from([Kind::Storage]);
+    Rules { enforced: enforced.iter().copied().collect(), shadow, effort: EFFORT }
+}
+
+/// A host in its suite that has shown this so far, claiming so many cores then.
+fn suite(last: &[(Task, Ruling, i64)]) -> DueHost {
+    let decided = |(task, ruling, cores): &(Task, Ruling, i64)| {
+        let decided = Decided {
+            body: json!(challenge(task.clone())),
+            claims: inventory(*cores),
+            verdict: json!(ruling),
+        };
+        (task.kind(), decided)
+    };
+    DueHost {
+        host: HostId(Uuid::from_u128(2)),
+        generation: 1,
+        claims: inventory(2),
+        proven: None,
+        cause: None,
+        window: None,
+        open: BTreeSet::new(),
+        last: last.iter().map(decided).collect(),
+    }
+}
+
+/// What is drawn next where only cores and memory count.
+fn next(host: &DueHost) -> Due {
+    let shadow = BTreeSet::new();
+    due(host, &Rules { shadow, ..rules(&[Kind::Cpu, Kind::Memory]) })
+}
+
+fn draws(kinds: &[Kind]) -> Due {
+    Due::Draw(kinds.to_vec())
 }
 
 fn passed() -> Ruling {
@@ -131,29 +169,103 @@ fn failed() -> Ruling {
 
 #[test]
 fn computing_power_is_tested_first_and_memory_after_it_was_proven() {
-    let memory = Task::memory(Bytes(Bytes::MIB), MilliCpu(2_000));
-    let cpu = Task::cpu(MilliCpu(2_000), EFFORT);
-    let void = Ruling::Void("the hub was away".into());
-    assert_eq!(draw(&due(None), EFFORT), cpu);
-    for again in [failed(), void.clone()] {
-        assert_eq!(draw(&due(Some((cpu.clone(), again, 2))), EFFORT), cpu);
+    let (cpu, memory) =
+        (Task::cpu(MilliCpu(2_000), EFFORT), Task::memory(Bytes(Bytes::MIB), MilliCpu(2_000)));
+    let void = || Ruling::Void("the hub was away".into());
+    assert_eq!(next(&suite(&[])), draws(&[Kind::Cpu]));
+    for again in [failed(), void()] {
+        assert_eq!(next(&suite(&[(cpu.clone(), again, 2)])), draws(&[Kind::Cpu]));
     }
-    assert_eq!(draw(&due(Some((cpu.clone(), passed(), 2))), EFFORT), memory);
-    assert_eq!(draw(&due(Some((memory.clone(), void, 2))), EFFORT), memory, "what was proven before is");
-    assert_eq!(draw(&due(Some((memory, failed(), 2))), EFFORT), cpu);
+    let first = (cpu, passed(), 2);
+    assert_eq!(next(&suite(std::slice::from_ref(&first))), draws(&[Kind::Memory]));
+    let last = [first.clone(), (memory.clone(), void(), 2)];
+    assert_eq!(next(&suite(&last)), draws(&[Kind::Memory]), "what was proven before is");
+    let done = Due::Done(Box::new(Claims::of(&inventory(2))));
+    assert_eq!(next(&suite(&[first, (memory, passed(), 2)])), done);
 }
 
 #[test]
 fn claims_that_changed_are_tested_from_the_start() {
     for cores in [1, 3] {
         let last = (Task::cpu(MilliCpu(cores * 1_000), EFFORT), passed(), cores);
-        assert!(matches!(draw(&due(Some(last)), EFFORT), Task::Cpu(_)), "{cores}");
+        assert_eq!(next(&suite(&[last])), draws(&[Kind::Cpu]), "{cores}");
     }
-    let mut other = due(Some((Task::cpu(MilliCpu(2_000), EFFORT), passed(), 2)));
+    let mut other = suite(&[(Task::cpu(MilliCpu(2_000), EFFORT), passed(), 2)]);
     other.claims.os = "another".into();
-    assert!(matches!(draw(&other, EFFORT), Task::Memory(_)), "what is not proven does not matter");
+    assert_eq!(next(&other), draws(&[Kind::Memory]), "what is not proven does not matter");
     other.claims.cpu_model = "another".into();
-    assert!(matches!(draw(&other, EFFORT), Task::Cpu(_)), "another processor is another machine");
+    assert_eq!(next(&other), draws(&[Kind::Cpu]), "another processor is another machine");
+}
+
+fn gpu(uuid: &str) -> Device {
+    let (model, driver) = ("a GPU".to_owned(), "1".to_owned());
+    Device { uuid: uuid.into(), model, vram: Bytes(16 * Bytes::GIB), driver, simulated: false }
+}
+
+/// A verdict on a kind whose content does not matter.
+fn with(mut host: DueHost, kind: Kind, ruling: &Ruling) -> DueHost {
+    let decided =
+        Decided { body: json!(challenge(cpu())), claims: host.claims.clone(), verdict: json!(ruling) };
+    host.last.insert(kind, decided);
+    host
+}
+
+#[test]
+fn what_does_not_disturb_each_other_is_tested_at_the_same_time_and_the_rest_alone() {
+    let all = rules(&[Kind::Cpu, Kind::Memory, Kind::Devices, Kind::Software]);
+    let mut host = suite(&[]);
+    host.claims.devices = vec![gpu("GPU-1")];
+    assert_eq!(due(&host, &all), draws(&[Kind::Cpu]));
+    host.open.insert(Kind::Cpu);
+    assert_eq!(due(&host, &all), Due::Wait);
+    host.open = BTreeSet::from([Kind::Devices]);
+    assert_eq!(due(&host, &all), Due::Wait, "cores are tested while nothing else is");
+    host.open.clear();
+    host = with(with(host, Kind::Cpu, &passed()), Kind::Memory, &passed());
+    let together = [Kind::Devices, Kind::Storage, Kind::Software];
+    assert_eq!(due(&host, &all), draws(&together));
+    host.open.insert(Kind::Storage);
+    assert_eq!(due(&host, &all), draws(&[Kind::Devices, Kind::Software]));
+    host.open.extend(together);
+    assert_eq!(due(&host, &all), Due::Wait);
+    host.open.clear();
+    host = with(with(host, Kind::Devices, &passed()), Kind::Software, &passed());
+    assert_eq!(due(&host, &all), draws(&[Kind::Storage]), "what refuses nobody is tested, too");
+    host = with(host, Kind::Storage, &failed());
+    let Due::Done(proven) = due(&host, &all) else { panic!("it failed what means nothing") };
+    assert_eq!((proven.disk, proven.kernel.as_deref()), (None, Some("test")));
+    assert!(
+        proven.devices.is_some_and(|devices| devices["GPU-1"].class.is_none()),
+        "nobody knows such a GPU"
+    );
+}
+
+#[test]
+fn a_host_without_gpus_proves_that_it_has_none() {
+    let all = rules(&[Kind::Cpu, Kind::Devices]);
+    let host = with(with(suite(&[]), Kind::Cpu, &passed()), Kind::Storage, &passed());
+    let Due::Done(proven) = due(&host, &all) else { panic!("there is nothing to test") };
+    assert!(proven.covers(&host.claims));
+    let mut grown = host.claims;
+    grown.devices.push(gpu("GPU-1"));
+    assert!(!proven.covers(&grown), "one that appears is another machine");
+}
+
+#[test]
+fn in_a_window_only_gpus_are_tested_if_the_rest_is_proven() {
+    let all = rules(&[Kind::Cpu, Kind::Memory, Kind::Devices]);
+    let mut host = suite(&[]);
+    host.claims.devices = vec![gpu("GPU-1")];
+    host.cause = Some(Cause::Window);
+    let driver = "1".to_owned();
+    let proven = ProvenDevice { class: None, vram: Bytes(16 * Bytes::GIB), driver };
+    let devices = Some(BTreeMap::from([("GPU-1".to_owned(), proven)]));
+    host.proven = Some(Claims { devices, kernel: Some("test".into()), ..Claims::of(&host.claims) });
+    assert_eq!(due(&host, &all), draws(&[Kind::Devices]));
+    let passed = with(host.clone(), Kind::Devices, &passed());
+    assert_eq!(due(&passed, &all), Due::Done(Box::new(host.proven.clone().expect("proven"))));
+    host.claims.milli_cpu = MilliCpu(3_000);
+    assert_eq!(due(&host, &all), draws(&[Kind::Cpu]));
 }
 
 #[test]
@@ -293,16 +405,81 @@ fn what_an_honest_host_answers_passes_unless_it_took_too_long() {
     assert_eq!(rule(10_000, 2_000).code(), "void");
     assert_eq!(case(10_000, 2_000).rule(Err(failure("never stored"))).code(), "aborted");
     assert_eq!(case(EFFORT.0, 0).rule(Ok(bytes[1..].to_vec())).code(), "evidence_malformed");
-    assert_eq!(rule(EFFORT.0, 0).decision(3), Decision::Stays, "memory is still to be proven");
+    assert_eq!(rule(EFFORT.0, 0).decision(&standing(3)), Decision::Stays, "memory is still to be proven");
+}
+
+const BANS: [Millis; 2] = [Millis(1), Millis(6)];
+
+fn standing(refusals: u32) -> Standing<'static> {
+    Standing { refusals, shadow: false, beside_jobs: false, bans: &BANS }
+}
+
+fn failed_by(code: Reason) -> Ruling {
+    Ruling::Failed(Failure { code, message: "no".into() })
 }
 
 #[test]
 fn each_pause_is_twice_the_one_before_up_to_an_hour() {
-    let pause = |refusals| match failed().decision(refusals) {
+    let pause = |refusals| match failed().decision(&standing(refusals)) {
         Decision::Refused { pause, .. } => pause.0 / 1_000,
-        decision @ (Decision::Proven | Decision::Stays) => panic!("{decision:?}"),
+        decision => panic!("{decision:?}"),
     };
     assert_eq!([0, 1, 2, 8, 9, u32::MAX].map(pause), [10, 20, 40, 2_560, 3_600, 3_600]);
+}
+
+/// `r` for refused, `b` for banned, `d` for doubted, `-` for nothing.
+fn means(code: Reason, standing: &Standing<'_>) -> char {
+    match failed_by(code).decision(standing) {
+        Decision::Stays => '-',
+        Decision::Doubted => 'd',
+        Decision::Refused { .. } => 'r',
+        Decision::Banned { .. } => 'b',
+        Decision::Holds { devices } => panic!("it failed and holds {devices:?}"),
+    }
+}
+
+#[test]
+fn only_what_is_no_accident_is_a_ban() {
+    let first = standing(0);
+    let again = standing(1);
+    let beside = Standing { beside_jobs: true, ..first };
+    let shadow = Standing { shadow: true, ..again };
+    for code in Reason::ALL {
+        let now = [first, again, beside, shadow].map(|standing| means(code, &standing));
+        let expected = match gravity(code) {
+            Gravity::Trouble => ['r', 'r', 'd', '-'],
+            Gravity::Doubt => ['r', 'b', '-', '-'],
+            Gravity::Cheating => ['b', 'b', 'b', '-'],
+        };
+        assert_eq!(now, expected, "{code:?}");
+    }
+    assert_eq!(gravity(Reason::EvidenceWrong), Gravity::Cheating);
+    assert_eq!(gravity(Reason::TooLate), Gravity::Trouble);
+    assert_eq!(gravity(Reason::VramMissing), Gravity::Doubt);
+}
+
+#[test]
+fn gpus_that_are_shown_belong_to_the_host_unless_they_are_anothers() {
+    let shown = |uuid: &str| DeviceProven {
+        uuid: uuid.into(),
+        ops_per_s: None,
+        vram: None,
+        hashes_per_s: None,
+        reads_per_s: None,
+        bytes_per_s: None,
+        return_bytes_per_s: None,
+    };
+    let ruling = Ruling::Passed(nave_proof::Proven::Devices(vec![shown("GPU-1"), shown("GPU-2")]));
+    let holds = Decision::Holds { devices: vec!["GPU-1".into(), "GPU-2".into()] };
+    assert_eq!(ruling.decision(&standing(0)), holds);
+    let beside = Standing { beside_jobs: true, ..standing(0) };
+    assert_eq!(ruling.decision(&beside), Decision::Stays);
+    let host = HostId(Uuid::from_u128(7));
+    let holder = Holder { device: "GPU-2".into(), host, since: Timestamp(0) };
+    assert_eq!(ruling.clone().with_holders(&[]), ruling);
+    let Ruling::Failed(failure) = ruling.with_holders(&[holder]) else { panic!("it is another's") };
+    assert_eq!(failure.code, Reason::DeviceElsewhere);
+    assert_eq!(failure.message, format!("GPU-2 has belonged to {host} since 1970-01-01T00:00:00Z"));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use futures_util::{StreamExt as _, stream};
 use nave_domain::{JobId, MicroUsd, job::JobState, lease::Outcome};
 use nave_sdk::wire::{
-    host::{BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROTOCOL, ResultRef},
+    host::{BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROOFS_MAX, PROTOCOL, ResultRef},
     rest::{Job, Logs},
 };
 use reqwest::{Body, Method, RequestBuilder};
@@ -141,6 +141,10 @@ async fn another_version_of_the_protocol_is_refused_by_name() {
     assert!(problem.detail.contains(&format!("version {PROTOCOL}")), "{problem:?}");
 }
 
+fn challenge(n: usize) -> String {
+    format!("challenge_{n:032x}")
+}
+
 #[tokio::test]
 async fn a_report_that_no_agent_would_write_is_refused_and_the_host_lives_on() {
     let market = Market::start().await;
@@ -161,7 +165,9 @@ async fn a_report_that_no_agent_would_write_is_refused_and_the_host_lives_on() {
         refused(report(&host).json(&with(path, value)), 422, "body_invalid").await;
     }
     let device = json!({"uuid": "a", "model": "b", "vram": 1, "driver": "c"});
+    let simulated = json!({"uuid": "GPU-1", "model": "b", "vram": 1, "driver": "c", "simulated": true});
     let wrong = [
+        ("/inventory/devices", json!([simulated])),
         ("/inventory/memory", json!(-1)),
         ("/inventory/milli_cpu", json!(i64::MAX)),
         ("/inventory/os", json!("\u{0}")),
@@ -172,6 +178,18 @@ async fn a_report_that_no_agent_would_write_is_refused_and_the_host_lives_on() {
         let problem = refused(report(&host).json(&with(path, value)), 422, "inventory_invalid").await;
         assert!(problem.detail.starts_with("inventory."), "{problem:?}");
     }
+    let proof = json!({"challenge": challenge(1), "step": 0, "message": {"commitment": "0".repeat(64)}});
+    let mut foreign = good.clone();
+    foreign["proofs"] = json!({challenge(2): proof});
+    refused(report(&host).json(&foreign), 422, "proofs_invalid").await;
+    let mut many = good.clone();
+    let proofs = (0..=PROOFS_MAX).map(|n| {
+        let mut proof = proof.clone();
+        proof["challenge"] = json!(challenge(n));
+        (challenge(n), proof)
+    });
+    many["proofs"] = Value::Object(proofs.collect());
+    refused(report(&host).json(&many), 422, "proofs_invalid").await;
     let large = with("/inventory/os", json!("x".repeat(5 << 20)));
     refused(report(&host).json(&large), 413, "body_too_large").await;
     host.report(&[]).await;

@@ -1,6 +1,12 @@
 //! Hosts and what they offer.
 
-use nave_domain::{Bytes, HostId, MicroUsd, host::HostState, rate::Rate};
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, HostId, MicroUsd,
+    host::{Device, HostState},
+    rate::Rate,
+};
 use nave_sdk::wire::rest::{Host, Offer};
 use nave_store::{HostPatch, testing::NewHost};
 use uuid::Uuid;
@@ -37,6 +43,21 @@ async fn offers_are_what_is_free_on_ready_hosts_cheapest_first() {
     assert_eq!((offers[1].free.milli_cpu, offers[1].total.milli_cpu), (7_000, 8_000));
     assert_eq!(offers[1].free.memory, Bytes(8 * Bytes::GIB - 512 * Bytes::MIB));
     assert_eq!((offers[0].free.gpus["H200"], offers[0].runtime.as_str()), (1, "docker"));
+}
+
+#[tokio::test]
+async fn simulated_devices_are_shown_as_such_and_not_offered_where_jobs_are_real() {
+    let market = Market::start().await;
+    let mut host = market.host("h").await;
+    let simulated = Device { uuid: "SIM-1".into(), simulated: true, ..inventory().devices.remove(0) };
+    host.inventory.devices.push(simulated.clone());
+    // A host's inventory settles for a second before it may change again.
+    tokio::time::sleep(std::time::Duration::from_millis(1_100)).await;
+    host.report(&[]).await;
+    let hosts: Vec<Host> = market.fetch("/v1/hosts").await;
+    assert_eq!(hosts[0].inventory.as_ref().expect("an inventory").devices[1], simulated);
+    let offers: Vec<Offer> = market.fetch("/v1/offers").await;
+    assert_eq!(offers[0].total.gpus, BTreeMap::from([("H200".to_owned(), 1)]));
 }
 
 #[tokio::test]

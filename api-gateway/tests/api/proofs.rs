@@ -1,6 +1,6 @@
 //! Challenges and releases in specs, answers and next keys in reports.
 
-use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory};
+use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory, verdict::Kind};
 use nave_sdk::wire::proof::{
     Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, OPENING_MAX, Opening,
     ProofReport, Reason, Task, VERSION,
@@ -40,7 +40,8 @@ async fn draw(market: &Market, host: HostId) -> Challenge {
         reveals: Vec::new(),
     };
     let body = serde_json::to_value(&challenge).expect("JSON");
-    market.store.challenge_draw(host, challenge.challenge, &body, &inventory()).await.expect("a challenge");
+    let given = market.store.challenge_give(host, challenge.challenge, Kind::Cpu, &body, &inventory()).await;
+    given.expect("a challenge");
     challenge
 }
 
@@ -167,7 +168,8 @@ async fn a_challenge_of_another_version_holds_up_no_spec() {
     let market = Market::start().await;
     let host = claiming(&market, "h").await;
     let id = ChallengeId(Uuid::now_v7());
-    market.store.challenge_draw(host.id, id, &json!({"of": "tomorrow"}), &inventory()).await.expect("drawn");
+    let (kind, body) = (Kind::Cpu, json!({"of": "tomorrow"}));
+    market.store.challenge_give(host.id, id, kind, &body, &inventory()).await.expect("drawn");
     assert_eq!(host.spec(0, 0).await.expect("a spec").challenges.len(), 0);
 }
 

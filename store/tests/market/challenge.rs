@@ -3,8 +3,9 @@
 use nave_domain::{
     ChallengeId, HostId, Millis,
     host::{HostState, Inventory},
+    verdict::{Cause, Kind},
 };
-use nave_store::{Decision, Joining, StoreError};
+use nave_store::{Decision, Drawing, Joining, StoreError};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -14,25 +15,34 @@ use crate::{
 };
 
 /// A host that was heard and has proven nothing yet.
-async fn claiming(market: &Market, n: u16) -> HostId {
+pub async fn claiming(market: &Market, n: u16) -> HostId {
     let joining = wish(n);
     market.store.host_join(&joining).await.expect("join");
     market.store.host_hear(joining.host, 1, 1, 0, &inventory()).await.expect("hear");
     joining.host
 }
 
-async fn draw(market: &Market, host: HostId) -> ChallengeId {
+/// A challenge of one kind, as most are.
+pub fn drawing<'a>(host: HostId, kind: Kind, body: &'a Value, claims: &'a Inventory) -> Drawing<'a> {
+    let challenge = ChallengeId(Uuid::now_v7());
+    let cause = Cause::Enrolment;
+    Drawing { host, challenge, kind, cause, body, claims, shadow: false, window: None, lease: None }
+}
+
+pub async fn draw(market: &Market, host: HostId) -> ChallengeId {
     let id = ChallengeId(Uuid::now_v7());
-    market.store.challenge_draw(host, id, &json!({"of": "cpu"}), &inventory()).await.expect("draw");
+    let drawn = market.store.challenge_give(host, id, Kind::Cpu, &json!({"of": "cpu"}), &inventory()).await;
+    drawn.expect("draw");
     id
 }
 
-async fn state_of(market: &Market, host: HostId) -> HostState {
+pub async fn state_of(market: &Market, host: HostId) -> HostState {
     market.store.host_spec(host).await.expect("spec").state
 }
 
-async fn due(market: &Market) -> Vec<HostId> {
-    market.store.hosts_to_test().await.expect("due").into_iter().map(|due| due.host).collect()
+pub async fn due(market: &Market) -> Vec<HostId> {
+    let due = market.store.hosts_to_test().await.expect("due");
+    due.into_iter().filter(|due| due.open.is_empty()).map(|due| due.host).collect()
 }
 
 fn refused(pause: i64) -> Decision {
@@ -43,7 +53,7 @@ async fn answer(market: &Market, host: HostId, challenge: ChallengeId, step: u32
     market.store.challenge_answer(host, challenge, step, &value).await.expect("answer")
 }
 
-async fn advance(market: &Market, span: i64) {
+pub async fn advance(market: &Market, span: i64) {
     let query = "update control_clock set up_ms = up_ms + $1";
     sqlx::query(query).bind(span).execute(&market.sql).await.expect("advance");
 }
@@ -56,20 +66,25 @@ async fn a_host_that_has_proven_nothing_is_tested_and_takes_no_jobs_until_it_pas
         assert!(market.store.snapshot().await.expect("snapshot").hosts.is_empty());
         let challenge = draw(market, host).await;
         assert_eq!(due(market).await, []);
-        let draw_again = async || {
-            let id = ChallengeId(Uuid::now_v7());
-            market.store.challenge_draw(host, id, &json!({}), &inventory()).await
+        let draw_again = async |kind| {
+            let (body, claims) = (json!({}), inventory());
+            let seen = market.store.host_generation(host).await.expect("generation");
+            market.store.challenges_draw(host, seen, &[drawing(host, kind, &body, &claims)]).await
         };
-        assert!(matches!(draw_again().await, Err(StoreError::Stale("host"))), "one at a time");
-        market
-            .store
-            .challenge_decide(challenge, &json!({"passed": 1}), &Decision::Proven)
-            .await
-            .expect("decide");
+        assert!(matches!(draw_again(Kind::Cpu).await, Err(StoreError::Stale("host"))), "one of a kind");
+        draw_again(Kind::Memory).await.expect("another kind");
+        assert_eq!(market.store.challenge_send(host).await.expect("send").len(), 2);
+        let passed = json!({"passed": 1});
+        market.store.challenge_decide(challenge, &passed, &Decision::Stays).await.expect("decide");
+        assert_eq!(state_of(market, host).await, HostState::Verifying, "that is for the verifier to say");
+        market.store.host_passed(host).await.expect("prove");
         assert_eq!(state_of(market, host).await, HostState::Ready);
         let again = market.store.challenge_decide(challenge, &json!({}), &refused(1)).await;
         assert!(matches!(again, Err(StoreError::Stale("challenge"))), "a verdict is final");
-        assert!(matches!(draw_again().await, Err(StoreError::Stale("host"))), "there is nothing to test");
+        assert!(
+            matches!(draw_again(Kind::Cpu).await, Err(StoreError::Stale("host"))),
+            "there is nothing to test"
+        );
     })
     .await;
 }
@@ -80,7 +95,7 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
         let (host, other) = (claiming(market, 1).await, claiming(market, 2).await);
         let challenge = draw(market, host).await;
         assert!(!answer(market, host, challenge, 0, json!("early")).await, "what was not sent has no answer");
-        let sent = market.store.challenge_send(host).await.expect("send").expect("a challenge");
+        let sent = market.store.challenge_send(host).await.expect("send").remove(0);
         assert_eq!((sent.challenge, sent.reveals.len()), (challenge, 0));
         let steps = async || market.store.challenges_open().await.expect("open").remove(0).steps;
         let first = steps().await[0].sent.expect("sent");
@@ -95,7 +110,7 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
         let again = market.store.challenge_reveal(challenge, 1, "cd").await;
         assert!(matches!(again, Err(StoreError::Stale("challenge"))), "a nonce is drawn once");
         assert!(!answer(market, host, challenge, 1, json!("guessed")).await);
-        let sent = market.store.challenge_send(host).await.expect("send").expect("a challenge");
+        let sent = market.store.challenge_send(host).await.expect("send").remove(0);
         assert_eq!(sent.reveals, ["ab"]);
         assert!(answer(market, host, challenge, 1, json!("opened")).await);
         let steps = steps().await;
@@ -103,7 +118,7 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
         let (opened, at) = steps[1].answer.clone().expect("an answer");
         assert!(opened == json!("opened") && at.at >= steps[1].sent.expect("sent").at);
         market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
-        assert_eq!(market.store.challenge_send(host).await.expect("none"), None);
+        assert_eq!(market.store.challenge_send(host).await.expect("none"), []);
         assert!(!answer(market, host, challenge, 1, json!("late")).await);
     })
     .await;
@@ -139,7 +154,8 @@ async fn a_refused_host_is_tested_again_after_its_pause_if_it_is_there() {
             (challenge, 2),
             "pauses grow with what failed in a row"
         );
-        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
+        market.store.host_passed(host).await.expect("prove");
         let row = &market.store.host_list().await.expect("hosts")[0];
         assert_eq!((row.state, &row.reason), (HostState::Ready, &None));
     })
@@ -150,8 +166,7 @@ async fn a_refused_host_is_tested_again_after_its_pause_if_it_is_there() {
 async fn a_host_that_claims_more_is_tested_again_and_one_that_claims_less_is_not() {
     open(async |market| {
         let host = claiming(market, 1).await;
-        let challenge = draw(market, host).await;
-        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        market.store.host_passed(host).await.expect("prove");
         let mut sequence = 10;
         let mut hear = async |claims: Inventory| {
             market.settle(host).await;
@@ -179,9 +194,11 @@ async fn a_verdict_on_the_old_machine_says_nothing_about_the_new_one() {
         let again = Joining { replaces: Some(host), ..wish(2) };
         market.store.host_join(&again).await.expect("join again");
         market.store.host_hear(host, 1, 1, 0, &inventory()).await.expect("hear");
-        market.store.challenge_decide(challenge, &json!({}), &Decision::Proven).await.expect("decide");
+        market.store.challenge_decide(challenge, &json!({}), &refused(60_000)).await.expect("decide");
         assert_eq!(state_of(market, host).await, HostState::Verifying);
         assert_eq!(due(market).await, [host]);
+        let due = market.store.hosts_to_test().await.expect("due").remove(0);
+        assert!(due.last.is_empty(), "{due:?}");
     })
     .await;
 }
@@ -233,18 +250,18 @@ async fn a_refused_host_is_tested_sooner_when_it_claims_clearly_less_and_not_whe
 async fn many_challenges_are_no_leave_to_fill_the_disk() {
     open(async |market| {
         let host = claiming(market, 1).await;
-        for _ in 0..30 {
+        for _ in 0..100 {
             let challenge = draw(market, host).await;
             market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
         }
         draw(market, host).await;
         let mut granted = 0;
-        for n in 0..70 {
+        for n in 0..200 {
             let name = crate::market::hash(&format!("blob {n}"));
             let claim = market.store.blob_claim(host, name, 5).await.expect("claim");
             granted += usize::from(claim == nave_store::BlobClaim::Granted);
         }
-        assert_eq!(granted, 48);
+        assert_eq!(granted, 192);
     })
     .await;
 }

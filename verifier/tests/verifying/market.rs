@@ -93,7 +93,7 @@ impl Host {
 
     /// Its challenge, which counts as sent from now on.
     pub async fn fetch(&self) -> Option<Challenge> {
-        let sent = self.store.challenge_send(self.id).await.expect("a spec")?;
+        let sent = self.store.challenge_send(self.id).await.expect("a spec").into_iter().next()?;
         let challenge: Challenge = serde_json::from_value(sent.body).expect("a challenge");
         assert_eq!(challenge.challenge, sent.challenge);
         let reveals = sent.reveals.iter().map(|nonce| nonce.parse().expect("a nonce")).collect();
@@ -169,6 +169,7 @@ impl Host {
             look(verifier).await;
             self.work_within(Millis(100)).await;
         }
+        look(verifier).await;
         look(verifier).await;
         assert_eq!(self.last_code().await, "passed", "{:?}", self.rulings().await);
     }

@@ -177,9 +177,10 @@ async fn a_verdict_that_is_late_means_nothing_for_another_machine() {
     let challenge = host.challenges().await.pop().expect("a challenge").challenge;
     // It was judged before the host joined again, and is written down afterwards.
     rejoin(&market, &host).await;
-    let verdict = serde_json::json!({ "passed": {} });
-    let proven = nave_store::Decision::Proven;
-    market.store.challenge_decide(challenge, &verdict, &proven).await.expect("decide");
-    let row = host.row().await;
-    assert_eq!((row.state, row.proven), (HostState::Enrolled, None));
+    let verdict = serde_json::json!({ "failed": { "code": "evidence_wrong", "message": "wrong" } });
+    let (code, message) = ("evidence_wrong".to_owned(), "wrong".to_owned());
+    let banned = nave_store::Decision::Banned { code, message, spans: vec![LONG] };
+    market.store.challenge_decide(challenge, &verdict, &banned).await.expect("decide");
+    assert_eq!(host.row().await.state, HostState::Enrolled);
+    assert_eq!(market.store.bans_of_host(host.id).await.expect("bans"), []);
 }

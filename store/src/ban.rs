@@ -1,0 +1,143 @@
+//! Bans: hosts that were found to cheat are not tested for a while, whatever name they come back under.
+
+use nave_domain::{ChallengeId, HostId, Millis, Timestamp, host::Inventory};
+use sqlx::PgConnection;
+
+use crate::{Result, Store, device, error};
+
+/// For how long a ban makes the next one longer, on the control clock.
+const REMEMBERED_MS: i64 = 90 * 86_400_000;
+
+/// A ban that counts or counted against a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BanRow {
+    /// The verdict that it came from.
+    pub challenge: ChallengeId,
+    /// The host that was found to cheat.
+    pub host: HostId,
+    /// Why, for programs.
+    pub code: String,
+    /// Why, for people.
+    pub message: String,
+    /// Since when.
+    pub since: Timestamp,
+    /// What is left of it on the control clock; none where it is over.
+    pub left: Option<Millis>,
+}
+
+impl Store {
+    /// Bans that count against a host and were not lifted, those that are over too; the newest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn bans_of_host(&self, host: HostId) -> Result<Vec<BanRow>> {
+        let rows = sqlx::query!(
+            r#"select challenge_id as "challenge_id!", host_id as "host_id!", code as "code!", message as "message!",
+                    since_ms as "since_ms!", until_up_ms - control_ms() as "left_ms!"
+               from bans_of($1) order by since_ms desc"#,
+            host.0
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| BanRow {
+            challenge: row.challenge_id.into(),
+            host: row.host_id.into(),
+            code: row.code,
+            message: row.message,
+            since: Timestamp(row.since_ms),
+            left: (row.left_ms > 0).then_some(Millis(row.left_ms)),
+        });
+        Ok(rows.collect())
+    }
+}
+
+/// Begins a ban of the host of a challenge, which is locked; says how long it is.
+pub(crate) async fn begin(
+    tx: &mut PgConnection,
+    challenge: ChallengeId,
+    (code, message): (&str, &str),
+    spans: &[Millis],
+) -> Result<Millis> {
+    let row = sqlx::query!(
+        r#"select h.host_id, h.hotkey, c.claims,
+                (select count(*) from bans_of(h.host_id) b where b.since_up_ms > control_ms() - $2) as "earlier!"
+           from challenges c join hosts h using (host_id) where c.challenge_id = $1"#,
+        challenge.0,
+        REMEMBERED_MS
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let earlier = usize::try_from(row.earlier).unwrap_or(usize::MAX);
+    let span = spans.get(earlier).or(spans.last()).copied().unwrap_or(Millis::ZERO);
+    let claims: Inventory = error::read_json("an inventory", row.claims)?;
+    let mut devices: Vec<String> = claims.devices.into_iter().map(|device| device.uuid).collect();
+    // Who claims what another host has proven cannot have that one banned.
+    let theirs = device::held_elsewhere(tx, row.host_id.into(), &devices).await?;
+    devices.retain(|device| theirs.iter().all(|holder| holder.device != *device));
+    sqlx::query!(
+        "insert into bans (challenge_id, host_id, hotkey, devices, cpu_model, code, message, until_up_ms)
+         values ($1, $2, $3, $4, $5, $6, $7, control_ms() + $8)",
+        challenge.0,
+        row.host_id,
+        row.hotkey,
+        &devices,
+        claims.cpu_model,
+        code,
+        message,
+        span.0
+    )
+    .execute(tx)
+    .await?;
+    Ok(span)
+}
+
+/// Refuses hosts that are to be tested while a ban counts against them, until it is over.
+pub(crate) async fn enforce(store: &Store) -> Result<()> {
+    sqlx::query!(
+        "with banned as (
+            select h.host_id, b.code, b.message, b.until_up_ms from hosts h cross join lateral (
+                select * from bans_of(h.host_id) where until_up_ms > control_ms() order by until_up_ms desc limit 1) b
+            where h.state = 'verifying' order by h.host_id for update of h)
+         update hosts h set state = 'refused', proven = null, generation = generation + 1, retry_up_ms = b.until_up_ms,
+            reason_code = b.code, reason_message = b.message, reason_at_ms = now_ms()
+         from banned b where h.host_id = b.host_id"
+    )
+    .execute(&store.pool)
+    .await?;
+    Ok(())
+}
+
+/// Takes all bans back that count against a host: the operator's word.
+pub(crate) async fn lift(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    sqlx::query!(
+        "update bans set lifted_at_ms = now_ms(), lifted_by = 'operator'
+         where lifted_at_ms is null and until_up_ms > control_ms()
+           and challenge_id in (select challenge_id from bans_of($1))",
+        host.0
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Takes back the ban that came from a verdict, for all it was held against.
+pub(crate) async fn lift_of(tx: &mut PgConnection, challenge: ChallengeId) -> Result<()> {
+    let lifted = sqlx::query!(
+        "update bans set lifted_at_ms = now_ms(), lifted_by = 'appeal'
+         where challenge_id = $1 and lifted_at_ms is null returning until_up_ms",
+        challenge.0
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(lifted) = lifted else { return Ok(()) };
+    // Those that were refused only because the ban counted against them, too.
+    sqlx::query!(
+        "with held as (
+            select host_id from hosts where state = 'refused' and retry_up_ms = $1 order by host_id for update)
+         update hosts h set retry_up_ms = control_ms() from held where h.host_id = held.host_id",
+        lifted.until_up_ms
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

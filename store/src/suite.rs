@@ -1,0 +1,259 @@
+//! Suites: all that a host must show before it takes jobs, and when it must show it again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nave_domain::{
+    HostId, Millis,
+    host::{self, HostEvent, HostState, Inventory, Proven},
+    verdict::{Cause, Kind},
+};
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Result, Store, StoreError, ban,
+    challenge::host_lock,
+    error::{self, readable},
+    host as hosts,
+    notify::{Changes, announce},
+    watch::OpenWindow,
+};
+
+/// A host that claims more than it has proven, or is to prove it again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DueHost {
+    /// Its id.
+    pub host: HostId,
+    /// Generation of its spec: what is decided on this view is refused when it has moved on.
+    pub generation: u64,
+    /// What it claims.
+    pub claims: Inventory,
+    /// What it had proven before.
+    pub proven: Option<Proven>,
+    /// Why it must prove it again, where it is not for what it claims.
+    pub cause: Option<Cause>,
+    /// The window that it is tested in, if that is why.
+    pub window: Option<OpenWindow>,
+    /// What is being tested.
+    pub open: BTreeSet<Kind>,
+    /// The last verdict of each kind in this suite.
+    pub last: BTreeMap<Kind, Decided>,
+}
+
+/// A challenge with its verdict.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decided {
+    /// What the host was asked to do.
+    pub body: Value,
+    /// What it had to prove.
+    pub claims: Inventory,
+    /// What came of it.
+    pub verdict: Value,
+}
+
+/// Longest time since a host was heard, on the control clock, for it to be tested by our own choice.
+pub(crate) const HEARD_MS_MAX: i64 = 10_000;
+
+impl Store {
+    /// Hosts to be tested: they claim more than they have proven or are to prove it again, and
+    /// run nothing. Refused hosts whose pause has passed are among them again once they are
+    /// heard; hosts that a ban counts against are refused instead.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hosts_to_test(&self) -> Result<Vec<DueHost>> {
+        // Tests of a host that is not there would only make its pause longer.
+        sqlx::query!(
+            "with due as (
+                select host_id from hosts
+                where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1
+                  and not exists (select from bans_of(host_id) b where b.until_up_ms > control_ms())
+                order by host_id for update)
+             update hosts h set state = 'verifying', generation = generation + 1, suite_at_ms = now_ms()
+             from due where h.host_id = due.host_id",
+            HEARD_MS_MAX
+        )
+        .execute(&self.pool)
+        .await?;
+        ban::enforce(self).await?;
+        let rows = sqlx::query!(
+            r#"select h.host_id, h.generation, h.inventory as "inventory!", h.proven, h.suite_cause,
+                    array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
+                    w.window_id as "window_id?", w.beacon as "beacon?"
+               from hosts h left join lateral (
+                    select window_id, beacon from windows where h.suite_cause = 'window' and opened_at_ms is not null
+                    order by window_id desc limit 1) w on true
+               where state = 'verifying' and inventory is not null
+                 and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
+               order by h.host_id"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.host_id).collect();
+        let mut last = self.suites(&ids).await?;
+        let rows = rows.into_iter().map(|row| {
+            let open = row.open.into_iter().map(|kind| error::read_name("a kind of test", kind));
+            let window = row.window_id.zip(row.beacon);
+            Ok(DueHost {
+                host: row.host_id.into(),
+                generation: row.generation.cast_unsigned(),
+                claims: error::read_json("an inventory", row.inventory)?,
+                proven: row
+                    .proven
+                    .map(|value| error::read_json("what a host has proven", value))
+                    .transpose()?,
+                cause: row
+                    .suite_cause
+                    .map(|name| error::read_name("the cause of a test", name))
+                    .transpose()?,
+                window: window.map(|(window, beacon)| OpenWindow { window, beacon }),
+                open: open.collect::<Result<_>>()?,
+                last: last.remove(&row.host_id).unwrap_or_default(),
+            })
+        });
+        Ok(rows.filter_map(readable).collect())
+    }
+
+    /// The last verdict of each kind in the present suites of hosts.
+    async fn suites(&self, hosts: &[Uuid]) -> Result<BTreeMap<Uuid, BTreeMap<Kind, Decided>>> {
+        let rows = sqlx::query!(
+            r#"select distinct on (c.host_id, c.kind) c.host_id, c.kind, c.challenge, c.claims, c.verdict as "verdict!"
+               from challenges c join hosts h using (host_id)
+               where c.host_id = any($1) and c.verdict is not null and c.lease_id is null
+                 and c.drawn_at_ms >= greatest(h.enrolled_at_ms, h.suite_at_ms)
+               order by c.host_id, c.kind, c.challenge_id desc"#,
+            hosts
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut suites: BTreeMap<Uuid, BTreeMap<Kind, Decided>> = BTreeMap::new();
+        let rows = rows.into_iter().map(|row| {
+            let claims = error::read_json("an inventory", row.claims)?;
+            let decided = Decided { body: row.challenge, claims, verdict: row.verdict };
+            Ok((row.host_id, error::read_name("a kind of test", row.kind)?, decided))
+        });
+        for (host, kind, decided) in rows.filter_map(readable) {
+            suites.entry(host).or_default().insert(kind, decided);
+        }
+        Ok(suites)
+    }
+
+    /// A host has proven what it claimed at generation `seen`, and takes jobs.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it is not what it was.
+    pub async fn host_prove(&self, host: HostId, seen: u64, proven: &Proven) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            r#"select state, generation, inventory as "inventory!" from hosts
+               where host_id = $1 and inventory is not null for update"#,
+            host.0
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::NotFound("host"))?;
+        let from: HostState = error::read_name("a host's state", row.state)?;
+        let covers = proven.covers(&error::read_json("an inventory", row.inventory)?);
+        let to = host::next(from, HostEvent::Proved).filter(|to| *to == HostState::Ready);
+        let to = to.filter(|_| row.generation.cast_unsigned() == seen && covers);
+        let to = to.ok_or(StoreError::Stale("host"))?;
+        sqlx::query!(
+            "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
+                retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null
+             where host_id = $1",
+            host.0,
+            to.as_str(),
+            error::write_json(proven)?
+        )
+        .execute(&mut *tx)
+        .await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Supply).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Has a host that runs nothing prove again what it claims; it takes no jobs meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it is not what it was at generation `seen`.
+    pub async fn suite_begin(&self, host: HostId, seen: u64, cause: Cause) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query!(
+            "update hosts h set state = 'verifying', suite_cause = $3, suite_at_ms = now_ms(), retest_up_ms = null
+             where host_id = $1 and generation = $2 and state = 'ready'
+               and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')",
+            host.0,
+            seen.cast_signed(),
+            cause.as_str()
+        )
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::Stale("host"));
+        }
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Supply).await?;
+        announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Sets when a host is tested again in any case, where that is not set.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn host_retest_at(&self, host: HostId, up: Millis) -> Result<()> {
+        sqlx::query!(
+            "update hosts set retest_up_ms = $2 where host_id = $1 and retest_up_ms is null",
+            host.0,
+            up.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Has a host prove again what it claims, without further pause and whatever bans count
+    /// against it; it takes no jobs until it has.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is leaving.
+    pub async fn host_retest(&self, host: HostId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let from = host_lock(&mut tx, host).await?;
+        let event = if from == HostState::Refused { HostEvent::Retry } else { HostEvent::Claimed };
+        let to = host::next(from, event).filter(|to| *to == HostState::Verifying);
+        let to = to.ok_or(StoreError::Stale("host"))?;
+        sqlx::query!(
+            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null,
+                suite_cause = 'operator', suite_at_ms = now_ms()
+             where host_id = $1",
+            host.0,
+            to.as_str()
+        )
+        .execute(&mut *tx)
+        .await?;
+        ban::lift(&mut tx, host).await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+/// Takes a host out until it has proven everything again, once its leases have ended.
+pub(crate) async fn doubt(tx: &mut PgConnection, host: HostId, from: HostState) -> Result<()> {
+    let to = host::next(from, HostEvent::Claimed).filter(|to| *to == HostState::Verifying);
+    let Some(to) = to else { return Ok(()) };
+    sqlx::query!(
+        "update hosts set state = $2, suite_cause = coalesce(suite_cause, 'lease'), suite_at_ms = now_ms()
+         where host_id = $1",
+        host.0,
+        to.as_str()
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

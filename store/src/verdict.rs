@@ -1,0 +1,274 @@
+//! Verdicts: what was tested of a host and what came of it, for whoever wants to know, and
+//! judged again where its owner objects.
+
+use nave_domain::{
+    ChallengeId, HostId, LeaseId, Millis, Timestamp,
+    verdict::{Cause, Kind},
+};
+use serde_json::Value;
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use crate::{
+    Result, Store, StoreError, ban, error, host as hosts,
+    notify::{Changes, announce},
+};
+
+/// How many openings of each kind are kept of a host, whatever came of them.
+const KEPT_OF_KIND: i64 = 2;
+/// How many openings are kept of a host that failed, over all kinds.
+const KEPT_FAILED: i64 = 16;
+/// For how long openings are kept that failed.
+const FAILED_MS: i64 = 30 * 86_400_000;
+/// For how long every opening is kept.
+const KEPT_MS: i64 = 3_600_000;
+
+/// A challenge of a host with what came of it, if it is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerdictRow {
+    /// Its id; ids sort by age.
+    pub challenge: ChallengeId,
+    /// What was tested.
+    pub kind: Kind,
+    /// Why.
+    pub cause: Cause,
+    /// Whether it meant nothing for the host.
+    pub shadow: bool,
+    /// The window in which it was drawn.
+    pub window: Option<Uuid>,
+    /// The lease beside which the host was tested.
+    pub lease: Option<LeaseId>,
+    /// What the host was asked to do.
+    pub body: Value,
+    /// When it was drawn.
+    pub drawn_at: Timestamp,
+    /// What was sent and what came back, in order.
+    pub exchanges: Vec<ExchangeRow>,
+    /// What came of it, and when that was written down.
+    pub verdict: Option<(Value, Timestamp)>,
+    /// The same for programs: `passed`, `void`, or why it failed.
+    pub code: Option<String>,
+    /// When its openings were removed; until then it can be judged again.
+    pub forgotten_at: Option<Timestamp>,
+    /// When its owner objected, and what came of that.
+    pub appeal: Option<(Timestamp, Option<Value>)>,
+    /// The ban that followed from it.
+    pub ban: Option<VerdictBan>,
+}
+
+/// A ban, as its verdict shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerdictBan {
+    /// How long it is, on the control clock.
+    pub span: Millis,
+    /// Whether it is over or was taken back.
+    pub is_over: bool,
+    /// By whom it was taken back: `appeal` or `operator`.
+    pub lifted_by: Option<String>,
+}
+
+/// One exchange of a challenge, without the bytes of openings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExchangeRow {
+    /// The nonce that was sent, hexadecimal; none for the first, which sent the challenge.
+    pub reveal: Option<String>,
+    /// When it was first handed to the host.
+    pub sent_at: Option<Timestamp>,
+    /// When the answer was complete.
+    pub answered_at: Option<Timestamp>,
+    /// What the host committed to, hexadecimal, if that was its answer.
+    pub commitment: Option<String>,
+    /// The blob with its opening, hexadecimal, if that was its answer.
+    pub blob: Option<String>,
+    /// Whether its opening is part of the answer itself.
+    pub is_inline: bool,
+}
+
+/// What came of a wish to have a verdict reached again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appeal {
+    /// It will be.
+    Taken,
+    /// The host did not fail, or not yet, or it meant nothing for it.
+    NotFailed,
+    /// It was, once.
+    Again,
+    /// What it was reached from is not kept any more.
+    Forgotten,
+}
+
+impl Store {
+    /// The challenges of a host, the newest first: those drawn before `before`, `limit` at most.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn verdicts_of_host(
+        &self,
+        host: HostId,
+        before: Option<ChallengeId>,
+        limit: u16,
+    ) -> Result<Vec<VerdictRow>> {
+        let rows = sqlx::query!(
+            r#"select c.challenge_id, c.kind, c.cause, c.shadow, c.window_id as "window_id?", c.lease_id as "lease_id?",
+                    c.challenge, c.drawn_at_ms, c.verdict, c.decided_at_ms, c.code, c.forgotten_at_ms, c.appealed_at_ms,
+                    c.appeal, b.until_up_ms - b.since_up_ms as "ban_ms?", b.until_up_ms <= control_ms() as "ban_over?",
+                    b.lifted_by as "lifted_by?"
+               from challenges c left join bans b using (challenge_id)
+               where c.host_id = $1 and ($2::uuid is null or c.challenge_id < $2)
+               order by c.challenge_id desc limit $3"#,
+            host.0,
+            before.map(|before| before.0),
+            i64::from(limit)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut verdicts = Vec::with_capacity(rows.len());
+        for row in rows {
+            let is_over = row.ban_over.unwrap_or_default() || row.lifted_by.is_some();
+            let ban = row.ban_ms.map(|ms| VerdictBan { span: Millis(ms), is_over, lifted_by: row.lifted_by });
+            verdicts.push(VerdictRow {
+                challenge: row.challenge_id.into(),
+                kind: error::read_name("a kind of test", row.kind)?,
+                cause: error::read_name("the cause of a test", row.cause)?,
+                shadow: row.shadow,
+                window: row.window_id,
+                lease: row.lease_id.map(LeaseId),
+                body: row.challenge,
+                drawn_at: Timestamp(row.drawn_at_ms),
+                exchanges: self.exchanges(row.challenge_id).await?,
+                verdict: row.verdict.zip(row.decided_at_ms.map(Timestamp)),
+                code: row.code,
+                forgotten_at: row.forgotten_at_ms.map(Timestamp),
+                appeal: row.appealed_at_ms.map(|at| (Timestamp(at), row.appeal)),
+                ban,
+            });
+        }
+        Ok(verdicts)
+    }
+
+    async fn exchanges(&self, challenge: Uuid) -> Result<Vec<ExchangeRow>> {
+        let rows = sqlx::query!(
+            r#"select reveal, sent_at_ms, answered_at_ms, answer ->> 'commitment' as commitment,
+                    answer #>> '{opening,blob,sha256}' as blob,
+                    coalesce(answer -> 'opening' ? 'inline', false) as "is_inline!"
+               from challenge_steps where challenge_id = $1 order by step"#,
+            challenge
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| ExchangeRow {
+            reveal: row.reveal,
+            sent_at: row.sent_at_ms.map(Timestamp),
+            answered_at: row.answered_at_ms.map(Timestamp),
+            commitment: row.commitment,
+            blob: row.blob,
+            is_inline: row.is_inline,
+        });
+        Ok(rows.collect())
+    }
+
+    /// Has a verdict on a host of a miner reached again by the present judge, once.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when no host of the miner was ever given this challenge.
+    pub async fn verdict_appeal(&self, hotkey: &str, challenge: ChallengeId) -> Result<Appeal> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            "select c.code, c.shadow, c.forgotten_at_ms, c.appealed_at_ms
+             from challenges c join hosts h using (host_id)
+             where c.challenge_id = $1 and h.hotkey = $2 for update of c",
+            challenge.0,
+            hotkey
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::NotFound("verdict"))?;
+        if row.shadow || matches!(row.code.as_deref(), None | Some("passed" | "void")) {
+            return Ok(Appeal::NotFailed);
+        }
+        if row.appealed_at_ms.is_some() {
+            return Ok(Appeal::Again);
+        }
+        if row.forgotten_at_ms.is_some() {
+            return Ok(Appeal::Forgotten);
+        }
+        sqlx::query!("update challenges set appealed_at_ms = now_ms() where challenge_id = $1", challenge.0)
+            .execute(&mut *tx)
+            .await?;
+        announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(Appeal::Taken)
+    }
+
+    /// Writes down what came of judging again. If the host has not failed after all, the ban
+    /// is lifted and the host is tested without further pause.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when that was written down already.
+    pub async fn appeal_decide(&self, challenge: ChallengeId, verdict: &Value, is_right: bool) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let row = sqlx::query!(
+            "update challenges set appeal = $2, appeal_at_ms = now_ms()
+             where challenge_id = $1 and appeal is null and appealed_at_ms is not null returning host_id",
+            challenge.0,
+            verdict
+        )
+        .fetch_optional(&mut *tx)
+        .await?
+        .ok_or(StoreError::Stale("challenge"))?;
+        if is_right {
+            ban::lift_of(&mut tx, challenge).await?;
+            acquit(&mut tx, row.host_id.into(), challenge).await?;
+        }
+        announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Removes openings that nobody needs any more, `limit` at most; returns how many challenges
+    /// they were of. Kept are those of the last hour, the last of each kind of a host, and of
+    /// what a host failed the newest for a month.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn evidence_forget(&self, limit: i64) -> Result<u64> {
+        let done = sqlx::query!(
+            "with old as (
+                select c.challenge_id from challenges c
+                where c.decided_at_ms < now_ms() - $1::bigint and c.forgotten_at_ms is null
+                  and (c.appealed_at_ms is null or c.appeal is not null)
+                  and (select count(*) from challenges n where n.host_id = c.host_id and n.kind = c.kind
+                       and n.challenge_id > c.challenge_id and n.verdict is not null) >= $2
+                  and (c.code in ('passed', 'void') or c.decided_at_ms < now_ms() - $3::bigint
+                       or (select count(*) from challenges n where n.host_id = c.host_id and n.challenge_id > c.challenge_id
+                           and n.code not in ('passed', 'void')) >= $4)
+                order by c.decided_at_ms limit $5 for update skip locked),
+             steps as (
+                update challenge_steps s set answer = jsonb_build_object('forgotten', true) from old
+                where s.challenge_id = old.challenge_id and s.answer ? 'opening')
+             update challenges c set forgotten_at_ms = now_ms() from old where c.challenge_id = old.challenge_id",
+            KEPT_MS,
+            KEPT_OF_KIND,
+            FAILED_MS,
+            KEPT_FAILED,
+            limit
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// Ends the pause that followed from a verdict, where the host is still refused because of it.
+async fn acquit(tx: &mut PgConnection, host: HostId, challenge: ChallengeId) -> Result<()> {
+    let done = sqlx::query!(
+        "update hosts h set retry_up_ms = control_ms(), refusals = greatest(0, refusals - 1), suite_cause = 'appeal'
+         from challenges c
+         where h.host_id = $1 and c.challenge_id = $2 and h.state = 'refused' and h.reason_code = c.code",
+        host.0,
+        challenge.0
+    )
+    .execute(&mut *tx)
+    .await?;
+    if done.rows_affected() == 1 { hosts::bump(tx, host).await } else { Ok(()) }
+}

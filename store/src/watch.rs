@@ -1,0 +1,234 @@
+//! What the verifier looks at to decide whom to test when: hosts that take jobs, leases of
+//! GPUs, and windows in which everyone is tested at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nave_domain::{
+    HostId, LeaseId, Millis, Timestamp,
+    host::{HostState, Inventory, Proven},
+    lease::LeaseState,
+    verdict::Kind,
+};
+use uuid::Uuid;
+
+use crate::{
+    Moment, Result, Store, StoreError,
+    error::{self, readable},
+    suite::HEARD_MS_MAX,
+};
+
+/// How long ago a lease may have ended for its GPUs to be tested because of it.
+const ENDED_MS: i64 = 300_000;
+/// For how long after a window has opened hosts are drawn into it.
+const OPENED_MS: i64 = 5_000;
+
+/// A window that has opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenWindow {
+    /// Its id.
+    pub window: Uuid,
+    /// What everyone is given, hexadecimal.
+    pub beacon: String,
+}
+
+/// A host that takes jobs or has some.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WatchedHost {
+    /// Its id.
+    pub host: HostId,
+    /// Generation of its spec.
+    pub generation: u64,
+    /// Where it stands.
+    pub state: HostState,
+    /// What it claims.
+    pub claims: Inventory,
+    /// What of that it has proven.
+    pub proven: Option<Proven>,
+    /// The control clock when it is tested again in any case.
+    pub retest_up: Option<Millis>,
+    /// Whether it was heard just now.
+    pub is_heard: bool,
+    /// What is being tested.
+    pub open: BTreeSet<Kind>,
+    /// Whether it was tested in the window that has opened.
+    pub in_window: bool,
+    /// Its open leases, and those of GPUs that have just ended.
+    pub leases: Vec<WatchedLease>,
+}
+
+/// A lease, as far as tests beside it go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WatchedLease {
+    /// Its id.
+    pub lease: LeaseId,
+    /// Where it stands.
+    pub state: LeaseState,
+    /// Whether it ever ran.
+    pub was_started: bool,
+    /// Whether GPUs are leased.
+    pub has_devices: bool,
+    /// The control clock when they are tested beside the job.
+    pub probe_up: Option<Millis>,
+    /// Whether they were tested because it began.
+    pub start_probed: bool,
+    /// Whether they were tested because it ended.
+    pub end_probed: bool,
+}
+
+/// All of that at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watch {
+    /// Now, on both clocks.
+    pub now: Moment,
+    /// Hosts, by id.
+    pub hosts: Vec<WatchedHost>,
+    /// The window that comes next, and the control clock when it opens.
+    pub ahead: Option<(Uuid, Millis)>,
+    /// The window that has just opened.
+    pub opened: Option<OpenWindow>,
+}
+
+impl Store {
+    /// What there is to decide whom to test when.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn hosts_watched(&self) -> Result<Watch> {
+        let now =
+            sqlx::query!(r#"select now_ms() as "at!", control_ms() as "up!""#).fetch_one(&self.pool).await?;
+        let ahead =
+            sqlx::query!("select window_id, opens_up_ms from windows where opened_at_ms is null limit 1")
+                .fetch_optional(&self.pool)
+                .await?;
+        let opened = sqlx::query!(
+            r#"select window_id, beacon as "beacon!" from windows where opened_at_ms > now_ms() - $1::bigint
+               order by window_id desc limit 1"#,
+            OPENED_MS
+        )
+        .fetch_optional(&self.pool)
+        .await?;
+        let opened = opened.map(|row| OpenWindow { window: row.window_id, beacon: row.beacon });
+        Ok(Watch {
+            now: Moment { at: Timestamp(now.at), up: Millis(now.up) },
+            hosts: self.watched(opened.as_ref().map(|opened| opened.window)).await?,
+            ahead: ahead.map(|row| (row.window_id, Millis(row.opens_up_ms))),
+            opened,
+        })
+    }
+
+    async fn watched(&self, window: Option<Uuid>) -> Result<Vec<WatchedHost>> {
+        let mut leases = self.leases_watched().await?;
+        let rows = sqlx::query!(
+            r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms,
+                    coalesce(h.heard_up_ms > control_ms() - $2, false) as "is_heard!",
+                    array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
+                    exists (select from challenges c where c.host_id = h.host_id and c.window_id = $1) as "in_window!"
+               from hosts h
+               where h.state in ('ready', 'verifying', 'suspect', 'refused') and h.inventory is not null
+                 and (h.state = 'ready' or exists (
+                    select from leases l where l.host_id = h.host_id and l.state <> 'closed'))
+               order by h.host_id"#,
+            window,
+            HEARD_MS_MAX
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| {
+            let open = row.open.into_iter().map(|kind| error::read_name("a kind of test", kind));
+            Ok(WatchedHost {
+                host: row.host_id.into(),
+                generation: row.generation.cast_unsigned(),
+                state: error::read_name("a host's state", row.state)?,
+                claims: error::read_json("an inventory", row.inventory)?,
+                proven: row
+                    .proven
+                    .map(|value| error::read_json("what a host has proven", value))
+                    .transpose()?,
+                retest_up: row.retest_up_ms.map(Millis),
+                is_heard: row.is_heard,
+                open: open.collect::<Result<_>>()?,
+                in_window: row.in_window,
+                leases: leases.remove(&row.host_id).unwrap_or_default(),
+            })
+        });
+        Ok(rows.filter_map(readable).collect())
+    }
+
+    async fn leases_watched(&self) -> Result<BTreeMap<Uuid, Vec<WatchedLease>>> {
+        let rows = sqlx::query!(
+            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms, cardinality(l.devices) > 0 as "has_devices!",
+                    l.probe_up_ms,
+                    exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_start') as "start_probed!",
+                    exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_end') as "end_probed!"
+               from leases l
+               where l.state <> 'closed'
+                  or (cardinality(l.devices) > 0 and l.closed_at_ms > now_ms() - $1::bigint)
+               order by l.lease_id"#,
+            ENDED_MS
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut leases: BTreeMap<Uuid, Vec<WatchedLease>> = BTreeMap::new();
+        let rows = rows.into_iter().map(|row| {
+            let lease = WatchedLease {
+                lease: row.lease_id.into(),
+                state: error::read_name("a lease's state", row.state)?,
+                was_started: row.started_at_ms.is_some(),
+                has_devices: row.has_devices,
+                probe_up: row.probe_up_ms.map(Millis),
+                start_probed: row.start_probed,
+                end_probed: row.end_probed,
+            };
+            Ok((row.host_id, lease))
+        });
+        for (host, lease) in rows.filter_map(readable) {
+            leases.entry(host).or_default().push(lease);
+        }
+        Ok(leases)
+    }
+
+    /// Sets when the GPUs of a lease are tested beside its job, where that is not set.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_probe_at(&self, lease: LeaseId, up: Millis) -> Result<()> {
+        sqlx::query!(
+            "update leases set probe_up_ms = $2 where lease_id = $1 and probe_up_ms is null and state <> 'closed'",
+            lease.0,
+            up.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Sets when the next window opens, where there is none ahead.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn window_plan(&self, window: Uuid, opens_up: Millis) -> Result<()> {
+        sqlx::query!(
+            "insert into windows (window_id, opens_up_ms) values ($1, $2) on conflict do nothing",
+            window,
+            opens_up.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Opens a window, once: what everyone is given in it is known from now on.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it is open.
+    pub async fn window_open(&self, window: Uuid, beacon: &str) -> Result<()> {
+        let done = sqlx::query!(
+            "update windows set beacon = $2, opened_at_ms = now_ms() where window_id = $1 and opened_at_ms is null",
+            window,
+            beacon
+        )
+        .execute(&self.pool)
+        .await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale("window")) }
+    }
+}

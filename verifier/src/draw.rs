@@ -1,0 +1,223 @@
+//! What a host must show next before it takes jobs, and how large the test of it is. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nave_domain::{
+    Bytes, Millis,
+    host::{Inventory, Proven, ProvenDevice},
+    verdict::{Cause, Kind},
+};
+use nave_proof::{Challenge, DeviceProven, SoftwareTask, StorageTask, Task, VERSION};
+use nave_store::{Decided, DueHost};
+
+use crate::{
+    catalogue::Catalogue,
+    class::{Judged, Rating, classify},
+    decide::Ruling,
+    size::{Purpose, size},
+};
+
+/// What is tested at the same time, in this order. Cores and memory are tested alone: each
+/// needs all of them, and what is spilled from devices needs memory, too.
+const STAGES: [&[Kind]; 3] = [&[Kind::Cpu], &[Kind::Memory], &[Kind::Devices, Kind::Storage, Kind::Software]];
+/// Memory of each device that a test beside a job may take.
+pub const SLACK: Bytes = Bytes(384 << 20);
+/// How long the agent may look at what is installed: it starts a container, too.
+const SOFTWARE_MS: Millis = Millis(120_000);
+/// Most of a claim of disk that is written, and which part of it.
+const WRITTEN_MAX: i64 = 8 << 30;
+const WRITTEN_PART: i64 = 16;
+/// Bytes in a second at which the slowest disk is waited for.
+const WRITTEN_PER_S: i64 = 32 << 20;
+/// Chains of dependent reads of a disk, and reads in each.
+const DISK_LANES: u32 = 16;
+const DISK_READS: u32 = 512;
+/// How long all of them may take, and the opening.
+const DISK_READS_MS: Millis = Millis(60_000);
+const DISK_OPENING_MS: Millis = Millis(60_000);
+
+/// Which tests there are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// Kinds without which no host takes jobs.
+    pub enforced: BTreeSet<Kind>,
+    /// Kinds that are tested and refuse nobody.
+    pub shadow: BTreeSet<Kind>,
+    /// How long a core of the reference rate works to prove computing power.
+    pub effort: Millis,
+}
+
+/// What is next for a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// What is open has to end first.
+    Wait,
+    /// These tests, at once.
+    Draw(Vec<Kind>),
+    /// Nothing: this is what it has proven.
+    Done(Box<Proven>),
+}
+
+impl Rules {
+    /// Whether a kind is tested at all.
+    #[must_use]
+    pub fn has(&self, kind: Kind) -> bool {
+        self.enforced.contains(&kind) || self.shadow.contains(&kind)
+    }
+
+    /// Whether a kind's verdict means nothing for the host.
+    #[must_use]
+    pub fn is_shadow(&self, kind: Kind) -> bool {
+        !self.enforced.contains(&kind)
+    }
+
+    /// Whether hosts have to show more than what was proven.
+    #[must_use]
+    pub fn exceed(&self, proven: &Proven) -> bool {
+        self.enforced.iter().any(|kind| *kind != Kind::Transfer && !proven.has(*kind))
+    }
+}
+
+/// What a host must show next, from what it has shown in this suite.
+#[must_use]
+pub fn due(host: &DueHost, rules: &Rules) -> Due {
+    for stage in STAGES {
+        let missing: Vec<Kind> =
+            stage.iter().copied().filter(|kind| is_missing(host, rules, *kind)).collect();
+        if missing.is_empty() {
+            continue;
+        }
+        let beside = host.open.iter().all(|open| stage.contains(open));
+        let next: Vec<Kind> = missing.into_iter().filter(|kind| !host.open.contains(kind)).collect();
+        return if beside && !next.is_empty() { Due::Draw(next) } else { Due::Wait };
+    }
+    if host.open.is_empty() { Due::Done(Box::new(proven(host, rules))) } else { Due::Wait }
+}
+
+fn is_missing(host: &DueHost, rules: &Rules, kind: Kind) -> bool {
+    let is_asked = rules.has(kind)
+        && (kind == Kind::Devices || !is_of_devices_only(host))
+        && (kind != Kind::Devices || !host.claims.devices.is_empty());
+    is_asked && !host.last.get(&kind).is_some_and(|last| is_settled(host, rules, kind, last))
+}
+
+/// In a window only GPUs are tested, if the rest is proven.
+fn is_of_devices_only(host: &DueHost) -> bool {
+    let covers = host.proven.as_ref().is_some_and(|proven| proven.covers(&host.claims));
+    host.cause == Some(Cause::Window) && covers
+}
+
+/// Whether a verdict says what is to be known of these claims.
+fn is_settled(host: &DueHost, rules: &Rules, kind: Kind, last: &Decided) -> bool {
+    let read = serde_json::from_value::<Challenge>(last.body.clone());
+    let is_present = read.is_ok_and(|challenge| challenge.version == VERSION);
+    let counts = match serde_json::from_value::<Ruling>(last.verdict.clone()) {
+        Ok(Ruling::Passed(_)) => true,
+        Ok(Ruling::Failed(_)) => rules.is_shadow(kind),
+        Ok(Ruling::Void(_)) | Err(_) => false,
+    };
+    is_present && counts && is_same(kind, &last.claims, &host.claims)
+}
+
+/// Whether a test of one of these claims is one of the other: claims that changed are tested
+/// from the start.
+fn is_same(kind: Kind, tested: &Inventory, claims: &Inventory) -> bool {
+    let same_machine = Proven::of(tested) == Proven::of(claims) && tested.devices == claims.devices;
+    let same_part = match kind {
+        Kind::Storage => tested.disk == claims.disk,
+        Kind::Software => tested.kernel == claims.kernel && tested.runtime == claims.runtime,
+        Kind::Cpu | Kind::Memory | Kind::Devices | Kind::Transfer => true,
+    };
+    same_machine && same_part
+}
+
+/// What a host has proven at the end of its suite.
+fn proven(host: &DueHost, rules: &Rules) -> Proven {
+    let claims = &host.claims;
+    let before = host.proven.clone().filter(|_| is_of_devices_only(host));
+    let mut proven = before.unwrap_or_else(|| Proven {
+        disk: rules.enforced.contains(&Kind::Storage).then_some(claims.disk),
+        kernel: rules.enforced.contains(&Kind::Software).then(|| claims.kernel.clone()),
+        ..Proven::of(claims)
+    });
+    proven.devices = rules.enforced.contains(&Kind::Devices).then(|| devices(host));
+    proven
+}
+
+/// The devices of a host with their classes.
+fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
+    let judged = host.last.get(&Kind::Devices).map(judged_before).unwrap_or_default();
+    let device = |device: &nave_domain::host::Device| {
+        let rating = judged.iter().find(|judged| judged.uuid == device.uuid).map(|judged| &judged.rating);
+        let class = match rating {
+            Some(Rating::Rated { class }) => Some(class.clone()),
+            Some(Rating::Unrated { .. } | Rating::Refused(_)) | None => None,
+        };
+        (device.uuid.clone(), ProvenDevice { class, vram: device.vram, driver: device.driver.clone() })
+    };
+    host.claims.devices.iter().map(device).collect()
+}
+
+fn judged_before(last: &Decided) -> Vec<Judged> {
+    let challenge = serde_json::from_value::<Challenge>(last.body.clone());
+    let ruling = serde_json::from_value::<Ruling>(last.verdict.clone());
+    match (challenge.map(|challenge| challenge.task), ruling) {
+        (Ok(task), Ok(Ruling::Passed(nave_proof::Proven::Devices(shown)))) => {
+            judge_devices(&last.claims, &task, &shown)
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What each device is, from what it showed.
+#[must_use]
+pub fn judge_devices(claims: &Inventory, task: &Task, shown: &[DeviceProven]) -> Vec<Judged> {
+    let (Ok(catalogue), Task::Devices(task)) = (Catalogue::embedded(), task) else { return Vec::new() };
+    let judged = shown.iter().filter_map(|shown| {
+        let claim = claims.devices.iter().find(|claim| claim.uuid == shown.uuid)?;
+        let task = task.devices.iter().find(|task| task.uuid == shown.uuid)?;
+        Some(classify(catalogue, claim, task, shown))
+    });
+    judged.collect()
+}
+
+/// The test of a kind for a host in its suite.
+///
+/// # Errors
+/// A sentence that says why there is none.
+pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
+    let claims = &host.claims;
+    match kind {
+        Kind::Cpu => Ok(Task::cpu(claims.milli_cpu, rules.effort)),
+        Kind::Memory => Ok(Task::memory(claims.memory, claims.milli_cpu)),
+        Kind::Devices => {
+            let purpose = Purpose::Full { onboarding: host.proven.is_none() };
+            size(Catalogue::embedded()?, &claims.devices, claims.memory, purpose)
+        }
+        Kind::Storage => Ok(storage(claims.disk)),
+        Kind::Software => Ok(Task::Software(SoftwareTask { patience_ms: SOFTWARE_MS })),
+        Kind::Transfer => Err("a transfer is drawn with its source".into()),
+    }
+}
+
+/// The test of a host's GPUs beside its jobs.
+///
+/// # Errors
+/// A sentence that says why there is none.
+pub fn task_beside_jobs(claims: &Inventory) -> Result<Task, String> {
+    let catalogue = Catalogue::embedded()?;
+    size(catalogue, &claims.devices, claims.memory, Purpose::Small { slack: SLACK })
+}
+
+fn storage(disk: Bytes) -> Task {
+    let written = (disk.0 / WRITTEN_PART).clamp(1 << 20, WRITTEN_MAX) >> 16 << 16;
+    let write_ms = Millis(written.saturating_mul(1_000) / WRITTEN_PER_S);
+    Task::Storage(StorageTask {
+        disk,
+        bytes: written.unsigned_abs(),
+        lanes: DISK_LANES,
+        reads: DISK_READS,
+        samples: 4,
+        patience_ms: vec![write_ms, DISK_READS_MS, DISK_OPENING_MS],
+    })
+}
