@@ -2,6 +2,7 @@
 
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::Runtime,
     job::{Egress, GROUP_LEASES_MAX},
     rate::Rate,
 };
@@ -98,6 +99,22 @@ fn gpus_are_leased_whole_the_smallest_that_suffice() {
     let plan = plan_for(vec![gpu_job(1, 2, 20)], vec![gpu_host(&[80, 16, 40, 24])]);
     assert_eq!(plan.placements[0].devices, ["GPU-3", "GPU-2"]);
     assert_eq!(plan.placements[0].size.milli_gpu.0, 2_000);
+}
+
+#[test]
+fn a_simulated_device_is_given_to_jobs_that_are_acted_out_only() {
+    let mut host = gpu_host(&[80, 80]);
+    host.inventory.devices[1].simulated = true;
+    let plan = plan_for(vec![gpu_job(1, 2, 80)], vec![host.clone()]);
+    assert_eq!(plan.placements[0].devices, ["GPU-0", "GPU-1"]);
+    host.inventory.runtime = Runtime::Docker { version: "28".into() };
+    let plan = plan_for(vec![gpu_job(1, 2, 80)], vec![host.clone()]);
+    assert_eq!((plan.placements.len(), only_reason(&plan.waiting).0), (0, "no_host_fits"));
+    host.inventory.devices.remove(0);
+    let mut dear = host.clone();
+    dear.rate.vcpu_hour = MicroUsd(dear.rate.vcpu_hour.0 * 2);
+    dear.inventory.devices.clear();
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![host, dear])), [1], "it has no GPU to keep free");
 }
 
 #[test]

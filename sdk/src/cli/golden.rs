@@ -92,9 +92,11 @@ pub fn hosts() -> Vec<Host> {
     };
     let docker = json!({ "kind": "docker", "version": "26.1" });
     let simulated = json!({ "kind": "simulated" });
+    let mut simulated_gpu = gpu("SIM-1");
+    simulated_gpu["simulated"] = json!(true);
     vec![
         host(1, "local-1", "ready", inventory(&docker, &json!([gpu("GPU-1"), gpu("GPU-2")]))),
-        host(2, "act\u{1b}[31mor", "suspect", inventory(&simulated, &json!([]))),
+        host(2, "act\u{1b}[31mor", "suspect", inventory(&simulated, &json!([simulated_gpu]))),
         host(3, "new", "enrolled", Value::Null),
     ]
 }
@@ -176,7 +178,7 @@ pub fn receipt() -> Receipt {
         "job": id("job", 1), "customer": customer, "state": "succeeded",
         "image": "registry/nave/python@sha256:00", "total": 123, "held": 0,
         "attempts": [
-            metered(1, "simulated", json!([]), json!({ "kind": "host_lost" })),
+            metered(1, "simulated", json!(["SIM-1"]), json!({ "kind": "host_lost" })),
             metered(2, "docker", json!(["GPU-1"]), json!({ "kind": "exited", "code": 0 })),
         ],
         "lines": [
