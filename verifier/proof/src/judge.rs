@@ -3,8 +3,8 @@
 use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
-    Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, MemoryTask, OPENING_MAX, Proven, Reason,
-    Span, StorageTask, Task, Verdict, cpu,
+    Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, Findings, MemoryTask, OPENING_MAX, Proven,
+    Reason, Span, StorageTask, Task, Verdict, cpu,
     devices::judge::{self as devices, Shown},
     memory,
     sizes::{Layout, STEPS},
@@ -45,9 +45,10 @@ fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<P
         Task::Memory(task) => weigh_memory(task, evidence, &bindings, (took[0], took[1])),
         Task::Devices(task) => weigh_devices(task, evidence, &bindings, &took),
         Task::Storage(task) => weigh_storage(task, evidence, &bindings, (took[0], took[1])),
-        Task::Software(_) | Task::Transfer(_) => {
-            Err(failure(Reason::Aborted, "there is no judge for this kind"))
+        Task::Software(_) => {
+            Findings::read(&evidence.opening, &challenge.nonce).map(|found| Proven::Software(Box::new(found)))
         }
+        Task::Transfer(_) => Err(failure(Reason::Aborted, "there is no judge for this kind")),
     }
 }
 

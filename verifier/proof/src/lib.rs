@@ -29,6 +29,7 @@ mod cpu;
 #[cfg(any(feature = "judge", feature = "prover"))]
 pub mod device;
 mod devices;
+pub mod findings;
 #[cfg(any(feature = "judge", feature = "prover"))]
 pub mod gemm;
 #[cfg(feature = "judge")]
@@ -58,6 +59,7 @@ mod verdict;
 #[cfg(any(feature = "judge", feature = "prover"))]
 pub mod vram;
 
+pub use findings::Findings;
 #[cfg(feature = "judge")]
 pub use judge::judge;
 pub use message::{

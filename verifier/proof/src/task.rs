@@ -3,7 +3,7 @@
 use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
-    Challenge, CpuTask, DevicesTask, MemoryTask, StorageTask, Task, TransferTask, devices,
+    Challenge, CpuTask, DevicesTask, MemoryTask, SoftwareTask, StorageTask, Task, TransferTask, devices,
     sizes::{self, BLOCK, Layout, STEPS},
 };
 
@@ -29,6 +29,8 @@ const READ_NS: i64 = 250;
 const READS_MS: i64 = 3_000;
 /// Most that is written to test a disk, so that the test lasts seconds and not hours.
 const FILE_MAX: u64 = 1 << 30;
+/// Longest file that a host may be asked for.
+const FILE_ASKED_MAX: u64 = 16 << 30;
 /// Reads of a disk: few enough for one that spins, all over the file and in chains that can be read together.
 const DISK_LANES: u32 = 128;
 const DISK_READS: u32 = 64;
@@ -41,6 +43,8 @@ const DISK_READS_PER_S: i64 = 60;
 const WRITTEN_PER_MS: i64 = 20 << 10;
 /// Time to begin a file and to settle it.
 const FILE_MS: i64 = 10_000;
+/// How long the agent may look: it starts containers, and the engine may be busy with a job's image.
+const SOFTWARE_MS: Millis = Millis(120_000);
 /// Bytes that one core fills in a millisecond, a fraction of what is usual.
 const FILL_PER_MS: i64 = 64 << 10;
 
@@ -90,6 +94,12 @@ impl Task {
         })
     }
 
+    /// A look at what is installed, loaded and mounted, which takes seconds.
+    #[must_use]
+    pub fn software() -> Self {
+        Self::Software(SoftwareTask { patience_ms: SOFTWARE_MS })
+    }
+
     /// Refuses sizes that would cost a host or the verifier too much.
     ///
     /// # Errors
@@ -116,14 +126,15 @@ impl Task {
             Self::Storage(task) => {
                 let reads = u64::from(task.samples.min(task.lanes)) * u64::from(task.reads);
                 (1..=1 << 50).contains(&task.disk.0)
-                    && (BLOCK..=FILE_MAX).contains(&task.bytes)
+                    && (BLOCK..=FILE_ASKED_MAX).contains(&task.bytes)
                     && task.bytes.is_multiple_of(BLOCK)
                     && (1..=1 << 16).contains(&task.lanes)
                     && (1..=1 << 16).contains(&task.reads)
                     && (1..=DISK_JUDGED_MAX).contains(&reads)
                     && is_patience(&task.patience_ms, 3)
             }
-            Self::Software(_) | Self::Transfer(_) => false,
+            Self::Software(task) => (1..=600_000).contains(&task.patience_ms.0),
+            Self::Transfer(_) => false,
         };
         if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
     }

@@ -3,6 +3,8 @@
 use nave_domain::{Bytes, MilliCpu, Millis};
 use serde::{Deserialize, Serialize};
 
+use crate::Findings;
+
 /// The end of a challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -51,7 +53,7 @@ pub enum Proven {
         reads_per_s: u64,
     },
     /// What the agent found, as it says; nothing in it is proof.
-    Software,
+    Software(Box<Findings>),
     /// A transfer from another host.
     Transfer {
         /// What came.
