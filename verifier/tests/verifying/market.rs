@@ -60,7 +60,7 @@ impl Market {
     pub async fn host(&self, name: &str, milli_cpu: i64) -> Host {
         let id = HostId(Uuid::now_v7());
         let zero = Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO };
-        let new = NewHost { host: id, name, hotkey: "miner", rate: zero };
+        let new = NewHost { host: id, name, hotkey: &format!("miner of {name}"), rate: zero };
         self.store.host_enrol(&new).await.expect("enrol");
         let inventory = inventory(milli_cpu);
         let mut host = Host { id, store: self.store.clone(), inventory, sequence: 0, prover: None };

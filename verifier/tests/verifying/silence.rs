@@ -139,7 +139,7 @@ async fn rejoin(market: &Market, host: &Host) {
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     let joining = Joining {
         ticket: "a ticket",
-        hotkey: "miner",
+        hotkey: "miner of alpha",
         agent_key: "an agent",
         mesh_key: "a key",
         host: host.id,
