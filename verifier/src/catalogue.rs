@@ -88,6 +88,8 @@ pub struct Test {
     pub fill_max: Option<u64>,
     /// Most that is copied to the host's memory, in bytes.
     pub spill_max: Option<u64>,
+    /// Most chunks of passes that are computed again, twice as many lanes, and half as many of a copy.
+    pub chunk_samples_max: Option<u32>,
 }
 
 /// Sizes of products.

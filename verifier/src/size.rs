@@ -20,6 +20,8 @@ const SAMPLES_ONBOARDING: u32 = 1_024;
 const SAMPLES_MIN: u32 = 64;
 /// Compressions that the verifier does again for the lanes of a device, and for its passes.
 const HASHES: u64 = 1 << 20;
+/// Most chunks of passes that are computed again.
+const CHUNK_SAMPLES_MAX: u32 = 16;
 /// Fewest compressions for a block of which a copy is sent to the host's memory.
 const DEPTH_SPILLED: u32 = 64;
 /// Memory of a device that its driver and the prover need.
@@ -70,6 +72,7 @@ struct Test {
     passes: u32,
     fill_max: u64,
     spill_max: u64,
+    chunk_samples_max: u32,
 }
 
 /// The test of all devices of a host that claims `memory`, too.
@@ -137,6 +140,7 @@ impl Test {
             passes: test.passes,
             fill_max: test.fill_max.unwrap_or(u64::MAX),
             spill_max: test.spill_max.unwrap_or(SPILL_MAX),
+            chunk_samples_max: test.chunk_samples_max.unwrap_or(CHUNK_SAMPLES_MAX),
         }
     }
 
@@ -150,6 +154,7 @@ impl Test {
             passes: test.passes,
             fill_max: u64::MAX,
             spill_max: SPILL_MAX,
+            chunk_samples_max: CHUNK_SAMPLES_MAX,
         }
     }
 }
@@ -167,17 +172,22 @@ fn full(sized: &[Sized], memory: Bytes, samples: u32) -> Vec<DeviceTask> {
         let depth = if spills { test.depth.max(DEPTH_SPILLED) } else { test.depth };
         let per_read = u64::from(test.reads) * u64::from(depth);
         let per_chunk = CHUNK / VRAM_BLOCK * u64::from(depth);
+        let most = test.chunk_samples_max;
+        let samples_of = |hashes: u64, least: u32, most: u32| within(hashes, least.min(most), most);
+        let lanes = Lanes {
+            lanes: test.lanes,
+            reads: test.reads,
+            samples: samples_of(HASHES / per_read, 8, 2 * most),
+        };
+        let stream = Stream { passes: test.passes, samples: samples_of(HASHES / per_chunk, 6, most) };
+        let spill = Spill { bytes: *spilled, samples: samples_of(HASHES / per_chunk / 2, 4, most / 2) };
         DeviceTask {
             uuid: device.claim.uuid.clone(),
             fill: Some(Fill { bytes, depth }),
             gemm: test.gemm.filter(|_| multiply).map(|gemm| product(gemm, device.vram(), samples)),
-            lanes: Some(Lanes {
-                lanes: test.lanes,
-                reads: test.reads,
-                samples: within(HASHES / per_read, 8, 32),
-            }),
-            stream: Some(Stream { passes: test.passes, samples: within(HASHES / per_chunk, 6, 16) }),
-            spill: spills.then(|| Spill { bytes: *spilled, samples: within(HASHES / per_chunk / 2, 4, 8) }),
+            lanes: Some(lanes),
+            stream: Some(stream),
+            spill: spills.then_some(spill),
         }
     };
     sized.iter().zip(&spilled).map(task).collect()

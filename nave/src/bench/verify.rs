@@ -1,0 +1,348 @@
+//! What proofs cost: a host its seconds, the verifier its milliseconds.
+
+use std::{
+    fs, thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use nave_domain::{Bytes, MilliCpu, Millis};
+use nave_proof::{Digest, Gemm, Phase, Task};
+use serde::Serialize;
+use sha2::block_api::compress256;
+
+use super::{
+    VerifyArgs,
+    calibrate::model,
+    exam::{Exam, resources, take},
+    median, memory_kib, ms, process_time, sizes, thread_time,
+};
+
+/// How often each judgement is measured.
+const TIMES: u32 = 9;
+/// A host with so much memory has room for the copies of its devices.
+const RAM: Bytes = Bytes(1 << 41);
+
+/// Everything that was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    machine: Machine,
+    floor: Floor,
+    proofs: Vec<Proof>,
+    suites: Vec<Suite>,
+    sessions: Sessions,
+}
+
+/// Where it was measured.
+#[derive(Debug, Serialize)]
+struct Machine {
+    processor: String,
+    cores: usize,
+    kernel: String,
+    load: String,
+}
+
+/// What nobody can do without.
+#[derive(Debug, Serialize)]
+struct Floor {
+    /// One compression of SHA-256 after another, in picoseconds.
+    compression_ps: u64,
+    /// SHA-256 over a long message.
+    sha256_bytes_per_s: u64,
+}
+
+/// A whole proof that this machine did and judged.
+#[derive(Debug, Serialize)]
+struct Proof {
+    name: &'static str,
+    host_ms: u64,
+    host_core_ms: u64,
+    verifier_core_us: u64,
+    opening_bytes: usize,
+}
+
+/// What judging one GPU of a class costs.
+#[derive(Debug, Serialize)]
+struct Suite {
+    class: &'static str,
+    depth: u32,
+    samples: u32,
+    gemm_us: u64,
+    /// What the paths of the whole product are longer than those that were judged.
+    paths_us: u64,
+    lanes_us: u64,
+    stream_us: u64,
+    return_us: u64,
+    total_us: u64,
+    /// One pass of SHA-256 over the rows and columns, and the compressions of the samples' blocks.
+    floor_us: u64,
+    opening_bytes: usize,
+}
+
+/// Tests of several hosts at once.
+#[derive(Debug, Serialize)]
+struct Sessions {
+    count: u32,
+    devices: u32,
+    opening_bytes: usize,
+    wall_ms: u64,
+    core_us_each: u64,
+    resident_before_kib: u64,
+    resident_peak_kib: u64,
+}
+
+/// Measures everything.
+pub fn measure(args: &VerifyArgs) -> anyhow::Result<Report> {
+    eprintln!("measuring; this takes a minute or two");
+    let (machine, floor) = (machine()?, floor()?);
+    let sessions = sessions(args.sessions)?;
+    let proofs = [
+        ("cores: 2, 2 s", Task::cpu(MilliCpu(2_000), Millis(2_000))),
+        ("memory: 1 GiB", Task::memory(Bytes(Bytes::GIB), MilliCpu(2_000))),
+        ("1 simulated device", Task::Devices(sizes::of("simulated", RAM, false)?)),
+    ];
+    let proofs = proofs.map(|(name, task)| proof(name, task)).into_iter().collect::<anyhow::Result<_>>()?;
+    let suites = [
+        ("h200", Bytes(0), false),
+        ("h200", RAM, false),
+        ("h200", RAM, true),
+        ("rtx-4090", RAM, false),
+        ("rtx-4090", RAM, true),
+    ];
+    let suites = suites.map(|(class, memory, onboarding)| suite(&floor, class, memory, onboarding));
+    let suites = suites.into_iter().collect::<anyhow::Result<_>>()?;
+    Ok(Report { machine, floor, proofs, suites, sessions })
+}
+
+fn machine() -> anyhow::Result<Machine> {
+    let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
+    let processors = read("/proc/cpuinfo")?;
+    let field = |name: &str| {
+        let line = processors.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_once(':')).map_or("", |(_, value)| value.trim()).to_owned()
+    };
+    Ok(Machine {
+        processor: format!("{} (family {})", field("model name"), field("cpu family")),
+        cores: thread::available_parallelism().map_or(1, usize::from),
+        kernel: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
+        load: read("/proc/loadavg")?.split_whitespace().take(3).collect::<Vec<_>>().join(" "),
+    })
+}
+
+/// The middle of several measurements of `work`, in time of this thread.
+fn timed(mut work: impl FnMut()) -> anyhow::Result<Duration> {
+    let mut once = || {
+        let began = thread_time()?;
+        work();
+        Ok(thread_time()?.saturating_sub(began))
+    };
+    let mut all = (0..TIMES).map(|_| once()).collect::<anyhow::Result<Vec<_>>>()?;
+    median(&mut all).context("nothing was measured")
+}
+
+fn floor() -> anyhow::Result<Floor> {
+    const COMPRESSIONS: u64 = 1 << 20;
+    const BYTES: usize = 32 << 20;
+    let mut state = [0_u32; 8];
+    let chain = timed(|| (0..COMPRESSIONS).for_each(|_| compress256(&mut state, &[[7; 64]])))?;
+    let message = vec![[7_u8; 64]; BYTES / 64];
+    let pass = timed(|| compress256(&mut state, &message))?;
+    std::hint::black_box(state);
+    let bytes_per_s = (BYTES as u128 * 1_000_000_000).checked_div(pass.as_nanos()).unwrap_or(0);
+    Ok(Floor {
+        compression_ps: u64::try_from(chain.as_nanos() * 1_000 / u128::from(COMPRESSIONS))?,
+        sha256_bytes_per_s: u64::try_from(bytes_per_s)?,
+    })
+}
+
+fn proof(name: &'static str, task: Task) -> anyhow::Result<Proof> {
+    let exam = take(task, resources(&model()), 1)?;
+    Ok(Proof {
+        name,
+        host_ms: u64::try_from(exam.wall.as_millis())?,
+        host_core_ms: u64::try_from(exam.core.as_millis())?,
+        verifier_core_us: micros(exam.judge_time(TIMES)?),
+        opening_bytes: exam.evidence.opening.len(),
+    })
+}
+
+/// A model that takes no time beyond what its work takes.
+fn unbraked() -> nave_proof::software::SoftwareModel {
+    let most = u64::MAX;
+    nave_proof::software::SoftwareModel {
+        vram: Bytes(i64::MAX),
+        ops_per_s: most,
+        bytes_per_s: most,
+        reads_per_s: most,
+        hashes_per_s: most,
+        return_bytes_per_s: most,
+        ..model()
+    }
+}
+
+fn suite(floor: &Floor, class: &'static str, memory: Bytes, onboarding: bool) -> anyhow::Result<Suite> {
+    let whole = sizes::of(class, memory, onboarding)?;
+    let small = sizes::shrunk(&whole);
+    let judged = |phases: &[Phase]| {
+        let task = Task::Devices(sizes::only(&small, phases));
+        Ok::<_, anyhow::Error>(micros(take(task, resources(&unbraked()), 1)?.judge_time(TIMES)?))
+    };
+    let device = whole.devices.first().context("a test without devices")?;
+    let gemm = device.gemm.context("a device that does not multiply")?;
+    let depth = device.fill.map_or(0, |fill| fill.depth);
+    let gemm_us = judged(&[Phase::Gemm])?;
+    let lanes_us = judged(&[Phase::Fill, Phase::Lanes])?;
+    let stream_us = judged(&[Phase::Fill, Phase::Stream])?;
+    let return_us = match device.spill {
+        Some(_) => judged(&[Phase::Fill, Phase::Lanes, Phase::Spill])?.saturating_sub(lanes_us),
+        None => 0,
+    };
+    let paths_us = paths_us(&gemm)?;
+    let matrices = 2 * u64::from(gemm.samples) * u64::from(gemm.k);
+    let hashed = u128::from(matrices) * 1_000_000 / u128::from(floor.sha256_bytes_per_s.max(1));
+    let compressed = u128::from(sizes::compressions(device)) * u128::from(floor.compression_ps) / 1_000_000;
+    Ok(Suite {
+        class,
+        depth,
+        samples: gemm.samples,
+        gemm_us,
+        paths_us,
+        lanes_us,
+        stream_us,
+        return_us,
+        total_us: gemm_us + paths_us + lanes_us + stream_us + return_us,
+        floor_us: u64::try_from(hashed + compressed)?,
+        opening_bytes: 32 + sizes::opening_bytes(device, &Digest([1; 32])),
+    })
+}
+
+/// What the paths of a whole product take more than those of one that a processor can compute.
+fn paths_us(gemm: &Gemm) -> anyhow::Result<u64> {
+    let small = Gemm { m: 256, n: 256, rounds: 1, ..*gemm };
+    let seed = Digest([1; 32]);
+    let time = |gemm: &Gemm| {
+        timed(|| {
+            std::hint::black_box(sizes::climb(gemm, &seed));
+        })
+    };
+    Ok(micros(time(gemm)?.saturating_sub(time(&small)?)))
+}
+
+/// Many hosts with eight GPUs that answered at the same time: all openings are there at once, which
+/// is the worst that can be, and each core judges one after the other.
+fn sessions(count: u32) -> anyhow::Result<Sessions> {
+    const DEVICES: u32 = 8;
+    let one = sizes::shrunk(&sizes::of("h200", Bytes(0), false)?);
+    let mut task = sizes::only(&one, &[Phase::Gemm]);
+    let device = task.devices.first().cloned().context("a test without devices")?;
+    let numbered = |slot: u32| nave_proof::DeviceTask {
+        uuid: format!("GPU-{slot}"),
+        gemm: device.gemm.map(|gemm| Gemm { m: 512, n: 512, k: 1_024, ..gemm }),
+        ..device.clone()
+    };
+    task.devices = (0..DEVICES).map(numbered).collect();
+    let exam = take(Task::Devices(task), resources(&unbraked()), 1)?;
+    fs::write("/proc/self/clear_refs", "5").context("forget how much memory was ever taken")?;
+    let before = memory_kib("VmRSS")?;
+    let (began, core) = (Instant::now(), process_time()?);
+    judge_all(&exam, count)?;
+    let (wall, core) = (began.elapsed(), process_time()?.saturating_sub(core));
+    Ok(Sessions {
+        count,
+        devices: DEVICES,
+        opening_bytes: exam.evidence.opening.len(),
+        wall_ms: u64::try_from(wall.as_millis())?,
+        core_us_each: micros(core) / u64::from(count.max(1)),
+        resident_before_kib: before,
+        resident_peak_kib: memory_kib("VmHWM")?,
+    })
+}
+
+fn judge_all(exam: &Exam, count: u32) -> anyhow::Result<()> {
+    let open: Vec<_> = (0..count).map(|_| (exam.challenge.clone(), exam.evidence.clone())).collect();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let judge = |(challenge, evidence)| nave_proof::judge(challenge, evidence, &exam.spans);
+    thread::scope(|scope| {
+        let judges: Vec<_> = (0..cores)
+            .map(|core| {
+                let mine = open.iter().skip(core).step_by(cores);
+                let judge = &judge;
+                scope.spawn(move || {
+                    mine.map(|(challenge, evidence)| judge((challenge, evidence)))
+                        .filter(|verdict| matches!(verdict, nave_proof::Verdict::Failed(_)))
+                        .count()
+                })
+            })
+            .collect();
+        let failed = judges.into_iter().map(|judge| judge.join().unwrap_or(1)).sum::<usize>();
+        anyhow::ensure!(failed == 0, "{failed} honest hosts were refused");
+        Ok(())
+    })
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Report {
+    /// For people.
+    pub fn print(&self) -> anyhow::Result<()> {
+        let Machine { processor, cores, kernel, load } = &self.machine;
+        println!("{processor}, {cores} cores, kernel {kernel}, load {load}");
+        let Floor { compression_ps, sha256_bytes_per_s } = self.floor;
+        println!(
+            "floor: a compression of SHA-256 {}.{} ns; SHA-256 over a long message {} MB/s\n",
+            compression_ps / 1_000,
+            compression_ps % 1_000 / 100,
+            sha256_bytes_per_s / 1_000_000
+        );
+        println!("| proof | host | its cores | verifier, one core | opening |\n|---|---|---|---|---|");
+        for proof in &self.proofs {
+            println!(
+                "| {} | {} ms | {} ms | {} | {} |",
+                proof.name,
+                proof.host_ms,
+                proof.host_core_ms,
+                shown(proof.verifier_core_us),
+                kib(proof.opening_bytes)
+            );
+        }
+        println!(
+            "\n| one GPU | depth | samples | products | paths | lanes | passes | return | together | floor | opening |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|");
+        for suite in &self.suites {
+            let parts = [
+                suite.gemm_us,
+                suite.paths_us,
+                suite.lanes_us,
+                suite.stream_us,
+                suite.return_us,
+                suite.total_us,
+                suite.floor_us,
+            ];
+            let parts = parts.map(shown).join(" | ");
+            let opening = kib(suite.opening_bytes);
+            println!("| {} | {} | {} | {parts} | {opening} |", suite.class, suite.depth, suite.samples);
+        }
+        let Sessions { count, devices, opening_bytes, wall_ms, core_us_each, .. } = &self.sessions;
+        let Sessions { resident_before_kib, resident_peak_kib, .. } = &self.sessions;
+        println!(
+            "\n{count} hosts of {devices} GPUs judged at once: {wall_ms} ms, {} of a core for each; openings of {}; \
+             {} MiB resident at most, {} MiB before",
+            shown(*core_us_each),
+            kib(*opening_bytes),
+            resident_peak_kib >> 10,
+            resident_before_kib >> 10
+        );
+        Ok(())
+    }
+}
+
+fn shown(micros: u64) -> String {
+    ms(Duration::from_micros(micros))
+}
+
+fn kib(bytes: usize) -> String {
+    format!("{} KiB", bytes.div_ceil(1024))
+}
