@@ -80,7 +80,7 @@ inline void store_sums(const i32 (&sums)[4][8][4], i32 *c, u32 n, u32 lane)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(GEMM_THREADS)
+extern "C" __global__ void __maxnreg__(224)
     gemm(const i8 *a, const i8 *b, i32 *c, u32 rows, u32 n, u32 k)
 {
     const u32 base = shared_address(dynamic_shared()), warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -38,6 +38,7 @@ struct int2
 
 #define __global__
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __cluster_dims__(...)
 // Only one block, or one cluster, runs at a time; kernels with clusters have no static shared memory.
 #define __shared__ static
