@@ -385,13 +385,6 @@ impl Proven {
             Kind::Transfer => false,
         }
     }
-
-    /// Whether jobs may have a device of an inventory: it was proven, or devices are not tested.
-    #[must_use]
-    pub fn has_device(&self, device: &Device) -> bool {
-        let Some(devices) = &self.devices else { return true };
-        devices.get(&device.uuid).is_some_and(|proven| device.vram <= proven.vram)
-    }
 }
 
 /// Whether these are the same devices, with as much memory at most.

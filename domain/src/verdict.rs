@@ -1,5 +1,7 @@
 //! What is tested of hosts, and why.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 /// What a challenge tests: at most one of each kind is open for a host.
@@ -37,6 +39,19 @@ impl Kind {
             Self::Software => "software",
             Self::Transfer => "transfer",
         }
+    }
+}
+
+/// Text that names no kind of test.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("tests are of cpu, memory, devices, storage, software or transfer, not of {0:?}")]
+pub struct NoKind(String);
+
+impl FromStr for Kind {
+    type Err = NoKind;
+
+    fn from_str(text: &str) -> Result<Self, NoKind> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or_else(|| NoKind(text.to_owned()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
-use nave_domain::{Bytes, HostId, MicroUsd, MilliCpu, Millis, rate::Rate};
+use nave_domain::{Bytes, HostId, MicroUsd, MilliCpu, Millis, rate::Rate, verdict::Kind};
 use nave_mesh::Name;
 use nave_sdk::wire::sign::{PublicKey, Signature};
 
@@ -133,6 +133,8 @@ pub struct UpArgs {
     #[arg(long, hide = true)]
     pub proof_effort: Option<Millis>,
     #[command(flatten)]
+    pub tests: TestArgs,
+    #[command(flatten)]
     pub price: PriceArgs,
     /// Test credit of the local customer, in dollars, given once.
     #[arg(long, default_value = "100")]
@@ -248,6 +250,28 @@ pub struct VerifierArgs {
     /// second or so: much less than the default would test the network.
     #[arg(long, default_value = "5s")]
     pub proof_effort: Millis,
+    #[command(flatten)]
+    pub tests: TestArgs,
+}
+
+/// What is tested of hosts, and how often.
+#[derive(Debug, Clone, Args)]
+pub struct TestArgs {
+    /// Kinds of tests that a host must pass before it takes jobs.
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "cpu,memory")]
+    pub enforce: Vec<Kind>,
+    /// Kinds of tests that are recorded and refuse nobody.
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub shadow: Vec<Kind>,
+    /// Time between two tests of everything of a host that is free, on average: nobody can foresee them.
+    #[arg(long, value_name = "SPAN", default_value = "6h")]
+    pub retest_every: Millis,
+    /// Time between two small tests of GPUs that are leased, on average.
+    #[arg(long, value_name = "SPAN", default_value = "30m")]
+    pub probe_every: Millis,
+    /// Time between two tests of all GPUs of the market at the same moment, on average.
+    #[arg(long, value_name = "SPAN", default_value = "8h")]
+    pub window_every: Millis,
 }
 
 /// `naved tunnel`.

@@ -15,6 +15,7 @@ use nave_mesh::{Namespace, PrivateKey};
 use nave_scheduler::watch::Patience;
 use nave_store::Store;
 use nave_validator::chain::{Chain, LocalChain};
+use nave_verifier::Means;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -80,7 +81,14 @@ pub async fn hub(args: HubArgs) -> anyhow::Result<()> {
 }
 
 pub async fn verifier(args: VerifierArgs) -> anyhow::Result<()> {
-    let config = nave_verifier::Config { effort: args.proof_effort, ..nave_verifier::Config::default() };
+    let tests = args.tests;
+    let config = nave_verifier::Config {
+        effort: args.proof_effort,
+        enforced: tests.enforce.into_iter().collect(),
+        shadow: tests.shadow.into_iter().collect(),
+        means: Means { retest: tests.retest_every, probe: tests.probe_every, window: tests.window_every },
+        ..nave_verifier::Config::default()
+    };
     nave_verifier::run(config, connect(&args.database).await?, stop_signal()?).await
 }
 

@@ -16,3 +16,4 @@ pub mod shadow;
 pub mod size;
 
 pub use role::{Config, Verifier, run};
+pub use schedule::Means;

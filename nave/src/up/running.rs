@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use nave_domain::{
     HostId,
     host::{HostState, Inventory},
+    verdict::Kind,
 };
 use nave_store::{HostRow, Store, embedded::Postgres};
 
@@ -162,12 +163,11 @@ impl Market {
     fn roles(&self) -> [(&'static str, Vec<String>); 6] {
         let validator =
             ["--epoch".into(), millis(self.args.epoch), "--local-chain".into(), text(self.layout.chain())];
-        let effort = self.args.proof_effort.map(|effort| ["--proof-effort".into(), millis(effort)]);
         [
             ("gateway", self.gateway_arguments()),
             ("hub", self.hub_arguments()),
             ("scheduler", self.protocol_arguments()),
-            ("verifier", effort.into_iter().flatten().collect()),
+            ("verifier", self.verifier_arguments()),
             ("validator", validator.to_vec()),
             ("treasury", vec![]),
         ]
@@ -175,6 +175,24 @@ impl Market {
 
     fn protocol_arguments(&self) -> Vec<String> {
         vec!["--fence".into(), millis(self.args.fence), "--report".into(), millis(self.args.report)]
+    }
+
+    fn verifier_arguments(&self) -> Vec<String> {
+        let tests = &self.args.tests;
+        let kinds = |kinds: &[Kind]| kinds.iter().map(|kind| kind.as_str()).collect::<Vec<_>>().join(",");
+        let mut arguments = vec!["--enforce".into(), kinds(&tests.enforce)];
+        if !tests.shadow.is_empty() {
+            arguments.extend(["--shadow".into(), kinds(&tests.shadow)]);
+        }
+        let effort = self.args.proof_effort.map(|effort| ("--proof-effort", effort));
+        let spans = [
+            ("--retest-every", tests.retest_every),
+            ("--probe-every", tests.probe_every),
+            ("--window-every", tests.window_every),
+        ];
+        let spans = spans.into_iter().chain(effort);
+        arguments.extend(spans.flat_map(|(name, span)| [name.to_owned(), millis(span)]));
+        arguments
     }
 
     fn gateway_arguments(&self) -> Vec<String> {
