@@ -1,6 +1,6 @@
 //! Challenges and releases in specs, answers and next keys in reports.
 
-use nave_domain::{ChallengeId, HostId, MilliCpu, host::Inventory, verdict::Kind};
+use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, host::Inventory, verdict::Kind};
 use nave_sdk::wire::proof::{
     Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, OPENING_MAX, Opening,
     ProofReport, Reason, Task, VERSION,
@@ -30,17 +30,23 @@ async fn claiming<'a>(market: &'a Market, name: &str) -> Host<'a> {
 }
 
 async fn draw(market: &Market, host: HostId) -> Challenge {
+    let task = CpuTask { milli_cpu: MilliCpu(8_000), segments: 64, samples: 4 };
+    draw_task(market, host, Task::Cpu(task)).await
+}
+
+async fn draw_task(market: &Market, host: HostId, task: Task) -> Challenge {
+    let kind = task.kind();
     let challenge = Challenge {
         version: VERSION,
         challenge: ChallengeId(Uuid::now_v7()),
         host,
-        task: Task::Cpu(CpuTask { milli_cpu: MilliCpu(8_000), segments: 64, samples: 4 }),
+        task,
         nonce: Nonce([1; 32]),
         beacon: None,
         reveals: Vec::new(),
     };
     let body = serde_json::to_value(&challenge).expect("JSON");
-    let given = market.store.challenge_give(host, challenge.challenge, Kind::Cpu, &body, &inventory()).await;
+    let given = market.store.challenge_give(host, challenge.challenge, kind, &body, &inventory()).await;
     given.expect("a challenge");
     challenge
 }
@@ -129,6 +135,35 @@ async fn an_answer_counts_once_for_the_step_that_was_sent_and_for_its_own_challe
     assert_eq!((told.code.as_str(), told.message.as_str()), ("cpu_overclaimed", "too slow"));
     let listed: Vec<nave_sdk::wire::rest::Host> = market.fetch("/v1/hosts").await;
     assert_eq!(listed[0].reason.as_ref(), Some(&told), "its owner is told the same");
+}
+
+#[tokio::test]
+async fn several_challenges_are_answered_at_once_each_in_its_own_time() {
+    let market = Market::start().await;
+    let mut host = claiming(&market, "h").await;
+    let cpu = draw(&market, host.id).await;
+    let first = host.spec(0, 0).await.expect("a spec");
+    let memory = draw_task(&market, host.id, Task::memory(Bytes(1 << 30), MilliCpu(8_000))).await;
+    let both = host.spec(first.generation, 0).await.expect("a newer spec").challenges;
+    assert_eq!(both.into_values().collect::<Vec<_>>(), [cpu.clone(), memory.clone()]);
+    let sent = [cpu.challenge, memory.challenge].map(|id| steps(&market, id));
+    let [earlier, later] = futures_util::future::join_all(sent).await.try_into().expect("two");
+    assert!(earlier[0].sent.expect("it was sent").at < later[0].sent.expect("it was sent").at);
+
+    let mut report = host.next_report(&[]);
+    for (challenge, byte) in [(cpu.challenge, 1), (memory.challenge, 2)] {
+        report.proofs.insert(challenge, ProofReport { challenge, step: 0, message: commitment(byte) });
+    }
+    host.send(&report).await;
+    assert_eq!(answers(&market, cpu.challenge).await, [Some(commitment(1))]);
+    assert_eq!(answers(&market, memory.challenge).await, [Some(commitment(2))]);
+    market.store.challenge_reveal(memory.challenge, 1, &"02".repeat(32)).await.expect("a reveal");
+    let grown = host.spec(0, 0).await.expect("a spec").challenges;
+    assert_eq!((grown[&cpu.challenge].step(), grown[&memory.challenge].step()), (0, 1));
+    let passed = json!({"void": "a test"});
+    market.store.challenge_decide(cpu.challenge, &passed, &Decision::Stays).await.expect("a verdict");
+    let left = host.spec(0, 0).await.expect("a spec").challenges;
+    assert_eq!(left.keys().collect::<Vec<_>>(), [&memory.challenge], "the other one goes on");
 }
 
 #[tokio::test]
