@@ -79,25 +79,38 @@ fn bytes(state: &[u32; 8]) -> [u8; 32] {
 }
 
 /// The words of a digest, as devices keep them.
-pub(crate) fn words(bytes: &[u8; 32]) -> Words {
-    let (chunks, _) = bytes.as_chunks::<4>();
+pub(crate) fn words(digest: &[u8; 32]) -> Words {
+    let (chunks, _) = digest.as_chunks::<4>();
     std::array::from_fn(|word| u32::from_le_bytes(chunks[word]))
 }
 
-/// A message of one block whose first 40 bytes are a seed and a number.
-fn numbered(seed: &Digest, number: u64) -> [u8; BLOCK] {
+/// A message that is a block with its padding.
+fn padded<const LEN: usize>(message: &[u8; LEN]) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
-    block[..32].copy_from_slice(&seed.0);
-    block[32..40].copy_from_slice(&number.to_le_bytes());
-    block[40] = 0x80;
-    block[56..].copy_from_slice(&320_u64.to_be_bytes());
+    block[..LEN].copy_from_slice(message);
+    block[LEN] = 0x80;
+    block[BLOCK - 8..].copy_from_slice(&(LEN as u64 * 8).to_be_bytes());
     block
+}
+
+/// SHA-256 of a message that is a block with its padding.
+fn digest(block: &[u8; BLOCK]) -> [u8; 32] {
+    let mut state = INITIAL;
+    compress256(&mut state, std::slice::from_ref(block));
+    bytes(&state)
+}
+
+/// SHA-256 of `seed ‖ number`.
+fn numbered(seed: &Digest, number: u64) -> [u8; 32] {
+    let mut message = [0; 40];
+    message[..32].copy_from_slice(&seed.0);
+    message[32..].copy_from_slice(&number.to_le_bytes());
+    digest(&padded(&message))
 }
 
 /// The words of SHA-256 of `seed ‖ number`.
 pub(crate) fn start(seed: &Digest, number: u64) -> Words {
-    let [words] = chains(seed, [number], 1);
-    words
+    words(&numbered(seed, number))
 }
 
 /// Blocks of a fill, computed side by side: one compression waits for the one before, so that
@@ -107,24 +120,15 @@ pub(crate) fn chains<const ABREAST: usize>(
     numbers: [u64; ABREAST],
     depth: u32,
 ) -> [Words; ABREAST] {
-    let mut digests = [[0; 32]; ABREAST];
-    for (digest, number) in digests.iter_mut().zip(numbers) {
-        let mut state = INITIAL;
-        compress256(&mut state, &[numbered(seed, number)]);
-        *digest = bytes(&state);
-    }
-    let mut block = [0; BLOCK];
-    block[32] = 0x80;
-    block[56..].copy_from_slice(&256_u64.to_be_bytes());
+    // Each chain has a message of its own: it would wait for the others' in a common one.
+    let mut blocks = numbers.map(|number| padded(&numbered(seed, number)));
     for _ in 1..depth {
-        for digest in &mut digests {
-            let mut state = INITIAL;
-            block[..32].copy_from_slice(digest);
-            compress256(&mut state, &[block]);
-            *digest = bytes(&state);
+        for block in &mut blocks {
+            let next = digest(block);
+            block[..32].copy_from_slice(&next);
         }
     }
-    digests.each_ref().map(words)
+    blocks.map(|block| std::array::from_fn(|word| u32::from_le_bytes(block.as_chunks().0[word])))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ const STATES: usize = 32;
 /// Blocks that each of them reads.
 const STEPS: u64 = CHUNK / VRAM_BLOCK / STATES as u64;
 /// Chains of hashes that are computed side by side.
-const ABREAST: usize = 4;
+const ABREAST: usize = 2;
 
 /// Blocks of a fill.
 #[must_use]
