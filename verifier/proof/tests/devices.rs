@@ -16,10 +16,22 @@ use nave_proof::{
     software::Dishonesty,
 };
 use proptest::prelude::*;
+use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 /// A test of one phase's worth: products of which enough is looked at that skipping 5 % is seen.
 const GEMM: Gemm = Gemm { m: 512, n: 512, k: 64, rounds: 2, samples: 256 };
+
+/// What two honest devices commit to in `whole_suite`, and SHA-256 of their opening.
+const COMMITMENTS: [&str; 6] = [
+    "75142328348a131f728f229e1675a69e7ec749f023b9f5daabdeeb9c5892ff69",
+    "53511bf7920a2d1ad80b0da682a1496e77a92420b9b3314df10b96c6c1795441",
+    "d2d2e00fe4bc711fd2bf579580a0a18c1e0095fb1834e4dbdf350e2a85393067",
+    "2ca553ae0114ec8d280650392c1b9078d781853f2f98a90fe07a7ef563804bc6",
+    "3fe6429506eeb7c8318d75d6976e43bd751ad08b3c2b0d052e4e8444a5375d0d",
+    "056ca51993e8209ca1ce52ed1423ea5fe7b49bfa82db0803348aca594d840c7b",
+];
+const OPENING: &str = "3a3f153d5a98e41b1026e2308aa5fe4f568ed68525db0008ec007b74eef23756";
 
 #[test]
 fn honest_devices_pass_and_their_rates_follow_from_the_verifiers_clock() {
@@ -36,6 +48,19 @@ fn honest_devices_pass_and_their_rates_follow_from_the_verifiers_clock() {
         assert_eq!(device.bytes_per_s, Some(2 * 4 * CHUNK * 10 / 8));
         assert_eq!(device.return_bytes_per_s, Some(3 * CHUNK * 10 / 16));
     }
+}
+
+#[test]
+fn the_formats_are_in_every_byte_what_the_documentation_says() {
+    // Whoever changes one of these changes `VERSION`, and docs/proofs.md.
+    let case = Host::honest(2).shows(&whole_suite());
+    let commitments = case.evidence.commitments.iter().map(Digest::to_string);
+    assert_eq!(commitments.collect::<Vec<_>>(), COMMITMENTS);
+    let opening = Digest(Sha256::digest(&case.evidence.opening).into()).to_string();
+    assert_eq!((case.evidence.opening.len(), opening.as_str()), (23_264, OPENING));
+    let documented = include_str!("../../../docs/proofs.md");
+    assert!(COMMITMENTS.iter().chain([&OPENING]).all(|digest| documented.contains(digest)));
+    assert!(documented.contains(&serde_json::to_string(&case.challenge.task).unwrap()));
 }
 
 #[test]
