@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod endpoint;
 pub mod enrol;
 pub mod files;
+pub mod inspect;
 pub mod inventory;
 pub mod link;
 pub mod membership;

@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use nave_domain::{LeaseId, Millis, host, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 
-use crate::{archive::Archive, core::Observed, routes::Routes};
+use crate::{archive::Archive, core::Observed, inspect::Containers, routes::Routes};
 
 /// What runs jobs. The same core and the same shell drive both.
 #[derive(Debug)]
@@ -128,6 +128,15 @@ impl Runtime {
             Self::Docker(docker) => docker.route(routes).await,
             // What is acted out has no network, and its output says so.
             Self::Simulated(_) => Ok(()),
+        }
+    }
+
+    /// What is found of the engine, with containers that are run to see whether they do and whether they see these
+    /// devices.
+    pub async fn inspect(&self, devices: &[String]) -> Containers {
+        match self {
+            Self::Docker(docker) => docker.inspect(devices).await,
+            Self::Simulated(_) => Containers::none(),
         }
     }
 

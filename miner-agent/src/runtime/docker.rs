@@ -11,6 +11,7 @@ pub mod image;
 pub mod network;
 pub mod outages;
 pub mod sigterm;
+mod trial;
 pub mod workdir;
 
 use std::{
@@ -49,6 +50,7 @@ use crate::{
     clock,
     config::DockerConfig,
     core::{Observed, Phase},
+    inspect::Containers,
     routes::{Route, Routes},
     state::heard_of,
 };
@@ -140,6 +142,12 @@ impl Docker {
 
     pub(super) fn version(&self) -> &str {
         &self.version
+    }
+
+    pub(super) async fn inspect(&self, devices: &[String]) -> Containers {
+        let (engine, jobs) = tokio::join!(trial::engine(&self.client), trial::jobs(&self.client, self.host));
+        let (container, gpus) = trial::run(&self.client, self.host, devices).await;
+        Containers { engine: Some(engine), container, gpus, jobs }
     }
 
     pub(super) async fn egress(&self) -> Vec<Egress> {
@@ -380,7 +388,7 @@ impl Docker {
             tracing::info!(lease.id = %lease, "clearing away what is left of a lease nobody knows");
             self.remove(*lease).await?;
         }
-        Ok(())
+        trial::clear(&self.client, self.host).await
     }
 
     pub(super) fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {

@@ -1,20 +1,48 @@
 //! Challenges that the agent answers itself: what is installed, mounted and connected on its
 //! machine is not for a process with a cleared environment to see.
 
-use anyhow::bail;
-use nave_sdk::wire::proof::Task;
+use std::sync::Arc;
 
-use super::prove::{Inbox, Said};
-use crate::endpoint::ControlPlane;
+use anyhow::{Context as _, bail};
+use nave_domain::host::Device;
+use nave_sdk::wire::proof::{Message, Task};
+
+use super::prove::{Inbox, Said, opening};
+use crate::{
+    config::Prover,
+    endpoint::ControlPlane,
+    inspect::{self, Site},
+    runtime::Runtime,
+};
+
+/// What the agent has to look at.
+pub(super) struct Ground {
+    /// What runs jobs.
+    pub(super) runtime: Arc<Runtime>,
+    /// The program that speaks to the GPU driver.
+    pub(super) prover: Prover,
+    /// The devices that are offered.
+    pub(super) devices: Vec<Device>,
+}
 
 /// Answers the steps of one challenge as they come.
 ///
 /// # Errors
 /// Why it cannot go on: a failure of this challenge.
-pub(super) async fn answer(mut inbox: Inbox, _plane: &ControlPlane, _said: &Said) -> anyhow::Result<()> {
+pub(super) async fn answer(
+    ground: &Ground,
+    mut inbox: Inbox,
+    plane: &ControlPlane,
+    said: &Said,
+) -> anyhow::Result<()> {
     while let Some(challenge) = inbox.recv().await {
         match &challenge.task {
-            Task::Software(_) => bail!("this agent does not tell of its software"),
+            Task::Software(_) => {
+                let Ground { runtime, prover, devices } = ground;
+                let found = inspect::look(&Site { runtime, prover, devices }, challenge.nonce).await;
+                let found = inspect::written(found).context("write what was found as JSON")?;
+                said.answer(0, Message::Opening(opening(plane, found).await?));
+            }
             Task::Transfer(_) => bail!("this agent transfers nothing"),
             Task::Cpu(_) | Task::Memory(_) | Task::Devices(_) | Task::Storage(_) => {
                 bail!("this is for a prover to answer")

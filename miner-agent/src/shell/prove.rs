@@ -1,7 +1,7 @@
 //! Runs provers, one for each challenge: a process of its own that gets its challenge as lines
 //! of JSON and answers in lines of JSON. What it does is documented in `miner-agent/prover`.
 
-use std::{collections::BTreeMap, future::Future, process::Stdio};
+use std::{collections::BTreeMap, ffi::OsStr, future::Future, path::Path, process::Stdio};
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use nave_crash_point::crash_point;
 use nave_domain::ChallengeId;
 use nave_sdk::wire::{
-    proof::{Challenge, Digest, Failure, INLINE_MAX, Message, OPENING_MAX, Opening, ProofReport},
+    proof::{Challenge, Digest, Failure, INLINE_MAX, Kind, Message, OPENING_MAX, Opening, ProofReport},
     sign::sha256,
 };
 use serde::Deserialize;
@@ -20,7 +20,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Agent, Event, inspect};
+use super::{
+    Agent, Event,
+    inspect::{self, Ground},
+};
 use crate::{
     backoff::Backoff,
     command,
@@ -46,15 +49,16 @@ impl Agent {
                     }
                 }
                 Order::Begin(challenge) => {
-                    let (child, plane) = (spawn(&self.prover), self.plane.clone());
+                    let disk = (challenge.task.kind() == Kind::Storage).then_some(self.data.as_path());
+                    let (child, plane) = (spawn(&self.prover, disk), self.plane.clone());
                     self.begin_answer(challenge, async move |inbox, said| {
                         talk(child?, inbox, &plane, &said).await
                     });
                 }
                 Order::Inspect(challenge) => {
-                    let plane = self.plane.clone();
+                    let (ground, plane) = (self.ground(), self.plane.clone());
                     self.begin_answer(challenge, async move |inbox, said| {
-                        inspect::answer(inbox, &plane, &said).await
+                        inspect::answer(&ground, inbox, &plane, &said).await
                     });
                 }
             }
@@ -65,6 +69,11 @@ impl Agent {
             bulletin.proofs = reports;
             changed
         });
+    }
+
+    fn ground(&self) -> Ground {
+        let devices = self.bulletin.borrow().inventory.devices.clone();
+        Ground { runtime: self.runtime.clone(), prover: self.prover.clone(), devices }
     }
 
     fn begin_answer<W, F>(&mut self, challenge: Challenge, work: W)
@@ -176,10 +185,11 @@ enum PrintedOpening<'a> {
     Inline(&'a str),
 }
 
-fn spawn(prover: &Prover) -> anyhow::Result<Child> {
+fn spawn(prover: &Prover, disk: Option<&Path>) -> anyhow::Result<Child> {
     crash_point!("agent.proof.before_start");
     let mut command = Command::new(&prover.program);
     command.arg("prove").args(prover.arguments());
+    command.args(disk.into_iter().flat_map(|dir| [OsStr::new("--disk"), dir.as_os_str()]));
     command.env_clear().env("PATH", command::PATH).env("LC_ALL", "C").kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().with_context(|| format!("run {}", prover.program.display()))

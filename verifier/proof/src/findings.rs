@@ -186,8 +186,8 @@ impl Findings {
             ("runtimes", engine.map(|engine| engine.runtimes.len()).sum()),
         ];
         let long = lists.into_iter().find(|(_, len)| *len > FOUND_MAX).map(|(name, _)| name);
-        let bad = |text: &&str| text.len() > FOUND_TEXT_MAX || text.chars().any(char::is_control);
-        long.or_else(|| self.texts().iter().any(|text| bad(&text)).then_some("text"))
+        let bad = |text: &str| text.len() > FOUND_TEXT_MAX || text.chars().any(char::is_control);
+        long.or_else(|| self.texts().iter().any(|text| bad(text)).then_some("text"))
     }
 
     fn texts(&self) -> Vec<&str> {

@@ -163,7 +163,7 @@ fn tmpfs(volumes: &[String]) -> HashMap<String, String> {
 /// JSON format replaces what is not UTF-8. Its files bound the host's disk at
 /// 256 MiB for each lease; what rotates away is far beyond what the control plane
 /// keeps.
-fn log_config() -> HostConfigLogConfig {
+pub(super) fn log_config() -> HostConfigLogConfig {
     let options = [("max-size", "32m"), ("max-file", "8"), ("compress", "false")];
     let config = options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     HostConfigLogConfig { typ: Some("local".into()), config: Some(config) }
@@ -171,7 +171,7 @@ fn log_config() -> HostConfigLogConfig {
 
 /// GPUs by UUID through the engine's NVIDIA driver. Not tried on a machine with
 /// a GPU and the NVIDIA container toolkit yet.
-fn gpus(uuids: &[String]) -> Option<Vec<DeviceRequest>> {
+pub(super) fn gpus(uuids: &[String]) -> Option<Vec<DeviceRequest>> {
     if uuids.is_empty() {
         return None;
     }

@@ -1,0 +1,181 @@
+//! Challenges that the agent answers itself, and what it tells its prover of the disk.
+//!
+//! NAVE_TEST_DOCKER is the Unix socket of a Docker Engine, or `skip` to leave out what needs one.
+
+mod common;
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use bollard::{
+    Docker, body_full,
+    models::ContainerCreateBody,
+    query_parameters::{
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, ListContainersOptionsBuilder,
+    },
+};
+use common::{Agent, Plane, until};
+use futures_util::TryStreamExt as _;
+use nave_domain::{Bytes, ChallengeId};
+use nave_miner_agent::runtime::docker::connect;
+use nave_sdk::wire::proof::{
+    Challenge, Findings, Message, Nonce, Opening, StorageTask, Task,
+    findings::{Driver, Holder, Trial},
+};
+use tempfile::TempDir;
+
+/// Says that the first process and the agent hold memory of a GPU, and stays until its input ends;
+/// commits to the directory that it shall write in.
+const PROVER: &str = r#"#!/usr/bin/python3
+import hashlib, json, os, sys
+if sys.argv[1:] == ["look"]:
+    held = lambda pid: {"device": "GPU-1", "pid": pid, "bytes": 1 << 30}
+    print(json.dumps({"seen": {"driver": "570.195.03", "holders": [held(1), held(os.getppid())]}}), flush=True)
+    sys.stdin.read()
+elif sys.argv[1:2] == ["prove"]:
+    challenge = json.loads(sys.stdin.readline())
+    said = hashlib.sha256(" ".join(sys.argv[2:]).encode()).hexdigest()
+    print(json.dumps({"challenge": challenge["challenge"], "step": 0, "message": {"commitment": said}}), flush=True)
+    sys.stdin.read()
+else:
+    print('{"error":"no GPU"}')
+"#;
+
+struct Site {
+    dir: TempDir,
+    plane: Plane,
+}
+
+impl Site {
+    fn begin() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let prover = dir.path().join("prover");
+        fs::write(&prover, PROVER).expect("written");
+        fs::set_permissions(&prover, fs::Permissions::from_mode(0o755)).expect("a program");
+        Self { dir, plane: Plane::start() }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn agent(&self, arguments: &[&str], more: &[(&str, &str)]) -> Agent {
+        let prover = self.dir.path().join("prover");
+        let mut env = vec![("NAVE_AGENT_PROVER", prover.to_str().expect("text"))];
+        env.extend(more);
+        Agent::start_with(&self.plane, &self.data(), arguments, &env)
+    }
+
+    /// The answer to a challenge with this task.
+    async fn answer(&self, task: Task) -> Message {
+        let id: ChallengeId = format!("challenge_{:032x}", 1).parse().expect("an id");
+        let challenge = Challenge {
+            version: nave_sdk::wire::proof::VERSION,
+            challenge: id,
+            host: self.plane.host,
+            task,
+            nonce: Nonce([5; 32]),
+            beacon: None,
+            reveals: Vec::new(),
+        };
+        self.plane.change(|spec| drop(spec.challenges.insert(id, challenge)));
+        let said = || self.plane.kept().reports.last().and_then(|report| report.proofs.get(&id).cloned());
+        until("the challenge is answered", || said().is_some()).await;
+        said().expect("just seen").message
+    }
+
+    async fn findings(&self) -> Findings {
+        match self.answer(Task::software()).await {
+            Message::Opening(Opening::Inline(bytes)) => serde_json::from_slice(&bytes).expect("findings"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_agent_tells_what_it_finds_and_who_holds_gpus_that_are_not_its_own() {
+    let site = Site::begin();
+    let _agent = site.agent(&["--runtime", "simulated"], &[("LD_LIBRARY_PATH", "/nave/no/libraries")]);
+    let found = site.findings().await;
+    assert_eq!(found.excess(), None);
+    assert_eq!(found.nonce, Nonce([5; 32]));
+    let expected = Holder { device: "GPU-1".into(), pid: 1, memory: Bytes(1 << 30) };
+    assert_eq!(found.holders, [expected], "what the agent holds is its own");
+    let library = found.driver.and_then(|Driver { library, .. }| library);
+    assert_eq!(library.as_deref(), Some("570.195.03"));
+    assert_eq!(
+        found.preloaded.environment,
+        ["LD_LIBRARY_PATH=/nave/no/libraries"],
+        "the agent's, not the prover's"
+    );
+    assert!(found.mapped.iter().any(|mapped| mapped.path.contains("libc.so")), "{:?}", found.mapped);
+    assert!(found.mapped.iter().all(|mapped| !mapped.replaced), "{:?}", found.mapped);
+    assert_eq!((found.engine, found.container), (None, Trial::NotApplicable));
+}
+
+#[tokio::test]
+async fn a_prover_learns_where_the_disk_is_that_it_shall_test() {
+    let site = Site::begin();
+    let _agent = site.agent(&["--runtime", "simulated"], &[]);
+    let Task::Storage(task) = Task::storage(Bytes(1 << 30)) else { panic!("another task") };
+    let message = site.answer(Task::Storage(StorageTask { bytes: 1 << 16, ..task })).await;
+    let told = format!("--disk {}", site.data().display());
+    let expected = nave_sdk::wire::sign::sha256(told.as_bytes()).to_string();
+    assert_eq!(serde_json::to_value(message).expect("JSON")["commitment"], expected, "it was told {told}");
+}
+
+/// What a trial that was killed has left, and a container of somebody else.
+async fn left_behind(engine: &Docker, label: HashMap<String, String>, image: &str) {
+    let (repository, tag) = image.split_once(':').expect("a tag");
+    let options = CreateImageOptionsBuilder::default().from_src("-").repo(repository).tag(tag).build();
+    let empty = tar::Builder::new(Vec::new()).into_inner().expect("an archive");
+    let import = engine.create_image(Some(options), Some(body_full(empty.into())), None);
+    import.try_for_each(|_| async { Ok(()) }).await.expect("imported");
+    let body = ContainerCreateBody {
+        image: Some(image.into()),
+        cmd: Some(vec!["/trial".into()]),
+        labels: Some(label),
+        ..ContainerCreateBody::default()
+    };
+    let options = CreateContainerOptionsBuilder::default().build();
+    engine.create_container(Some(options), body).await.expect("created");
+}
+
+async fn containers(engine: &Docker, label: &str) -> usize {
+    let filters = HashMap::from([("label", vec![label.to_owned()])]);
+    let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    engine.list_containers(Some(options)).await.expect("listed").len()
+}
+
+#[tokio::test]
+async fn an_engine_that_runs_containers_is_found_to_and_nothing_is_left_of_that() {
+    let fix = "set NAVE_TEST_DOCKER to the socket of a Docker Engine, or to skip";
+    let socket = std::env::var("NAVE_TEST_DOCKER").ok().filter(|value| !value.is_empty()).expect(fix);
+    if socket == "skip" {
+        return;
+    }
+    let socket = socket.trim_start_matches("unix://");
+    let engine = connect(Path::new(socket)).await.expect("the engine answers");
+    let site = Site::begin();
+    let (label, image) =
+        (format!("nave.trial={}", site.plane.host), format!("nave-trial:{}", site.plane.host));
+    left_behind(&engine, HashMap::from([("nave.trial".to_owned(), site.plane.host.to_string())]), &image)
+        .await;
+    assert_eq!(containers(&engine, &label).await, 1);
+    let _agent = site
+        .agent(&["--runtime", "docker", "--docker", socket, "--bridge-prefix", "ntx", "--pool", "78"], &[]);
+    let found = site.findings().await;
+    assert_eq!((&found.container, &found.gpus), (&Trial::Works, &Trial::NotApplicable));
+    let engine_found = found.engine.expect("an engine");
+    assert!(
+        !engine_found.version.is_empty() && engine_found.runtimes.contains(&"runc".to_owned()),
+        "{engine_found:?}"
+    );
+    assert!(engine_found.components.iter().any(|component| component.name == "runc"), "{engine_found:?}");
+    assert_eq!(containers(&engine, &label).await, 0, "what was left is gone, and so is what was new");
+    assert!(engine.inspect_image(&image).await.is_err(), "the image is gone");
+}
