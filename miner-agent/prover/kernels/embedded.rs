@@ -19,7 +19,7 @@ pub struct Artefact {
 }
 
 /// SHA-256 over the sources that the artefacts were made of.
-pub const SOURCES_SHA256: &str = "5fe50b8a9c85cd57abf1f07874adb84804631036377429f182ac6a0e645f8e6f";
+pub const SOURCES_SHA256: &str = "49ba3dc6774ccf21118ee83bd884eb4ae77b78c852736dab7a7092183f0c862d";
 
 /// All there are: the first that fits a device is the best one for it.
 pub const ARTEFACTS: [Artefact; 7] = [
@@ -29,7 +29,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (9, 0),
         gemm_threads: 288,
         gemm_shared: 197696,
-        sha256: "063bcd31d1a25f756d8bf9a6e939e6ca6f18a81bfce650ef2523ed0bd4c0c6b2",
+        sha256: "e841f93e1892a1592972d80c292f72e11a5531c69816d6966d3f0f5900fbf057",
         image: include_bytes!("sm_90a.cubin"),
     },
     Artefact {
@@ -38,7 +38,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (9, 0),
         gemm_threads: 288,
         gemm_shared: 197696,
-        sha256: "77bf54fa0fa492863c7025d62ba265c0663ed41147a3a549b1980a6b82fdfa58",
+        sha256: "7a04fd9c69d656f0551ed1076d80af1d47343377f3ce171a9da9b481afa09462",
         image: include_bytes!("sm_90a.ptx"),
     },
     Artefact {
@@ -47,7 +47,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (8, 5),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "11a8a4a5f98b3640c8e8c2d4b3ce68a80fc7a73df5fdc93d21b2e9a23ba6472b",
+        sha256: "56957e846139bc756973ddcdcc4bd148cbef096a8e769aacf3ef04324fccd748",
         image: include_bytes!("sm_80.cubin"),
     },
     Artefact {
@@ -56,7 +56,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (8, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "b64ac9a9018b58f0dd6e16ef3fb226794845d3ab6530f3a423962016e5a12ffe",
+        sha256: "b6c01fcfd03aa9cd2b5b9be80c06f8cccd4548706e8ee18f7756d42235e0c650",
         image: include_bytes!("sm_86.cubin"),
     },
     Artefact {
@@ -65,7 +65,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (10, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "74eb13d4f25abfefc3f46a1f5b466e27d10289d7ed5d237872352c20aecbdabb",
+        sha256: "a67fbdece9e9a9afa167c9551a2fef0ab23e988fb5f995a148e84c706a27e3e2",
         image: include_bytes!("sm_100.cubin"),
     },
     Artefact {
@@ -74,7 +74,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (12, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "34c7ce34d784aca33a21e78a6a42419032fd5fd39866ff8b624a452d131ab6ab",
+        sha256: "58f743b934094c940ac7c1b4f7c535947ebe9c3fb738f9a7111de3969149bb3d",
         image: include_bytes!("sm_120.cubin"),
     },
     Artefact {
@@ -83,7 +83,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (99, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "0d43bae3b2f72fdd4dfffe5e1f626f9285822967e71e7ee7af60cc93c0d15e47",
+        sha256: "97ed31948ddedf67e2802c7888a581ba5f6141767c56117f75420af57ceda316",
         image: include_bytes!("portable.ptx"),
     },
 ];

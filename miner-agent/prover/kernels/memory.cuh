@@ -39,7 +39,7 @@ struct Stored
     Words block(u64 index) const
     {
         const uint4 *from = (const uint4 *)(data + index * 32);
-        const uint4 low = load_once(from), high = load_once(from + 1);
+        const uint4 low = load_constant(from), high = load_constant(from + 1);
         return {{low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w}};
     }
 };

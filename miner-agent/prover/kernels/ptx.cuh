@@ -31,11 +31,12 @@ inline u64 multiply_high(u64 a, u64 b)
     return __umul64hi(a, b);
 }
 
-// 16 bytes that are read once and not written while the kernel runs.
-inline uint4 load_once(const uint4 *from)
+// 16 bytes that nobody writes while the kernel runs. They stay in the first cache: the other half of what memory gives
+// at once is read next.
+inline uint4 load_constant(const uint4 *from)
 {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(from));
     return v;
@@ -114,13 +115,14 @@ inline void barrier_expect(u32 barrier, u32 bytes)
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 
-// Arrives at the same barrier in block `rank` of the cluster.
+// Arrives at the same barrier in block `rank` of the cluster. No more than this block's memory is ordered by it and by waiting
+// for it: what the barriers here guard is read by wgmma and written by bulk copies, which are waited for in their own ways.
 inline void barrier_arrive_in(u32 barrier, u32 rank)
 {
     asm volatile("{\n"
                  ".reg .b32 there;\n"
                  "mapa.shared::cluster.u32 there, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
                  "}" ::"r"(barrier),
                  "r"(rank)
                  : "memory");
@@ -132,7 +134,7 @@ inline bool barrier_complete(u32 barrier, u32 parity)
     u32 complete;
     asm volatile("{\n"
                  ".reg .pred complete;\n"
-                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+                 "mbarrier.try_wait.parity.shared::cta.b64 complete, [%1], %2;\n"
                  "selp.u32 %0, 1, 0, complete;\n"
                  "}"
                  : "=r"(complete)

@@ -459,7 +459,7 @@ inline u64 multiply_high(u64 a, u64 b)
     return (u64)((unsigned __int128)a * b >> 64);
 }
 
-inline uint4 load_once(const uint4 *from)
+inline uint4 load_constant(const uint4 *from)
 {
     emulation::require((uintptr_t)from % 16 == 0, "a load of 16 bytes is not aligned");
     return *from;
