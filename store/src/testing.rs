@@ -193,6 +193,16 @@ impl Store {
         rows.collect()
     }
 
+    /// Lets the time pass in which a host's inventory stays as it is.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn inventory_settle(&self, host: HostId) -> Result<()> {
+        let settle = sqlx::query!("update hosts set inventory_at_ms = 0 where host_id = $1", host.0);
+        settle.execute(&self.pool).await?;
+        Ok(())
+    }
+
     /// The control clock when a refused host is tested again.
     ///
     /// # Errors

@@ -23,4 +23,5 @@ mod release;
 mod requeue;
 mod storm;
 mod submit;
+mod verdict;
 mod wait;
