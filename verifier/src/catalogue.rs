@@ -8,7 +8,6 @@ use std::{
     sync::OnceLock,
 };
 
-use nave_proof::Kind;
 use serde::Deserialize;
 
 /// The catalogue as it is checked in.
@@ -20,8 +19,6 @@ const TEXT: &str = include_str!("../catalogue.toml");
 pub struct Catalogue {
     /// Measurements that a band needs before it gives a class or refuses anybody.
     pub samples_min: u32,
-    /// Kinds of tests that are recorded and refuse nobody.
-    pub shadow: BTreeSet<Kind>,
     /// Where figures come from, by the word that stands beside them.
     pub provenance: BTreeMap<String, String>,
     /// The test of a device whose model is in no class.

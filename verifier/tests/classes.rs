@@ -3,8 +3,9 @@
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
 use nave_verifier::{
-    catalogue::{Catalogue, Class, Measure},
+    catalogue::{Band, Catalogue, Class, Measure},
     class::{Judged, Rating, amount, classify, detectable_permille},
+    shadow::{Count, false_reject_rate, of_bands},
     size::{Purpose, size},
 };
 use proptest::prelude::*;
@@ -433,8 +434,13 @@ fn a_band_in_shadow_is_recorded_and_refuses_nobody() {
     let class = catalogue.classes.iter_mut().find(|class| class.name == "l4").expect("a class");
     class.bands.get_mut(&Measure::ReturnBytesPerS).expect("a band").shadow = true;
     let slow = DeviceProven { return_bytes_per_s: Some(1), ..middle(&l4) };
-    let judged = judged(&catalogue, &honest(&l4, 1), &slow);
+    let claim = honest(&l4, 1);
+    let judged = judged(&catalogue, &claim, &slow);
     assert_eq!(class_of(&judged), Some("l4"));
+    let seen =
+        [&slow, &middle(&l4)].map(|proven| of_bands(&catalogue, &claim, (&task(&claim), proven), true));
+    let counts = false_reject_rate(&seen.concat());
+    assert_eq!(counts["return_bytes_per_s of l4"], Count { passed: 2, falsely: 1, rightly: 0 });
     assert_eq!(
         judged.shadows.iter().map(|failure| failure.code).collect::<Vec<_>>(),
         [Reason::ReturnTooSlow]
@@ -476,6 +482,81 @@ fn what_a_verdict_says_of_missing_memory_follows_from_the_rates() {
     assert_eq!(detectable_permille(12_000_000_000, 128, 5_000_000_000), 29);
     assert_eq!(detectable_permille(u64::MAX, 1, 1), 1_000);
     assert_eq!(detectable_permille(1, 1, 0), 1_000);
+}
+
+/// Draws that follow one another from a fixed start: what is tested today is tested tomorrow.
+struct Dice(u64);
+
+impl Dice {
+    /// SplitMix64.
+    fn throw(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, most: u64) -> u64 {
+        self.throw() % most.max(1)
+    }
+
+    /// A measurement as they were spread. Beyond the least and the most that were seen, which as many
+    /// measurements as there were leave to one in as many, each twentieth of all is half as likely again.
+    fn measure(&mut self, band: &Band) -> u64 {
+        let spread: Vec<u64> = band.spread.iter().copied().map(u64::from).collect();
+        let last = spread.len() - 1;
+        let beyond = u64::from(self.throw().trailing_zeros());
+        let permille = match self.below(u64::from(band.samples) + 1) {
+            0 if self.below(2) == 0 => spread[0].saturating_sub(beyond * (spread[1] - spread[0])),
+            0 => spread[last] + beyond * (spread[last] - spread[last - 1]),
+            _ => {
+                let (step, part) = (self.below(last as u64) as usize, self.below(1_001));
+                spread[step] + (spread[step + 1] - spread[step]) * part / 1_000
+            }
+        };
+        band.median.expect("a median") / 1_000 * permille
+    }
+}
+
+// A thousandth of the honest may miss a band: that is what a band is.
+#[test]
+fn honest_devices_of_every_calibrated_class_get_it_at_the_999th_thousandth_of_the_measured_noise() {
+    const TRIALS: u32 = 100_000;
+    let catalogue = catalogue();
+    let calibrated: Vec<&Class> =
+        catalogue.classes.iter().filter(|class| catalogue.is_calibrated(class)).collect();
+    assert_eq!(calibrated.iter().map(|class| class.name.as_str()).collect::<Vec<_>>(), ["simulated"]);
+    for class in calibrated {
+        let (claim, mut dice, mut missed) = (honest(class, 1), Dice(4), 0);
+        let task = task(&claim);
+        for _ in 0..TRIALS {
+            let mut of = |measure: Measure| dice.measure(&class.bands[&measure]);
+            let proven = DeviceProven {
+                uuid: claim.uuid.clone(),
+                ops_per_s: Some(of(Measure::OpsPerS)),
+                vram: Some(Bytes(task.fill.expect("a fill").bytes.cast_signed())),
+                hashes_per_s: Some(of(Measure::HashesPerS)),
+                reads_per_s: Some(of(Measure::ReadsPerS)),
+                bytes_per_s: Some(of(Measure::BytesPerS)),
+                return_bytes_per_s: Some(of(Measure::ReturnBytesPerS)),
+            };
+            let judged = classify(&catalogue, &claim, &task, &proven);
+            missed += u32::from(class_of(&judged) != Some(&class.name));
+        }
+        assert!(missed <= TRIALS / 1_000, "{}: {missed} of {TRIALS}", class.name);
+    }
+}
+
+// What the attack of a live market shows, too: eight devices that are one take eight times as long.
+#[test]
+fn a_simulated_device_that_is_shared_by_eight_is_refused() {
+    let catalogue = catalogue();
+    let class = named(&catalogue, "simulated");
+    let eighth = |measure: Measure| class.bands[&measure].median.map(|median| median / 8);
+    let proven = DeviceProven { ops_per_s: eighth(Measure::OpsPerS), ..middle(class) };
+    let judged = judged(&catalogue, &simulated(1), &proven);
+    assert_eq!(refusal(&judged).code, Reason::DeviceMismatch);
+    assert!(refusal(&judged).message.starts_with("SIM-1 claims to be a simulated device, which does "));
 }
 
 /// Any measurements, those of honest devices among them.
