@@ -4,7 +4,12 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Condvar, Mutex},
+    thread,
+    time::Duration,
+};
 
 use common::{Case, Host, fresh, model, small_proof, span, task, uuid, whole_suite};
 use nave_domain::{Bytes, ChallengeId, HostId, Millis};
@@ -19,6 +24,8 @@ use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+/// How long a device waits for the others, which come at once.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// A test of one phase's worth: products of which enough is looked at that skipping 5 % is seen.
 const GEMM: Gemm = Gemm { m: 512, n: 512, k: 64, rounds: 2, samples: 256 };
 
@@ -266,7 +273,7 @@ fn a_copy_that_was_not_kept_comes_back_slowly() {
 }
 
 /// A device that goes wrong in its first phase, as `how` says.
-struct Wrong(fn() -> Failure);
+struct Wrong(Box<dyn Fn() -> Failure + Send>);
 
 impl Device for Wrong {
     fn fill(&mut self, _: &Fill, _: &Digest) -> Result<(), Failure> {
@@ -309,7 +316,7 @@ fn unavailable() -> Failure {
 fn a_device_that_fails_panics_or_is_not_there_is_a_failure_that_names_it() {
     let challenge = fresh(Task::Devices(task(&whole_suite(), 1)));
     let fails = |how: fn() -> Failure| {
-        Resources::new(1).with_devices(move |_| Ok(Box::new(Wrong(how)) as Box<dyn Device>))
+        Resources::new(1).with_devices(move |_| Ok(Box::new(Wrong(Box::new(how))) as Box<dyn Device>))
     };
     let cases = [
         (fails(unavailable), Reason::DeviceUnavailable, "it fell off the bus"),
@@ -333,6 +340,28 @@ fn a_device_that_fails_panics_or_is_not_there_is_a_failure_that_names_it() {
         // It does not begin again.
         assert_eq!(prover.answer(&challenge).unwrap_err().code, Reason::Aborted);
     }
+}
+
+#[test]
+fn all_devices_of_a_host_work_at_the_same_time_and_each_stays_in_its_thread() {
+    const COUNT: usize = 5;
+    let met = Arc::new((Mutex::new(0), Condvar::new()));
+    let resources = Resources::new(1).with_devices(move |_| {
+        let (met, opened_in) = (Arc::clone(&met), thread::current().id());
+        let meet = move || {
+            let (count, all) = &*met;
+            *count.lock().unwrap() += 1;
+            all.notify_all();
+            let waited = all.wait_timeout_while(count.lock().unwrap(), PATIENCE, |count| *count < COUNT);
+            let are_all_here = !waited.unwrap().1.timed_out();
+            let message = format!("{are_all_here} {}", thread::current().id() == opened_in);
+            Failure { code: Reason::DeviceBusy, message }
+        };
+        Ok(Box::new(Wrong(Box::new(meet))) as Box<dyn Device>)
+    });
+    let challenge = fresh(Task::Devices(task(&whole_suite(), COUNT)));
+    let failure = Prover::new(&challenge, resources).unwrap().answer(&challenge).unwrap_err();
+    assert_eq!(failure.message, "GPU 0 (GPU-4f1f07c2…): true true");
 }
 
 #[test]

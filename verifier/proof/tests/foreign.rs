@@ -8,11 +8,11 @@
 
 mod common;
 
-use common::{Case, Host, fresh, honest, whole_suite};
+use common::{Case, Host, Remembered, answered, fresh, honest, span, usual, whole_suite};
 use nave_domain::{Bytes, ChallengeId, MilliCpu, Millis};
 use nave_proof::{
-    Challenge, CpuTask, Digest, Evidence, Failure, INLINE_MAX, MemoryTask, Message, OPENING_MAX, Opening,
-    ProofReport, Reason, Task,
+    BLOCK, Challenge, CpuTask, Digest, EXPLANATION_MAX, Evidence, Failure, INLINE_MAX, MemoryTask, Message,
+    Nonce, OPENING_MAX, Opening, ProofReport, Proven, Reason, Resources, StorageTask, Task, Verdict,
 };
 use uuid::Uuid;
 
@@ -104,10 +104,21 @@ fn cases() -> Vec<Case> {
         samples: 3,
         reads_ms: Millis(500),
     };
+    let storage = StorageTask {
+        disk: Bytes(4 << 20),
+        bytes: 5 * BLOCK,
+        lanes: 37,
+        reads: 8,
+        samples: 5,
+        patience_ms: vec![Millis(1_000); 3],
+    };
+    let disk = Remembered::default();
+    let resources = Resources::new(1).with_disk(move |_| Ok(Box::new(disk.clone())));
     vec![
         honest(fresh(Task::Cpu(cpu))),
         honest(fresh(Task::Memory(memory))),
         Host::honest(2).shows(&whole_suite()),
+        answered(fresh(Task::Storage(storage)), resources, usual, || 1),
     ]
 }
 
@@ -178,6 +189,32 @@ fn reports(numbers: &mut Numbers, case: &Case) {
     }
 }
 
+/// What an agent finds; it passes for whatever it says, as long as it can be read.
+fn findings(numbers: &mut Numbers) {
+    let text = format!(
+        r#"{{"nonce":"{}","kernel":"6.8.0","architecture":"x86_64","boot":"{}","toolkit":[{{"name":"nvidia-ctk","version":"1.17.8"}}],"preloaded":{{"everywhere":[],"environment":["LD_PRELOAD=x"]}},"mounts":[],"mapped":[{{"path":"/usr/lib/libc.so.6","replaced":true}}],"holders":[{{"device":"GPU-1","pid":7,"memory":1073741824}}],"container":"works","gpus":{{"fails":"no device"}}}}"#,
+        Nonce([3; 32]),
+        Digest([9; 32]),
+    );
+    let challenge = fresh(Task::software());
+    let case = |opening| {
+        let evidence = Evidence { commitments: Vec::new(), opening };
+        Case { challenge: challenge.clone(), evidence, spans: vec![span(1)] }
+    };
+    assert_eq!(case(text.clone().into_bytes()).reason(), None);
+    for number in 0..BUDGET {
+        let opening = match number % 2 {
+            0 => rewritten(numbers, text.as_bytes()),
+            _ => mutated(numbers, text.as_bytes(), text.as_bytes()),
+        };
+        match case(opening).verdict() {
+            Verdict::Passed(Proven::Software(found)) => assert_eq!(found.excess(), None),
+            Verdict::Passed(other) => panic!("{other:?}"),
+            Verdict::Failed(failure) => assert!(failure.message.len() <= EXPLANATION_MAX, "{failure:?}"),
+        }
+    }
+}
+
 #[test]
 fn what_strangers_send_is_read_or_refused_and_passes_for_nothing_else() {
     let cases = cases();
@@ -189,6 +226,7 @@ fn what_strangers_send_is_read_or_refused_and_passes_for_nothing_else() {
         challenges(&mut numbers, case, other);
         reports(&mut numbers, case);
     }
+    findings(&mut numbers);
     let growth = peak_kib() - before;
     assert!(growth <= GROWTH_KIB_MAX, "{growth} KiB more than before");
 }

@@ -4,36 +4,9 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
-
-use common::{Case, answered, fresh, usual};
+use common::{Case, Remembered, answered, fresh, usual};
 use nave_domain::{Bytes, Millis};
-use nave_proof::{
-    BLOCK, Disk, Failure, PIECE, Proven, Prover, Reason, Resources, StorageTask, Task, Verdict,
-};
-
-/// A disk whose bytes are in memory.
-#[derive(Clone, Default)]
-struct Remembered(Arc<Mutex<Vec<u8>>>);
-
-impl Disk for Remembered {
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-        let mut kept = self.0.lock().unwrap();
-        assert_eq!((offset as usize, offset % PIECE, bytes.as_ptr().align_offset(4096)), (kept.len(), 0, 0));
-        kept.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn settle(&self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn read(&self, offset: u64, piece: &mut [u8]) -> Result<(), Failure> {
-        assert_eq!((offset % PIECE, piece.as_ptr().align_offset(4096)), (0, 0));
-        piece.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..piece.len()]);
-        Ok(())
-    }
-}
+use nave_proof::{BLOCK, Disk, Failure, Proven, Prover, Reason, Resources, StorageTask, Task, Verdict};
 
 /// A disk that was never written to.
 struct Empty;
@@ -142,7 +115,11 @@ fn the_size_of_a_test_follows_from_the_claim_and_stays_small() {
             assert_eq!(Task::Storage(task.clone()).check(), Ok(()));
             task.bytes
         }
-        other => panic!("{other:?}"),
+        other @ (Task::Cpu(_)
+        | Task::Memory(_)
+        | Task::Devices(_)
+        | Task::Software(_)
+        | Task::Transfer(_)) => panic!("{other:?}"),
     };
     assert_eq!(bytes(100 << 30), 1 << 30);
     assert_eq!(bytes(1 << 30), 1 << 29);

@@ -2,12 +2,15 @@
 
 #![allow(dead_code, reason = "each of the tests uses its own part")]
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
-    Answer, Challenge, DeviceProven, DeviceTask, DevicesTask, Evidence, Fill, Gemm, Lanes, Nonce, Proven,
-    Prover, Reason, Resources, Span, Spill, Stream, Task, VERSION, Verdict,
+    Answer, Challenge, DeviceProven, DeviceTask, DevicesTask, Disk, Evidence, Failure, Fill, Gemm, Lanes,
+    Nonce, PIECE, Proven, Prover, Reason, Resources, Span, Spill, Stream, Task, VERSION, Verdict,
     device::{CHUNK, Device},
     judge,
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
@@ -192,5 +195,28 @@ impl Host {
     /// All its answers to a test of `device` on each of its devices.
     pub fn shows(&self, device: &DeviceTask) -> Case {
         self.answer(fresh(self.task(device)))
+    }
+}
+
+/// A disk whose bytes are in memory.
+#[derive(Clone, Default)]
+pub struct Remembered(Arc<Mutex<Vec<u8>>>);
+
+impl Disk for Remembered {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let mut kept = self.0.lock().unwrap();
+        assert_eq!((offset as usize, offset % PIECE, bytes.as_ptr().align_offset(4096)), (kept.len(), 0, 0));
+        kept.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, piece: &mut [u8]) -> Result<(), Failure> {
+        assert_eq!((offset % PIECE, piece.as_ptr().align_offset(4096)), (0, 0));
+        piece.copy_from_slice(&self.0.lock().unwrap()[offset as usize..][..piece.len()]);
+        Ok(())
     }
 }
