@@ -6,11 +6,11 @@ use nave_domain::{
     Bytes,
     host::{DEVICES_MAX, Device},
 };
-use nave_proof::{DeviceTask, Failure, Reason, device};
+use nave_proof::{DeviceTask, Failure, device};
 use nvml_wrapper::{Nvml, error::NvmlError};
 use serde::Serialize;
 
-use crate::simulated::Simulated;
+use crate::{cuda, simulated::Simulated};
 
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,11 +63,10 @@ fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
 /// Opens the device of a task, simulated or not.
 ///
 /// # Errors
-/// [`Reason::DeviceUnavailable`] and why.
+/// Why it cannot be used.
 pub fn open(simulated: &Simulated, task: &DeviceTask) -> Result<Box<dyn device::Device>, Failure> {
     if task.uuid.starts_with(Device::SIMULATED) {
         return simulated.open(task);
     }
-    let message = format!("this prover has no way to compute on {}", task.uuid);
-    Err(Failure { code: Reason::DeviceUnavailable, message })
+    cuda::open(task)
 }

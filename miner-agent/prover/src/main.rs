@@ -9,6 +9,7 @@
 //!
 //! With `--simulated FILE` there are the devices of that file, too; see [`simulated`].
 
+mod cuda;
 mod devices;
 mod disk;
 mod look;

@@ -1,0 +1,379 @@
+//! The CUDA driver, loaded at run time. All that the compiler cannot check about GPUs is here.
+#![expect(unsafe_code, reason = "a foreign library takes addresses and launches programs with them")]
+
+use std::{
+    ffi::{CStr, CString, c_void},
+    ptr,
+};
+
+use cudarc::driver::{
+    DriverError,
+    result::{self, event, function, module, primary_ctx, stream},
+    sys,
+};
+use nave_domain::Bytes;
+use nave_proof::{Failure, Reason};
+
+use super::machine::{Arg, Kernel, Machine, Mark, Queue};
+
+#[path = "../../kernels/embedded.rs"]
+#[allow(dead_code, reason = "the hashes are there for a test")]
+mod embedded;
+
+/// The lowest compute capability that there are kernels for.
+const LOWEST: (u32, u32) = (8, 0);
+
+/// One GPU with its kernels. It is used by the thread that opened it.
+pub(super) struct Gpu {
+    name: String,
+    device: sys::CUdevice,
+    module: sys::CUmodule,
+    functions: [sys::CUfunction; Kernel::ALL.len()],
+    gemm: &'static embedded::Artefact,
+    queues: [sys::CUstream; 2],
+    marks: Vec<sys::CUevent>,
+    memory: Vec<u64>,
+    of_host: Vec<u64>,
+}
+
+// SAFETY: its handles belong to the process; a thread makes the context its own in `bind`.
+unsafe impl Send for Gpu {}
+
+impl Gpu {
+    /// Opens the GPU of this UUID, as NVML writes it.
+    pub(super) fn open(uuid: &str) -> Result<Self, Failure> {
+        // SAFETY: it only looks whether the library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(unavailable(
+                uuid,
+                "there is no CUDA driver (libcuda.so.1) here: install NVIDIA's driver",
+            ));
+        }
+        result::init().map_err(|error| said(uuid, "start the driver", error))?;
+        let device = find(uuid)?;
+        let capability = capability(device).map_err(|error| said(uuid, "ask for its capability", error))?;
+        if capability < LOWEST {
+            let (major, minor) = capability;
+            let why = format!("it has compute capability {major}.{minor}, and proofs need 8.0");
+            return Err(unavailable(uuid, &why));
+        }
+        // SAFETY: the device is there; the context is given back when this ends.
+        let context =
+            unsafe { primary_ctx::retain(device) }.map_err(|error| said(uuid, "open a context", error))?;
+        // SAFETY: the context was just made.
+        unsafe { result::ctx::set_current(context) }.map_err(|error| said(uuid, "use its context", error))?;
+        let loaded = load(uuid, capability).and_then(|(gemm, module)| {
+            let of = |error| said(uuid, "prepare its kernels", error);
+            let functions = functions(module, gemm).map_err(of)?;
+            let queues = queues().map_err(of)?;
+            Ok((gemm, module, functions, queues))
+        });
+        match loaded {
+            Ok((gemm, module, functions, queues)) => Ok(Self {
+                name: uuid.to_owned(),
+                device,
+                module,
+                functions,
+                gemm,
+                queues,
+                marks: Vec::new(),
+                memory: Vec::new(),
+                of_host: Vec::new(),
+            }),
+            Err(failure) => {
+                // SAFETY: it was retained above, once.
+                unsafe { primary_ctx::release(device) }.ok();
+                Err(failure)
+            }
+        }
+    }
+
+    fn of<T>(&self, deed: &str, done: Result<T, DriverError>) -> Result<T, Failure> {
+        done.map_err(|error| said(&self.name, deed, error))
+    }
+
+    fn queue(&self, queue: Queue) -> sys::CUstream {
+        self.queues[queue as usize]
+    }
+}
+
+/// The GPU that the driver knows by this UUID.
+fn find(uuid: &str) -> Result<sys::CUdevice, Failure> {
+    let of = |error| said(uuid, "list devices", error);
+    for ordinal in 0..result::device::get_count().map_err(of)? {
+        let device = result::device::get(ordinal).map_err(of)?;
+        let found = result::device::get_uuid(device).map_err(of)?;
+        if written(&found.bytes.map(|byte| byte.cast_unsigned())) == uuid {
+            return Ok(device);
+        }
+    }
+    Err(unavailable(
+        uuid,
+        "the CUDA driver does not know it: is it hidden, in MIG mode, or lost? See nvidia-smi",
+    ))
+}
+
+/// A UUID as NVML writes it.
+fn written(bytes: &[u8; 16]) -> String {
+    let hex = hex::encode(bytes);
+    format!("GPU-{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
+    use sys::CUdevice_attribute_enum::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR,
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as MINOR,
+    };
+    // SAFETY: the device is one that the driver listed.
+    let number = |which| unsafe { result::device::get_attribute(device, which) };
+    Ok((number(MAJOR)?.unsigned_abs(), number(MINOR)?.unsigned_abs()))
+}
+
+/// The best kernels for a device that its driver takes.
+fn load(uuid: &str, capability: (u32, u32)) -> Result<(&'static embedded::Artefact, sys::CUmodule), Failure> {
+    let mut last = None;
+    let fits =
+        |artefact: &&embedded::Artefact| artefact.lowest <= capability && capability <= artefact.highest;
+    for artefact in embedded::ARTEFACTS.iter().filter(fits) {
+        // PTX is text, which ends with a zero; what follows a cubin is not read.
+        let image: Vec<u8> = artefact.image.iter().copied().chain([0]).collect();
+        // SAFETY: the image is whole, and ends as the driver expects it.
+        match unsafe { module::load_data(image.as_ptr().cast::<c_void>()) } {
+            Ok(module) => return Ok((artefact, module)),
+            Err(error) => last = Some(said(uuid, &format!("load {}", artefact.name), error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| unavailable(uuid, "there are no kernels for it")))
+}
+
+fn functions(
+    module: sys::CUmodule,
+    gemm: &embedded::Artefact,
+) -> Result<[sys::CUfunction; Kernel::ALL.len()], DriverError> {
+    let mut functions = [ptr::null_mut(); Kernel::ALL.len()];
+    for (function, kernel) in functions.iter_mut().zip(Kernel::ALL) {
+        let name = CString::new(kernel.name()).unwrap_or_default();
+        // SAFETY: the module was just loaded.
+        *function = unsafe { module::get_function(module, name) }?;
+    }
+    let shared = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let bytes = i32::try_from(gemm.gemm_shared).unwrap_or(i32::MAX);
+    // SAFETY: the function is of that module.
+    unsafe { function::set_function_attribute(functions[Kernel::Gemm as usize], shared, bytes) }?;
+    Ok(functions)
+}
+
+/// The second one goes first where both could go on.
+fn queues() -> Result<[sys::CUstream; 2], DriverError> {
+    let (_, greatest) = stream::get_priority_range()?;
+    let kind = || stream::StreamKind::NonBlocking;
+    Ok([stream::create(kind())?, stream::create_with_priority(kind(), greatest)?])
+}
+
+impl Machine for Gpu {
+    fn take(&mut self, bytes: u64) -> Result<u64, Failure> {
+        let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+        // SAFETY: the memory is given back by `free` or when this ends.
+        match unsafe { result::malloc_sync(size) } {
+            Ok(address) => {
+                self.memory.push(address);
+                Ok(address)
+            }
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_memory(&self.name, bytes)),
+            Err(error) => Err(said(&self.name, "allocate memory", error)),
+        }
+    }
+
+    fn free(&mut self, address: u64) {
+        if let Some(at) = self.memory.iter().position(|taken| *taken == address) {
+            self.memory.swap_remove(at);
+            // SAFETY: it was allocated, and is not known any more.
+            unsafe { result::free_sync(address) }.ok();
+        }
+    }
+
+    fn take_host(&mut self, bytes: u64) -> Result<u64, Failure> {
+        let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+        // SAFETY: the memory is given back when this ends.
+        match unsafe { result::malloc_host(size, 0) } {
+            Ok(memory) => {
+                self.of_host.push(memory as u64);
+                Ok(memory as u64)
+            }
+            Err(error) => {
+                let message = format!(
+                    "{}: no {} of the host's memory for a copy: {}",
+                    self.name,
+                    Bytes(i64::try_from(bytes).unwrap_or(i64::MAX)),
+                    explained(error)
+                );
+                Err(Failure { code: Reason::MemoryUnavailable, message })
+            }
+        }
+    }
+
+    fn launch(&mut self, queue: Queue, kernel: Kernel, grid: u64, args: &[Arg]) -> Result<(), Failure> {
+        let grid = u32::try_from(grid).ok().filter(|grid| *grid > 0);
+        let Some(grid) = grid else {
+            return Err(unavailable(&self.name, "a launch has no blocks, or too many"));
+        };
+        let (threads, shared) = match kernel == Kernel::Gemm {
+            true => (self.gemm.gemm_threads, self.gemm.gemm_shared),
+            false => (kernel.threads(), 0),
+        };
+        // Numbers are little-endian here and there: a short one is the first half of a long one.
+        let mut values: Vec<u64> = args
+            .iter()
+            .map(|arg| match *arg {
+                Arg::At(value) | Arg::U64(value) => value,
+                Arg::U32(value) => u64::from(value),
+            })
+            .collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
+        let function = self.functions[kernel as usize];
+        // SAFETY: `kernels/README.md` says what each kernel takes and how it is launched, and its callers follow
+        // that; the values are copied before the call returns.
+        let done = unsafe {
+            result::launch_kernel(
+                function,
+                (grid, 1, 1),
+                (threads, 1, 1),
+                shared,
+                self.queue(queue),
+                &mut pointers,
+            )
+        };
+        self.of(kernel.name(), done)
+    }
+
+    fn up(&mut self, queue: Queue, to: u64, host: u64, bytes: u64) -> Result<(), Failure> {
+        // SAFETY: the host's memory is this machine's own and stays until it ends.
+        let done = unsafe {
+            let from = std::slice::from_raw_parts(host as *const u8, usize::try_from(bytes).unwrap_or(0));
+            result::memcpy_htod_async(to, from, self.queue(queue))
+        };
+        self.of("copy from the host", done)
+    }
+
+    fn down(&mut self, queue: Queue, host: u64, from: u64, bytes: u64) -> Result<(), Failure> {
+        // SAFETY: as for `up`; nobody looks at it before `settle`.
+        let done = unsafe {
+            let to = std::slice::from_raw_parts_mut(host as *mut u8, usize::try_from(bytes).unwrap_or(0));
+            result::memcpy_dtoh_async(to, from, self.queue(queue))
+        };
+        self.of("copy to the host", done)
+    }
+
+    fn mark(&mut self, queue: Queue) -> Result<Mark, Failure> {
+        let mark = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
+        let mark = self.of("make a mark", mark)?;
+        self.marks.push(mark);
+        // SAFETY: both were made here and are there until `settle`.
+        self.of("set a mark", unsafe { event::record(mark, self.queue(queue)) })?;
+        Ok(Mark(self.marks.len() - 1))
+    }
+
+    fn wait(&mut self, queue: Queue, mark: Mark) -> Result<(), Failure> {
+        let Some(mark) = self.marks.get(mark.0).copied() else { return Ok(()) };
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: both are there until `settle`.
+        self.of("wait for a mark", unsafe { stream::wait_event(self.queue(queue), mark, flags) })
+    }
+
+    fn settle(&mut self) -> Result<(), Failure> {
+        for queue in self.queues {
+            // SAFETY: it was made when this was opened.
+            self.of("wait for its work", unsafe { stream::synchronize(queue) })?;
+        }
+        for mark in self.marks.drain(..) {
+            // SAFETY: nothing waits for it any more.
+            unsafe { event::destroy(mark) }.ok();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.settle()?;
+        // SAFETY: the callers own as much memory there.
+        self.of("write", unsafe { result::memcpy_htod_sync(to, bytes) })
+    }
+
+    fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), Failure> {
+        self.settle()?;
+        // SAFETY: the callers own as much memory there.
+        self.of("read", unsafe { result::memcpy_dtoh_sync(into, from) })
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        drop(self.settle());
+        // SAFETY: all of it was made here, and nothing runs any more.
+        unsafe {
+            for address in self.memory.drain(..) {
+                result::free_sync(address).ok();
+            }
+            for memory in self.of_host.drain(..) {
+                result::free_host(memory as *mut c_void).ok();
+            }
+            for queue in self.queues {
+                stream::destroy(queue).ok();
+            }
+            module::unload(self.module).ok();
+            primary_ctx::release(self.device).ok();
+        }
+    }
+}
+
+/// Why there is no memory: the GPU is too small, or others hold it.
+fn no_memory(name: &str, wanted: u64) -> Failure {
+    let shown = |bytes: u64| Bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
+    let (free, total) = result::mem_get_info().map_or((0, 0), |(free, total)| (free as u64, total as u64));
+    let message = format!(
+        "{name}: no {} of its memory to be had: {} of {} are free",
+        shown(wanted),
+        shown(free),
+        shown(total)
+    );
+    let code = if wanted <= total { Reason::DeviceBusy } else { Reason::DeviceUnavailable };
+    Failure { code, message }
+}
+
+/// What the driver says went wrong, in its words.
+fn explained(error: DriverError) -> String {
+    let text = |found: Result<&CStr, DriverError>| {
+        found.map_or_else(|_| "unknown".to_owned(), |text| text.to_string_lossy().into_owned())
+    };
+    format!("{} ({})", text(error.error_string()), text(error.error_name()))
+}
+
+fn said(name: &str, deed: &str, error: DriverError) -> Failure {
+    use sys::CUresult as E;
+    const HINTS: [(E, &str); 6] = [
+        (E::CUDA_ERROR_NO_DEVICE, "is the driver loaded? See nvidia-smi"),
+        (E::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "reboot, or load the driver's modules anew"),
+        (E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "the driver is too old: 525 is needed"),
+        (E::CUDA_ERROR_NO_BINARY_FOR_GPU, "the driver is too old: 525 is needed"),
+        (E::CUDA_ERROR_ECC_UNCORRECTABLE, "its memory has errors: see nvidia-smi -q -d ECC"),
+        (E::CUDA_ERROR_DEVICE_UNAVAILABLE, "is it in an exclusive compute mode, or held by another program?"),
+    ];
+    let hint = HINTS.iter().find(|(code, _)| *code == error.0);
+    let hint = hint.map_or("the kernel's log may say more (Xid)", |(_, hint)| hint);
+    unavailable(name, &format!("{deed}: {}; {hint}", explained(error)))
+}
+
+fn unavailable(name: &str, why: &str) -> Failure {
+    Failure { code: Reason::DeviceUnavailable, message: format!("{name}: {why}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_is_written_as_nvml_writes_it() {
+        let bytes = std::array::from_fn(|at| u8::try_from(at * 17).expect("small"));
+        assert_eq!(written(&bytes), "GPU-00112233-4455-6677-8899-aabbccddeeff");
+    }
+}
