@@ -12,7 +12,7 @@ use nave_store::{Decision, Holder, Moment, OpenChallenge};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{class::Rating, draw::judge_devices};
+use crate::{class::Rating, draw::judge_devices, floors};
 
 /// How far the control clock and the database's may come apart during a step. What is
 /// more was time in which the host could not reach us, or a clock that was set.
@@ -255,7 +255,10 @@ impl Case {
                 Some(failure) => excuse(failure, self.cut_off),
                 None => Ruling::Passed(Proven::Devices(shown)),
             },
-            Ok(Verdict::Passed(proven)) => Ruling::Passed(proven),
+            Ok(Verdict::Passed(proven)) => match floors::weigh(&proven).refused {
+                Some(failure) => excuse(failure, self.cut_off),
+                None => Ruling::Passed(proven),
+            },
             Ok(Verdict::Failed(failure)) | Err(failure) => excuse(failure, self.cut_off),
         }
     }
@@ -291,9 +294,7 @@ pub enum Gravity {
 #[must_use]
 pub fn gravity(code: Reason) -> Gravity {
     match code {
-        Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong | Reason::DriverTampered => {
-            Gravity::Cheating
-        }
+        Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong => Gravity::Cheating,
         Reason::DeviceMismatch | Reason::DeviceElsewhere | Reason::VramMissing => Gravity::Doubt,
         Reason::CpuOverclaimed
         | Reason::MemoryMissing
@@ -307,6 +308,8 @@ pub fn gravity(code: Reason) -> Gravity {
         | Reason::DiskMissing
         | Reason::DiskTooSlow
         | Reason::SoftwareOutdated
+        // Who says so of their own host does not hide it, and some systems preload by themselves.
+        | Reason::DriverTampered
         | Reason::RuntimeBroken
         | Reason::TransferTooSlow
         | Reason::PortUnreachable => Gravity::Trouble,

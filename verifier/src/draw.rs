@@ -7,7 +7,7 @@ use nave_domain::{
     host::{Inventory, Proven, ProvenDevice},
     verdict::{Cause, Kind},
 };
-use nave_proof::{Challenge, DeviceProven, SoftwareTask, StorageTask, Task, VERSION};
+use nave_proof::{Challenge, DeviceProven, Task, VERSION};
 use nave_store::{Decided, DueHost};
 
 use crate::{
@@ -22,19 +22,6 @@ use crate::{
 const STAGES: [&[Kind]; 3] = [&[Kind::Cpu], &[Kind::Memory], &[Kind::Devices, Kind::Storage, Kind::Software]];
 /// Memory of each device that a test beside a job may take.
 pub const SLACK: Bytes = Bytes(384 << 20);
-/// How long the agent may look at what is installed: it starts a container, too.
-const SOFTWARE_MS: Millis = Millis(120_000);
-/// Most of a claim of disk that is written, and which part of it.
-const WRITTEN_MAX: i64 = 8 << 30;
-const WRITTEN_PART: i64 = 16;
-/// Bytes in a second at which the slowest disk is waited for.
-const WRITTEN_PER_S: i64 = 32 << 20;
-/// Chains of dependent reads of a disk, and reads in each.
-const DISK_LANES: u32 = 16;
-const DISK_READS: u32 = 512;
-/// How long all of them may take, and the opening.
-const DISK_READS_MS: Millis = Millis(60_000);
-const DISK_OPENING_MS: Millis = Millis(60_000);
 
 /// Which tests there are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,8 +181,8 @@ pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
             let purpose = Purpose::Full { onboarding: host.proven.is_none() };
             size(Catalogue::embedded()?, &claims.devices, claims.memory, purpose)
         }
-        Kind::Storage => Ok(storage(claims.disk)),
-        Kind::Software => Ok(Task::Software(SoftwareTask { patience_ms: SOFTWARE_MS })),
+        Kind::Storage => Ok(Task::storage(claims.disk)),
+        Kind::Software => Ok(Task::software()),
         Kind::Transfer => Err("a transfer is drawn with its source".into()),
     }
 }
@@ -207,17 +194,4 @@ pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
 pub fn task_beside_jobs(claims: &Inventory) -> Result<Task, String> {
     let catalogue = Catalogue::embedded()?;
     size(catalogue, &claims.devices, claims.memory, Purpose::Small { slack: SLACK })
-}
-
-fn storage(disk: Bytes) -> Task {
-    let written = (disk.0 / WRITTEN_PART).clamp(1 << 20, WRITTEN_MAX) >> 16 << 16;
-    let write_ms = Millis(written.saturating_mul(1_000) / WRITTEN_PER_S);
-    Task::Storage(StorageTask {
-        disk,
-        bytes: written.unsigned_abs(),
-        lanes: DISK_LANES,
-        reads: DISK_READS,
-        samples: 4,
-        patience_ms: vec![write_ms, DISK_READS_MS, DISK_OPENING_MS],
-    })
 }

@@ -10,6 +10,7 @@ pub mod catalogue;
 pub mod class;
 pub mod decide;
 pub mod draw;
+pub mod floors;
 pub mod role;
 pub mod schedule;
 pub mod shadow;

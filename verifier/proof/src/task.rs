@@ -125,7 +125,7 @@ impl Task {
             }
             Self::Storage(task) => {
                 let reads = u64::from(task.samples.min(task.lanes)) * u64::from(task.reads);
-                (1..=1 << 50).contains(&task.disk.0)
+                (0..=1 << 50).contains(&task.disk.0)
                     && (BLOCK..=FILE_ASKED_MAX).contains(&task.bytes)
                     && task.bytes.is_multiple_of(BLOCK)
                     && (1..=1 << 16).contains(&task.lanes)
