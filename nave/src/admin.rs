@@ -11,6 +11,7 @@ use nave_sdk::wire::{
 use nave_store::{Departure, NewRelease, Store, StoreError, embedded::Postgres};
 
 use crate::{
+    bench::shadow,
     cli::{AdminArgs, AdminCommand, ReleaseArgs, ReleaseCommand},
     keys,
     up::Layout,
@@ -30,6 +31,7 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Credit { .. }
         | AdminCommand::Key { .. }
         | AdminCommand::Audit
+        | AdminCommand::Shadow
         | AdminCommand::Test { .. }
         | AdminCommand::Ban { .. }
         | AdminCommand::Release(ReleaseCommand::Publish { .. }) => return change(args).await,
@@ -62,6 +64,7 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}", store.key_create(customer, "made by the operator", &scopes(scope)?).await?.1);
         }
         AdminCommand::Audit => audit(&store).await?,
+        AdminCommand::Shadow => shadow::print(&store).await?,
         AdminCommand::Test { host } => {
             store.host_retest(host).await.map_err(|error| of_host("test", host, error))?;
             println!("{host} takes no new jobs until it has proven again what it claims");

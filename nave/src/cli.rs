@@ -7,7 +7,10 @@ use nave_domain::{Bytes, HostId, MicroUsd, MilliCpu, Millis, rate::Rate, verdict
 use nave_mesh::Name;
 use nave_sdk::wire::sign::{PublicKey, Signature};
 
-use crate::up::{HOSTS_MAX, SimulatedDevices};
+use crate::{
+    bench::BenchCommand,
+    up::{HOSTS_MAX, SimulatedDevices},
+};
 
 /// The control plane of a Nave market.
 #[derive(Debug, Parser)]
@@ -43,6 +46,9 @@ pub enum Command {
     Migrate(DatabaseArgs),
     /// Change the market as its operator.
     Admin(AdminArgs),
+    /// Measure what proofs cost this machine; it needs no market.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Serve a WireGuard interface for whoever started this.
     #[command(hide = true)]
     Tunnel(TunnelArgs),
@@ -368,6 +374,8 @@ pub enum AdminCommand {
     },
     /// Check that the books balance.
     Audit,
+    /// Print how often tests that refuse nobody yet would have refused a host that otherwise passed.
+    Shadow,
     /// Have a host prove again what it claims; it takes no new jobs until it has.
     Test {
         /// Its id.

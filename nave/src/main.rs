@@ -4,6 +4,7 @@
 //! process of its own, and keeps them running.
 
 mod admin;
+mod bench;
 mod cli;
 mod hub;
 mod keys;
@@ -22,6 +23,9 @@ fn main() -> ExitCode {
     init_log(cli.log_json);
     if let Command::Tunnel(args) = cli.command {
         return ended(nave_mesh::tunnel::run(&args.name, args.namespace.as_deref()).map_err(Into::into));
+    }
+    if let Command::Bench(command) = &cli.command {
+        return ended(bench::run(command));
     }
     // Fails only when a provider is installed already, which is just as good.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -59,6 +63,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Relay(args) => up::relay::run(args, roles::stop_signal()?).await,
         // It makes a runtime of its own.
         Command::Tunnel(_) => Ok(()),
+        // It needs none.
+        Command::Bench(_) => Ok(()),
     }
 }
 

@@ -28,6 +28,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "nave-domain",
             "nave-crash-point",
             "nave-mesh",
+            "nave-proof",
             "nave-sdk",
             "nave-store",
             "nave-scheduler",
@@ -55,12 +56,17 @@ const EXACT: [&str; 6] =
     ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src", "verifier/proof/src"];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 6] = [
+const PURE: [&str; 11] = [
     "domain/src",
     "verifier/proof/src",
     "scheduler/src/planner.rs",
     "scheduler/src/watch.rs",
     "verifier/src/decide.rs",
+    "verifier/src/calibrate.rs",
+    "verifier/src/shadow.rs",
+    "verifier/src/size.rs",
+    "verifier/src/class.rs",
+    "verifier/src/catalogue.rs",
     "miner-agent/src/core.rs",
 ];
 

@@ -3,6 +3,7 @@
 
 mod calibrate;
 mod exam;
+pub mod shadow;
 mod sizes;
 mod verify;
 
@@ -36,11 +37,11 @@ pub struct VerifyArgs {
 /// `naved bench calibrate`.
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
-    /// Whole tests.
-    #[arg(long, default_value_t = 10)]
+    /// Whole tests, each a measurement.
+    #[arg(long, default_value_t = 30)]
     pub trials: u32,
-    /// Devices that are tested at the same time, each a measurement.
-    #[arg(long, default_value_t = 8)]
+    /// Devices that are tested at the same time.
+    #[arg(long, default_value_t = 24)]
     pub devices: u16,
     /// Milliseconds that each answer travels: many of them, in the order in which they were measured.
     #[arg(long, value_delimiter = ',', default_value = "0")]
