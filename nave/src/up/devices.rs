@@ -26,7 +26,7 @@ pub struct SimulatedDevices {
 
 /// A device of the catalogue's class `simulated`.
 const MODEL: &str = "Nave Simulated";
-const VRAM: Bytes = Bytes(16 * Bytes::GIB);
+const VRAM: Bytes = Bytes(Bytes::GIB);
 const OPS_PER_S: u64 = 64 << 20;
 const BYTES_PER_S: u64 = 512 << 10;
 const READS_PER_S: u64 = 128 << 10;
