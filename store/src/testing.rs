@@ -193,6 +193,17 @@ impl Store {
         rows.collect()
     }
 
+    /// Lets the time come of the window that is ahead.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn window_come(&self) -> Result<()> {
+        sqlx::query!("update windows set opens_up_ms = 0 where opened_at_ms is null")
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
     /// Lets the time pass in which a host's inventory stays as it is.
     ///
     /// # Errors

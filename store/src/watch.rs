@@ -19,8 +19,9 @@ use crate::{
 
 /// How long ago a lease may have ended for its GPUs to be tested because of it.
 const ENDED_MS: i64 = 300_000;
-/// For how long after a window has opened hosts are drawn into it.
-const OPENED_MS: i64 = 5_000;
+/// For how long after a window has opened hosts are drawn into it: one whose GPUs were just being
+/// tested is as soon as they are not.
+const OPENED_MS: i64 = 30_000;
 
 /// A window that has opened.
 #[derive(Debug, Clone, PartialEq, Eq)]

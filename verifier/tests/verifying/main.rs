@@ -2,6 +2,7 @@
 
 mod cheating;
 mod claims;
+mod devices;
 mod killed;
 mod market;
 mod silence;

@@ -1,14 +1,19 @@
 //! A small market to test in: hosts that do what their challenges ask, honestly or not, and
 //! verifiers that look when they are told to.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
-    Bytes, HostId, MicroUsd, MilliCpu, Millis,
-    host::{HostState, Inventory, Runtime},
+    Bytes, ChallengeId, HostId, MicroUsd, MilliCpu, Millis,
+    host::{Device, HostState, Inventory, Runtime},
     rate::Rate,
 };
-use nave_proof::{Answer, Challenge, Digest, Message, Opening, ProofReport, Prover};
+use nave_proof::{
+    Answer, Challenge, Digest, INLINE_MAX, Message, Opening, ProofReport, Prover, Resources,
+    software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
+};
 use nave_store::{
-    HostRow, Store,
+    HostRow, SentChallenge, Store,
     testing::{self, Drawn, NewHost},
 };
 use nave_verifier::{Config, Verifier, decide::Ruling};
@@ -63,7 +68,19 @@ impl Market {
         let new = NewHost { host: id, name, hotkey: &format!("miner of {name}"), rate: zero };
         self.store.host_enrol(&new).await.expect("enrol");
         let inventory = inventory(milli_cpu);
-        let mut host = Host { id, store: self.store.clone(), inventory, sequence: 0, prover: None };
+        let store = self.store.clone();
+        let (sequence, provers, models) = (0, BTreeMap::new(), Vec::new());
+        let mut host = Host { id, inventory, models, store, sequence, provers };
+        host.report().await;
+        host
+    }
+
+    /// A host with simulated GPUs of these names that has joined and was heard once.
+    pub async fn host_with_devices(&self, name: &str, devices: &[(&str, Vec<Dishonesty>)]) -> Host {
+        let mut host = self.host(name, 1_000).await;
+        host.inventory.devices = devices.iter().map(|(uuid, _)| device(uuid)).collect();
+        host.models = devices.iter().map(|(uuid, how)| ((*uuid).to_owned(), how.clone())).collect();
+        self.store.inventory_settle(host.id).await.expect("time passes");
         host.report().await;
         host
     }
@@ -75,13 +92,34 @@ pub async fn look(verifier: &mut Verifier) {
     verifier.settle().await;
 }
 
+/// A GPU that is computed on the processor.
+pub fn device(uuid: &str) -> Device {
+    let (model, driver) = ("Nave Simulated".to_owned(), "1".to_owned());
+    Device { uuid: uuid.to_owned(), model, vram: Bytes(64 * Bytes::MIB), driver, simulated: true }
+}
+
+fn model(dishonesty: &[Dishonesty]) -> SoftwareModel {
+    SoftwareModel {
+        model: "Nave Simulated".into(),
+        vram: Bytes(64 * Bytes::MIB),
+        ops_per_s: 1 << 30,
+        bytes_per_s: 1 << 30,
+        reads_per_s: 1 << 30,
+        hashes_per_s: 1 << 30,
+        return_bytes_per_s: 1 << 30,
+        dishonesty: dishonesty.to_vec(),
+    }
+}
+
 /// A host, as far as its proofs go.
 pub struct Host {
     pub id: HostId,
     pub inventory: Inventory,
+    /// Its GPUs by their names, and how they deceive.
+    models: Vec<(String, Vec<Dishonesty>)>,
     store: Store,
     sequence: u64,
-    prover: Option<Prover>,
+    provers: BTreeMap<ChallengeId, Prover>,
 }
 
 impl Host {
@@ -91,27 +129,76 @@ impl Host {
         heard.expect("a report");
     }
 
-    /// Its challenge, which counts as sent from now on.
+    /// Its challenges, which count as sent from now on.
+    pub async fn fetch_all(&self) -> Vec<Challenge> {
+        let sent = self.store.challenge_send(self.id).await.expect("a spec");
+        let read = |sent: SentChallenge| {
+            let challenge: Challenge = serde_json::from_value(sent.body).expect("a challenge");
+            assert_eq!(challenge.challenge, sent.challenge);
+            let reveals = sent.reveals.iter().map(|nonce| nonce.parse().expect("a nonce")).collect();
+            Challenge { reveals, ..challenge }
+        };
+        sent.into_iter().map(read).collect()
+    }
+
+    /// The first of them.
     pub async fn fetch(&self) -> Option<Challenge> {
-        let sent = self.store.challenge_send(self.id).await.expect("a spec").into_iter().next()?;
-        let challenge: Challenge = serde_json::from_value(sent.body).expect("a challenge");
-        assert_eq!(challenge.challenge, sent.challenge);
-        let reveals = sent.reveals.iter().map(|nonce| nonce.parse().expect("a nonce")).collect();
-        Some(Challenge { reveals, ..challenge })
+        self.fetch_all().await.into_iter().next()
+    }
+
+    /// What it proves with: two threads, and its GPUs on a clock that is only counted.
+    fn resources(&self) -> Resources {
+        let (models, clock, turns) = (self.models.clone(), VirtualClock::default(), Turns::default());
+        Resources::new(2).with_devices(move |task| {
+            let (_, how) = models.iter().find(|(uuid, _)| *uuid == task.uuid).expect("one of its own");
+            Ok(Box::new(SoftwareDevice::new(&model(how), clock.pace(), &turns))
+                as Box<dyn nave_proof::device::Device>)
+        })
     }
 
     /// Does what its challenge asks.
     pub fn prove(&mut self, challenge: &Challenge) -> ProofReport {
         if challenge.reveals.is_empty() {
-            self.prover = Some(Prover::new(challenge, 2).expect("a challenge of this version"));
+            let prover = Prover::new(challenge, self.resources()).expect("a challenge of this version");
+            self.provers.insert(challenge.challenge, prover);
         }
-        let prover = self.prover.as_mut().expect("a challenge that has begun");
+        let prover = self.provers.get_mut(&challenge.challenge).expect("a challenge that has begun");
         let message = match prover.answer(challenge).expect("an answer") {
             Answer::Commitment(root) => Message::Commitment(root),
             Answer::Opening(bytes) => Message::Opening(Opening::Inline(bytes)),
         };
         let step = u32::try_from(challenge.step()).expect("small");
         ProofReport { challenge: challenge.challenge, step, message }
+    }
+
+    /// Does all that it is asked until nothing is open any more, or it takes jobs.
+    pub async fn prove_all(&mut self, verifier: &mut Verifier) {
+        for _ in 0..60 {
+            look(verifier).await;
+            self.report().await;
+            if self.state().await == HostState::Ready && self.fetch().await.is_none() {
+                return;
+            }
+            for challenge in self.fetch_all().await {
+                self.answer(&challenge).await;
+            }
+            if self.state().await == HostState::Refused {
+                return;
+            }
+        }
+        panic!("{:?} after {:?}", self.state().await, self.codes().await);
+    }
+
+    /// Answers the present step of a challenge, a large opening as a blob, within the time it has.
+    pub async fn answer(&mut self, challenge: &Challenge) {
+        let report = self.prove(challenge);
+        let is_large =
+            matches!(&report.message, Message::Opening(Opening::Inline(bytes)) if bytes.len() > INLINE_MAX);
+        let report = if is_large { self.stored(report).await } else { report };
+        if self.send(&report).await {
+            let took = Millis(20);
+            self.store.challenge_took(report.challenge, report.step, took, took).await.expect("move time");
+        }
     }
 
     /// Sends an answer; whether it was taken.
