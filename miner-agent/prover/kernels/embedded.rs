@@ -19,7 +19,7 @@ pub struct Artefact {
 }
 
 /// SHA-256 over the sources that the artefacts were made of.
-pub const SOURCES_SHA256: &str = "49ba3dc6774ccf21118ee83bd884eb4ae77b78c852736dab7a7092183f0c862d";
+pub const SOURCES_SHA256: &str = "d1795e86abc5f517da5ded2cd86490d91294a0387b4cee27ada6934ab26e2ff9";
 
 /// All there are: the first that fits a device is the best one for it.
 pub const ARTEFACTS: [Artefact; 7] = [
@@ -29,7 +29,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (9, 0),
         gemm_threads: 288,
         gemm_shared: 197696,
-        sha256: "e841f93e1892a1592972d80c292f72e11a5531c69816d6966d3f0f5900fbf057",
+        sha256: "86d72700ac3ffecc7b7703bab0a5b3cc61a17fe5013f6351e92006300f5192e4",
         image: include_bytes!("sm_90a.cubin"),
     },
     Artefact {
@@ -38,7 +38,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (9, 0),
         gemm_threads: 288,
         gemm_shared: 197696,
-        sha256: "7a04fd9c69d656f0551ed1076d80af1d47343377f3ce171a9da9b481afa09462",
+        sha256: "b9e1d4784c46eed2a6b35253ca54a75e6f6852e4c88bab2f35dccddffc288115",
         image: include_bytes!("sm_90a.ptx"),
     },
     Artefact {
@@ -47,7 +47,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (8, 5),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "56957e846139bc756973ddcdcc4bd148cbef096a8e769aacf3ef04324fccd748",
+        sha256: "559a172ce7ff058caa4ad1160d04f7c76e5c6963ef921ecbc97ba110c9644b0b",
         image: include_bytes!("sm_80.cubin"),
     },
     Artefact {
@@ -56,7 +56,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (8, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "b6c01fcfd03aa9cd2b5b9be80c06f8cccd4548706e8ee18f7756d42235e0c650",
+        sha256: "91401b162eaa574db46c953f374c3407a036ffcd9f031b7b74e4986f10c727c2",
         image: include_bytes!("sm_86.cubin"),
     },
     Artefact {
@@ -65,7 +65,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (10, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "a67fbdece9e9a9afa167c9551a2fef0ab23e988fb5f995a148e84c706a27e3e2",
+        sha256: "b3e79e080ec893fc861ef841556f8c3467acc5addcab9762bc7a6b056c86c082",
         image: include_bytes!("sm_100.cubin"),
     },
     Artefact {
@@ -74,7 +74,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (12, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "58f743b934094c940ac7c1b4f7c535947ebe9c3fb738f9a7111de3969149bb3d",
+        sha256: "1a802709c1a409d2e69d181ddf230ecab122cc9fb10c9262ee85cc323f638409",
         image: include_bytes!("sm_120.cubin"),
     },
     Artefact {
@@ -83,7 +83,7 @@ pub const ARTEFACTS: [Artefact; 7] = [
         highest: (99, 9),
         gemm_threads: 256,
         gemm_shared: 98304,
-        sha256: "97ed31948ddedf67e2802c7888a581ba5f6141767c56117f75420af57ceda316",
+        sha256: "a6105177cf1b47dbfe73ef2d8ee8156b05674cff4c660f2875799d05a736116f",
         image: include_bytes!("portable.ptx"),
     },
 ];

@@ -33,7 +33,7 @@ inline Words words_of(const Hash &hash)
 // A fill that is there. BATCH is how many blocks are read at once where the order is known before.
 struct Stored
 {
-    static constexpr u32 BATCH = 4;
+    static constexpr u32 BATCH = 2;
     const u8 *data;
 
     Words block(u64 index) const
@@ -118,22 +118,34 @@ extern "C" __global__ void __launch_bounds__(256)
 constexpr u32 CHUNK_STEPS = 64;
 constexpr u32 CHUNK_BLOCKS = 32 * CHUNK_STEPS;
 
-// What a warp makes of a chunk, which begins at block `first` of `fill`: one accumulator for each lane.
+// What a warp makes of a chunk, which begins at block `first` of `fill`: one accumulator for each lane. The next blocks are on
+// their way while the last ones are absorbed.
 template <typename Fill>
 inline Words accumulate(const Fill &fill, u64 first, const Hash &seed, u64 chunk)
 {
     const u32 lane = threadIdx.x % 32;
-    Words state = words_of(hash_numbered(seed, chunk * 32 + lane));
-#pragma unroll 1
-    for (u32 step = 0; step < CHUNK_STEPS; step += Fill::BATCH) {
-        Words read[Fill::BATCH];
+    Words read[Fill::BATCH];
+    const auto load = [&](u32 step) {
 #pragma unroll
         for (u32 i = 0; i < Fill::BATCH; i++) {
             read[i] = fill.block(first + (step + i) * 32 + lane);
         }
+    };
+    load(0);
+    Words state = words_of(hash_numbered(seed, chunk * 32 + lane));
+#pragma unroll Fill::BATCH
+    for (u32 step = Fill::BATCH; step <= CHUNK_STEPS; step += Fill::BATCH) {
+        Words now[Fill::BATCH];
 #pragma unroll
         for (u32 i = 0; i < Fill::BATCH; i++) {
-            absorb(state, read[i]);
+            now[i] = read[i];
+        }
+        if (step < CHUNK_STEPS) {
+            load(step);
+        }
+#pragma unroll
+        for (u32 i = 0; i < Fill::BATCH; i++) {
+            absorb(state, now[i]);
         }
     }
     return state;
