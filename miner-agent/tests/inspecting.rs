@@ -89,10 +89,9 @@ impl Site {
     }
 
     async fn findings(&self) -> Findings {
-        match self.answer(Task::software()).await {
-            Message::Opening(Opening::Inline(bytes)) => serde_json::from_slice(&bytes).expect("findings"),
-            other => panic!("{other:?}"),
-        }
+        let answer = self.answer(Task::software()).await;
+        let Message::Opening(Opening::Inline(bytes)) = answer else { panic!("{answer:?}") };
+        serde_json::from_slice(&bytes).expect("findings")
     }
 }
 

@@ -33,8 +33,7 @@ struct Unnamed {
 pub fn open(dir: &Path, task: &StorageTask) -> Result<Box<dyn Disk>, Failure> {
     clear(dir);
     let free = statvfs(dir).map_err(|error| broken("look at the disk", &error.into()))?;
-    let free =
-        u64::try_from(free.blocks_available()).unwrap_or(u64::MAX).saturating_mul(free.fragment_size());
+    let free = free.blocks_available().saturating_mul(free.fragment_size());
     if free < task.bytes {
         return Err(missing(task, &format!("{} are free", said(free))));
     }
@@ -43,14 +42,14 @@ pub fn open(dir: &Path, task: &StorageTask) -> Result<Box<dyn Disk>, Failure> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600).custom_flags(flags.bits()).open(&path)
     };
-    let file = create(OFlag::O_DIRECT).or_else(|error| match error.kind() {
+    let file = match create(OFlag::O_DIRECT) {
         // The file system has no way past the cache; the file may be there all the same.
-        ErrorKind::InvalidInput => {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
             let _ = fs::remove_file(&path);
             create(OFlag::empty())
         }
-        _ => Err(error),
-    });
+        done => done,
+    };
     let file = file.map_err(|error| failed(task, "make a file", &error))?;
     match fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(broken("take the file's name away", &error)),
@@ -103,10 +102,10 @@ impl Disk for Unnamed {
 }
 
 fn failed(task: &StorageTask, what: &str, error: &Error) -> Failure {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => missing(task, &format!("{what}: {error}")),
-        _ => broken(what, error),
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        return missing(task, &format!("{what}: {error}"));
     }
+    broken(what, error)
 }
 
 fn missing(task: &StorageTask, why: &str) -> Failure {

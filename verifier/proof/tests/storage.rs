@@ -137,7 +137,7 @@ fn sizes_that_no_honest_verifier_draws_are_refused() {
     refused(|task| task.bytes += 1);
     refused(|task| task.bytes = 32 << 30);
     refused(|task| task.lanes = 0);
-    refused(|task| task.disk = Bytes(0));
+    refused(|task| task.disk = Bytes(-1));
     refused(|task| task.patience_ms.truncate(2));
     refused(|task| (task.lanes, task.reads, task.samples) = (1 << 16, 1 << 16, 1 << 16));
 }
