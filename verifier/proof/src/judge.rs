@@ -4,7 +4,7 @@ use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
     Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, Findings, MemoryTask, OPENING_MAX, Proven,
-    Reason, Span, StorageTask, Task, Verdict, cpu,
+    Reason, Span, StorageTask, Task, VERSION, Verdict, cpu,
     devices::judge::{self as devices, Shown},
     memory,
     sizes::{Layout, STEPS},
@@ -24,6 +24,11 @@ pub fn judge(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Verd
 }
 
 fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<Proven, Failure> {
+    if challenge.version != VERSION {
+        let message =
+            format!("version {} of the proofs is not judged here, but {VERSION}", challenge.version);
+        return Err(failure(Reason::VersionUnknown, message));
+    }
     let task = &challenge.task;
     task.check().map_err(|why| failure(Reason::Aborted, why))?;
     let commitments = task.commitments();

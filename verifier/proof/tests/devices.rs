@@ -15,7 +15,7 @@ use common::{Case, Host, fresh, model, small_proof, span, task, uuid, whole_suit
 use nave_domain::{Bytes, ChallengeId, HostId, Millis};
 use nave_proof::{
     Challenge, DeviceTask, DevicesTask, Digest, Failure, Fill, Gemm, Lanes, Nonce, OPENING_MAX, Phase,
-    Prover, Reason, Resources, Spill, Stream, Task,
+    Prover, Reason, Resources, Spill, Stream, Task, VERSION,
     device::{CHUNK, Device, GemmOpening, PassChunk, Tile},
     gemm::{self, Entry},
     software::Dishonesty,
@@ -174,6 +174,17 @@ fn what_is_shown_for_another_challenge_host_nonce_or_window_is_refused() {
         let own = Host::honest(2).answer(Challenge { reveals: vec![], ..challenge });
         forged.evidence.opening[..32].copy_from_slice(&own.evidence.opening[..32]);
         assert!(forged.reason().is_some());
+    }
+}
+
+#[test]
+fn another_version_is_neither_answered_nor_judged() {
+    let case = Host::honest(1).shows(&small_proof(GEMM));
+    for version in [VERSION - 1, VERSION + 1] {
+        let challenge = Challenge { version, ..case.challenge.clone() };
+        let refused = Prover::new(&challenge, 1).err().map(|failure| failure.code);
+        assert_eq!(refused, Some(Reason::VersionUnknown));
+        assert_eq!(Case { challenge, ..case.clone() }.reason(), Some(Reason::VersionUnknown));
     }
 }
 
