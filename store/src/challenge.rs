@@ -94,6 +94,8 @@ pub struct OpenChallenge {
     pub steps: Vec<StepRow>,
     /// Failed proofs of this host in a row.
     pub refusals: u32,
+    /// Why it failed the last of them, for programs.
+    pub refused_for: Option<String>,
     /// Now, on both clocks.
     pub now: Moment,
 }
@@ -301,7 +303,7 @@ impl Store {
     async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
-                    c.drawn_at_ms, h.state, h.refusals, h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
+                    c.drawn_at_ms, h.state, h.refusals, h.reason_code, h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
                from challenges c join hosts h using (host_id)
                where c.challenge_id = any($1) order by c.challenge_id"#,
             ids
@@ -324,6 +326,7 @@ impl Store {
                 joined_at: Timestamp(row.enrolled_at_ms),
                 steps: steps.remove(&row.challenge_id).unwrap_or_default(),
                 refusals: row.refusals.unsigned_abs(),
+                refused_for: row.reason_code,
                 now: Moment { at: Timestamp(row.now_ms), up: Millis(row.up_ms) },
             })
         });

@@ -321,12 +321,30 @@ pub fn gravity(code: Reason) -> Gravity {
 pub struct Standing<'a> {
     /// Failed proofs of the host in a row.
     pub refusals: u32,
+    /// Whether the last of them was more than trouble.
+    pub was_in_doubt: bool,
     /// Whether it means nothing for the host.
     pub shadow: bool,
     /// Whether the host had jobs to do meanwhile.
     pub beside_jobs: bool,
     /// How long bans are: the first one, the next, and so on.
     pub bans: &'a [Millis],
+}
+
+impl<'a> Standing<'a> {
+    /// Where the host of a challenge stands.
+    #[must_use]
+    pub fn of(open: &OpenChallenge, bans: &'a [Millis]) -> Self {
+        let last = open.refused_for.clone().filter(|_| open.refusals > 0);
+        let last = last.and_then(|code| serde_json::from_value::<Reason>(Value::String(code)).ok());
+        Self {
+            refusals: open.refusals,
+            was_in_doubt: last.is_some_and(|code| gravity(code) >= Gravity::Doubt),
+            shadow: open.shadow,
+            beside_jobs: open.lease.is_some(),
+            bans,
+        }
+    }
 }
 
 impl Ruling {
@@ -390,7 +408,7 @@ fn failed(failure: &Failure, of: &Standing<'_>) -> Decision {
         // It is on record; the job goes on, and so does the host.
         Gravity::Doubt if of.beside_jobs => Decision::Stays,
         Gravity::Trouble if of.beside_jobs => Decision::Doubted,
-        Gravity::Doubt if of.refusals > 0 => Decision::Banned { code, message, spans: of.bans.to_vec() },
+        Gravity::Doubt if of.was_in_doubt => Decision::Banned { code, message, spans: of.bans.to_vec() },
         Gravity::Doubt | Gravity::Trouble => Decision::Refused { code, message, pause: pause(of.refusals) },
     }
 }

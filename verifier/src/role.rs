@@ -433,8 +433,7 @@ async fn write_down(
 ) -> anyhow::Result<()> {
     let (id, host) = (open.challenge, open.host);
     let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
-    let (refusals, shadow, beside_jobs) = (open.refusals, open.shadow, open.lease.is_some());
-    let standing = Standing { refusals, shadow, beside_jobs, bans };
+    let standing = Standing::of(open, bans);
     let written = store.challenge_decide(id, &verdict, &ruling.decision(&standing)).await;
     if !is_news(written).with_context(|| format!("write the verdict of {id} down"))? {
         return Ok(());

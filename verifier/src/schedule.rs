@@ -151,7 +151,8 @@ pub fn exponential(mean: Millis, drawn: u64) -> Millis {
     /// ln 2, in units of 2^-32.
     const LN_2: u128 = 2_977_044_472;
     let halvings = u128::from(64_u64 << 32) - u128::from(log2(drawn.max(1)));
-    let span = u128::from(mean.0.unsigned_abs()) * halvings * LN_2 >> 64;
+    let mean = u128::from(mean.0.clamp(0, 1 << 56).unsigned_abs());
+    let span = (mean * halvings * LN_2) >> 64;
     Millis(i64::try_from(span).unwrap_or(i64::MAX))
 }
 
@@ -164,10 +165,10 @@ fn log2(number: u64) -> u64 {
     for _ in 0..32 {
         let squared = u128::from(mantissa) * u128::from(mantissa);
         let carry = squared >> 127;
-        fraction = fraction << 1 | u64::try_from(carry).unwrap_or(0);
+        fraction = (fraction << 1) | u64::try_from(carry).unwrap_or(0);
         mantissa = u64::try_from(squared >> (63 + carry)).unwrap_or(u64::MAX);
     }
-    whole << 32 | fraction
+    (whole << 32) | fraction
 }
 
 #[cfg(test)]

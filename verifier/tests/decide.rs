@@ -75,6 +75,7 @@ fn open(task: Task) -> OpenChallenge {
         joined_at: moment(-1_000).at,
         steps: vec![StepRow { reveal: None, drawn_up: moment(0).up, sent: None, answer: None }],
         refusals: 0,
+        refused_for: None,
         now: moment(0),
     }
 }
@@ -411,7 +412,7 @@ fn what_an_honest_host_answers_passes_unless_it_took_too_long() {
 const BANS: [Millis; 2] = [Millis(1), Millis(6)];
 
 fn standing(refusals: u32) -> Standing<'static> {
-    Standing { refusals, shadow: false, beside_jobs: false, bans: &BANS }
+    Standing { refusals, was_in_doubt: false, shadow: false, beside_jobs: false, bans: &BANS }
 }
 
 fn failed_by(code: Reason) -> Ruling {
@@ -422,7 +423,12 @@ fn failed_by(code: Reason) -> Ruling {
 fn each_pause_is_twice_the_one_before_up_to_an_hour() {
     let pause = |refusals| match failed().decision(&standing(refusals)) {
         Decision::Refused { pause, .. } => pause.0 / 1_000,
-        decision => panic!("{decision:?}"),
+        decision @ (Decision::Stays
+        | Decision::Holds { .. }
+        | Decision::Doubted
+        | Decision::Banned { .. }) => {
+            panic!("{decision:?}")
+        }
     };
     assert_eq!([0, 1, 2, 8, 9, u32::MAX].map(pause), [10, 20, 40, 2_560, 3_600, 3_600]);
 }
@@ -441,7 +447,7 @@ fn means(code: Reason, standing: &Standing<'_>) -> char {
 #[test]
 fn only_what_is_no_accident_is_a_ban() {
     let first = standing(0);
-    let again = standing(1);
+    let again = Standing { was_in_doubt: true, ..standing(1) };
     let beside = Standing { beside_jobs: true, ..first };
     let shadow = Standing { shadow: true, ..again };
     for code in Reason::ALL {
@@ -453,6 +459,10 @@ fn only_what_is_no_accident_is_a_ban() {
         };
         assert_eq!(now, expected, "{code:?}");
     }
+    let after_trouble = OpenChallenge { refusals: 3, refused_for: Some("too_late".into()), ..open(cpu()) };
+    assert_eq!(means(Reason::VramMissing, &Standing::of(&after_trouble, &BANS)), 'r');
+    let after_doubt = OpenChallenge { refused_for: Some("device_mismatch".into()), ..after_trouble };
+    assert_eq!(means(Reason::VramMissing, &Standing::of(&after_doubt, &BANS)), 'b');
     assert_eq!(gravity(Reason::EvidenceWrong), Gravity::Cheating);
     assert_eq!(gravity(Reason::TooLate), Gravity::Trouble);
     assert_eq!(gravity(Reason::VramMissing), Gravity::Doubt);

@@ -50,7 +50,7 @@ async fn lease(market: &Market, host: &Host, device: &str) -> LeaseId {
     market.store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
     let request = serde_json::from_str(r#"{"argv":["true"]}"#).expect("a request");
     let hash = [7; 32];
-    let submission = Submission { customer, key: &device.to_owned(), hash, request: &request };
+    let submission = Submission { customer, key: device, hash, request: &request };
     let job = market.store.job_submit(&submission).await.expect("submit").job;
     let snapshot = market.store.snapshot().await.expect("snapshot");
     let placement = Placement {
