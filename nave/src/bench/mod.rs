@@ -53,7 +53,11 @@ pub fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Verify(args) => {
             let report = verify::measure(args)?;
-            if args.json { print_json(&report) } else { report.print() }
+            if args.json {
+                return print_json(&report);
+            }
+            report.print();
+            Ok(())
         }
         BenchCommand::Calibrate(args) => calibrate::print(args),
     }

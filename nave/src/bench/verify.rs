@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context as _;
 use nave_domain::{Bytes, MilliCpu, Millis};
 use nave_proof::{Digest, Gemm, Phase, Task};
+use nave_verifier::catalogue::{Catalogue, Class};
 use serde::Serialize;
 use sha2::block_api::compress256;
 
@@ -30,7 +31,19 @@ pub struct Report {
     floor: Floor,
     proofs: Vec<Proof>,
     suites: Vec<Suite>,
+    calculated: Vec<Calculated>,
     sessions: Sessions,
+}
+
+/// How long a whole test would take a device of a class: nothing of it was measured.
+#[derive(Debug, Serialize)]
+struct Calculated {
+    class: String,
+    depth: u32,
+    filled: Bytes,
+    /// Fill, products, lanes, passes, spill, return.
+    phases_ms: [u64; 6],
+    total_ms: u64,
 }
 
 /// Where it was measured.
@@ -111,7 +124,26 @@ pub fn measure(args: &VerifyArgs) -> anyhow::Result<Report> {
     ];
     let suites = suites.map(|(class, memory, onboarding)| suite(&floor, class, memory, onboarding));
     let suites = suites.into_iter().collect::<anyhow::Result<_>>()?;
-    Ok(Report { machine, floor, proofs, suites, sessions })
+    Ok(Report { machine, floor, proofs, suites, calculated: calculated()?, sessions })
+}
+
+fn calculated() -> anyhow::Result<Vec<Calculated>> {
+    let catalogue = Catalogue::embedded().map_err(anyhow::Error::msg)?;
+    let classes = catalogue.classes.iter().filter(|class| class.unrated.is_none());
+    let one = |class: &Class| {
+        let task = sizes::of(&class.name, RAM, true)?;
+        let device = task.devices.first().context("a test without devices")?;
+        let phases_ms = sizes::calculated_ms(class, device);
+        let fill = device.fill.context("a test without a fill")?;
+        Ok(Calculated {
+            class: class.name.clone(),
+            depth: fill.depth,
+            filled: Bytes(i64::try_from(fill.bytes)?),
+            phases_ms,
+            total_ms: phases_ms.iter().sum(),
+        })
+    };
+    classes.map(one).collect()
 }
 
 fn machine() -> anyhow::Result<Machine> {
@@ -291,45 +323,19 @@ fn micros(time: Duration) -> u64 {
 
 impl Report {
     /// For people.
-    pub fn print(&self) -> anyhow::Result<()> {
+    pub fn print(&self) {
         let Machine { processor, cores, kernel, load } = &self.machine;
         println!("{processor}, {cores} cores, kernel {kernel}, load {load}");
         let Floor { compression_ps, sha256_bytes_per_s } = self.floor;
         println!(
-            "floor: a compression of SHA-256 {}.{} ns; SHA-256 over a long message {} MB/s\n",
+            "floor: a compression of SHA-256 {}.{} ns; SHA-256 over a long message {} MB/s",
             compression_ps / 1_000,
             compression_ps % 1_000 / 100,
             sha256_bytes_per_s / 1_000_000
         );
-        println!("| proof | host | its cores | verifier, one core | opening |\n|---|---|---|---|---|");
-        for proof in &self.proofs {
-            println!(
-                "| {} | {} ms | {} ms | {} | {} |",
-                proof.name,
-                proof.host_ms,
-                proof.host_core_ms,
-                shown(proof.verifier_core_us),
-                kib(proof.opening_bytes)
-            );
-        }
-        println!(
-            "\n| one GPU | depth | samples | products | paths | lanes | passes | return | together | floor | opening |"
-        );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|");
-        for suite in &self.suites {
-            let parts = [
-                suite.gemm_us,
-                suite.paths_us,
-                suite.lanes_us,
-                suite.stream_us,
-                suite.return_us,
-                suite.total_us,
-                suite.floor_us,
-            ];
-            let parts = parts.map(shown).join(" | ");
-            let opening = kib(suite.opening_bytes);
-            println!("| {} | {} | {} | {parts} | {opening} |", suite.class, suite.depth, suite.samples);
-        }
+        self.print_proofs();
+        self.print_suites();
+        self.print_calculated();
         let Sessions { count, devices, opening_bytes, wall_ms, core_us_each, .. } = &self.sessions;
         let Sessions { resident_before_kib, resident_peak_kib, .. } = &self.sessions;
         println!(
@@ -340,8 +346,53 @@ impl Report {
             resident_peak_kib >> 10,
             resident_before_kib >> 10
         );
-        Ok(())
     }
+
+    fn print_proofs(&self) {
+        println!("\n| proof | host | its cores | verifier, one core | opening |\n|---|---|---|---|---|");
+        for proof in &self.proofs {
+            let Proof { name, host_ms, host_core_ms, verifier_core_us, opening_bytes } = proof;
+            let (verifier, opening) = (shown(*verifier_core_us), kib(*opening_bytes));
+            println!("| {name} | {host_ms} ms | {host_core_ms} ms | {verifier} | {opening} |");
+        }
+    }
+
+    fn print_suites(&self) {
+        println!(
+            "\n| judging one GPU | depth | samples | products | paths | lanes | passes | return | together | floor | opening |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|---|");
+        for suite in &self.suites {
+            let Suite { class, depth, samples, .. } = suite;
+            let parts = [
+                suite.gemm_us,
+                suite.paths_us,
+                suite.lanes_us,
+                suite.stream_us,
+                suite.return_us,
+                suite.total_us,
+                suite.floor_us,
+            ];
+            let parts = parts.map(shown).join(" | ");
+            println!("| {class} | {depth} | {samples} | {parts} | {} |", kib(suite.opening_bytes));
+        }
+    }
+
+    fn print_calculated(&self) {
+        println!(
+            "\n| calculated, never measured | depth | filled | fill | products | lanes | passes | spill | return | together |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+        for Calculated { class, depth, filled, phases_ms, total_ms } in &self.calculated {
+            let phases = phases_ms.map(seconds).join(" | ");
+            println!("| {class} | {depth} | {filled} | {phases} | {} |", seconds(*total_ms));
+        }
+    }
+}
+
+/// `4.1 s`.
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1_000, ms % 1_000 / 100)
 }
 
 fn shown(micros: u64) -> String {
