@@ -5,10 +5,8 @@
 
 mod device;
 mod driver;
-mod machine;
+mod launch;
 mod openings;
-#[cfg(test)]
-mod tests;
 mod trees;
 
 use nave_proof::{DeviceTask, Failure, Reason, device::Device};
@@ -18,8 +16,8 @@ use nave_proof::{DeviceTask, Failure, Reason, device::Device};
 /// # Errors
 /// Why it cannot be used.
 pub fn open(task: &DeviceTask) -> Result<Box<dyn Device>, Failure> {
-    let machine = driver::Gpu::open(&task.uuid)?;
-    Ok(Box::new(device::KernelDevice::new(machine)?))
+    let gpu = driver::Gpu::open(&task.uuid)?;
+    Ok(Box::new(device::KernelDevice::new(gpu)?))
 }
 
 fn aborted(message: &str) -> Failure {

@@ -2,109 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics at the unexpected says where")]
 
-use std::{
-    fs,
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-};
+mod process;
 
-use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp, host::Device};
+use std::{fs, io::Write as _, process::Command};
+
+use nave_domain::{Bytes, ChallengeId, MilliCpu, Millis, host::Device};
 use nave_proof::{
-    Challenge, DeviceTask, DevicesTask, Evidence, Failure, Fill, Gemm, Lanes, MemoryTask, Message, Nonce,
-    Opening, ProofReport, Proven, Reason, Span, Spill, Stream, Task, VERSION, Verdict, judge,
+    Challenge, DeviceTask, DevicesTask, Failure, Fill, Gemm, Lanes, MemoryTask, Message, Nonce, Proven,
+    Reason, Spill, Stream, Task, VERSION, Verdict,
 };
+use process::{Process, challenge, verdict, verdict_with};
 use uuid::Uuid;
-
-/// A running prover, ended with the test.
-struct Process {
-    child: Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Process {
-    fn start() -> Self {
-        Self::start_with(&[])
-    }
-
-    fn start_with(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nave-prover"));
-        command.arg("prove").args(arguments).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (input, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
-        Self { child, input, output }
-    }
-
-    fn tell(&mut self, challenge: &Challenge) {
-        let line = serde_json::to_string(challenge).unwrap() + "\n";
-        self.input.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
-    }
-
-    fn hear(&mut self) -> ProofReport {
-        let report: ProofReport = serde_json::from_str(&self.hear_line()).unwrap();
-        report.check().unwrap();
-        report
-    }
-
-    fn hear_line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line
-    }
-}
-
-fn challenge(task: Task) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
-}
-
-/// Takes a challenge to its verdict, each step of it in 10 ms on the verifier's clock.
-fn verdict(challenge: Challenge) -> Verdict {
-    verdict_with(challenge, &[])
-}
-
-/// The same of a prover that is told this, too.
-fn verdict_with(mut challenge: Challenge, arguments: &[&str]) -> Verdict {
-    let mut process = Process::start_with(arguments);
-    let mut evidence = Evidence { commitments: Vec::new(), opening: Vec::new() };
-    loop {
-        process.tell(&challenge);
-        if challenge.step() == 0 {
-            // The agent may pass on the same spec twice.
-            process.tell(&challenge);
-        }
-        let report = process.hear();
-        assert_eq!((report.challenge, report.step as usize), (challenge.challenge, challenge.step()));
-        match report.message {
-            Message::Commitment(commitment) => evidence.commitments.push(commitment),
-            Message::Opening(Opening::Inline(opening)) => {
-                evidence.opening = opening;
-                break;
-            }
-            other @ (Message::Opening(Opening::Blob { .. }) | Message::Failed(_)) => panic!("{other:?}"),
-        }
-        challenge.reveals.push(Nonce([challenge.step() as u8 + 4; 32]));
-    }
-    assert!(process.child.wait().unwrap().success());
-    // It says nothing after its opening.
-    assert_eq!(process.hear_line(), "");
-    let span = Span { sent: Timestamp(0), received: Timestamp(10) };
-    judge(&challenge, &evidence, &vec![span; challenge.step() + 1])
-}
 
 fn memory(memory: Bytes) -> MemoryTask {
     let (lanes, reads, samples) = (64, 16, 4);

@@ -9,7 +9,8 @@ use nave_proof::{
 
 use super::{
     aborted,
-    machine::{Arg, Kernel, Machine, Queue},
+    driver::Gpu,
+    launch::{Arg, Kernel, Queue},
     trees::{Crown, SUBTREE},
 };
 
@@ -27,8 +28,8 @@ const PIECE: u64 = 1 << 26;
 pub(super) const COLUMNS: u64 = 1 << 32;
 
 /// A device that computes with kernels.
-pub(super) struct KernelDevice<M: Machine> {
-    pub(super) machine: M,
+pub(super) struct KernelDevice {
+    pub(super) gpu: Gpu,
     /// Where the seed of what is computed now lies.
     pub(super) seed: u64,
     fill: Option<Filled>,
@@ -96,11 +97,11 @@ pub(super) struct Pass {
     pub(super) crown: Crown,
 }
 
-impl<M: Machine> KernelDevice<M> {
-    pub(super) fn new(mut machine: M) -> Result<Self, Failure> {
-        let seed = machine.take(2 * DIGEST)?;
+impl KernelDevice {
+    pub(super) fn new(mut gpu: Gpu) -> Result<Self, Failure> {
+        let seed = gpu.take(2 * DIGEST)?;
         Ok(Self {
-            machine,
+            gpu,
             seed,
             fill: None,
             product: None,
@@ -122,19 +123,19 @@ impl<M: Machine> KernelDevice<M> {
         if bytes <= size {
             return Ok(address);
         }
-        self.machine.settle()?;
+        self.gpu.settle()?;
         if size > 0 {
-            self.machine.free(address);
+            self.gpu.free(address);
             self.scratch = (0, 0);
         }
-        self.scratch = (self.machine.take(bytes)?, bytes);
+        self.scratch = (self.gpu.take(bytes)?, bytes);
         Ok(self.scratch.0)
     }
 
     /// Reads digests.
     pub(super) fn digests(&mut self, from: u64, count: u64) -> Result<Vec<Digest>, Failure> {
         let mut bytes = vec![0; usize::try_from(count * DIGEST).map_err(|_| aborted("too many digests"))?];
-        self.machine.read(from, &mut bytes)?;
+        self.gpu.read(from, &mut bytes)?;
         Ok(bytes.as_chunks().0.iter().copied().map(Digest).collect())
     }
 
@@ -145,7 +146,7 @@ impl<M: Machine> KernelDevice<M> {
     }
 
     fn write_fill(&mut self, filled: Filled) -> Result<(), Failure> {
-        self.machine.write(self.seed, &filled.origin.seed.0)?;
+        self.gpu.write(self.seed, &filled.origin.seed.0)?;
         let blocks = filled.origin.blocks();
         let depth = Arg::U32(filled.origin.task.depth);
         // A launch of much less than a second, so that a display or a watchdog is not kept waiting.
@@ -153,9 +154,9 @@ impl<M: Machine> KernelDevice<M> {
         for first in (0..blocks).step_by(at_once) {
             let count = (blocks - first).min(at_once as u64);
             let args = [Arg::At(filled.at), Arg::At(self.seed), Arg::U64(first), Arg::U64(count), depth];
-            self.machine.launch(Queue::Work, Kernel::Fill, count.div_ceil(256), &args)?;
+            self.gpu.launch(Queue::Work, Kernel::Fill, count.div_ceil(256), &args)?;
         }
-        self.machine.settle()
+        self.gpu.settle()
     }
 
     fn buffers(&mut self, gemm: &Gemm) -> Result<Buffers, Failure> {
@@ -163,7 +164,7 @@ impl<M: Machine> KernelDevice<M> {
         // Bands are whole subtrees: 256 rows are n / 256 of them.
         let band = m.min(BAND);
         let tiles = band * n / TILE as u64;
-        let mut take = |bytes| self.machine.take(bytes);
+        let mut take = |bytes| self.gpu.take(bytes);
         Ok(Buffers {
             a: take(m.max(band) * padded)?,
             b: take(n * padded)?,
@@ -191,7 +192,7 @@ impl<M: Machine> KernelDevice<M> {
             Arg::U32(k),
             Arg::U64(stream),
         ];
-        self.machine.launch(Queue::Work, Kernel::Expand, rows * padded / 16_384, &args)
+        self.gpu.launch(Queue::Work, Kernel::Expand, rows * padded / 16_384, &args)
     }
 
     /// Multiplies `rows` rows from `a` into `sums`.
@@ -209,7 +210,7 @@ impl<M: Machine> KernelDevice<M> {
             Arg::U32(gemm.n),
             Arg::U32(gemm.k),
         ];
-        self.machine.launch(Queue::Work, Kernel::Gemm, rows / 128 * u64::from(gemm.n / 256), &args)
+        self.gpu.launch(Queue::Work, Kernel::Gemm, rows / 128 * u64::from(gemm.n / 256), &args)
     }
 
     /// Hashes `count` tiles of `sums`.
@@ -221,17 +222,17 @@ impl<M: Machine> KernelDevice<M> {
         out: u64,
     ) -> Result<(), Failure> {
         let args = [Arg::At(sums), Arg::U64(count), Arg::At(out)];
-        self.machine.launch(queue, Kernel::Leaves, count.div_ceil(128), &args)
+        self.gpu.launch(queue, Kernel::Leaves, count.div_ceil(128), &args)
     }
 
     fn reduce(&mut self, queue: Queue, leaves: u64, count: u64, out: u64) -> Result<(), Failure> {
         let args = [Arg::At(leaves), Arg::U64(count), Arg::At(out)];
-        self.machine.launch(queue, Kernel::Tree256, count.div_ceil(SUBTREE), &args)
+        self.gpu.launch(queue, Kernel::Tree256, count.div_ceil(SUBTREE), &args)
     }
 
     /// One product: a band is hashed while the next one is multiplied.
     fn round(&mut self, gemm: &Gemm, buffers: &Buffers, seed: &Digest) -> Result<Crown, Failure> {
-        self.machine.write(self.seed, &seed.0)?;
+        self.gpu.write(self.seed, &seed.0)?;
         let (m, n) = (u64::from(gemm.m), u64::from(gemm.n));
         let padded = u64::from(gemm.k).next_multiple_of(128);
         self.expand(buffers.a, 0, (m, gemm.k), 0)?;
@@ -240,16 +241,16 @@ impl<M: Machine> KernelDevice<M> {
         for (number, row) in (0..m).step_by(usize::try_from(buffers.band).unwrap_or(usize::MAX)).enumerate() {
             let (rows, at) = ((m - row).min(buffers.band), number % 2);
             if let Some(mark) = hashed[at] {
-                self.machine.wait(Queue::Work, mark)?;
+                self.gpu.wait(Queue::Work, mark)?;
             }
             self.multiply(gemm, (buffers.a + row * padded, buffers.b, buffers.sums[at]), rows)?;
-            let multiplied = self.machine.mark(Queue::Work)?;
-            self.machine.wait(Queue::Hash, multiplied)?;
+            let multiplied = self.gpu.mark(Queue::Work)?;
+            self.gpu.wait(Queue::Hash, multiplied)?;
             let tiles = rows * n / TILE as u64;
             self.hash_tiles(Queue::Hash, buffers.sums[at], tiles, buffers.digests[at])?;
             let level8 = buffers.level8 + DIGEST * (row * n / TILE as u64 / SUBTREE);
             self.reduce(Queue::Hash, buffers.digests[at], tiles, level8)?;
-            hashed[at] = Some(self.machine.mark(Queue::Hash)?);
+            hashed[at] = Some(self.gpu.mark(Queue::Hash)?);
         }
         self.crown(m * n / TILE as u64, buffers.level8)
     }
@@ -260,7 +261,7 @@ impl<M: Machine> KernelDevice<M> {
         let batch = lanes.min(LANES_AT_ONCE);
         let ends = self.scratch((batch + lanes.div_ceil(SUBTREE)) * DIGEST)?;
         let level8 = ends + batch * DIGEST;
-        self.machine.write(self.seed, &seed.0)?;
+        self.gpu.write(self.seed, &seed.0)?;
         for first in (0..lanes).step_by(usize::try_from(LANES_AT_ONCE).unwrap_or(usize::MAX)) {
             let count = (lanes - first).min(LANES_AT_ONCE);
             let args = [
@@ -272,7 +273,7 @@ impl<M: Machine> KernelDevice<M> {
                 Arg::U32(task.reads),
                 Arg::At(ends),
             ];
-            self.machine.launch(Queue::Work, Kernel::Lanes, count.div_ceil(256), &args)?;
+            self.gpu.launch(Queue::Work, Kernel::Lanes, count.div_ceil(256), &args)?;
             self.reduce(Queue::Work, ends, count, level8 + first / SUBTREE * DIGEST)?;
         }
         let crown = self.crown(lanes, level8)?;
@@ -283,7 +284,7 @@ impl<M: Machine> KernelDevice<M> {
         let Filled { at, origin } = self.filled()?;
         let chunks = origin.task.bytes / CHUNK;
         let ends = self.scratch((chunks + chunks.div_ceil(SUBTREE)) * DIGEST)?;
-        self.machine.write(self.seed, &seed.0)?;
+        self.gpu.write(self.seed, &seed.0)?;
         for first in (0..chunks).step_by(usize::try_from(CHUNKS_AT_ONCE).unwrap_or(usize::MAX)) {
             let count = (chunks - first).min(CHUNKS_AT_ONCE);
             self.read_chunks(Queue::Work, at + first * CHUNK, first, count, ends)?;
@@ -308,7 +309,7 @@ impl<M: Machine> KernelDevice<M> {
             Arg::U64(count),
             Arg::At(ends + first * DIGEST),
         ];
-        self.machine.launch(queue, Kernel::Stream, count.div_ceil(32), &args)
+        self.gpu.launch(queue, Kernel::Stream, count.div_ceil(32), &args)
     }
 
     /// Reads the copy back: while one piece is digested, the next one comes.
@@ -321,25 +322,24 @@ impl<M: Machine> KernelDevice<M> {
         let room = self.scratch(digests.next_multiple_of(256) + 2 * at_once)?;
         let halves = [room, room + at_once];
         let ends = room + 2 * at_once;
-        self.machine.write(self.seed, &seed.0)?;
+        self.gpu.write(self.seed, &seed.0)?;
         let mut first = 0;
         for ((host, bytes), queue_at) in pieces.iter().zip([0, 1].into_iter().cycle()) {
             let queue = [Queue::Work, Queue::Hash][queue_at];
-            self.machine.up(queue, halves[queue_at], *host, *bytes)?;
+            self.gpu.up(queue, halves[queue_at], *host, *bytes)?;
             self.read_chunks(queue, halves[queue_at], first, bytes / CHUNK, ends)?;
             first += bytes / CHUNK;
         }
-        self.machine.settle()?;
+        self.gpu.settle()?;
         self.reduce(Queue::Work, ends, chunks, ends + chunks * DIGEST)?;
         let crown = self.crown(chunks, ends + chunks * DIGEST)?;
         Ok(Pass { seed: *seed, origin, chunks, crown })
     }
 }
 
-impl<M: Machine> Device for KernelDevice<M> {
+impl Device for KernelDevice {
     fn fill(&mut self, fill: &Fill, seed: &Digest) -> Result<(), Failure> {
-        let filled =
-            Filled { at: self.machine.take(fill.bytes)?, origin: Origin { seed: *seed, task: *fill } };
+        let filled = Filled { at: self.gpu.take(fill.bytes)?, origin: Origin { seed: *seed, task: *fill } };
         self.write_fill(filled)?;
         self.fill = Some(filled);
         Ok(())
@@ -384,11 +384,11 @@ impl<M: Machine> Device for KernelDevice<M> {
         let mut pieces = Vec::new();
         for first in (0..spill.bytes).step_by(usize::try_from(PIECE).unwrap_or(usize::MAX)) {
             let bytes = (spill.bytes - first).min(PIECE);
-            let host = self.machine.take_host(bytes)?;
-            self.machine.down(Queue::Work, host, old.at + first, bytes)?;
+            let host = self.gpu.take_host(bytes)?;
+            self.gpu.down(Queue::Work, host, old.at + first, bytes)?;
             pieces.push((host, bytes));
         }
-        self.machine.settle()?;
+        self.gpu.settle()?;
         self.copy = Some((pieces, old.origin));
         let new = Filled { at: old.at, origin: Origin { seed: *seed, ..old.origin } };
         self.write_fill(new)?;

@@ -14,7 +14,7 @@ use cudarc::driver::{
 use nave_domain::Bytes;
 use nave_proof::{Failure, Reason};
 
-use super::machine::{Arg, Kernel, Machine, Mark, Queue};
+use super::launch::{Arg, Kernel, Mark, Queue};
 
 #[path = "../../kernels/embedded.rs"]
 #[allow(dead_code, reason = "the hashes are there for a test")]
@@ -23,9 +23,9 @@ mod embedded;
 /// The lowest compute capability that there are kernels for.
 const LOWEST: (u32, u32) = (8, 0);
 
-/// One GPU with its kernels. It is used by the thread that opened it.
+/// One GPU with its kernels. It is used by the thread that opened it; what it is asked for happens later,
+/// until [`Gpu::settle`].
 pub(super) struct Gpu {
-    name: String,
     device: sys::CUdevice,
     module: sys::CUmodule,
     functions: [sys::CUfunction; Kernel::ALL.len()],
@@ -36,7 +36,7 @@ pub(super) struct Gpu {
     of_host: Vec<u64>,
 }
 
-// SAFETY: its handles belong to the process; a thread makes the context its own in `bind`.
+// SAFETY: its handles belong to the process, and each device is opened, used and dropped in one thread.
 unsafe impl Send for Gpu {}
 
 impl Gpu {
@@ -44,33 +44,29 @@ impl Gpu {
     pub(super) fn open(uuid: &str) -> Result<Self, Failure> {
         // SAFETY: it only looks whether the library can be loaded.
         if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable(
-                uuid,
-                "there is no CUDA driver (libcuda.so.1) here: install NVIDIA's driver",
-            ));
+            return Err(unavailable("there is no CUDA driver (libcuda.so.1) here: install NVIDIA's driver"));
         }
-        result::init().map_err(|error| said(uuid, "start the driver", error))?;
+        result::init().map_err(|error| said("start the driver", error))?;
         let device = find(uuid)?;
-        let capability = capability(device).map_err(|error| said(uuid, "ask for its capability", error))?;
+        let capability = capability(device).map_err(|error| said("ask for its capability", error))?;
         if capability < LOWEST {
             let (major, minor) = capability;
             let why = format!("it has compute capability {major}.{minor}, and proofs need 8.0");
-            return Err(unavailable(uuid, &why));
+            return Err(unavailable(&why));
         }
         // SAFETY: the device is there; the context is given back when this ends.
         let context =
-            unsafe { primary_ctx::retain(device) }.map_err(|error| said(uuid, "open a context", error))?;
+            unsafe { primary_ctx::retain(device) }.map_err(|error| said("open a context", error))?;
         // SAFETY: the context was just made.
-        unsafe { result::ctx::set_current(context) }.map_err(|error| said(uuid, "use its context", error))?;
-        let loaded = load(uuid, capability).and_then(|(gemm, module)| {
-            let of = |error| said(uuid, "prepare its kernels", error);
+        unsafe { result::ctx::set_current(context) }.map_err(|error| said("use its context", error))?;
+        let loaded = load(capability).and_then(|(gemm, module)| {
+            let of = |error| said("prepare its kernels", error);
             let functions = functions(module, gemm).map_err(of)?;
             let queues = queues().map_err(of)?;
             Ok((gemm, module, functions, queues))
         });
         match loaded {
             Ok((gemm, module, functions, queues)) => Ok(Self {
-                name: uuid.to_owned(),
                 device,
                 module,
                 functions,
@@ -88,10 +84,6 @@ impl Gpu {
         }
     }
 
-    fn of<T>(&self, deed: &str, done: Result<T, DriverError>) -> Result<T, Failure> {
-        done.map_err(|error| said(&self.name, deed, error))
-    }
-
     fn queue(&self, queue: Queue) -> sys::CUstream {
         self.queues[queue as usize]
     }
@@ -99,7 +91,7 @@ impl Gpu {
 
 /// The GPU that the driver knows by this UUID.
 fn find(uuid: &str) -> Result<sys::CUdevice, Failure> {
-    let of = |error| said(uuid, "list devices", error);
+    let of = |error| said("list devices", error);
     for ordinal in 0..result::device::get_count().map_err(of)? {
         let device = result::device::get(ordinal).map_err(of)?;
         let found = result::device::get_uuid(device).map_err(of)?;
@@ -107,10 +99,7 @@ fn find(uuid: &str) -> Result<sys::CUdevice, Failure> {
             return Ok(device);
         }
     }
-    Err(unavailable(
-        uuid,
-        "the CUDA driver does not know it: is it hidden, in MIG mode, or lost? See nvidia-smi",
-    ))
+    Err(unavailable("the CUDA driver does not know it: is it hidden, in MIG mode, or lost? See nvidia-smi"))
 }
 
 /// A UUID as NVML writes it.
@@ -130,7 +119,7 @@ fn capability(device: sys::CUdevice) -> Result<(u32, u32), DriverError> {
 }
 
 /// The best kernels for a device that its driver takes.
-fn load(uuid: &str, capability: (u32, u32)) -> Result<(&'static embedded::Artefact, sys::CUmodule), Failure> {
+fn load(capability: (u32, u32)) -> Result<(&'static embedded::Artefact, sys::CUmodule), Failure> {
     let mut last = None;
     let fits =
         |artefact: &&embedded::Artefact| artefact.lowest <= capability && capability <= artefact.highest;
@@ -140,10 +129,10 @@ fn load(uuid: &str, capability: (u32, u32)) -> Result<(&'static embedded::Artefa
         // SAFETY: the image is whole, and ends as the driver expects it.
         match unsafe { module::load_data(image.as_ptr().cast::<c_void>()) } {
             Ok(module) => return Ok((artefact, module)),
-            Err(error) => last = Some(said(uuid, &format!("load {}", artefact.name), error)),
+            Err(error) => last = Some(said(&format!("load {}", artefact.name), error)),
         }
     }
-    Err(last.unwrap_or_else(|| unavailable(uuid, "there are no kernels for it")))
+    Err(last.unwrap_or_else(|| unavailable("there are no kernels for it")))
 }
 
 fn functions(
@@ -170,8 +159,9 @@ fn queues() -> Result<[sys::CUstream; 2], DriverError> {
     Ok([stream::create(kind())?, stream::create_with_priority(kind(), greatest)?])
 }
 
-impl Machine for Gpu {
-    fn take(&mut self, bytes: u64) -> Result<u64, Failure> {
+impl Gpu {
+    /// Memory of the device.
+    pub(super) fn take(&mut self, bytes: u64) -> Result<u64, Failure> {
         let size = usize::try_from(bytes).unwrap_or(usize::MAX);
         // SAFETY: the memory is given back by `free` or when this ends.
         match unsafe { result::malloc_sync(size) } {
@@ -179,12 +169,12 @@ impl Machine for Gpu {
                 self.memory.push(address);
                 Ok(address)
             }
-            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_memory(&self.name, bytes)),
-            Err(error) => Err(said(&self.name, "allocate memory", error)),
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(no_memory(bytes)),
+            Err(error) => Err(said("allocate memory", error)),
         }
     }
 
-    fn free(&mut self, address: u64) {
+    pub(super) fn free(&mut self, address: u64) {
         if let Some(at) = self.memory.iter().position(|taken| *taken == address) {
             self.memory.swap_remove(at);
             // SAFETY: it was allocated, and is not known any more.
@@ -192,7 +182,8 @@ impl Machine for Gpu {
         }
     }
 
-    fn take_host(&mut self, bytes: u64) -> Result<u64, Failure> {
+    /// Memory of the host that the device copies from and to at its full rate; it is given back with the GPU.
+    pub(super) fn take_host(&mut self, bytes: u64) -> Result<u64, Failure> {
         let size = usize::try_from(bytes).unwrap_or(usize::MAX);
         // SAFETY: the memory is given back when this ends.
         match unsafe { result::malloc_host(size, 0) } {
@@ -202,8 +193,7 @@ impl Machine for Gpu {
             }
             Err(error) => {
                 let message = format!(
-                    "{}: no {} of the host's memory for a copy: {}",
-                    self.name,
+                    "no {} of the host's memory for a copy: {}",
                     Bytes(i64::try_from(bytes).unwrap_or(i64::MAX)),
                     explained(error)
                 );
@@ -212,10 +202,17 @@ impl Machine for Gpu {
         }
     }
 
-    fn launch(&mut self, queue: Queue, kernel: Kernel, grid: u64, args: &[Arg]) -> Result<(), Failure> {
+    /// Launches a kernel as `kernels/README.md` says.
+    pub(super) fn launch(
+        &mut self,
+        queue: Queue,
+        kernel: Kernel,
+        grid: u64,
+        args: &[Arg],
+    ) -> Result<(), Failure> {
         let grid = u32::try_from(grid).ok().filter(|grid| *grid > 0);
         let Some(grid) = grid else {
-            return Err(unavailable(&self.name, "a launch has no blocks, or too many"));
+            return Err(unavailable("a launch has no blocks, or too many"));
         };
         let (threads, shared) = match kernel == Kernel::Gemm {
             true => (self.gemm.gemm_threads, self.gemm.gemm_shared),
@@ -244,47 +241,52 @@ impl Machine for Gpu {
                 &mut pointers,
             )
         };
-        self.of(kernel.name(), done)
+        of(kernel.name(), done)
     }
 
-    fn up(&mut self, queue: Queue, to: u64, host: u64, bytes: u64) -> Result<(), Failure> {
+    /// Copies host memory that [`Gpu::take_host`] gave to the device.
+    pub(super) fn up(&mut self, queue: Queue, to: u64, host: u64, bytes: u64) -> Result<(), Failure> {
         // SAFETY: the host's memory is this machine's own and stays until it ends.
         let done = unsafe {
             let from = std::slice::from_raw_parts(host as *const u8, usize::try_from(bytes).unwrap_or(0));
             result::memcpy_htod_async(to, from, self.queue(queue))
         };
-        self.of("copy from the host", done)
+        of("copy from the host", done)
     }
 
-    fn down(&mut self, queue: Queue, host: u64, from: u64, bytes: u64) -> Result<(), Failure> {
+    /// Copies the device's memory to host memory that [`Gpu::take_host`] gave.
+    pub(super) fn down(&mut self, queue: Queue, host: u64, from: u64, bytes: u64) -> Result<(), Failure> {
         // SAFETY: as for `up`; nobody looks at it before `settle`.
         let done = unsafe {
             let to = std::slice::from_raw_parts_mut(host as *mut u8, usize::try_from(bytes).unwrap_or(0));
             result::memcpy_dtoh_async(to, from, self.queue(queue))
         };
-        self.of("copy to the host", done)
+        of("copy to the host", done)
     }
 
-    fn mark(&mut self, queue: Queue) -> Result<Mark, Failure> {
+    /// This moment in a queue, for the other one to wait for.
+    pub(super) fn mark(&mut self, queue: Queue) -> Result<Mark, Failure> {
         let mark = event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
-        let mark = self.of("make a mark", mark)?;
+        let mark = of("make a mark", mark)?;
         self.marks.push(mark);
         // SAFETY: both were made here and are there until `settle`.
-        self.of("set a mark", unsafe { event::record(mark, self.queue(queue)) })?;
+        of("set a mark", unsafe { event::record(mark, self.queue(queue)) })?;
         Ok(Mark(self.marks.len() - 1))
     }
 
-    fn wait(&mut self, queue: Queue, mark: Mark) -> Result<(), Failure> {
+    /// Has a queue wait for a moment of the other one.
+    pub(super) fn wait(&mut self, queue: Queue, mark: Mark) -> Result<(), Failure> {
         let Some(mark) = self.marks.get(mark.0).copied() else { return Ok(()) };
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: both are there until `settle`.
-        self.of("wait for a mark", unsafe { stream::wait_event(self.queue(queue), mark, flags) })
+        of("wait for a mark", unsafe { stream::wait_event(self.queue(queue), mark, flags) })
     }
 
-    fn settle(&mut self) -> Result<(), Failure> {
+    /// Waits for both queues; marks are forgotten.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
         for queue in self.queues {
             // SAFETY: it was made when this was opened.
-            self.of("wait for its work", unsafe { stream::synchronize(queue) })?;
+            of("wait for its work", unsafe { stream::synchronize(queue) })?;
         }
         for mark in self.marks.drain(..) {
             // SAFETY: nothing waits for it any more.
@@ -293,16 +295,18 @@ impl Machine for Gpu {
         Ok(())
     }
 
-    fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), Failure> {
+    /// Writes bytes to the device, after both queues.
+    pub(super) fn write(&mut self, to: u64, bytes: &[u8]) -> Result<(), Failure> {
         self.settle()?;
         // SAFETY: the callers own as much memory there.
-        self.of("write", unsafe { result::memcpy_htod_sync(to, bytes) })
+        of("write", unsafe { result::memcpy_htod_sync(to, bytes) })
     }
 
-    fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), Failure> {
+    /// Reads bytes of the device, after both queues.
+    pub(super) fn read(&mut self, from: u64, into: &mut [u8]) -> Result<(), Failure> {
         self.settle()?;
         // SAFETY: the callers own as much memory there.
-        self.of("read", unsafe { result::memcpy_dtoh_sync(into, from) })
+        of("read", unsafe { result::memcpy_dtoh_sync(into, from) })
     }
 }
 
@@ -326,16 +330,16 @@ impl Drop for Gpu {
     }
 }
 
+fn of<T>(deed: &str, done: Result<T, DriverError>) -> Result<T, Failure> {
+    done.map_err(|error| said(deed, error))
+}
+
 /// Why there is no memory: the GPU is too small, or others hold it.
-fn no_memory(name: &str, wanted: u64) -> Failure {
+fn no_memory(wanted: u64) -> Failure {
     let shown = |bytes: u64| Bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
     let (free, total) = result::mem_get_info().map_or((0, 0), |(free, total)| (free as u64, total as u64));
-    let message = format!(
-        "{name}: no {} of its memory to be had: {} of {} are free",
-        shown(wanted),
-        shown(free),
-        shown(total)
-    );
+    let message =
+        format!("no {} of its memory to be had: {} of {} are free", shown(wanted), shown(free), shown(total));
     let code = if wanted <= total { Reason::DeviceBusy } else { Reason::DeviceUnavailable };
     Failure { code, message }
 }
@@ -348,7 +352,7 @@ fn explained(error: DriverError) -> String {
     format!("{} ({})", text(error.error_string()), text(error.error_name()))
 }
 
-fn said(name: &str, deed: &str, error: DriverError) -> Failure {
+fn said(deed: &str, error: DriverError) -> Failure {
     use sys::CUresult as E;
     const HINTS: [(E, &str); 6] = [
         (E::CUDA_ERROR_NO_DEVICE, "is the driver loaded? See nvidia-smi"),
@@ -360,11 +364,11 @@ fn said(name: &str, deed: &str, error: DriverError) -> Failure {
     ];
     let hint = HINTS.iter().find(|(code, _)| *code == error.0);
     let hint = hint.map_or("the kernel's log may say more (Xid)", |(_, hint)| hint);
-    unavailable(name, &format!("{deed}: {}; {hint}", explained(error)))
+    unavailable(&format!("{deed}: {}; {hint}", explained(error)))
 }
 
-fn unavailable(name: &str, why: &str) -> Failure {
-    Failure { code: Reason::DeviceUnavailable, message: format!("{name}: {why}") }
+fn unavailable(why: &str) -> Failure {
+    Failure { code: Reason::DeviceUnavailable, message: why.to_owned() }
 }
 
 #[cfg(test)]

@@ -11,14 +11,14 @@ use nave_proof::{
 use super::{
     aborted,
     device::{Buffers, COLUMNS, DIGEST, KernelDevice, LanesRead, Pass, word},
-    machine::{Arg, Kernel, Machine, Queue},
+    launch::{Arg, Kernel, Queue},
     trees::{Crown, SUBTREE, subtrees_of},
 };
 
 /// Subtrees that are computed again at once.
 const AT_ONCE: usize = 4096;
 
-impl<M: Machine> KernelDevice<M> {
+impl KernelDevice {
     /// Chosen tiles with their proofs, round by round.
     pub(super) fn open_products(&mut self, wanted: &[Tile]) -> Result<GemmOpening, Failure> {
         let product = self.product.take().ok_or_else(|| aborted("nothing was multiplied"))?;
@@ -41,7 +41,7 @@ impl<M: Machine> KernelDevice<M> {
         leaves: &[u64],
         opening: &mut GemmOpening,
     ) -> Result<(), Failure> {
-        self.machine.write(self.seed, &seed.0)?;
+        self.gpu.write(self.seed, &seed.0)?;
         self.expand(buffers.b, 0, (u64::from(gemm.n), gemm.k), COLUMNS)?;
         let mut subtrees = BTreeMap::new();
         let mut rest: &[u64] = &subtrees_of(leaves.iter().copied());
@@ -62,7 +62,7 @@ impl<M: Machine> KernelDevice<M> {
             for leaf in leaves.iter().filter(|leaf| now.binary_search(&(**leaf / SUBTREE)).is_ok()) {
                 let at = place(*leaf).ok_or_else(|| aborted("no such tile"))?;
                 let mut tile = [0; TILE_BYTES];
-                self.machine.read(buffers.sums[0] + (at * TILE_BYTES) as u64, &mut tile)?;
+                self.gpu.read(buffers.sums[0] + (at * TILE_BYTES) as u64, &mut tile)?;
                 opening.tiles.push(tile);
             }
             rest = later;
@@ -77,7 +77,7 @@ impl<M: Machine> KernelDevice<M> {
         which.resize(rows.len().next_multiple_of(256), 0);
         let bytes: Vec<u8> = which.iter().flat_map(|row| row.to_le_bytes()).collect();
         let numbers = self.scratch(bytes.len() as u64)?;
-        self.machine.write(numbers, &bytes)?;
+        self.gpu.write(numbers, &bytes)?;
         self.expand(buffers.a, numbers, (which.len() as u64, gemm.k), 0)?;
         let rows = (rows.len() as u64).next_multiple_of(128);
         self.multiply(gemm, (buffers.a, buffers.b, buffers.sums[0]), rows)
@@ -134,11 +134,11 @@ impl<M: Machine> KernelDevice<M> {
             let out = self.scratch(slots * DIGEST + numbers.len() as u64 * 8)?;
             let which = out + slots * DIGEST;
             let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-            self.machine.write(which, &bytes)?;
-            self.machine.write(self.seed, &[seed.0, of_fill.0].concat())?;
+            self.gpu.write(which, &bytes)?;
+            self.gpu.write(self.seed, &[seed.0, of_fill.0].concat())?;
             let count = word(numbers.len() as u64)?;
             let args = args(self.seed, which, count, out);
-            self.machine.launch(Queue::Work, again.kernel, u64::from(count) * again.blocks, &args)?;
+            self.gpu.launch(Queue::Work, again.kernel, u64::from(count) * again.blocks, &args)?;
             let digests = self.digests(out, slots)?;
             for (number, slots) in numbers.iter().zip(digests.chunks(SUBTREE as usize)) {
                 trees.insert(*number, crown.subtree(*number, slots));
