@@ -1,12 +1,12 @@
 //! Jobs through a whole market with one host.
 
-use std::{fs, net::TcpListener};
+use std::{fs, net::TcpListener, process::Command, thread, time::Duration};
 
 use nix::sys::signal::Signal::{SIGCONT, SIGKILL, SIGSTOP};
 
 use crate::{
     TICKS,
-    support::{Market, find_process, kill, succeed, wait_for},
+    support::{Market, find_process, find_processes, kill, succeed, wait_for},
     ticks,
 };
 
@@ -167,6 +167,38 @@ fn a_command_that_ends_while_the_engine_is_down_runs_again_since_its_output_may_
     assert_eq!(done["state"], "succeeded", "{done}");
     assert_eq!(done["attempts"].as_array().expect("attempts").len(), 2, "{done}");
     assert!(market.stdout(&job).ends_with("begin\nend\n"), "{}", market.stdout(&job));
+    market.audit();
+}
+
+/// An engine has no networks yet when it takes in what runs: it keeps those of commands that
+/// end then, and says that something is still in them.
+#[test]
+fn commands_that_end_while_the_engine_starts_leave_no_network() {
+    let Some(market) = Market::docker(&[]) else { return };
+    let small = ["--cpu", "0.1", "--memory", "64MiB", "--disk", "32MiB"];
+    let program = "import time; time.sleep(600)";
+    let submit = |_| market.submit(&small, &["python3", "-c", program, "ends-with-its-engine"]);
+    let jobs: Vec<String> = (0..8).map(submit).collect();
+    for job in &jobs {
+        market.await_job(job, "running", |document| document["state"] == "running");
+    }
+    let (commands, engine) = (find_processes(&["ends-with-its-engine"]), market.pid("dockerd"));
+    kill(engine, SIGKILL);
+    wait_for("the next engine", || market.pid_now("dockerd").filter(|pid| *pid != engine));
+    for command in commands {
+        kill(command, SIGKILL);
+        thread::sleep(Duration::from_millis(60));
+    }
+    for job in &jobs {
+        succeed(&mut market.nave(&["cancel", job]));
+        market.await_final(job);
+    }
+    let host = market.hosts().remove(0);
+    let list = ["-H", host.engine(), "network", "ls", "--quiet", "--filter", "type=custom"];
+    wait_for("the networks to be gone", || {
+        let listed = Command::new("/usr/bin/docker").args(list).output().ok()?;
+        (listed.status.success() && listed.stdout.is_empty()).then_some(())
+    });
     market.audit();
 }
 

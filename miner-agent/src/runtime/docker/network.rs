@@ -9,13 +9,14 @@ use std::{
 use anyhow::{Context as _, bail};
 use bollard::{
     Docker as Client,
-    models::{Ipam, IpamConfig, Network, NetworkCreateRequest},
+    errors::Error as ApiError,
+    models::{Ipam, IpamConfig, Network, NetworkCreateRequest, NetworkDisconnectRequest},
     query_parameters::ListNetworksOptionsBuilder,
 };
 use nave_domain::{HostId, LeaseId, job::Egress, mesh::MTU_MIN};
 use tokio::sync::Mutex;
 
-use super::{LABEL_HOST, LABEL_LEASE, settle};
+use super::{LABEL_HOST, LABEL_LEASE, container, settle};
 use crate::config::{BridgePrefix, Pools};
 
 /// Makes and removes the networks of one host.
@@ -110,16 +111,29 @@ impl Networks {
         Ok(of_networks.chain(of_interfaces).filter_map(|address| index_of(self.pools, address)).collect())
     }
 
-    /// Removes the network of a lease, where there is one.
+    /// Removes the network of a lease whose container is gone, where there is one.
     ///
     /// # Errors
     /// When the engine refuses.
     pub async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
         for name in [None, Some(Egress::None)].map(|group| name(&self.prefix, lease, group)) {
-            let removed = self.client.remove_network(&name).await;
+            let mut removed = self.client.remove_network(&name).await;
+            if matches!(removed, Err(ApiError::DockerResponseServerError { status_code: 403, .. })) {
+                self.disconnect(lease, &name).await;
+                removed = self.client.remove_network(&name).await;
+            }
             settle(removed, &[404]).with_context(|| format!("remove network {name}"))?;
         }
         Ok(())
+    }
+
+    /// An engine that is killed while a container ends can keep the end of its cable for good.
+    async fn disconnect(&self, lease: LeaseId, network: &str) {
+        let container = container::name(lease);
+        let request = NetworkDisconnectRequest { container, force: Some(true) };
+        if let Err(error) = self.client.disconnect_network(network, request).await {
+            tracing::info!(network, %error, "what the engine still has in a network stays in it");
+        }
     }
 
     /// Every lease of this host that has a network.
