@@ -54,12 +54,25 @@ impl Market {
 
     /// A market that acts jobs out. None without root, as above.
     pub fn simulated(arguments: &[&str]) -> Option<Self> {
+        Self::simulated_after(arguments, |_| {})
+    }
+
+    /// The same with something in its directory before it starts.
+    pub fn simulated_after(arguments: &[&str], prepare: impl FnOnce(&Path)) -> Option<Self> {
         let mut all = vec!["--runtime", "simulated"];
         all.extend(arguments);
-        Self::start(&all, &[])
+        Self::start_after(&all, &[], prepare)
     }
 
     fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Option<Self> {
+        Self::start_after(arguments, variables, |_| {})
+    }
+
+    fn start_after(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        prepare: impl FnOnce(&Path),
+    ) -> Option<Self> {
         if std::env::var("NAVE_TEST_DOCKER").is_ok_and(|choice| choice == "skip") {
             eprintln!("left out: NAVE_TEST_DOCKER=skip");
             return None;
@@ -76,6 +89,7 @@ impl Market {
             variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let market = Self { dir, arguments, variables, api };
         fs::create_dir(market.crash_points()).expect("a directory");
+        prepare(&market.data());
         market.up();
         Some(market)
     }
