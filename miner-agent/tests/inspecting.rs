@@ -26,6 +26,10 @@ use nave_sdk::wire::proof::{
     Challenge, Findings, Message, Nonce, Opening, StorageTask, Task,
     findings::{Driver, Holder, Trial},
 };
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
 use tempfile::TempDir;
 
 /// Says that the first process and the agent hold memory of a GPU, and stays until its input ends;
@@ -114,6 +118,34 @@ async fn an_agent_tells_what_it_finds_and_who_holds_gpus_that_are_not_its_own() 
     assert!(found.mapped.iter().any(|mapped| mapped.path.contains("libc.so")), "{:?}", found.mapped);
     assert!(found.mapped.iter().all(|mapped| !mapped.replaced), "{:?}", found.mapped);
     assert_eq!((found.engine, found.container), (None, Trial::NotApplicable));
+}
+
+/// Gives this thread, and what it starts, mounts of its own, with a directory of a driver's libraries in which one is
+/// mounted over another. They are gone with the thread.
+fn hook_the_driver(dir: &Path) {
+    let (hook, library) = (dir.join("hook.so"), Path::new("/usr/local/lib/libcuda.so.1"));
+    fs::write(&hook, "no library").expect("written");
+    unshare(CloneFlags::CLONE_NEWNS).expect("mounts of its own");
+    let none: Option<&str> = None;
+    let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+    mount(none, "/", none, private, none).expect("private mounts");
+    mount(none, "/usr/local/lib", Some("tmpfs"), MsFlags::empty(), none).expect("libraries");
+    fs::write(library, "a library").expect("written");
+    mount(Some(&hook), library, none, MsFlags::MS_BIND, none).expect("a hook");
+}
+
+#[tokio::test]
+async fn what_is_mounted_over_the_driver_is_told() {
+    let site = Site::begin();
+    hook_the_driver(site.dir.path());
+    let _agent = site.agent(&["--runtime", "simulated"], &[]);
+    let found = site.findings().await;
+    let [mount] = found.mounts.as_slice() else { panic!("{:?}", found.mounts) };
+    assert_eq!(
+        (mount.covers.as_str(), mount.point.as_str()),
+        ("/usr/local/lib/libcuda.so.1", "/usr/local/lib/libcuda.so.1")
+    );
+    assert!(mount.root.ends_with("/hook.so"), "{mount:?}");
 }
 
 #[tokio::test]
