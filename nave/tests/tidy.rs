@@ -56,12 +56,14 @@ const EXACT: [&str; 6] =
     ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src", "verifier/proof/src"];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 11] = [
+const PURE: [&str; 13] = [
     "domain/src",
     "verifier/proof/src",
     "scheduler/src/planner.rs",
     "scheduler/src/watch.rs",
     "verifier/src/decide.rs",
+    "verifier/src/draw.rs",
+    "verifier/src/schedule.rs",
     "verifier/src/calibrate.rs",
     "verifier/src/shadow.rs",
     "verifier/src/size.rs",
