@@ -299,10 +299,12 @@ def measure(device):
     hashing = device.seconds(lambda: device.launch("leaves", blocks(count, 128), c, u64(count), hashes))
     print(f"leaves: {count * 17 / hashing / 1e9:.2f} billion compressions/s, {100 * hashing / alone:.1f} % of gemm")
     del a, b, c, hashes
-    whole = Round(device, m, n, k, band)
-    seconds = device.seconds(lambda: whole.run(seed))
-    print(f"round: {2 * m * n * k / seconds / 1e12:.1f} TOPS with operands and all hashing, {seconds * 1000:.1f} ms")
-    del whole
+    for band in (1024, 2048, 4096, 8192):
+        whole = Round(device, m, n, k, band)
+        seconds = device.seconds(lambda: whole.run(seed))
+        rate = 2 * m * n * k / seconds / 1e12
+        print(f"round in bands of {band}: {rate:.1f} TOPS with operands and all hashing, {seconds * 1000:.1f} ms")
+        del whole
     measure_memory(device, seed)
 
 
