@@ -1,8 +1,11 @@
 //! Verdicts: what was tested of a host and what came of it, for whoever wants to know, and
 //! judged again where its owner objects.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis, Timestamp,
+    host::ProvenDevice,
     verdict::{Cause, Kind},
 };
 use serde_json::Value;
@@ -54,6 +57,8 @@ pub struct VerdictRow {
     pub appeal: Option<(Timestamp, Option<Value>)>,
     /// The ban that followed from it.
     pub ban: Option<VerdictBan>,
+    /// The host's GPUs, as they are proven by now.
+    pub devices: BTreeMap<String, ProvenDevice>,
 }
 
 /// A ban, as its verdict shows it.
@@ -82,6 +87,18 @@ pub struct ExchangeRow {
     pub blob: Option<String>,
     /// Whether its opening is part of the answer itself.
     pub is_inline: bool,
+    /// Why the host gave up, if that was its answer.
+    pub gave_up: Option<Value>,
+}
+
+/// Which challenges of a host are wanted, the newest first.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    host: HostId,
+    before: Option<ChallengeId>,
+    one: Option<ChallengeId>,
+    decided: bool,
+    limit: i64,
 }
 
 /// What came of a wish to have a verdict reached again.
@@ -108,25 +125,72 @@ impl Store {
         before: Option<ChallengeId>,
         limit: u16,
     ) -> Result<Vec<VerdictRow>> {
+        self.verdict_select(Wanted { host, before, one: None, decided: false, limit: i64::from(limit) }).await
+    }
+
+    /// As [`Self::verdicts_of_host`], without challenges that have no verdict yet.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn verdict_list(
+        &self,
+        host: HostId,
+        before: Option<ChallengeId>,
+        limit: i64,
+    ) -> Result<Vec<VerdictRow>> {
+        self.verdict_select(Wanted { host, before, one: None, decided: true, limit }).await
+    }
+
+    /// A challenge of a host that has its verdict.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is none.
+    pub async fn verdict_get(&self, host: HostId, challenge: ChallengeId) -> Result<VerdictRow> {
+        let wanted = Wanted { host, before: None, one: Some(challenge), decided: true, limit: 1 };
+        self.verdict_select(wanted).await?.pop().ok_or(StoreError::NotFound("verdict"))
+    }
+
+    /// The opening of a challenge of a host that has its verdict, as the host sent it, while it is kept.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn verdict_opening(&self, host: HostId, challenge: ChallengeId) -> Result<Option<Value>> {
+        let opening = sqlx::query_scalar!(
+            r#"select s.answer -> 'opening' as "opening!" from challenges c join challenge_steps s using (challenge_id)
+               where c.challenge_id = $2 and c.host_id = $1 and c.verdict is not null and s.answer ? 'opening'
+               order by s.step desc limit 1"#,
+            host.0,
+            challenge.0
+        );
+        Ok(opening.fetch_optional(&self.pool).await?)
+    }
+
+    async fn verdict_select(&self, wanted: Wanted) -> Result<Vec<VerdictRow>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.kind, c.cause, c.shadow, c.window_id as "window_id?", c.lease_id as "lease_id?",
                     c.challenge, c.drawn_at_ms, c.verdict, c.decided_at_ms, c.code, c.forgotten_at_ms, c.appealed_at_ms,
                     c.appeal, b.until_up_ms - b.since_up_ms as "ban_ms?", b.until_up_ms <= control_ms() as "ban_over?",
-                    b.lifted_by as "lifted_by?"
-               from challenges c left join bans b using (challenge_id)
+                    b.lifted_by as "lifted_by?", h.proven -> 'devices' as devices
+               from challenges c join hosts h using (host_id) left join bans b using (challenge_id)
                where c.host_id = $1 and ($2::uuid is null or c.challenge_id < $2)
+                   and ($4::uuid is null or c.challenge_id = $4) and (c.verdict is not null or not $5::bool)
                order by c.challenge_id desc limit $3"#,
-            host.0,
-            before.map(|before| before.0),
-            i64::from(limit)
+            wanted.host.0,
+            wanted.before.map(|before| before.0),
+            wanted.limit,
+            wanted.one.map(|one| one.0),
+            wanted.decided
         )
         .fetch_all(&self.pool)
         .await?;
-        let mut verdicts = Vec::with_capacity(rows.len());
-        for row in rows {
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.challenge_id).collect();
+        let mut exchanges = self.exchanges(&ids).await?;
+        let rows = rows.into_iter().map(|row| {
             let is_over = row.ban_over.unwrap_or_default() || row.lifted_by.is_some();
             let ban = row.ban_ms.map(|ms| VerdictBan { span: Millis(ms), is_over, lifted_by: row.lifted_by });
-            verdicts.push(VerdictRow {
+            let devices = row.devices.filter(|devices| !devices.is_null());
+            let devices = devices.map(|devices| error::read_json("proven devices", devices)).transpose()?;
+            Ok(VerdictRow {
                 challenge: row.challenge_id.into(),
                 kind: error::read_name("a kind of test", row.kind)?,
                 cause: error::read_name("the cause of a test", row.cause)?,
@@ -135,36 +199,41 @@ impl Store {
                 lease: row.lease_id.map(LeaseId),
                 body: row.challenge,
                 drawn_at: Timestamp(row.drawn_at_ms),
-                exchanges: self.exchanges(row.challenge_id).await?,
+                exchanges: exchanges.remove(&row.challenge_id).unwrap_or_default(),
                 verdict: row.verdict.zip(row.decided_at_ms.map(Timestamp)),
                 code: row.code,
                 forgotten_at: row.forgotten_at_ms.map(Timestamp),
                 appeal: row.appealed_at_ms.map(|at| (Timestamp(at), row.appeal)),
                 ban,
-            });
-        }
-        Ok(verdicts)
+                devices: devices.unwrap_or_default(),
+            })
+        });
+        rows.collect()
     }
 
-    async fn exchanges(&self, challenge: Uuid) -> Result<Vec<ExchangeRow>> {
+    async fn exchanges(&self, challenges: &[Uuid]) -> Result<BTreeMap<Uuid, Vec<ExchangeRow>>> {
         let rows = sqlx::query!(
-            r#"select reveal, sent_at_ms, answered_at_ms, answer ->> 'commitment' as commitment,
-                    answer #>> '{opening,blob,sha256}' as blob,
+            r#"select challenge_id, reveal, sent_at_ms, answered_at_ms, answer ->> 'commitment' as commitment,
+                    answer #>> '{opening,blob,sha256}' as blob, answer -> 'failed' as gave_up,
                     coalesce(answer -> 'opening' ? 'inline', false) as "is_inline!"
-               from challenge_steps where challenge_id = $1 order by step"#,
-            challenge
+               from challenge_steps where challenge_id = any($1) order by step"#,
+            challenges
         )
         .fetch_all(&self.pool)
         .await?;
-        let rows = rows.into_iter().map(|row| ExchangeRow {
-            reveal: row.reveal,
-            sent_at: row.sent_at_ms.map(Timestamp),
-            answered_at: row.answered_at_ms.map(Timestamp),
-            commitment: row.commitment,
-            blob: row.blob,
-            is_inline: row.is_inline,
-        });
-        Ok(rows.collect())
+        let mut exchanges: BTreeMap<Uuid, Vec<ExchangeRow>> = BTreeMap::new();
+        for row in rows {
+            exchanges.entry(row.challenge_id).or_default().push(ExchangeRow {
+                reveal: row.reveal,
+                sent_at: row.sent_at_ms.map(Timestamp),
+                answered_at: row.answered_at_ms.map(Timestamp),
+                commitment: row.commitment,
+                blob: row.blob,
+                is_inline: row.is_inline,
+                gave_up: row.gave_up,
+            });
+        }
+        Ok(exchanges)
     }
 
     /// Has a verdict on a host of a miner reached again by the present judge, once.
