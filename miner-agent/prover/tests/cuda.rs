@@ -5,6 +5,7 @@
 mod process;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
@@ -16,36 +17,31 @@ use nave_proof::{
     Verdict, device::CHUNK,
 };
 use process::{Process, challenge, verdict_of};
-use tempfile::TempDir;
 
 /// A directory with a driver for emulated devices of compute capability 8.0, or of 9.0.
-fn driver(options: &'static [&str], compiled: &'static OnceLock<TempDir>) -> &'static Path {
-    let directory = compiled.get_or_init(|| {
-        let directory = tempfile::tempdir().unwrap();
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulation/driver.cpp");
-        let library: PathBuf = directory.path().join("libcuda.so");
-        let done = Command::new("g++")
-            .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-DEMULATED"])
-            .args(options)
-            .arg(source)
-            .arg("-o")
-            .arg(library)
-            .output()
-            .expect("g++ is missing: scripts/install installs it (Debian's package g++)");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        directory
-    });
-    directory.path()
+fn driver(name: &str, options: &[&str]) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    let done = Command::new("g++")
+        .args(["-std=c++17", "-O2", "-shared", "-fPIC", "-Wno-unknown-pragmas", "-DEMULATED"])
+        .args(options)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/emulation/driver.cpp"))
+        .arg("-o")
+        .arg(directory.join("libcuda.so"))
+        .output()
+        .expect("g++ is missing: scripts/install installs it (Debian's package g++)");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    directory
 }
 
 fn portable() -> &'static Path {
-    static COMPILED: OnceLock<TempDir> = OnceLock::new();
-    driver(&[], &COMPILED)
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    COMPILED.get_or_init(|| driver("cuda-80", &[]))
 }
 
 fn sm_90a() -> &'static Path {
-    static COMPILED: OnceLock<TempDir> = OnceLock::new();
-    driver(&["-DWGMMA"], &COMPILED)
+    static COMPILED: OnceLock<PathBuf> = OnceLock::new();
+    COMPILED.get_or_init(|| driver("cuda-90", &["-DWGMMA"]))
 }
 
 fn prover(driver: &Path, more: &[(&str, &str)]) -> Process {
