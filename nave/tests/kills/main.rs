@@ -65,7 +65,7 @@ fn nothing_is_lost_doubled_or_left_whatever_is_killed() {
         runtime.block_on(async { Run::new(market, releases).await.go(&plan(seed, schedules, POINTS)).await });
     market.down();
     drop(market);
-    tally.tell(seed, schedules);
+    tally.tell(&format!("seed {seed}, {schedules} schedules"));
     Machine::now().assert_as(&before, &marks);
     tally.assert_complete();
 }
@@ -107,9 +107,9 @@ struct Tally {
 }
 
 impl Tally {
-    fn tell(&self, seed: u64, schedules: usize) {
+    fn tell(&self, what: &str) {
         let total: usize = self.struck.values().sum();
-        eprintln!("kills: seed {seed}, {schedules} schedules in {} s", self.took.as_secs());
+        eprintln!("kills: {what} in {} s", self.took.as_secs());
         eprintln!("kills: {total} blows {:?}, nothing to strike {:?}", self.struck, self.missed);
         eprintln!("kills: {} of {} crash points hit {:?}", self.hit.len(), POINTS.len(), self.hit);
         eprintln!(
@@ -185,13 +185,13 @@ impl Run {
         let operator = Operator::begin(self.market.clone());
         for (at, schedule) in plan.iter().enumerate() {
             self.carry_out(schedule).await;
-            if (at + 1) % BATCH == 0 || at + 1 == plan.len() {
-                eprintln!("kills: {} of {} schedules, {} s", at + 1, plan.len(), began.elapsed().as_secs());
-            }
             if (at + 1) % BATCH == 0 {
                 self.settle().await;
+                self.tally.took = began.elapsed();
+                self.tally.tell(&format!("so far {} of {} schedules", at + 1, plan.len()));
             }
         }
+        eprintln!("kills: {} schedules in {} s", plan.len(), began.elapsed().as_secs());
         self.mop_up().await;
         operator.end().await;
         let (twice, looks) = watch.end();
