@@ -8,6 +8,7 @@ use nave_store::{HostRow, Store, VerdictRow};
 use nave_verifier::{
     catalogue::Catalogue,
     decide::Ruling,
+    floors::recorded,
     shadow::{Decided, Sighting, false_reject_rate, of_bands, of_kinds, passes},
 };
 
@@ -24,6 +25,7 @@ pub async fn print(store: &Store) -> anyhow::Result<()> {
         let decided: Vec<Decided> = rows.iter().filter_map(|row| decided(&host, row)).collect();
         sightings.extend(of_kinds(&decided));
         sightings.extend(rows.iter().flat_map(|row| bands(catalogue, &host, &decided, row)));
+        sightings.extend(rows.iter().flat_map(|row| of_floors(&host, &decided, row)));
     }
     let counts: BTreeMap<_, _> = false_reject_rate(&sightings);
     if counts.is_empty() {
@@ -36,6 +38,15 @@ pub async fn print(store: &Store) -> anyhow::Result<()> {
 fn decided(host: &HostRow, row: &VerdictRow) -> Option<Decided> {
     let ((_, at), code) = row.verdict.as_ref().zip(row.code.clone())?;
     Some(Decided { host: host.host, kind: row.kind, shadow: row.shadow, code, at: *at })
+}
+
+/// What floors in shadow found of software or a disk.
+fn of_floors(host: &HostRow, decided: &[Decided], row: &VerdictRow) -> Vec<Sighting> {
+    let Some((verdict, at)) = &row.verdict else { return Vec::new() };
+    let Ok(Ruling::Passed(proven)) = serde_json::from_value(verdict.clone()) else { return Vec::new() };
+    let otherwise_passed = passes(decided, host.host, *at);
+    let sighting = |(check, failed)| Sighting { check, failed, otherwise_passed };
+    recorded(&proven).into_iter().map(sighting).collect()
 }
 
 /// What bands in shadow found in a test of GPUs.

@@ -1,11 +1,38 @@
 //! What proofs cost the verifier, and the host.
 
-use std::{hint::black_box, thread};
+use std::{
+    hint::black_box,
+    sync::{Arc, Mutex},
+    thread,
+};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
-use nave_proof::{Answer, Challenge, Evidence, Nonce, Prover, Span, Task, VERSION, Verdict, judge};
+use nave_proof::{
+    Answer, Challenge, Disk, Evidence, Failure, Nonce, Prover, Resources, Span, Task, VERSION, Verdict, judge,
+};
 use uuid::Uuid;
+
+/// A disk whose bytes are in memory: what is measured is the verifier.
+#[derive(Clone, Default)]
+struct Remembered(Arc<Mutex<Vec<u8>>>);
+
+impl Disk for Remembered {
+    fn write(&self, _: u64, bytes: &[u8]) -> Result<(), Failure> {
+        self.0.lock().expect("nobody broke off").extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn settle(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn read(&self, offset: u64, piece: &mut [u8]) -> Result<(), Failure> {
+        let kept = self.0.lock().expect("nobody broke off");
+        piece.copy_from_slice(&kept[offset as usize..][..piece.len()]);
+        Ok(())
+    }
+}
 
 /// What an honest host answers, and how long each step of it takes when nothing travels.
 fn answered(task: Task) -> (Challenge, Evidence, Vec<Span>) {
@@ -19,7 +46,9 @@ fn answered(task: Task) -> (Challenge, Evidence, Vec<Span>) {
         reveals: Vec::new(),
     };
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let mut prover = Prover::new(&challenge, threads).expect("a challenge of this version");
+    let disk = Remembered::default();
+    let resources = Resources::new(threads).with_disk(move |_| Ok(Box::new(disk.clone())));
+    let mut prover = Prover::new(&challenge, resources).expect("a challenge of this version");
     let (mut commitments, mut spans) = (Vec::new(), Vec::new());
     loop {
         let began = std::time::Instant::now();
@@ -51,6 +80,7 @@ fn judged(criterion: &mut Criterion, name: &str, task: Task) {
 
 fn proofs(criterion: &mut Criterion) {
     let cores = |count: i64| MilliCpu(count * 1000);
+    judged(criterion, "judge/storage/1 GiB", Task::storage(Bytes(2 * Bytes::GIB)));
     judged(criterion, "judge/cpu/2 cores", Task::cpu(cores(2), Millis(2000)));
     for gib in [1, 8] {
         let task = Task::memory(Bytes(gib * Bytes::GIB), cores(2));
