@@ -99,7 +99,7 @@ pub(crate) async fn enforce(store: &Store) -> Result<()> {
                 select * from bans_of(h.host_id) where until_up_ms > control_ms() order by until_up_ms desc limit 1) b
             where h.state = 'verifying' order by h.host_id for update of h)
          update hosts h set state = 'refused', proven = null, generation = generation + 1, retry_up_ms = b.until_up_ms,
-            reason_code = b.code, reason_message = b.message, reason_at_ms = now_ms()
+            reason_code = b.code, reason_message = 'a ban counts against it: ' || b.message, reason_at_ms = now_ms()
          from banned b where h.host_id = b.host_id"
     )
     .execute(&store.pool)

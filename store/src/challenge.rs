@@ -65,7 +65,7 @@ pub struct StepRow {
     pub answer: Option<(Value, Moment)>,
 }
 
-/// A challenge without a verdict.
+/// A challenge as its verdict is reached from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenChallenge {
     /// Its id.
@@ -300,6 +300,15 @@ impl Store {
         self.challenges(&ids.fetch_all(&self.pool).await?).await
     }
 
+    /// A challenge with all that is kept of it, whether it has a verdict or not: what anyone
+    /// needs to judge it again.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is none.
+    pub async fn challenge_get(&self, challenge: ChallengeId) -> Result<OpenChallenge> {
+        self.challenges(&[challenge.0]).await?.pop().ok_or(StoreError::NotFound("challenge"))
+    }
+
     async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
@@ -429,7 +438,8 @@ async fn carry_out(
             let to = to.or((from == HostState::Refused).then_some(from));
             let Some(to) = to else { return Ok(()) };
             let span = ban::begin(tx, challenge, (code, message), spans).await?;
-            refuse(tx, host, to, (code, message), span).await
+            let told = format!("{message}; it is banned for {span}");
+            refuse(tx, host, to, (code, &told), span).await
         }
     }
 }

@@ -82,6 +82,8 @@ async fn each_ban_is_longer_than_the_one_before_and_then_the_host_may_try_again(
             hear(market, host, 2 * n + 1, &[]).await;
             assert_eq!(due(market).await, [host]);
         }
+        let told = market.store.host_spec(host).await.expect("spec").reason.expect("a reason").message;
+        assert_eq!(told, "made up; it is banned for 6 h 0 m");
         let bans = market.store.bans_of_host(host).await.expect("bans");
         assert!(bans.len() == 3 && bans.iter().all(|ban| ban.left.is_none()), "{bans:?}");
     })
@@ -111,6 +113,7 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
             assert!(wait(market, refused).await > HOUR - 10_000);
             let reason = market.store.host_spec(refused).await.expect("spec").reason.expect("a reason");
             assert_eq!(reason.code, "evidence_wrong");
+            assert_eq!(reason.message, "a ban counts against it: made up");
         }
         // Saying something else is no way out.
         market.settle(newcomer).await;
@@ -300,6 +303,8 @@ async fn a_history_shows_what_was_asked_what_came_back_when_and_what_came_of_it(
         let [sent, opened] = &oldest.exchanges[..] else { panic!("{oldest:?}") };
         assert_eq!((sent.commitment.as_deref(), opened.reveal.as_deref()), (Some("ab"), Some("cd")));
         assert!(opened.blob.is_some() && !opened.is_inline && opened.answered_at >= opened.sent_at);
+        let kept = market.store.challenge_get(first).await.expect("it is kept");
+        assert!(kept.steps.len() == 2 && kept.steps[1].answer.is_some(), "{kept:?}");
         let page = market.store.verdicts_of_host(host, Some(newest.challenge), 10).await.expect("verdicts");
         assert_eq!(page.len(), 1);
         assert_eq!(market.store.verdicts_of_host(host, None, 1).await.expect("verdicts").len(), 1);
