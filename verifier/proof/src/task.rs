@@ -1,10 +1,12 @@
 //! How large a test is, and how long it may take.
 
+use std::net::Ipv6Addr;
+
 use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
     Challenge, CpuTask, DevicesTask, MemoryTask, SoftwareTask, StorageTask, Task, TransferTask, devices,
-    sizes::{self, BLOCK, Layout, STEPS},
+    sizes::{self, BLOCK, CHUNK, Layout, STEPS},
 };
 
 /// Steps in a second of what counts as one core: a hardware thread of a server of 2.5 GHz
@@ -35,7 +37,7 @@ const FILE_ASKED_MAX: u64 = 16 << 30;
 const DISK_LANES: u32 = 128;
 const DISK_READS: u32 = 64;
 /// How many lanes are read again by the verifier: each of their reads is the work of a whole block.
-const DISK_SAMPLES: u32 = 32;
+const DISK_SAMPLES: u32 = 24;
 /// Most reads that the verifier does again, a fifth of a second of its time.
 const DISK_JUDGED_MAX: u64 = 1 << 13;
 /// The slowest disk whose reads are waited for, and whose writes are.
@@ -45,6 +47,16 @@ const WRITTEN_PER_MS: i64 = 20 << 10;
 const FILE_MS: i64 = 10_000;
 /// How long the agent may look: it starts containers, and the engine may be busy with a job's image.
 const SOFTWARE_MS: Millis = Millis(120_000);
+/// What a transfer carries: a second or so of a line of 100 Mbit/s.
+const TRANSFER_BYTES: u64 = 16 << 20;
+/// Most that a host may be asked to fetch.
+const TRANSFER_MAX: u64 = 1 << 28;
+/// How many chunks of it are made again by the verifier.
+const TRANSFER_SAMPLES: u32 = 32;
+/// Time until the other host is reached: it learns of the transfer at the same time. And for
+/// the transfer, after which nothing is taken to have come.
+const REACH_MS: i64 = 30_000;
+const TRANSFER_MS: i64 = 120_000;
 /// Bytes that one core fills in a millisecond, a fraction of what is usual.
 const FILL_PER_MS: i64 = 64 << 10;
 
@@ -100,6 +112,18 @@ impl Task {
         Self::Software(SoftwareTask { patience_ms: SOFTWARE_MS })
     }
 
+    /// A transfer from the host at this address.
+    #[must_use]
+    pub fn transfer(source: Ipv6Addr, port: u16) -> Self {
+        Self::Transfer(TransferTask {
+            source,
+            port,
+            bytes: TRANSFER_BYTES,
+            samples: TRANSFER_SAMPLES,
+            patience_ms: [REACH_MS, TRANSFER_MS, OPENING_MS].map(Millis).to_vec(),
+        })
+    }
+
     /// Refuses sizes that would cost a host or the verifier too much.
     ///
     /// # Errors
@@ -134,7 +158,13 @@ impl Task {
                     && is_patience(&task.patience_ms, 3)
             }
             Self::Software(task) => (1..=600_000).contains(&task.patience_ms.0),
-            Self::Transfer(_) => false,
+            Self::Transfer(task) => {
+                task.port > 0
+                    && (CHUNK..=TRANSFER_MAX).contains(&task.bytes)
+                    && task.bytes.is_multiple_of(CHUNK)
+                    && (1..=1024).contains(&task.samples)
+                    && is_patience(&task.patience_ms, 3)
+            }
         };
         if in_range { Ok(()) } else { Err("the size of the test is out of range".into()) }
     }
