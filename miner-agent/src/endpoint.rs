@@ -11,12 +11,12 @@ use bytes::Bytes;
 use nave_domain::LeaseId;
 use nave_mesh::Name;
 use nave_sdk::wire::{
-    host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, ReportAck, ResultRef, Stream},
+    host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, PROTOCOL, ReportAck, ResultRef, Stream},
     rest::Problem,
     sign::Release,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 /// Longest a long poll waits at the control plane.
@@ -49,6 +49,31 @@ pub enum CallError {
     /// It does not know this host, or not any more.
     #[error("the control plane does not know this host")]
     Unknown,
+}
+
+/// What a control plane answers that has a newer spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The spec.
+    Spec(Box<HostSpec>),
+    /// Something in another version of the protocol, which one.
+    OtherProtocol(u64),
+}
+
+impl Wanted {
+    /// Looks at the version before anything else, which other versions may write otherwise.
+    fn read(bytes: &[u8]) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Version {
+            protocol: u64,
+        }
+        match serde_json::from_slice::<Version>(bytes)?.protocol {
+            version if version == u64::from(PROTOCOL) => {
+                serde_json::from_slice(bytes).map(Box::new).map(Self::Spec)
+            }
+            version => Ok(Self::OtherProtocol(version)),
+        }
+    }
 }
 
 /// The control plane, seen from one host.
@@ -105,12 +130,15 @@ impl ControlPlane {
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn spec(&self, after: u64) -> Result<Option<HostSpec>, CallError> {
+    pub async fn spec(&self, after: u64) -> Result<Option<Wanted>, CallError> {
         let url = format!("{}/host/v1/spec?after={after}&wait_ms={}", self.base, WAIT.as_millis());
         let answer = self.send(self.client().get(url).timeout(WAIT + ANSWER)).await?;
         match answer.status() {
             StatusCode::NO_CONTENT => Ok(None),
-            _ => read(answer).await.map(Some),
+            _ => {
+                let bytes = limited(answer).await.map_err(CallError::Away)?;
+                Wanted::read(&bytes).context("read the spec").map(Some).map_err(CallError::Away)
+            }
         }
     }
 
@@ -209,4 +237,17 @@ async fn limited(mut answer: Response) -> anyhow::Result<Vec<u8>> {
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_version_of_the_protocol_is_known_by_name_whatever_else_it_says() {
+        let foreign = br#"{"protocol": 4, "leases": "somewhere else"}"#;
+        assert_eq!(Wanted::read(foreign).expect("a version"), Wanted::OtherProtocol(4));
+        let broken = format!(r#"{{"protocol": {PROTOCOL}, "leases": "somewhere else"}}"#);
+        assert!(Wanted::read(broken.as_bytes()).is_err() && Wanted::read(b"{}").is_err());
+    }
 }

@@ -18,7 +18,7 @@ use super::Event;
 use crate::{
     backoff::Backoff,
     clock,
-    endpoint::{CallError, ControlPlane},
+    endpoint::{CallError, ControlPlane, Wanted},
     link::Link,
 };
 
@@ -84,17 +84,14 @@ async fn poll(plane: Arc<ControlPlane>, anew: Arc<Notify>, events: mpsc::Unbound
             }
         };
         match answer {
-            Ok(Some(spec)) if spec.protocol == PROTOCOL => {
+            Ok(Some(Wanted::Spec(spec))) => {
                 backoff.reset();
                 after = spec.generation;
                 tracing::debug!(generation = after, leases = spec.leases.len(), "a new spec");
-                let _ = events.send(Event::Spec(Box::new(spec)));
+                let _ = events.send(Event::Spec(spec));
             }
-            Ok(Some(spec)) => {
-                tracing::error!(
-                    protocol = spec.protocol,
-                    "the control plane speaks another protocol; update the agent"
-                );
+            Ok(Some(Wanted::OtherProtocol(protocol))) => {
+                tracing::error!(protocol, "the control plane speaks another protocol; update the agent");
                 tokio::time::sleep(STRANGE).await;
             }
             Ok(None) => backoff.reset(),
