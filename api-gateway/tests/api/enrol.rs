@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    setup::{Market, hub, inventory, market_key, read, refused},
+    setup::{Market, hub, market_key, read, refused},
     signing::{Enrolled, Newcomer, Owner, json, nonce, now, stamped, verified},
 };
 
