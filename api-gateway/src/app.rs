@@ -41,6 +41,8 @@ pub(crate) struct App {
     pub(crate) throttle: Arc<Throttle<KeyId>>,
     /// Addresses that sign their calls.
     pub(crate) signers: Arc<Throttle<IpAddr>>,
+    /// Addresses that look at what is open to everyone.
+    pub(crate) passers: Arc<Throttle<IpAddr>>,
     /// Addresses that enrol hosts.
     pub(crate) joiners: Arc<Throttle<IpAddr>>,
     pub(crate) turns: Arc<Turns>,
@@ -66,6 +68,7 @@ impl App {
             config: Arc::new(config),
             throttle: Arc::new(Throttle::new(throttle::CALLS)),
             signers: Arc::new(Throttle::new(throttle::CALLS)),
+            passers: Arc::new(Throttle::new(throttle::LOOKS)),
             joiners: Arc::new(Throttle::new(throttle::ENROLMENTS)),
             turns: Arc::default(),
             uploads: Arc::new(Semaphore::new(BLOBS_MAX)),

@@ -23,6 +23,8 @@ pub(crate) struct Pace {
 
 /// The pace of an API key, and of an address that signs its calls.
 pub(crate) const CALLS: Pace = Pace { per_second: 50, burst: 200 };
+/// The pace at which one address may look at what is open to everyone.
+pub(crate) const LOOKS: Pace = Pace { per_second: 20, burst: 200 };
 /// The pace at which one address may enrol hosts.
 pub(crate) const ENROLMENTS: Pace = Pace { per_second: 2, burst: 60 };
 /// Buckets kept; beyond, the full ones are forgotten, which changes nothing for their keys.

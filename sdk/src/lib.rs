@@ -3,6 +3,9 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod explain;
 #[cfg(feature = "hotkey")]
 pub mod hotkey;
+#[cfg(feature = "judge")]
+pub mod judging;
 pub mod wire;

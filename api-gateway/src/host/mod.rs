@@ -8,6 +8,7 @@ mod proof;
 pub(crate) mod releases;
 mod report;
 mod spec;
+mod verdicts;
 
 use axum::{
     Router,
@@ -29,6 +30,7 @@ pub(crate) fn router(app: &App) -> Router {
             post(logs::append).layer(DefaultBodyLimit::max(LOG_CHUNK_BYTES_MAX)),
         )
         .route("/host/v1/blobs/{sha256}", put(blobs::store).layer(DefaultBodyLimit::disable()))
+        .route("/host/v1/verdicts", get(verdicts::list))
         .route("/host/v1/releases/{version}/{target}", get(releases::show))
         .fallback(guard::no_such_route)
         .method_not_allowed_fallback(guard::no_such_method)

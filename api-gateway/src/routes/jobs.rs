@@ -37,7 +37,7 @@ use crate::{
 /// Longest time without looking again, should an announcement be missed.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for a turn to send a result.
-const TURN_MAX: Duration = Duration::from_secs(5);
+pub(super) const TURN_MAX: Duration = Duration::from_secs(5);
 /// Size in which a result is handed to the connection, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -240,7 +240,7 @@ pub(crate) async fn result(
 }
 
 /// Hands bytes out piece by piece and keeps the turn until the last one.
-fn pieces(bytes: Bytes, turn: OwnedSemaphorePermit) -> Body {
+pub(super) fn pieces(bytes: Bytes, turn: OwnedSemaphorePermit) -> Body {
     Body::from_stream(stream::unfold((bytes, turn), |(mut bytes, turn)| async move {
         let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
         (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), (bytes, turn)))

@@ -12,6 +12,7 @@ mod market;
 mod miner;
 mod offers;
 mod receipts;
+pub(crate) mod verdicts;
 
 use axum::{
     Router,
@@ -51,7 +52,12 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
 
 /// Every call that needs none.
 pub(crate) fn without_key() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(health::show)).routes(routes!(market::show))
+    OpenApiRouter::new()
+        .routes(routes!(health::show))
+        .routes(routes!(market::show))
+        .routes(routes!(verdicts::list))
+        .routes(routes!(verdicts::show))
+        .routes(routes!(verdicts::opening))
 }
 
 /// Every call that hosts which join and miners sign.
@@ -69,6 +75,7 @@ fn miners() -> OpenApiRouter<App> {
         .routes(routes!(miner::show, miner::change))
         .routes(routes!(miner::drain))
         .routes(routes!(miner::leave))
+        .routes(routes!(verdicts::appeal))
 }
 
 /// The whole API, ready to serve.

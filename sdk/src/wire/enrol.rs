@@ -11,7 +11,7 @@
 //! | `POST /v1/miner/hosts/{host}/drain` | hotkey | [`MinerHost`]; takes no new jobs, leaves after the last |
 //! | `POST /v1/miner/hosts/{host}/leave` | hotkey | [`MinerHost`]; leaves now, its jobs are placed anew |
 //!
-//! How requests and replies are signed is in [`super::sign`].
+//! How requests and replies are signed is in [`super::sign`]; how verdicts are appealed, in [`super::verdict`].
 
 use std::net::Ipv6Addr;
 

@@ -6,6 +6,7 @@
 //! | `POST /host/v1/report` | a [`HostReport`]; answered with a [`ReportAck`] |
 //! | `POST /host/v1/leases/{lease}/logs/{stream}?offset=O` | bytes of a log from offset `O`; answered with a [`LogAck`] |
 //! | `PUT /host/v1/blobs/{sha256}` | bytes whose SHA-256 is the name; storing them again is a no-op |
+//! | `GET /host/v1/verdicts` | the newest [`HostVerdict`](super::verdict::HostVerdict)s on the host |
 //! | `GET /host/v1/releases/{version}/{target}` | the program of a release |
 //!
 //! It is spoken inside the mesh only, and the address a call comes from says which host it is.
@@ -22,7 +23,7 @@ use nave_domain::{
     lease::StopReason,
     mesh::MeshKey,
 };
-use nave_proof::{Challenge, ProofReport};
+use nave_proof::{Challenge, Nonce, ProofReport};
 use serde::{Deserialize, Serialize};
 
 use super::{enrol::StateReason, sign::SignedRelease};
@@ -63,11 +64,27 @@ pub struct HostSpec {
     /// What it is asked to prove, by id; its answers belong into its reports.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub challenges: BTreeMap<ChallengeId, Challenge>,
+    /// What it gives to other hosts that are tested, by their challenges, for as long as those are open.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub serve: BTreeMap<ChallengeId, Serve>,
     /// The agent it should run; the release key has signed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<SignedRelease>,
     /// Every open lease, by id.
     pub leases: BTreeMap<LeaseId, Order>,
+}
+
+/// Bytes that a host gives to one other host, and to nobody else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serve {
+    /// What they are made of, together with what the other asks with. Only this host has it.
+    pub key: Nonce,
+    /// How many there are, in whole chunks of 64 KiB.
+    pub bytes: u64,
+    /// The TCP port at this host's own address in the mesh.
+    pub port: u16,
+    /// The other host's address in the mesh.
+    pub peer: Ipv6Addr,
 }
 
 /// How a host is part of the mesh.

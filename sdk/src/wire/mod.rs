@@ -1,5 +1,5 @@
 //! What goes over the wire: [`rest`] for customers, [`host`] for hosts, [`enrol`] for
-//! hosts that join and for miners, [`sign`] for signatures.
+//! hosts that join and for miners, [`verdict`] for what came of tests, [`sign`] for signatures.
 
 pub mod enrol;
 pub mod host;
@@ -7,5 +7,6 @@ pub mod keys;
 pub mod rest;
 pub mod sign;
 pub mod ticket;
+pub mod verdict;
 
 pub use nave_proof as proof;

@@ -17,7 +17,7 @@
 //! | `GET /v1/epochs?limit`, `GET /v1/epochs/{epoch}` | `jobs:read` | list of [`Epoch`], [`Epoch`] |
 //! | `GET /v1/health` | none | [`Health`] |
 //!
-//! Calls of hosts that join and of miners are in [`super::enrol`].
+//! Calls of hosts that join and of miners are in [`super::enrol`], those about verdicts in [`super::verdict`].
 //!
 //! Log events of a followed log: `event: log`, `id:` a cursor for `Last-Event-ID`,
 //! `data:` a [`LogLine`]; at the end `event: end` with the [`Job`].
