@@ -18,9 +18,11 @@ use crate::market::{Host, Market, config, look, open};
 
 const NEVER: Millis = Millis(1 << 40);
 const AT_ONCE: Millis = Millis::ZERO;
-const NO_SOONER: Means = Means { retest: NEVER, probe: NEVER, window: NEVER };
+/// Nothing is tested again.
+pub const NO_SOONER: Means = Means { retest: NEVER, probe: NEVER, window: NEVER };
 
-fn with_devices(means: Means) -> Config {
+/// Cores, memory and GPUs are what counts.
+pub fn with_devices(means: Means) -> Config {
     Config { enforced: BTreeSet::from([Kind::Cpu, Kind::Memory, Kind::Devices]), means, ..config() }
 }
 

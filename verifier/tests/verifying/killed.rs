@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use nave_domain::{Millis, host::HostState};
+use nave_domain::{Millis, host::HostState, verdict::Kind};
 use nave_store::Store;
 use nave_verifier::run;
 use tokio::time::sleep;
 
-use crate::market::{EFFORT, Host, Market, config, look, open};
+use crate::{
+    devices::{NO_SOONER, with_devices},
+    market::{EFFORT, Host, Market, look, open},
+};
 
 #[tokio::test]
 async fn a_verifier_that_ends_after_a_nonce_is_continued_by_the_next() {
@@ -59,7 +62,7 @@ async fn two_verifiers_at_once_draw_one_challenge_and_write_one_verdict() {
 async fn a_role_in_a_process_of_its_own() {
     let Ok(url) = env::var("NAVE_TEST_VERIFIES") else { return };
     let store = Store::connect(&url).await.expect("connect");
-    run(config(), store, pending()).await.expect("verify");
+    run(with_devices(NO_SOONER), store, pending()).await.expect("verify");
 }
 
 /// A verifier in a process of its own; ends with the test.
@@ -95,7 +98,7 @@ async fn prove_all(host: &mut Host, mut meanwhile: impl FnMut()) {
             && !done.contains(&(challenge.challenge, challenge.step()))
         {
             done.push((challenge.challenge, challenge.step()));
-            host.work_within(EFFORT).await;
+            host.answer(&challenge).await;
         }
         match host.state().await {
             HostState::Ready => return,
@@ -117,7 +120,7 @@ async fn killed_at(points: &[&str], verifiers: usize) {
     for point in points {
         fs::write(armed.path().join(point), "").expect("arm");
     }
-    let mut host = market.host("alpha", 1_000).await;
+    let mut host = market.host_with_devices("alpha", &[("SIM-1", Vec::new())]).await;
     let mut processes: Vec<_> = (0..verifiers).map(|_| Process::start(&market, armed.path())).collect();
     let mut killed = 0;
     let start_again = || {
@@ -130,7 +133,9 @@ async fn killed_at(points: &[&str], verifiers: usize) {
     };
     prove_all(&mut host, start_again).await;
     assert_eq!(killed, points.len(), "each point kills one process");
-    assert_eq!(host.codes().await, ["passed", "passed"], "every challenge was drawn and judged once");
+    let kinds: Vec<Kind> = host.challenges().await.iter().map(|drawn| drawn.kind).collect();
+    assert_eq!(kinds, [Kind::Cpu, Kind::Memory, Kind::Devices], "every challenge was drawn once");
+    assert_eq!(host.codes().await, ["passed"; 3], "and judged once");
 }
 
 #[tokio::test]
