@@ -73,6 +73,12 @@ impl Prefix {
         address.octets().starts_with(&self.0)
     }
 
+    /// Whether an address is one that a host of this market can have.
+    #[must_use]
+    pub fn is_host(self, address: Ipv6Addr) -> bool {
+        self.contains(address) && address.segments()[3] == Kind::Host as u16
+    }
+
     /// Whether an address is one that a lease of this market can have.
     #[must_use]
     pub fn is_lease(self, address: Ipv6Addr) -> bool {

@@ -179,7 +179,7 @@ fn mesh(underlay: &Room, host: &Room, room: &Room) -> Outcome<(Interface, Interf
     let guest = up(host, format!("nba{}", process::id()), None, host_address, 0)?;
     let pair = guard::Pair { from: prefix.hub(), to: host_address };
     guard::hub(hub.name(), &room.0, &[pair])?;
-    host.0.enter(|| guard::host(guest.name(), None, &[pair]))??;
+    host.0.enter(|| guard::host(guest.name(), None, &[pair], &[]))??;
     let peer = |key, address, endpoint| Peer {
         key,
         addresses: BTreeSet::from([address]),

@@ -1,6 +1,6 @@
 //! What may pass an interface: one nftables table for each, replaced as a whole.
 
-use std::{fs, net::Ipv6Addr};
+use std::{collections::BTreeSet, fs, net::Ipv6Addr};
 
 use crate::{Error, Name, Namespace, namespace::within, program};
 
@@ -11,6 +11,15 @@ pub struct Pair {
     pub from: Ipv6Addr,
     /// The receiver's address.
     pub to: Ipv6Addr,
+}
+
+/// Leave to connect to one TCP port of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Door {
+    /// Who may.
+    pub from: Ipv6Addr,
+    /// The port.
+    pub port: u16,
 }
 
 /// Of a hub: nothing passes from one host to another except between these pairs. The
@@ -28,13 +37,13 @@ pub fn hub(name: &Name, namespace: &Namespace, pairs: &[Pair]) -> Result<(), Err
     forward(namespace, true)
 }
 
-/// Of a host: the mesh reaches nothing on it but answers and echoes, and passes through
-/// it only between these pairs, of which one is an address of a lease here.
+/// Of a host: the mesh reaches nothing on it but answers, echoes and these doors, and passes
+/// through it only between these pairs, of which one is an address of a lease here.
 ///
 /// # Errors
 /// When the kernel refuses; then what was loaded before still holds.
-pub fn host(name: &Name, namespace: Option<&Namespace>, pairs: &[Pair]) -> Result<(), Error> {
-    load(&host_table(name, pairs), namespace)
+pub fn host(name: &Name, namespace: Option<&Namespace>, pairs: &[Pair], doors: &[Door]) -> Result<(), Error> {
+    load(&host_table(name, pairs, doors), namespace)
 }
 
 /// Takes the table of an interface away, where it is loaded.
@@ -71,10 +80,19 @@ fn pair_set(pairs: &[Pair]) -> String {
     let mut sorted = pairs.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
-    let listed: Vec<String> = sorted.iter().map(|pair| format!("{} . {}", pair.from, pair.to)).collect();
-    let elements =
-        if listed.is_empty() { String::new() } else { format!(" elements = {{ {} }};", listed.join(", ")) };
+    let elements = elements(sorted.iter().map(|pair| format!("{} . {}", pair.from, pair.to)));
     format!("  set pairs {{ type ipv6_addr . ipv6_addr;{elements} }}\n")
+}
+
+fn door_set(doors: &[Door]) -> String {
+    let sorted: BTreeSet<&Door> = doors.iter().collect();
+    let elements = elements(sorted.into_iter().map(|door| format!("{} . {}", door.from, door.port)));
+    format!("  set doors {{ type ipv6_addr . inet_service;{elements} }}\n")
+}
+
+fn elements(listed: impl Iterator<Item = String>) -> String {
+    let listed: Vec<String> = listed.collect();
+    if listed.is_empty() { String::new() } else { format!(" elements = {{ {} }};", listed.join(", ")) }
 }
 
 /// The namespace of a hub has no traffic of others to forward, so all else is dropped.
@@ -92,15 +110,16 @@ fn hub_table(name: &Name, pairs: &[Pair]) -> String {
 }
 
 /// A host has other traffic, which is not judged here.
-fn host_table(name: &Name, pairs: &[Pair]) -> String {
+fn host_table(name: &Name, pairs: &[Pair], doors: &[Door]) -> String {
     let chains = format!(
-        "{}  chain input {{
+        "{}{}  chain input {{
     type filter hook input priority filter; policy accept;
     iifname \"{name}\" goto from_mesh
   }}
   chain from_mesh {{
     ct state established,related accept
     icmpv6 type {{ echo-request, destination-unreachable, packet-too-big, time-exceeded, parameter-problem }} accept
+    ip6 saddr . tcp dport @doors accept
     counter drop
   }}
   chain forward {{
@@ -111,7 +130,8 @@ fn host_table(name: &Name, pairs: &[Pair]) -> String {
     oifname \"{name}\" counter drop
   }}
 ",
-        pair_set(pairs)
+        pair_set(pairs),
+        door_set(doors)
     );
     replaced(name, &chains)
 }

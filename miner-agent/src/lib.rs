@@ -26,6 +26,7 @@ pub mod runtime;
 pub mod shell;
 pub mod state;
 pub mod status;
+pub mod transfer;
 pub mod upgrade;
 
 /// Version that this agent was built as.

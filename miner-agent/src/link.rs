@@ -23,7 +23,7 @@ use nave_domain::{
 };
 use nave_mesh::{
     Backend, Interface, Name, Options, Peer, Program,
-    guard::{self, Pair},
+    guard::{self, Door, Pair},
 };
 use nave_sdk::wire::{enrol::MeshPlace, host::MeshSpec};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,7 @@ use crate::{
     files::{self, Keep},
     membership::{self, Membership},
     routes::Routes,
+    transfer::Crossings,
 };
 
 /// Time between two looks.
@@ -104,21 +105,24 @@ struct Shared {
     spec: Option<MeshSpec>,
     /// The key that was acknowledged, and when.
     told: Option<(MeshKey, Millis)>,
-    /// What leases here reach through the mesh.
+    /// What passes besides what is said to the hub itself.
     group: Group,
     health: Health,
 }
 
-/// What passes between leases here and those of their groups elsewhere.
+/// What passes between leases here and those of their groups elsewhere, and between this host and
+/// others that transfer something.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Group {
     pairs: Vec<Pair>,
+    doors: Vec<Door>,
     peers: BTreeSet<Ipv6Addr>,
 }
 
 /// A link under way; dropped, an interface that a process serves is gone.
 #[derive(Debug)]
 pub struct Link {
+    address: Ipv6Addr,
     shared: Arc<Mutex<Shared>>,
     thread: Option<thread::JoinHandle<()>>,
 }
@@ -135,10 +139,16 @@ impl Link {
         files::write_json(&name_path(&plan.data), &plan.interface.as_str(), Keep::Power)?;
         let shared = Arc::new(Mutex::new(Shared::default()));
         publish_keys(&mut lock(&shared), &keys, Side::Current);
-        let theirs = shared.clone();
+        let (theirs, address) = (shared.clone(), plan.place.address);
         let run = move || keep(&plan, keys, &theirs, &anew);
         let thread = thread::Builder::new().name("mesh".into()).spawn(run).context("start a thread")?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { address, shared, thread: Some(thread) })
+    }
+
+    /// This host's address in the mesh.
+    #[must_use]
+    pub fn address(&self) -> Ipv6Addr {
+        self.address
     }
 
     /// What reports announce: the key that will replace the present one.
@@ -157,9 +167,12 @@ impl Link {
         lock(&self.shared).spec = Some(spec.clone());
     }
 
-    /// Lets leases here and those of their groups elsewhere reach one another, and no others.
-    pub fn route(&self, routes: &Routes) {
-        lock(&self.shared).group = Group { pairs: routes.pairs(), peers: routes.remote() };
+    /// Lets leases here and those of their groups elsewhere reach one another, hosts cross as
+    /// transfers need it, and nobody else.
+    pub fn route(&self, routes: &Routes, crossings: &Crossings) {
+        let peers = routes.remote().union(&crossings.peers).copied().collect();
+        let doors = crossings.doors.iter().copied().collect();
+        lock(&self.shared).group = Group { pairs: routes.pairs(), doors, peers };
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
         }
@@ -247,7 +260,7 @@ struct Upheld<'a> {
 impl<'a> Upheld<'a> {
     /// The guard is loaded before there is anybody to guard against.
     fn begin(plan: &'a Plan, keys: &'a mut Keys, shared: &'a Mutex<Shared>) -> anyhow::Result<Self> {
-        guard::host(&plan.interface, None, &[]).context("load the guard of the mesh interface")?;
+        guard::host(&plan.interface, None, &[], &[]).context("load the guard of the mesh interface")?;
         let interface = Interface::up(Options {
             name: plan.interface.clone(),
             namespace: None,
@@ -402,7 +415,7 @@ impl<'a> Upheld<'a> {
         if group == self.group {
             return;
         }
-        let done = guard::host(&self.plan.interface, None, &group.pairs)
+        let done = guard::host(&self.plan.interface, None, &group.pairs, &group.doors)
             .and_then(|()| self.interface.set_peers(&[self.hub(&group)]));
         match done {
             Ok(()) => self.group = group,
@@ -430,7 +443,8 @@ impl<'a> Upheld<'a> {
     fn upkeep(&mut self) {
         if self.guarded.elapsed() >= GUARD {
             self.guarded = Instant::now();
-            if let Err(error) = guard::host(&self.plan.interface, None, &self.group.pairs) {
+            let Group { pairs, doors, peers: _ } = &self.group;
+            if let Err(error) = guard::host(&self.plan.interface, None, pairs, doors) {
                 tracing::warn!(%error, "the guard of the mesh interface cannot be loaded");
             }
         }

@@ -133,6 +133,7 @@ mod tests {
             report_ms: Millis(1),
             mesh: MeshSpec { key, hub_key: key, hub_endpoints: vec![] },
             challenges: BTreeMap::new(),
+            serve: BTreeMap::new(),
             release: None,
             leases: orders.into_iter().map(|(n, order)| (lease(n), order)).collect(),
         };

@@ -52,6 +52,7 @@ use crate::{
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     state::StateDir,
     status::{Doing, Proving},
+    transfer::{Crossings, serve::Serving},
 };
 
 /// Longest time between two looks at the runtime, for what its events missed.
@@ -62,6 +63,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const BLIND: Duration = Duration::from_secs(4);
 /// Time between two notes of what it is doing, for people.
 const STATUS: Duration = Duration::from_secs(2);
+/// Most transfers that are served at the same time.
+const SERVED_MAX: usize = 4;
 /// Time between two looks at what the machine can enforce.
 const INVENTORY: Duration = Duration::from_secs(60);
 
@@ -112,7 +115,9 @@ struct Agent {
     blind: Option<Instant>,
     prefix: Prefix,
     /// The routes of groups that are in force.
-    routed: Option<Routes>,
+    routed: Option<(Routes, Crossings)>,
+    /// What is sent to others that are tested.
+    serving: BTreeMap<ChallengeId, Serving>,
     proofs: Proofs,
     /// Whoever answers each challenge.
     answering: BTreeMap<ChallengeId, Answering>,
@@ -185,6 +190,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         blind: None,
         prefix: Prefix::of_market(&config.member.market_key.0),
         routed: None,
+        serving: BTreeMap::new(),
         proofs: Proofs::default(),
         answering: BTreeMap::new(),
         prover: config.prover,
@@ -322,15 +328,29 @@ impl Agent {
     async fn route(&mut self) {
         let Some(spec) = &self.spec else { return };
         let routes = Routes::of(spec, self.prefix);
-        if self.routed.as_ref() == Some(&routes) {
+        let own = self.link.as_ref().map(|link| link.address());
+        let crossings = own.map(|own| Crossings::of(spec, self.prefix, own)).unwrap_or_default();
+        let wanted = (routes, crossings);
+        if self.routed.as_ref() == Some(&wanted) {
             return;
         }
         if let Some(link) = &self.link {
-            link.route(&routes);
+            link.route(&wanted.0, &wanted.1);
         }
-        match self.runtime.route(&routes).await {
-            Ok(()) => self.routed = Some(routes),
+        match self.runtime.route(&wanted.0).await {
+            Ok(()) => self.routed = Some(wanted),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "groups stay as they are for now"),
+        }
+    }
+
+    /// Serves others what the spec says, and nobody anything else.
+    fn serve_others(&mut self) {
+        let Some((own, spec)) = self.link.as_ref().map(|link| link.address()).zip(self.spec.as_ref()) else {
+            return;
+        };
+        self.serving.retain(|challenge, _| spec.serve.contains_key(challenge));
+        for (challenge, wish) in spec.serve.iter().take(SERVED_MAX) {
+            self.serving.entry(*challenge).or_insert_with(|| Serving::begin(own, wish.clone()));
         }
     }
 
@@ -482,6 +502,7 @@ impl Agent {
                 self.spec = Some(*spec);
                 self.memory.dismissed = false;
                 self.catch_up();
+                self.serve_others();
                 self.prove();
             }
             Event::Dismissed => self.dismiss(),

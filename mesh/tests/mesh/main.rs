@@ -381,7 +381,7 @@ fn the_mesh_reaches_nothing_on_a_host_but_answers_and_echoes() {
     assert!(host.reaches(host.address, hub.address) && hub.reaches(hub.address, host.address));
     let name = host.act(|interface| interface.name().clone());
     for _ in 0..2 {
-        host.underlay.inside(|| guard::host(&name, None, &[])).expect("a guard");
+        host.underlay.inside(|| guard::host(&name, None, &[], &[])).expect("a guard");
     }
     let before = heard.load(Ordering::Relaxed);
     assert!(hub.cannot_reach(hub.address, host.address));
@@ -424,7 +424,7 @@ fn a_host_passes_packets_on_only_for_its_leases() {
     });
     assert!(first.reaches(a, b));
     let name = second.act(|interface| interface.name().clone());
-    let guard = |pairs: &[Pair]| second.underlay.inside(|| guard::host(&name, None, pairs)).expect("a guard");
+    let guard = |pairs: &[Pair]| second.underlay.inside(|| guard::host(&name, None, pairs, &[])).expect("a guard");
     guard(&[]);
     assert!(first.cannot_reach(a, b));
     guard(&[Pair { from: a, to: b }, Pair { from: b, to: a }]);

@@ -49,6 +49,7 @@ fn spec(leases: &[(u8, Option<StopReason>)]) -> HostSpec {
         report_ms: Millis(5_000),
         mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },
         challenges: BTreeMap::new(),
+        serve: BTreeMap::new(),
         release: None,
         leases: leases.iter().map(|(n, stop)| (lease(*n), order(*stop))).collect(),
     }

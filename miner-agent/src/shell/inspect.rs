@@ -1,7 +1,7 @@
 //! Challenges that the agent answers itself: what is installed, mounted and connected on its
 //! machine is not for a process with a cleared environment to see.
 
-use std::sync::Arc;
+use std::{net::Ipv6Addr, sync::Arc};
 
 use anyhow::{Context as _, bail};
 use nave_domain::host::Device;
@@ -13,6 +13,7 @@ use crate::{
     endpoint::ControlPlane,
     inspect::{self, Site},
     runtime::Runtime,
+    transfer::fetch::Fetch,
 };
 
 /// What the agent has to look at.
@@ -23,6 +24,8 @@ pub(super) struct Ground {
     pub(super) prover: Prover,
     /// The devices that are offered.
     pub(super) devices: Vec<Device>,
+    /// This host's address in the mesh.
+    pub(super) address: Option<Ipv6Addr>,
 }
 
 /// Answers the steps of one challenge as they come.
@@ -35,15 +38,19 @@ pub(super) async fn answer(
     plane: &ControlPlane,
     said: &Said,
 ) -> anyhow::Result<()> {
+    let mut fetch = Fetch::new(ground.address);
     while let Some(challenge) = inbox.recv().await {
         match &challenge.task {
             Task::Software(_) => {
-                let Ground { runtime, prover, devices } = ground;
+                let Ground { runtime, prover, devices, address: _ } = ground;
                 let found = inspect::look(&Site { runtime, prover, devices }, challenge.nonce).await;
                 let found = inspect::written(found).context("write what was found as JSON")?;
                 said.answer(0, Message::Opening(opening(plane, found).await?));
             }
-            Task::Transfer(_) => bail!("this agent transfers nothing"),
+            Task::Transfer(task) => {
+                let step = u32::try_from(challenge.step()).unwrap_or(u32::MAX);
+                said.answer(step, fetch.go_on(&challenge, task).await?);
+            }
             Task::Cpu(_) | Task::Memory(_) | Task::Devices(_) | Task::Storage(_) => {
                 bail!("this is for a prover to answer")
             }

@@ -73,7 +73,8 @@ impl Agent {
 
     fn ground(&self) -> Ground {
         let devices = self.bulletin.borrow().inventory.devices.clone();
-        Ground { runtime: self.runtime.clone(), prover: self.prover.clone(), devices }
+        let address = self.link.as_ref().map(|link| link.address());
+        Ground { runtime: self.runtime.clone(), prover: self.prover.clone(), devices, address }
     }
 
     fn begin_answer<W, F>(&mut self, challenge: Challenge, work: W)

@@ -148,6 +148,7 @@ impl Plane {
             report_ms: Millis(500),
             mesh: MeshSpec { key: mesh_key(1), hub_key: mesh_key(2), hub_endpoints: vec![] },
             challenges: BTreeMap::new(),
+            serve: BTreeMap::new(),
             release: None,
             leases: BTreeMap::new(),
         };

@@ -564,6 +564,7 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
         report_ms: REPORT,
         mesh: MeshSpec { key: key(1), hub_key: key(2), hub_endpoints: Vec::new() },
         challenges: BTreeMap::new(),
+        serve: BTreeMap::new(),
         release: None,
         leases: open.map(|(id, lease)| (*id, order(lease))).collect(),
     }

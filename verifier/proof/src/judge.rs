@@ -4,13 +4,14 @@ use nave_domain::{Bytes, MilliCpu, Millis};
 
 use crate::{
     Challenge, CpuTask, DevicesTask, Digest, Evidence, Failure, Findings, MemoryTask, OPENING_MAX, Proven,
-    Reason, Span, StorageTask, Task, VERSION, Verdict, cpu,
+    Reason, Span, StorageTask, Task, TransferTask, VERSION, Verdict, cpu,
     devices::judge::{self as devices, Shown},
     memory,
     sizes::{Layout, STEPS},
     storage,
     task::{REFERENCE_STEPS_PER_S, TOLERANCE, shown},
     transcript::{binding, revealed},
+    transfer::{self, Content},
 };
 
 /// Judges everything that came back for `challenge`; `spans` has one entry for each step.
@@ -53,7 +54,10 @@ fn weigh(challenge: &Challenge, evidence: &Evidence, spans: &[Span]) -> Result<P
         Task::Software(_) => {
             Findings::read(&evidence.opening, &challenge.nonce).map(|found| Proven::Software(Box::new(found)))
         }
-        Task::Transfer(_) => Err(failure(Reason::Aborted, "there is no judge for this kind")),
+        Task::Transfer(task) => {
+            let content = Content::of(&challenge.reveals[1], &challenge.reveals[0]);
+            weigh_transfer(task, evidence, &content, &bindings, took[1])
+        }
     }
 }
 
@@ -123,6 +127,29 @@ fn weigh_storage(
     let elapsed = u64::try_from(reads_ms.0.max(1)).unwrap_or(1);
     let written = Bytes(i64::try_from(task.bytes).unwrap_or(i64::MAX));
     Ok(Proven::Storage { written, write_ms, reads_ms, reads_per_s: reads * 1000 / elapsed })
+}
+
+fn weigh_transfer(
+    task: &TransferTask,
+    evidence: &Evidence,
+    content: &Content,
+    bindings: &[Digest],
+    took: Millis,
+) -> Result<Proven, Failure> {
+    if evidence.commitments[0] != transfer::reached_of(&bindings[0]) {
+        let message = "the first commitment is not that the other host is reached";
+        return Err(failure(Reason::EvidenceWrong, message));
+    }
+    let seed = &bindings[2];
+    let opening = digests(&evidence.opening, seed, || transfer::opening_len(task, seed))?;
+    transfer::check(task, content, seed, &evidence.commitments[1], &opening)
+        .map_err(|why| failure(Reason::EvidenceWrong, why))?;
+    let elapsed = u64::try_from(took.0.max(1)).unwrap_or(1);
+    Ok(Proven::Transfer {
+        bytes: task.bytes,
+        elapsed_ms: took,
+        bytes_per_s: task.bytes.saturating_mul(1000) / elapsed,
+    })
 }
 
 fn weigh_devices(

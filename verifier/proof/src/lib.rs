@@ -14,15 +14,15 @@
 //! Only the verifier's clock counts: each step has a [`Span`] from the first
 //! delivery of its nonce to the complete receipt of its answer.
 //!
-//! Without features there are only the messages. What judges and what proves share most of
-//! their code; each is there with the feature of its name.
+//! Without features there are only the messages. What judges, what proves and what transfers
+//! share most of their code; each is there with the feature of its name.
 
 #![cfg_attr(
     not(all(feature = "judge", feature = "prover")),
     allow(dead_code, unused_imports, reason = "each side alone leaves some of what they share unused")
 )]
 
-#[cfg(any(feature = "judge", feature = "prover"))]
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
 mod chacha;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod cpu;
@@ -36,14 +36,14 @@ pub mod gemm;
 mod judge;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod memory;
-#[cfg(any(feature = "judge", feature = "prover"))]
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
 pub mod merkle;
 mod message;
-#[cfg(any(feature = "judge", feature = "prover"))]
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
 mod mix;
 #[cfg(feature = "prover")]
 mod prover;
-#[cfg(any(feature = "judge", feature = "prover"))]
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
 mod sha;
 mod sizes;
 #[cfg(feature = "prover")]
@@ -51,8 +51,10 @@ pub mod software;
 #[cfg(any(feature = "judge", feature = "prover"))]
 mod storage;
 mod task;
-#[cfg(any(feature = "judge", feature = "prover"))]
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
 mod transcript;
+#[cfg(any(feature = "judge", feature = "prover", feature = "transfer"))]
+pub mod transfer;
 #[cfg(test)]
 mod vectors;
 mod verdict;

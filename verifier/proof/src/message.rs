@@ -270,7 +270,8 @@ pub struct SoftwareTask {
     pub patience_ms: Millis,
 }
 
-/// A transfer from another host: the commitment is the root over the chunks that came.
+/// A transfer from another host: the first commitment says that it is reached, the second is
+/// the root over the chunks that came.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferTask {
@@ -282,7 +283,7 @@ pub struct TransferTask {
     pub bytes: u64,
     /// How many chunks are computed again by the verifier.
     pub samples: u32,
-    /// Longest time for the transfer, and for the opening.
+    /// Longest time until the other host is reached, for the transfer, and for the opening.
     pub patience_ms: Vec<Millis>,
 }
 
@@ -421,8 +422,8 @@ impl Task {
     #[must_use]
     pub fn commitments(&self) -> usize {
         match self {
-            Self::Cpu(_) | Self::Transfer(_) => 1,
-            Self::Memory(_) | Self::Storage(_) => 2,
+            Self::Cpu(_) => 1,
+            Self::Memory(_) | Self::Storage(_) | Self::Transfer(_) => 2,
             Self::Devices(task) => task.phases().len(),
             Self::Software(_) => 0,
         }

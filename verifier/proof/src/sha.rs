@@ -26,6 +26,9 @@ pub(crate) static LANE: Name = Name(LazyLock::new(|| after("nave proof lane")));
 /// The end of a chunk in a pass.
 pub(crate) static STREAM: Name = Name(LazyLock::new(|| after("nave proof stream")));
 
+/// A chunk of a transfer.
+pub(crate) static TRANSFER: Name = Name(LazyLock::new(|| after("nave proof transfer")));
+
 fn after(name: &str) -> [u32; 8] {
     let (mut state, mut block) = (INITIAL, [0; BLOCK]);
     block[..name.len()].copy_from_slice(name.as_bytes());

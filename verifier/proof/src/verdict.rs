@@ -54,13 +54,14 @@ pub enum Proven {
     },
     /// What the agent found, as it says; nothing in it is proof.
     Software(Box<Findings>),
-    /// A transfer from another host.
+    /// A transfer from another host: measured and not proven, since two hosts and the way through
+    /// the hub have a part in it, and hosts that help one another need not send anything.
     Transfer {
         /// What came.
         bytes: u64,
-        /// From the nonce to the commitment.
+        /// From the nonce that was asked with to the commitment to all chunks.
         elapsed_ms: Millis,
-        /// Bytes in a second.
+        /// Bytes in a second, at least.
         bytes_per_s: u64,
     },
 }
