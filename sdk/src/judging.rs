@@ -200,3 +200,145 @@ fn is_of_evidence(code: Reason) -> bool {
         | Reason::PortUnreachable => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nave_domain::{ChallengeId, HostId, MilliCpu, Timestamp, verdict::Cause};
+    use nave_proof::{Answer, CpuTask, Digest, Nonce, Prover, Task};
+
+    use super::*;
+    use crate::wire::verdict::HostVerdict;
+
+    /// The record of the test of a host that has done the work of two cores within `took`.
+    fn tested(took: i64) -> VerdictRecord {
+        let challenge: ChallengeId = format!("challenge_{:032}", 1).parse().expect("an id");
+        let host: HostId = format!("host_{:032}", 1).parse().expect("an id");
+        let task = Task::Cpu(CpuTask { milli_cpu: MilliCpu(2_000), segments: 8, samples: 4 });
+        let nonce = Nonce([1; 32]);
+        let test =
+            Challenge { version: VERSION, challenge, host, task, nonce, beacon: None, reveals: Vec::new() };
+        let mut prover = Prover::new(&test, 1).expect("a prover");
+        let Ok(Answer::Commitment(commitment)) = prover.answer(&test) else { panic!("no commitment") };
+        let test = Challenge { reveals: vec![Nonce([2; 32])], ..test };
+        let Ok(Answer::Opening(opening)) = prover.answer(&test) else { panic!("no opening") };
+        let exchange = |from: i64, commitment: Option<Digest>| Exchange {
+            sent_at: Some(Timestamp(from)),
+            answered_at: Some(Timestamp(from + took)),
+            commitment,
+            gave_up: None,
+        };
+        let exchanges = vec![exchange(1_000, Some(commitment)), exchange(20_000, None)];
+        let spans = [1_000, 20_000].map(|at| Span { sent: Timestamp(at), received: Timestamp(at + took) });
+        let evidence = Evidence { commitments: vec![commitment], opening: opening.clone() };
+        let ruling = match judge_evidence(&test, &evidence, &spans) {
+            Verdict::Passed(proven) => Ruling::Passed(Some(proven)),
+            Verdict::Failed(failure) => Ruling::Failed(failure),
+        };
+        let code = code(&ruling).map_or("passed", Reason::as_str).to_owned();
+        let verdict = HostVerdict {
+            challenge,
+            host,
+            kind: test.task.kind(),
+            cause: Cause::Enrolment,
+            shadow: false,
+            beside_job: false,
+            drawn_at: Timestamp(900),
+            decided_at: Timestamp(40_000),
+            code,
+            ruling: Some(ruling),
+            classes: std::collections::BTreeMap::new(),
+            opening: OpeningState::Kept,
+            appeal: None,
+            ban: None,
+            actions: Vec::new(),
+        };
+        VerdictRecord { verdict, test: Some(test), exchanges, opening: Some(STANDARD.encode(opening)) }
+    }
+
+    fn ruled(record: &mut VerdictRecord, code: Reason) {
+        record.verdict.ruling = Some(Ruling::Failed(Failure { code, message: "so it says".into() }));
+    }
+
+    #[test]
+    fn what_a_host_has_proven_is_proven_to_everyone() {
+        let record = tested(1);
+        assert_eq!(record.verdict.code, "passed");
+        let again = judge_again(&record);
+        assert!(matches!(&again, Again::Same { found } if found.starts_with("passed: ")), "{again:?}");
+    }
+
+    #[test]
+    fn what_failed_for_its_times_needs_no_opening() {
+        let mut record = tested(10_000);
+        assert_eq!(record.verdict.code, "cpu_overclaimed");
+        for opening in [record.opening.clone(), None] {
+            record.opening = opening;
+            let again = judge_again(&record);
+            assert!(
+                matches!(&again, Again::Same { found } if found.contains("(cpu_overclaimed)")),
+                "{again:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_market_that_says_something_else_than_its_evidence_is_found_out() {
+        let mut record = tested(1);
+        ruled(&mut record, Reason::EvidenceWrong);
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+        ruled(&mut record, Reason::TooLate);
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+        let mut record = tested(1);
+        if let Some(Ruling::Passed(Some(Proven::Cpu { milli_cpu, .. }))) = &mut record.verdict.ruling {
+            *milli_cpu = MilliCpu(1_000_000);
+        }
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+        let mut record = tested(1);
+        record.exchanges[0].commitment = Some(Digest([0; 32]));
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+        let mut record = tested(1);
+        if let Some(test) = &mut record.test {
+            test.nonce = Nonce([9; 32]);
+        }
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+    }
+
+    #[test]
+    fn silence_and_giving_up_are_told_from_times_and_words() {
+        let mut record = tested(1);
+        ruled(&mut record, Reason::TooLate);
+        record.exchanges.truncate(1);
+        record.exchanges[0].answered_at = None;
+        record.verdict.decided_at = Timestamp(2_000);
+        assert!(matches!(judge_again(&record), Again::Differs { .. }), "it had time left");
+        record.verdict.decided_at = Timestamp(10_000_000);
+        assert!(matches!(judge_again(&record), Again::Same { .. }));
+        record.exchanges[0].sent_at = None;
+        assert!(matches!(judge_again(&record), Again::Untold { .. }));
+        let failure = Failure { code: Reason::MemoryUnavailable, message: "no memory".into() };
+        record.exchanges[0].gave_up = Some(failure);
+        assert!(matches!(judge_again(&record), Again::Differs { .. }));
+        ruled(&mut record, Reason::MemoryUnavailable);
+        assert!(matches!(judge_again(&record), Again::Same { .. }));
+    }
+
+    #[test]
+    fn what_no_evidence_shows_is_not_guessed() {
+        let mut record = tested(1);
+        ruled(&mut record, Reason::DeviceElsewhere);
+        let again = judge_again(&record);
+        assert!(matches!(&again, Again::Untold { found: Some(found), .. } if found.starts_with("passed")));
+        let mut record = tested(1);
+        record.opening = None;
+        assert!(matches!(judge_again(&record), Again::Untold { found: None, .. }));
+        record.opening = Some("?".into());
+        assert!(matches!(judge_again(&record), Again::Untold { .. }));
+        record.verdict.ruling = Some(Ruling::Void("a clock was set".into()));
+        assert!(matches!(judge_again(&record), Again::Untold { .. }));
+        record.verdict.ruling = None;
+        assert!(matches!(judge_again(&record), Again::Untold { .. }));
+        let mut record = tested(1);
+        record.exchanges[0].commitment = None;
+        assert!(matches!(judge_again(&record), Again::Untold { .. }));
+    }
+}

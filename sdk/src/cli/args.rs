@@ -7,7 +7,7 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser, ValueParser},
 };
 use nave_domain::{
-    Bytes, JobId, KeyId, MicroUsd, MilliCpu, Millis,
+    Bytes, ChallengeId, JobId, KeyId, MicroUsd, MilliCpu, Millis,
     job::{Egress, JobState},
 };
 use nave_sdk::wire::rest::SCOPES;
@@ -62,8 +62,11 @@ pub enum Command {
     Logs(LogsArgs),
     /// End a job
     Cancel(OneJob),
-    /// List hosts
-    Hosts,
+    /// List hosts, or what came of the tests of one
+    Hosts(HostsArgs),
+    /// Judge a verdict again from its published evidence
+    #[command(after_help = JUDGE_AFTER)]
+    Judge(JudgeArgs),
     /// List capacity that can be rented now
     Offers,
     /// Show what can be spent and what is set aside
@@ -187,6 +190,60 @@ pub struct LogsArgs {
     /// Stay until the job ends; with --json one document per piece of output
     #[arg(short = 'f', long)]
     pub follow: bool,
+}
+
+const JUDGE_AFTER: &str = "\
+Fetch a verdict with its evidence: nave hosts verdict HOST VERDICT --json > FILE
+Exit codes: 0 the same ruling, 1 an error, 2 wrong usage, 105 another ruling, 106 what is published
+does not decide it, such as whose a GPU is or what is known of its class.";
+
+/// `nave judge`.
+#[derive(Debug, Args)]
+pub struct JudgeArgs {
+    /// JSON of one verdict; - for stdin
+    pub file: PathBuf,
+    /// File with the bytes of its opening, where those are not in the JSON
+    #[arg(long, value_name = "FILE")]
+    pub opening: Option<PathBuf>,
+}
+
+/// `nave hosts`.
+#[derive(Debug, Args)]
+pub struct HostsArgs {
+    /// What to look at; left out, the list of hosts
+    #[command(subcommand)]
+    pub command: Option<HostsCommand>,
+}
+
+/// `nave hosts`, beside the list.
+#[derive(Debug, Subcommand)]
+pub enum HostsCommand {
+    /// List what came of the tests of a host, newest first, with reasons and remedies
+    Verdicts(ListVerdicts),
+    /// Show one verdict; with --json its whole evidence, for `nave judge`
+    Verdict(ShowVerdict),
+}
+
+/// `nave hosts verdicts` and `nave miner verdicts`.
+#[derive(Debug, Args)]
+pub struct ListVerdicts {
+    /// Its name or id
+    pub host: String,
+    /// Most verdicts to list
+    #[arg(short = 'n', long, value_name = "N", default_value = "20")]
+    pub limit: u32,
+    /// Continue a list: the `next` of its JSON
+    #[arg(long, value_name = "CURSOR")]
+    pub before: Option<String>,
+}
+
+/// `nave hosts verdict` and `nave miner appeal`.
+#[derive(Debug, Args)]
+pub struct ShowVerdict {
+    /// The host's name or id
+    pub host: String,
+    /// The verdict: the id of its challenge
+    pub verdict: ChallengeId,
 }
 
 /// A command on one job.

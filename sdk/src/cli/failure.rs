@@ -20,6 +20,10 @@ pub mod exit {
     pub const CANCELLED: u8 = 103;
     /// The job used up what it may cost.
     pub const SPEND_CAP: u8 = 104;
+    /// A verdict that was judged again came out otherwise.
+    pub const DIFFERS: u8 = 105;
+    /// What is published of a verdict does not decide it.
+    pub const UNTOLD: u8 = 106;
 }
 
 /// Something that was attempted and did not work.

@@ -7,6 +7,7 @@ use clap::{Command, CommandFactory as _};
 use nave_sdk::wire::{
     enrol::MinerHost,
     rest::{Epoch, Host, Job, Offer, Receipt},
+    verdict::{HostVerdict, VerdictRecord},
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -132,6 +133,59 @@ pub fn miner_hosts() -> Vec<MinerHost> {
         "since": "2026-09-21T14:00:00Z"
     });
     sample(json!([ready, refused, host(3, "new", "enrolled")]))
+}
+
+fn verdict(number: u32, kind: &str, code: &str, ruling: Value) -> Value {
+    json!({
+        "challenge": id("challenge", number), "host": id("host", 1), "kind": kind, "cause": "enrolment",
+        "shadow": false, "beside_job": false, "drawn_at": "2026-09-21T14:12:20Z",
+        "decided_at": "2026-09-21T14:12:30Z", "code": code, "ruling": ruling, "opening": "kept",
+        "appeal": null, "ban": null, "actions": []
+    })
+}
+
+fn failed(number: u32, kind: &str, code: &str, message: &str) -> Value {
+    let mut failed = verdict(number, kind, code, json!({ "failed": { "code": code, "message": message } }));
+    failed["actions"] = json!(["appeal"]);
+    failed
+}
+
+/// Verdicts on one host: passed, failed and banned for it, failed while on trial, and one that does not count.
+pub fn verdicts() -> Vec<HostVerdict> {
+    let cpu = json!({ "passed": { "cpu": { "milli_cpu": 1_900, "steps_per_s": 38_000_000, "elapsed_ms": 2_100 } } });
+    let mut banned = failed(4, "devices", "evidence_wrong", "GPU-1: an entry of a product is\u{1b}[2J wrong");
+    banned["ban"] = json!({ "span_ms": 3_600_000, "is_over": true, "lifted_by": "appeal" });
+    banned["appeal"] = json!({ "at": "2026-09-21T15:00:00Z", "ruling": { "void": "the judge broke off" } });
+    banned["actions"] = json!([]);
+    let mut trial =
+        failed(3, "software", "software_outdated", "runc 1.1.0 has a flaw that 1.1.12 has no more");
+    trial["shadow"] = json!(true);
+    sample(json!([
+        banned,
+        trial,
+        failed(2, "cpu", "cpu_overclaimed", "claims 16 cores, proved 1.9 cores in 2.100 s"),
+        verdict(1, "cpu", "passed", cpu),
+        verdict(0, "memory", "void", json!({ "void": "hosts could not reach the control plane meanwhile" })),
+    ]))
+}
+
+/// A failed test of computing power with its evidence.
+pub fn verdict_record() -> VerdictRecord {
+    let commitment = "ab".repeat(32);
+    sample(json!({
+        "verdict": failed(2, "cpu", "cpu_overclaimed", "claims 16 cores, proved 1.9 cores in 2.100 s"),
+        "test": {
+            "version": 2, "challenge": id("challenge", 2), "host": id("host", 1),
+            "task": { "cpu": { "milli_cpu": 16_000, "segments": 64, "samples": 4 } },
+            "nonce": "01".repeat(32), "reveals": ["02".repeat(32)]
+        },
+        "exchanges": [
+            { "sent_at": "2026-09-21T14:12:20Z", "answered_at": "2026-09-21T14:12:22.1Z",
+              "commitment": commitment, "gave_up": null },
+            { "sent_at": "2026-09-21T14:12:23Z", "answered_at": "2026-09-21T14:12:24Z",
+              "commitment": null, "gave_up": null },
+        ]
+    }))
 }
 
 /// One offer.

@@ -19,6 +19,7 @@ mod show;
 mod since;
 mod table;
 mod unpack;
+mod verdicts;
 
 use std::{
     process::ExitCode,
@@ -106,11 +107,15 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
         Command::Down(passed) => return naved::exec("down", &passed.args, global.json),
         Command::Completions(completions) => complete(completions.shell),
         Command::Doctor => return doctor::doctor(&global).await,
+        Command::Judge(args) => return verdicts::judge(&args, global.json),
         Command::Run(run) => return run::run(&cx(global)?, *run).await,
         Command::Ps(ps) => lists::ps(&cx(global)?, ps).await,
         Command::Logs(logs) => logs::logs(&cx(global)?, logs).await,
         Command::Cancel(one) => cancel(&cx(global)?, one.job).await,
-        Command::Hosts => lists::hosts(&cx(global)?).await,
+        Command::Hosts(hosts) => match hosts.command {
+            None => lists::hosts(&cx(global)?).await,
+            Some(command) => verdicts::hosts(&cx(global)?, command).await,
+        },
         Command::Offers => lists::offers(&cx(global)?).await,
         Command::Balance => lists::balance(&cx(global)?).await,
         Command::Receipt(one) => lists::receipt(&cx(global)?, one.job).await,

@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nave_domain::{HostId, Timestamp};
+use nave_domain::{ChallengeId, HostId, Timestamp};
 use reqwest::{RequestBuilder, Url};
 
 use super::{Client, call::Call, error::Error, error::Repeat};
@@ -14,6 +14,7 @@ use crate::{
     wire::{
         enrol::{HostPatch, Market, MinerHost},
         sign::{EXPIRY_AHEAD, Nonce, PublicKey, Request, random, sha256},
+        verdict::HostVerdict,
     },
 };
 
@@ -118,6 +119,16 @@ impl MinerClient {
     /// [`Error`].
     pub async fn leave(&self, host: HostId) -> Result<MinerHost, Error> {
         self.client.fetch(Call::post(&[&"miner", &"hosts", &host, &"leave"], Repeat::Safe)).await
+    }
+
+    /// Has a verdict reached again, once. Asking again shows what came of it: the call is repeated.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn appeal(&self, host: HostId, verdict: ChallengeId) -> Result<HostVerdict, Error> {
+        let path: [&(dyn std::fmt::Display + Sync); 6] =
+            [&"miner", &"hosts", &host, &"verdicts", &verdict, &"appeal"];
+        self.client.fetch(Call::post(&path, Repeat::Safe)).await
     }
 }
 

@@ -10,6 +10,7 @@ mod follow;
 mod miner;
 mod retry;
 pub mod sse;
+mod verdicts;
 
 use std::{fmt, sync::Arc, time::Duration};
 

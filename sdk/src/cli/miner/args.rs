@@ -9,6 +9,8 @@ use clap::{
 use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate};
 use nave_sdk::wire::enrol::{PublicKey, TICKET_LIFE_MAX, check_name};
 
+use super::super::args::{ListVerdicts, ShowVerdict};
+
 /// `nave miner`.
 #[derive(Debug, Args)]
 pub struct Miner {
@@ -63,6 +65,10 @@ pub enum Command {
     Drain(OneHost),
     /// Take a host out now; its jobs are placed anew on others
     Leave(OneHost),
+    /// List what came of the tests of a host, newest first, with reasons and remedies
+    Verdicts(ListVerdicts),
+    /// Have a verdict on a host reached again by the present judge, once
+    Appeal(ShowVerdict),
 }
 
 pub const AFTER: &str = "\

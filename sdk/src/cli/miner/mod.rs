@@ -11,6 +11,7 @@ use std::sync::Arc;
 use nave_domain::HostId;
 use nave_sdk::{
     client::{Client, Error, MinerClient},
+    explain,
     hotkey::HotkeySecret,
     wire::enrol::{HostPatch, Market, MinerHost},
 };
@@ -21,10 +22,12 @@ use self::{
 };
 use super::{
     Context,
+    args::ShowVerdict,
     failure::{Failure, exit},
     lists::{answer, confirm},
     output::now,
     table::clean,
+    verdicts,
 };
 
 /// A hotkey and the market it speaks to.
@@ -98,7 +101,9 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         | Command::Pause(_)
         | Command::Resume(_)
         | Command::Drain(_)
-        | Command::Leave(_) => (None, false),
+        | Command::Leave(_)
+        | Command::Verdicts(_)
+        | Command::Appeal(_) => (None, false),
     };
     let given = Given { market_key: miner.key.market_key, release_key, for_ticket };
     let caller = Caller::new(cx, &miner.key, given).await?;
@@ -115,6 +120,12 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         Command::Resume(one) => pause(cx, &caller, &one.host, false).await,
         Command::Drain(one) => drain(cx, &caller, &one.host).await,
         Command::Leave(one) => leave(cx, &caller, &one.host).await,
+        Command::Verdicts(wanted) => {
+            let host = caller.host(&wanted.host).await?;
+            let attempted = format!("list verdicts on {}", clean(&host.name));
+            verdicts::list(cx, &caller.client, host.host, &wanted, when(&attempted)).await
+        }
+        Command::Appeal(one) => appeal(cx, &caller, &one).await,
     }
 }
 
@@ -160,6 +171,16 @@ async fn drain(cx: &Context, caller: &Caller, host: &str) -> Result<(), Failure>
             leases => format!(": it finishes {} and leaves", show::jobs(leases)),
         };
         format!("{} is {}{rest}\n", clean(&host.name), host.state.as_str())
+    })
+}
+
+async fn appeal(cx: &Context, caller: &Caller, one: &ShowVerdict) -> Result<(), Failure> {
+    let host = caller.host(&one.host).await?;
+    let attempted = format!("appeal {} on {}", one.verdict, clean(&host.name));
+    let appealed = caller.miner().appeal(host.host, one.verdict).await.map_err(when(&attempted))?;
+    answer(cx, &appealed, |verdict| {
+        let said = explain::consequences(verdict);
+        format!("{}: {}\n", verdict.challenge, clean(&said.join("; ")))
     })
 }
 
