@@ -120,3 +120,19 @@ create function bans_of(host uuid) returns setof bans language sql stable
             or b.devices && array(select device ->> 'uuid' from jsonb_array_elements(h.inventory -> 'devices') device)
         where h.host_id = host and b.lifted_at_ms is null;
     end;
+
+create table transfers (
+    challenge_id uuid primary key references challenges,
+    source_id    uuid not null references hosts,
+    key          text not null,
+    bytes_per_s  bigint
+);
+create index transfers_by_source on transfers (source_id);
+comment on table transfers is 'Transfers between hosts that are tested';
+comment on column transfers.challenge_id is 'What the host that fetches is asked';
+comment on column transfers.source_id is 'The host that it comes from';
+comment on column transfers.key is 'What that makes the bytes of, hexadecimal; the other learns it last';
+comment on column transfers.bytes_per_s is 'What came in a second, 0 where nothing came; none where nobody can say';
+
+alter table hosts add transfer_up_ms bigint;
+comment on column hosts.transfer_up_ms is 'The control clock when it fetches from another host next, drawn so that nobody can foresee it';

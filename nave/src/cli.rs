@@ -27,7 +27,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a whole market on this machine.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Stop the market on this machine; its state stays.
     Down(DownArgs),
     /// Serve customers and hosts.
@@ -267,7 +267,7 @@ pub struct TestArgs {
     #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "cpu,memory")]
     pub enforce: Vec<Kind>,
     /// Kinds of tests that are recorded and refuse nobody.
-    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "transfer")]
     pub shadow: Vec<Kind>,
     /// Time between two tests of everything of a host that is free, on average: nobody can foresee them.
     #[arg(long, value_name = "SPAN", default_value = "6h")]
@@ -278,6 +278,9 @@ pub struct TestArgs {
     /// Time between two tests of all GPUs of the market at the same moment, on average.
     #[arg(long, value_name = "SPAN", default_value = "8h")]
     pub window_every: Millis,
+    /// Time between two transfers to a host from another, on average.
+    #[arg(long, value_name = "SPAN", default_value = "2h")]
+    pub transfer_every: Millis,
 }
 
 /// `naved tunnel`.

@@ -21,7 +21,7 @@ use nave_domain::{
 use nave_mesh::{
     Backend, Interface, Name, Namespace, Options, Peer, PrivateKey, Program, guard, guard::Pair,
 };
-use nave_store::{Changes, HubRow, MeshPeer, MeshRoute, Store};
+use nave_store::{Changes, HubRow, MeshPeer, MeshRoute, Store, TransferRoute};
 use tokio::{sync::broadcast, task::spawn_blocking, time::sleep};
 
 /// TCP port of the host protocol at the hub's address.
@@ -111,9 +111,18 @@ fn interface(config: &Config) -> anyhow::Result<Interface> {
     })?)
 }
 
-/// Whose packets pass from one host to another: leases of one customer's group.
-fn pairs(routes: &[MeshRoute], prefix: Prefix) -> Vec<Pair> {
-    routes.iter().map(|route| Pair { from: prefix.lease(route.from), to: prefix.lease(route.to) }).collect()
+/// Whose packets pass from one host to another: leases of one customer's group, and two hosts of
+/// which one fetches from the other, which needs both directions.
+fn pairs(routes: &[MeshRoute], transfers: &[TransferRoute], prefix: Prefix) -> Vec<Pair> {
+    let leases =
+        routes.iter().map(|route| Pair { from: prefix.lease(route.from), to: prefix.lease(route.to) });
+    let is_host = |address: &Ipv6Addr| prefix.is_host(*address);
+    let transfers = transfers.iter().filter(|route| is_host(&route.source) && is_host(&route.host));
+    let both = |route: &TransferRoute| {
+        let TransferRoute { source, host } = *route;
+        [Pair { from: host, to: source }, Pair { from: source, to: host }]
+    };
+    leases.chain(transfers.flat_map(both)).collect()
 }
 
 async fn reconcile(hub: &Arc<Hub>, store: &Store, changes: &mut broadcast::Receiver<Changes>) {
@@ -153,6 +162,7 @@ async fn changed(changes: &mut broadcast::Receiver<Changes>) {
 async fn apply(hub: &Arc<Hub>, store: &Store) -> anyhow::Result<()> {
     let rows = store.mesh_peers().await.context("read who is in the mesh")?;
     let routes = store.mesh_routes().await.context("read whose jobs reach one another")?;
+    let transfers = store.transfer_routes().await.context("read who fetches from whom")?;
     crash_point!("hub.peers.before_apply");
     let prefix = hub.config.prefix;
     let Wanted { peers, adopted } = wanted(&rows, &routes, hub.interface.public_key(), prefix);
@@ -160,7 +170,7 @@ async fn apply(hub: &Arc<Hub>, store: &Store) -> anyhow::Result<()> {
     let inner = Arc::clone(hub);
     spawn_blocking(move || {
         inner.interface.set_peers(&peers)?;
-        inner.open(pairs(&routes, prefix))
+        inner.open(pairs(&routes, &transfers, prefix))
     })
     .await??;
     *hub.wanted.lock().unwrap_or_else(PoisonError::into_inner) = Some(keys);
@@ -332,6 +342,18 @@ mod tests {
         ];
         assert_eq!(addresses, expected);
         let (one, two) = (prefix().lease(one), prefix().lease(two));
-        assert_eq!(pairs(&routes, prefix()), [Pair { from: one, to: two }, Pair { from: two, to: one }]);
+        assert_eq!(pairs(&routes, &[], prefix()), [Pair { from: one, to: two }, Pair { from: two, to: one }]);
+    }
+
+    #[test]
+    fn two_hosts_of_a_transfer_reach_one_another_and_none_reaches_the_hub_that_way() {
+        let [one, two] = [1, 2].map(|number| prefix().host(HostId::from(Uuid::from_u128(number))));
+        let routes = [
+            TransferRoute { source: one, host: two },
+            TransferRoute { source: prefix().hub(), host: two },
+            TransferRoute { source: one, host: Ipv6Addr::LOCALHOST },
+        ];
+        let expected = [Pair { from: two, to: one }, Pair { from: one, to: two }];
+        assert_eq!(pairs(&[], &routes, prefix()), expected);
     }
 }

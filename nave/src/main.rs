@@ -50,7 +50,7 @@ fn ended(done: anyhow::Result<()>) -> ExitCode {
 
 async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Up(args) => up::up(args).await,
+        Command::Up(args) => up::up(*args).await,
         Command::Down(args) => up::down(&args).await,
         Command::Gateway(args) => roles::gateway(args).await,
         Command::Hub(args) => roles::hub(args).await,

@@ -87,6 +87,7 @@ pub async fn verifier(args: VerifierArgs) -> anyhow::Result<()> {
         enforced: tests.enforce.into_iter().collect(),
         shadow: tests.shadow.into_iter().collect(),
         means: Means { retest: tests.retest_every, probe: tests.probe_every, window: tests.window_every },
+        transfer: tests.transfer_every,
         ..nave_verifier::Config::default()
     };
     nave_verifier::run(config, connect(&args.database).await?, stop_signal()?).await

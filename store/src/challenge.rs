@@ -17,7 +17,7 @@ use crate::{
     error::{self, readable},
     host as hosts,
     notify::{Changes, announce},
-    suite,
+    suite, transfer,
 };
 
 /// A challenge that is to be put into the spec of its host.
@@ -395,6 +395,7 @@ impl Store {
     ) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
+        let source = transfer::lock(&mut tx, challenge).await?;
         let from = host_lock(&mut tx, host).await?;
         let of_this_machine = sqlx::query_scalar!(
             r#"update challenges c set verdict = $2, decided_at_ms = now_ms() from hosts h
@@ -409,6 +410,9 @@ impl Store {
             carry_out(&mut tx, host, from, challenge, decision).await?;
         }
         hosts::bump(&mut tx, host).await?;
+        if let Some(source) = source {
+            transfer::ended(&mut tx, source).await?;
+        }
         announce(&mut tx, Changes::Supply).await?;
         announce(&mut tx, Changes::Challenges).await?;
         crash_point!("store.challenge_decide.before_commit");
@@ -444,7 +448,7 @@ async fn carry_out(
     }
 }
 
-async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Result<()> {
+pub(crate) async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Result<()> {
     let drawn = sqlx::query!(
         "insert into challenges (challenge_id, host_id, kind, cause, challenge, claims, shadow, window_id, lease_id)
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",

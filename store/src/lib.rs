@@ -30,6 +30,7 @@ mod setting;
 mod suite;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod transfer;
 mod verdict;
 mod watch;
 
@@ -61,6 +62,7 @@ pub use notify::{Changes, Listener};
 pub use release::{NewRelease, ReleaseRow};
 pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
 pub use suite::{Decided, DueHost};
+pub use transfer::{LinkedHost, ServeRow, Transfer, TransferRoute};
 pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};
 pub use watch::{OpenWindow, Watch, WatchedHost, WatchedLease};
 

@@ -68,17 +68,19 @@ impl Rules {
 /// What a host must show next, from what it has shown in this suite.
 #[must_use]
 pub fn due(host: &DueHost, rules: &Rules) -> Due {
+    // A transfer is part of no suite, and takes little.
+    let open: BTreeSet<Kind> = host.open.iter().copied().filter(|kind| *kind != Kind::Transfer).collect();
     for stage in STAGES {
         let missing: Vec<Kind> =
             stage.iter().copied().filter(|kind| is_missing(host, rules, *kind)).collect();
         if missing.is_empty() {
             continue;
         }
-        let beside = host.open.iter().all(|open| stage.contains(open));
-        let next: Vec<Kind> = missing.into_iter().filter(|kind| !host.open.contains(kind)).collect();
+        let beside = open.iter().all(|open| stage.contains(open));
+        let next: Vec<Kind> = missing.into_iter().filter(|kind| !open.contains(kind)).collect();
         return if beside && !next.is_empty() { Due::Draw(next) } else { Due::Wait };
     }
-    if host.open.is_empty() { Due::Done(Box::new(proven(host, rules))) } else { Due::Wait }
+    if open.is_empty() { Due::Done(Box::new(proven(host, rules))) } else { Due::Wait }
 }
 
 fn is_missing(host: &DueHost, rules: &Rules, kind: Kind) -> bool {

@@ -33,6 +33,8 @@ pub struct Floors {
     checks: BTreeMap<Check, Rule>,
     /// How fast a disk must be.
     disk: DiskFloor,
+    /// How fast transfers with other hosts must be.
+    transfer: TransferFloor,
 }
 
 /// A flaw, and the versions that have it no more.
@@ -95,6 +97,13 @@ struct Rule {
 struct DiskFloor {
     reads_per_s: u64,
     shadow: bool,
+    source: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransferFloor {
+    bytes_per_s: u64,
     source: String,
 }
 
@@ -185,7 +194,11 @@ impl Floors {
                 return Err(format!("{}: needs versions that ascend, a branch and a source", floor.name));
             }
         }
-        let sources = floors.checks.values().map(|rule| &rule.source).chain([&floors.disk.source]);
+        let sources = floors
+            .checks
+            .values()
+            .map(|rule| &rule.source)
+            .chain([&floors.disk.source, &floors.transfer.source]);
         let all_have_one = !sources.into_iter().any(String::is_empty);
         if all_have_one { Ok(floors) } else { Err("every check needs a source".into()) }
     }
@@ -203,6 +216,13 @@ impl Floors {
             }
         }
         judged
+    }
+
+    /// Bytes in a second that transfers with others must carry. Whether that refuses anybody is for the
+    /// verifier's arguments to say.
+    #[must_use]
+    pub fn transfer_bytes_per_s(&self) -> u64 {
+        self.transfer.bytes_per_s
     }
 
     /// Compares what a disk did with its floor.

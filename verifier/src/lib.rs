@@ -15,6 +15,7 @@ pub mod role;
 pub mod schedule;
 pub mod shadow;
 pub mod size;
+pub mod transfer;
 
 pub use role::{Config, Verifier, run};
 pub use schedule::Means;

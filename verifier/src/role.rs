@@ -1,5 +1,7 @@
 //! The verifying role: a thin shell around what is decided.
 
+mod transfers;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
@@ -47,6 +49,8 @@ pub struct Config {
     pub shadow: BTreeSet<Kind>,
     /// How often hosts are tested that have proven their claims.
     pub means: Means,
+    /// Time between two transfers to a host from another, on average and on the control clock.
+    pub transfer: Millis,
     /// How long bans are, on the control clock: the first one, the next, and so on.
     pub bans: Vec<Millis>,
     /// How long a host may wait before it fetches a nonce of a window, on the control clock: who
@@ -69,6 +73,7 @@ impl Default for Config {
             enforced: BTreeSet::from([Kind::Cpu, Kind::Memory]),
             shadow: BTreeSet::new(),
             means: Means { retest: Millis(6 * HOUR), probe: Millis(HOUR / 2), window: Millis(8 * HOUR) },
+            transfer: Millis(2 * HOUR),
             bans: [1, 6, 24, 7 * 24, 30 * 24].map(|hours| Millis(hours * HOUR)).to_vec(),
             together: Millis(5_000),
             effort: Millis(5_000),
@@ -146,6 +151,7 @@ impl Verifier {
             passable(self.hear_appeal(appealed).await)?;
         }
         self.keep_watch().await?;
+        self.plan_transfers().await?;
         for due in self.store.hosts_to_test().await.context("load hosts to test")? {
             passable(self.go_through(&due).await)?;
         }
@@ -288,12 +294,15 @@ impl Verifier {
         match decide(&open, self.silent(&open)) {
             Next::Wait => Ok(()),
             Next::Reveal(step) => {
-                let nonce = nonce()?;
+                let nonce = transfers::reveal(&self.store, &open, step).await?;
                 crash_point!("verifier.reveal.before_store");
                 let revealed = self.store.challenge_reveal(id, step, &nonce.to_string()).await;
                 is_news(revealed).map(drop).with_context(|| format!("reveal step {step} of {id}"))
             }
-            Next::Rule(ruling) => write_down(&self.store, &open, &ruling, &self.config.bans).await,
+            Next::Rule(ruling) => {
+                let ruling = transfers::settle(&self.store, &open, ruling).await?;
+                write_down(&self.store, &open, &ruling, &self.config.bans).await
+            }
             Next::Judge(case) => {
                 self.judge(open, case, End::Verdict);
                 Ok(())
@@ -318,7 +327,10 @@ impl Verifier {
                 let ruling = Ruling::Void("nothing that is kept says that it failed".into());
                 write_appeal_down(&self.store, &open, &ruling).await
             }
-            Next::Rule(ruling) => write_appeal_down(&self.store, &open, &ruling).await,
+            Next::Rule(ruling) => {
+                let ruling = transfers::settle(&self.store, &open, ruling).await?;
+                write_appeal_down(&self.store, &open, &ruling).await
+            }
             Next::Judge(case) => {
                 self.judge(open, case, End::Appeal);
                 Ok(())
@@ -333,6 +345,7 @@ impl Verifier {
         let judgement = self.judgements.spawn(async move {
             let judged = async {
                 let ruling = try_case(&store, &seats, &open, case).await?;
+                let ruling = transfers::settle(&store, &open, ruling).await?;
                 crash_point!("verifier.judge.before_store");
                 match end {
                     End::Verdict => write_down(&store, &open, &ruling, &bans).await,

@@ -87,7 +87,9 @@ pub fn plan(watch: &Watch, rules: &Rules, means: &Means, draw: &mut dyn FnMut() 
 /// The one test that a host is given now, if any.
 fn of_host(watch: &Watch, host: &WatchedHost, rules: &Rules) -> Option<Action> {
     let free = host.leases.iter().all(|lease| lease.state == LeaseState::Closed);
-    let may_rest = host.state == HostState::Ready && free && host.open.is_empty();
+    // Who draws a transfer out must not escape a window with it.
+    let tested = host.open.iter().any(|kind| *kind != Kind::Transfer);
+    let may_rest = host.state == HostState::Ready && free && !tested;
     let retest = |cause| Action::Retest(host.host, host.generation, cause);
     if may_rest && host.proven.as_ref().is_some_and(|proven| rules.exceed(proven)) {
         return Some(retest(Cause::Operator));

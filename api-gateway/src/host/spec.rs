@@ -13,9 +13,9 @@ use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis,
     mesh::{BadMeshKey, Prefix},
 };
-use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL};
-use nave_sdk::wire::proof::{Challenge, Nonce};
-use nave_store::{Changes, OrderRow, SentChallenge};
+use nave_sdk::wire::host::{DOCUMENT_BYTES_MAX, HostSpec, MeshSpec, Order, PROTOCOL, Serve};
+use nave_sdk::wire::proof::{Challenge, Nonce, Task};
+use nave_store::{Changes, OrderRow, SentChallenge, ServeRow};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -64,6 +64,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
     let row = app.store.host_spec(host).await?;
     let (mesh, release) = (mesh(app, host).await?, releases::offer(app, host).await?);
     let challenges = app.store.challenge_send(host).await?.into_iter().filter_map(challenge).collect();
+    let serve = app.store.transfers_served(host).await?.into_iter().filter_map(serve).collect();
     crash_point!("gateway.spec.before_answer");
     let Config { fence_ms, report_ms, .. } = *app.config;
     let prefix = Prefix::of_market(&app.config.market_key.public().0);
@@ -77,6 +78,7 @@ async fn load(app: &App, host: HostId) -> Result<HostSpec, ApiError> {
         report_ms,
         mesh,
         challenges,
+        serve,
         release,
         leases: fitting(row.orders.into_iter().map(|(lease, row)| (lease, order(prefix, lease, row)))),
     })
@@ -104,6 +106,18 @@ fn challenge(sent: SentChallenge) -> Option<(ChallengeId, Challenge)> {
     };
     let id = sent.challenge;
     read().inspect_err(|error| tracing::error!(challenge.id = %id, error, "a challenge cannot be sent")).ok()
+}
+
+/// What a host sends to another that is tested.
+fn serve(row: ServeRow) -> Option<(ChallengeId, Serve)> {
+    let challenge = serde_json::from_value::<Challenge>(row.body).ok()?;
+    match challenge.task {
+        Task::Transfer(task) => {
+            let key = row.key.parse().ok()?;
+            Some((row.challenge, Serve { key, bytes: task.bytes, port: task.port, peer: row.peer }))
+        }
+        Task::Cpu(_) | Task::Memory(_) | Task::Devices(_) | Task::Storage(_) | Task::Software(_) => None,
+    }
 }
 
 /// The oldest orders that fit into one document: customers decide how long a command is,

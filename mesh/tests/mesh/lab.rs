@@ -231,6 +231,22 @@ impl Member {
         });
     }
 
+    /// Whether a TCP connection can be made.
+    pub fn connects(&self, to: SocketAddr) -> bool {
+        self.home().inside(|| TcpStream::connect_timeout(&to, SILENCE)).is_ok()
+    }
+
+    /// A TCP connection that stands.
+    pub fn stream(&self, to: SocketAddr) -> TcpStream {
+        self.home().inside(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("a connection")
+    }
+
+    /// Whether a byte comes back over a connection.
+    pub fn echoes(&self, mut stream: &TcpStream) -> bool {
+        stream.set_read_timeout(Some(SILENCE)).expect("a timeout");
+        stream.write_all(b"!").is_ok() && stream.read_exact(&mut [0]).is_ok()
+    }
+
     /// Sends bytes over TCP and expects them back.
     pub fn transfers(&self, to: SocketAddr, length: usize) -> bool {
         let exchange = || -> std::io::Result<bool> {

@@ -19,7 +19,7 @@ use nave_domain::{
 };
 use nave_mesh::{
     Backend, Error, Interface, Namespace, Options, Peer, PrivateKey, clean_up,
-    guard::{self, Pair},
+    guard::{self, Door, Pair},
     tunnel,
 };
 use uuid::Uuid;
@@ -424,7 +424,8 @@ fn a_host_passes_packets_on_only_for_its_leases() {
     });
     assert!(first.reaches(a, b));
     let name = second.act(|interface| interface.name().clone());
-    let guard = |pairs: &[Pair]| second.underlay.inside(|| guard::host(&name, None, pairs, &[])).expect("a guard");
+    let guard =
+        |pairs: &[Pair]| second.underlay.inside(|| guard::host(&name, None, pairs, &[])).expect("a guard");
     guard(&[]);
     assert!(first.cannot_reach(a, b));
     guard(&[Pair { from: a, to: b }, Pair { from: b, to: a }]);
@@ -571,4 +572,63 @@ fn a_namespace_is_made_once_and_survives_what_a_killed_program_left() {
     assert!(broken.0.enter(|| ()).is_err());
     Namespace::ensure(broken.0.name()).expect("made");
     assert!(broken.0.enter(|| ()).is_ok());
+}
+
+#[test]
+fn a_door_is_open_to_one_host_at_one_port_and_only_while_the_hub_passes_the_two() {
+    if !can_run() {
+        return;
+    }
+    let lab = Lab::new();
+    let hub = lab.hub();
+    let [source, host, third] = [lab.host(), lab.host(), lab.host()];
+    let members = [&source, &host, &third];
+    hub.act(|interface| interface.set_peers(&members.map(Member::peer))).expect("peers");
+    hub.answer();
+    for member in members {
+        // Each would send to every other: what it is refused is the doing of guards.
+        let mut peer = hub_peer(&hub);
+        peer.addresses
+            .extend(members.iter().map(|other| other.address).filter(|other| *other != member.address));
+        member.act(|interface| interface.set_peers(&[peer])).expect("peers");
+        let name = member.act(|interface| interface.name().clone());
+        member.underlay.inside(|| guard::host(&name, None, &[], &[])).expect("a guard");
+        assert!(member.reaches(member.address, hub.address));
+    }
+    source.answer_tcp(7000);
+    source.answer_tcp(7001);
+    let both = |one: &Member, other: &Member| {
+        let (one, other) = (one.address, other.address);
+        [Pair { from: one, to: other }, Pair { from: other, to: one }]
+    };
+    let pass = |pairs: &[Pair]| {
+        let name = hub.act(|interface| interface.name().clone());
+        guard::hub(&name, &hub.home().0, pairs).expect("a guard");
+    };
+    let doors = |doors: &[Door]| {
+        let name = source.act(|interface| interface.name().clone());
+        source.underlay.inside(|| guard::host(&name, None, &[], doors)).expect("a guard");
+    };
+    let at = |port| (source.address, port).into();
+    let door = Door { from: host.address, port: 7000 };
+
+    doors(&[door]);
+    pass(&[]);
+    assert!(!host.connects(at(7000)), "a door alone is no way");
+    pass(&both(&source, &host));
+    assert!(host.transfers(at(7000), 300_000));
+    assert!(!host.connects(at(7001)), "one port");
+    assert!(!third.connects(at(7000)));
+    pass(&[both(&source, &host), both(&source, &third)].concat());
+    assert!(!third.connects(at(7000)), "one host, whomever the hub passes");
+    doors(&[]);
+    assert!(!host.connects(at(7000)), "a way alone is no door");
+
+    doors(&[door]);
+    let standing = host.stream(at(7000));
+    assert!(host.echoes(&standing));
+    doors(&[]);
+    pass(&[]);
+    assert!(!host.echoes(&standing), "what stands ends, too");
+    assert!(!host.connects(at(7000)));
 }

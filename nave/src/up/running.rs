@@ -189,6 +189,7 @@ impl Market {
             ("--retest-every", tests.retest_every),
             ("--probe-every", tests.probe_every),
             ("--window-every", tests.window_every),
+            ("--transfer-every", tests.transfer_every),
         ];
         let spans = spans.into_iter().chain(effort);
         arguments.extend(spans.flat_map(|(name, span)| [name.to_owned(), millis(span)]));

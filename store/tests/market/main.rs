@@ -23,5 +23,6 @@ mod release;
 mod requeue;
 mod storm;
 mod submit;
+mod transfer;
 mod verdict;
 mod wait;
