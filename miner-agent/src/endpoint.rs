@@ -14,6 +14,7 @@ use nave_sdk::wire::{
     host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, PROTOCOL, ReportAck, ResultRef, Stream},
     rest::Problem,
     sign::Release,
+    verdict::HostVerdict,
 };
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -149,6 +150,15 @@ impl ControlPlane {
     pub async fn report(&self, report: &HostReport) -> Result<ReportAck, CallError> {
         let url = format!("{}/host/v1/report", self.base);
         read(self.send(self.client().post(url).timeout(ANSWER).json(report)).await?).await
+    }
+
+    /// What came of this host's tests, the newest first.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn verdicts(&self) -> Result<Vec<HostVerdict>, CallError> {
+        let url = format!("{}/host/v1/verdicts", self.base);
+        read(self.send(self.client().get(url).timeout(ANSWER)).await?).await
     }
 
     /// Appends to a log at `offset`; without bytes it asks where to go on.

@@ -28,6 +28,7 @@ pub mod state;
 pub mod status;
 pub mod transfer;
 pub mod upgrade;
+pub mod verdicts;
 
 /// Version that this agent was built as.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

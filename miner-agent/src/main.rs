@@ -21,6 +21,7 @@ use tracing::Instrument as _;
 
 use self::cli::{
     args::{DataArg, DockerArgs, OfferArgs},
+    explain::{self, VerifyArgs},
     join::{self, EnrolArgs, KeyArgs, RotateArgs},
     show::{self, DoctorArgs, InventoryArgs, StatusArgs},
 };
@@ -43,6 +44,8 @@ enum Command {
     Key(KeyArgs),
     /// Says what the agent is doing.
     Status(StatusArgs),
+    /// Says how this host stands in the market's tests: what is tested now, what came of the last ones.
+    Verify(VerifyArgs),
     /// Asks for a new mesh key now; the running agent changes it without a gap.
     Rotate(RotateArgs),
     /// Shows what this machine would offer.
@@ -111,6 +114,7 @@ fn main() -> ExitCode {
         | Command::Enrol(_)
         | Command::Key(_)
         | Command::Status(_)
+        | Command::Verify(_)
         | Command::Rotate(_)
         | Command::Inventory(_)
         | Command::Doctor(_)
@@ -150,6 +154,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Enrol(args) => join::enrol(*args).await,
         Command::Key(args) => join::key(&args),
         Command::Status(args) => show::status(&args),
+        Command::Verify(args) => explain::verify(args).await,
         Command::Rotate(args) => join::rotate(&args),
         Command::Inventory(args) => show::inventory(args).await,
         Command::Doctor(args) => show::doctor(args).await,

@@ -1,5 +1,6 @@
 //! The command line.
 
 pub mod args;
+pub mod explain;
 pub mod join;
 pub mod show;
