@@ -264,7 +264,12 @@ pub struct VerifierArgs {
 #[derive(Debug, Clone, Args)]
 pub struct TestArgs {
     /// Kinds of tests that a host must pass before it takes jobs.
-    #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "cpu,memory")]
+    #[arg(
+        long,
+        value_name = "KINDS",
+        value_delimiter = ',',
+        default_value = "cpu,memory,devices,storage,software"
+    )]
     pub enforce: Vec<Kind>,
     /// Kinds of tests that are recorded and refuse nobody.
     #[arg(long, value_name = "KINDS", value_delimiter = ',', default_value = "transfer")]

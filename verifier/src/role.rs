@@ -70,7 +70,7 @@ impl Default for Config {
     fn default() -> Self {
         let judges = available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Self {
-            enforced: BTreeSet::from([Kind::Cpu, Kind::Memory]),
+            enforced: BTreeSet::from([Kind::Cpu, Kind::Memory, Kind::Devices, Kind::Storage, Kind::Software]),
             shadow: BTreeSet::new(),
             means: Means { retest: Millis(6 * HOUR), probe: Millis(HOUR / 2), window: Millis(8 * HOUR) },
             transfer: Millis(2 * HOUR),

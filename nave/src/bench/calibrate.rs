@@ -1,8 +1,8 @@
-//! The bands of simulated devices: measured, with as many of them at once as a host may have.
+//! The bands of devices: measured, with as many of them at once as a host has or may have.
 
 use anyhow::{Context as _, bail};
 use nave_domain::{Bytes, Millis, host::Device};
-use nave_proof::{DeviceProven, Proven, Task, Verdict, software::SoftwareModel};
+use nave_proof::{DeviceProven, Proven, Verdict, software::SoftwareModel};
 use nave_verifier::{
     calibrate::band,
     catalogue::{Catalogue, Measure},
@@ -12,7 +12,8 @@ use nave_verifier::{
 
 use super::{
     CalibrateArgs,
-    exam::{resources, take},
+    exam::{Exam, resources, take, take_of},
+    program::Program,
 };
 
 /// What a simulated device of the catalogue's class does; `miner-agent/prover/src/simulated.rs`
@@ -33,23 +34,54 @@ pub fn simulated() -> SoftwareModel {
 /// Measures and prints the bands as TOML.
 pub fn print(args: &CalibrateArgs) -> anyhow::Result<()> {
     let catalogue = Catalogue::embedded().map_err(anyhow::Error::msg)?;
-    let devices: Vec<Device> = (0..args.devices).map(device).collect();
+    let program = args.prover.as_deref().map(Program::new);
+    let devices = match &program {
+        Some(program) => program.devices()?,
+        None => (0..args.devices).map(device).collect(),
+    };
+    let memory = if program.is_some() { memory()? } else { Bytes(1 << 34) };
     let purpose = Purpose::Full { onboarding: false };
-    let task = size(catalogue, &devices, Bytes(1 << 34), purpose).map_err(anyhow::Error::msg)?;
+    let task = size(catalogue, &devices, memory, purpose).map_err(anyhow::Error::msg)?;
     let mut shown: Vec<DeviceProven> = Vec::new();
     for trial in 0..args.trials {
+        let exam = match &program {
+            Some(program) => {
+                let mut running = program.start()?;
+                take_of(task.clone(), trial.into(), |challenge| running.answer(challenge))?
+            }
+            None => take(task.clone(), resources(&simulated()), trial.into())?,
+        };
+        eprintln!("{} of {} tests, {}", trial + 1, args.trials, steps(&exam));
         // All devices of a host share its times: they are one measurement.
-        shown.extend(tried(&task, args, trial)?.into_iter().next());
-        eprintln!("{} of {} tests", trial + 1, args.trials);
+        shown.extend(judged(exam, args, trial)?.into_iter().next());
     }
+    let provenance = match (&program, devices.first()) {
+        (Some(_), Some(device)) => format!("measured on {}, driver {}", device.model, device.driver),
+        (Some(_) | None, _) => "measured_simulated".to_owned(),
+    };
     println!("[class.bands]");
     for measure in Measure::ALL {
         let values: Vec<u64> = shown.iter().filter_map(|shown| amount(shown, measure)).collect();
-        let band =
-            band(measure, &values, "measured_simulated").with_context(|| format!("measure {measure}"))?;
-        println!("{measure} = {}", band.as_toml());
+        match band(measure, &values, &provenance) {
+            Some(band) => println!("{measure} = {}", band.as_toml()),
+            None => println!("# {measure}: no part of this test"),
+        }
     }
     Ok(())
+}
+
+/// How long each step took.
+fn steps(exam: &Exam) -> String {
+    let steps = exam.spans.iter().map(|span| span.received.since(span.sent).to_string());
+    format!("steps of {}", steps.collect::<Vec<_>>().join(", "))
+}
+
+/// What is free of this machine's memory.
+fn memory() -> anyhow::Result<Bytes> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read what memory there is")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<i64>().ok());
+    kib.map(|kib| Bytes(kib << 10)).context("find what memory there is")
 }
 
 fn device(slot: u16) -> Device {
@@ -64,8 +96,7 @@ fn device(slot: u16) -> Device {
 }
 
 /// What all devices of a test showed, had each answer travelled as long as the next one of the list.
-fn tried(task: &Task, args: &CalibrateArgs, trial: u32) -> anyhow::Result<Vec<DeviceProven>> {
-    let mut exam = take(task.clone(), resources(&simulated()), trial.into())?;
+fn judged(mut exam: Exam, args: &CalibrateArgs, trial: u32) -> anyhow::Result<Vec<DeviceProven>> {
     let steps = exam.spans.len();
     let mut travels = args.travel_ms.iter().cycle().skip(trial as usize * steps);
     for span in &mut exam.spans {

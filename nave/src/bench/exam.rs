@@ -37,7 +37,12 @@ pub fn resources(model: &SoftwareModel) -> Resources {
 
 /// Does a test; each number has nonces of its own.
 pub fn take(task: Task, resources: Resources, number: u64) -> anyhow::Result<Exam> {
-    let mut challenge = Challenge {
+    let mut prover = Prover::new(&fresh(task.clone(), number), resources).map_err(said)?;
+    take_of(task, number, |challenge| prover.answer(challenge).map_err(said))
+}
+
+fn fresh(task: Task, number: u64) -> Challenge {
+    Challenge {
         version: VERSION,
         challenge: ChallengeId(Uuid::from_u128(1)),
         host: HostId(Uuid::from_u128(2)),
@@ -45,13 +50,21 @@ pub fn take(task: Task, resources: Resources, number: u64) -> anyhow::Result<Exa
         nonce: nonce(number, 0),
         beacon: None,
         reveals: Vec::new(),
-    };
+    }
+}
+
+/// The same test of whoever answers so.
+pub fn take_of(
+    task: Task,
+    number: u64,
+    mut answer: impl FnMut(&Challenge) -> anyhow::Result<Answer>,
+) -> anyhow::Result<Exam> {
+    let mut challenge = fresh(task, number);
     let (began, core) = (Instant::now(), process_time()?);
-    let mut prover = Prover::new(&challenge, resources).map_err(said)?;
     let (mut commitments, mut spans) = (Vec::new(), Vec::new());
     let opening = loop {
         let step = Instant::now();
-        let answer = prover.answer(&challenge).map_err(said)?;
+        let answer = answer(&challenge)?;
         let took = i64::try_from(step.elapsed().as_millis()).context("a step without end")?;
         spans.push(Span { sent: Timestamp(0), received: Timestamp(0).after(Millis(took)) });
         match answer {

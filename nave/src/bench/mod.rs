@@ -1,13 +1,14 @@
 //! What proofs cost: `naved bench verify` measures it on this machine, `naved bench calibrate` measures
-//! the bands of simulated devices. Nothing here needs a market.
+//! the bands of devices, simulated or real. Nothing here needs a market.
 
 mod calibrate;
 mod exam;
+mod program;
 pub mod shadow;
 mod sizes;
 mod verify;
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -19,7 +20,7 @@ use serde::Serialize;
 pub enum BenchCommand {
     /// Measure what proofs cost a host and the verifier.
     Verify(VerifyArgs),
-    /// Measure simulated devices and print their bands, as the catalogue of classes has them.
+    /// Measure devices and print their bands, as the catalogue of classes has them.
     Calibrate(CalibrateArgs),
 }
 
@@ -40,7 +41,10 @@ pub struct CalibrateArgs {
     /// Whole tests, each a measurement.
     #[arg(long, default_value_t = 30)]
     pub trials: u32,
-    /// Devices that are tested at the same time.
+    /// Measure this machine's GPUs with this prover (`nave-prover`), instead of simulated ones.
+    #[arg(long)]
+    pub prover: Option<PathBuf>,
+    /// Simulated devices that are tested at the same time.
     #[arg(long, default_value_t = 24)]
     pub devices: u16,
     /// Milliseconds that each answer travels: many of them, in the order in which they were measured.

@@ -9,7 +9,7 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_proof::{
-    Answer, Challenge, Digest, INLINE_MAX, Message, Opening, ProofReport, Prover, Resources,
+    Answer, Challenge, Digest, INLINE_MAX, Kind, Message, Opening, ProofReport, Prover, Resources,
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
 };
 use nave_store::{
@@ -25,7 +25,8 @@ use uuid::Uuid;
 pub const EFFORT: Millis = Millis(20);
 
 pub fn config() -> Config {
-    Config { effort: EFFORT, ..Config::default() }
+    let enforced = [Kind::Cpu, Kind::Memory].into();
+    Config { effort: EFFORT, enforced, ..Config::default() }
 }
 
 /// A market in a database of its own.
