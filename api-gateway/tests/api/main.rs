@@ -22,3 +22,4 @@ mod requests;
 mod serving;
 mod setup;
 mod signing;
+mod verdicts;
