@@ -113,6 +113,8 @@ pub struct Kept {
     pub dismissed: bool,
     /// Reports of agents of this version are answered with 503.
     pub deaf_to: Option<String>,
+    /// What came of the host's tests, as JSON.
+    pub verdicts: serde_json::Value,
     /// Programs of releases, by version.
     pub releases: BTreeMap<String, Vec<u8>>,
     /// When each lease was first reported to run.
@@ -161,6 +163,7 @@ impl Plane {
             .route("/host/v1/report", post(report))
             .route("/host/v1/leases/{lease}/logs/{stream}", post(log))
             .route("/host/v1/blobs/{sha256}", put(blob))
+            .route("/host/v1/verdicts", get(verdicts))
             .route("/host/v1/releases/{version}/{target}", get(release))
             .layer(DefaultBodyLimit::max(64 << 20))
             .with_state(inner.clone());
@@ -347,6 +350,11 @@ async fn blob(State(inner): Shared, Segments(sha): Segments<String>, body: Body)
     assert_eq!(sha, hex::encode(Sha256::digest(&body)), "the name is the hash");
     inner.kept.lock().expect("not poisoned").blobs.insert(sha, body.to_vec());
     StatusCode::NO_CONTENT.into_response()
+}
+
+async fn verdicts(State(inner): Shared) -> Response {
+    refuse(&inner)
+        .unwrap_or_else(|| Json(inner.kept.lock().expect("not poisoned").verdicts.clone()).into_response())
 }
 
 async fn release(State(inner): Shared, Segments((version, _)): Segments<(String, String)>) -> Response {
