@@ -8,6 +8,7 @@ mod mesh;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;
+mod verdicts;
 mod transfers;
 
 /// Prints ten lines, one every 300 ms, to standard output.
