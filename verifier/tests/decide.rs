@@ -212,6 +212,13 @@ fn with(mut host: DueHost, kind: Kind, ruling: &Ruling) -> DueHost {
 }
 
 #[test]
+fn a_transfer_keeps_no_suite_waiting() {
+    let mut host = suite(&[]);
+    host.open.insert(Kind::Transfer);
+    assert_eq!(next(&host), draws(&[Kind::Cpu]));
+}
+
+#[test]
 fn what_does_not_disturb_each_other_is_tested_at_the_same_time_and_the_rest_alone() {
     let all = rules(&[Kind::Cpu, Kind::Memory, Kind::Devices, Kind::Software]);
     let mut host = suite(&[]);

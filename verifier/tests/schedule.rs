@@ -201,6 +201,14 @@ fn all_gpus_are_tested_in_a_window_and_nobody_knows_when_the_next_one_is() {
     assert_eq!(actions(&open, &all()), expected);
 }
 
+#[test]
+fn a_host_that_draws_a_transfer_out_escapes_no_window_with_it() {
+    let fetching = WatchedHost { open: BTreeSet::from([Kind::Transfer]), ..host(1, 1) };
+    let mut open = watch(vec![fetching.clone()]);
+    open.opened = opened();
+    assert_eq!(actions(&open, &all()), [Action::Retest(fetching.host, 7, Cause::Window)]);
+}
+
 proptest! {
     /// However many hosts and leases there are: each host is given one test at most, and never one
     /// that a job would disturb.
