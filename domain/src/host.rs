@@ -397,12 +397,12 @@ fn are_covered(claims: &[Device], proven: &BTreeMap<String, ProvenDevice>) -> bo
     claims.len() == proven.len() && claims.iter().all(is_same)
 }
 
-/// How far a host's claims have been tested.
+/// What is known of a host beyond the tests of what it can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Trust {
-    /// Nothing it says has been tested.
+    /// Nothing: no trusted execution environment vouches for what runs on it.
     Unrated,
 }
 
