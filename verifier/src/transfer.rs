@@ -53,7 +53,10 @@ pub fn plan(hosts: &[LinkedHost], recent: &[Transfer], draw: &mut dyn FnMut() ->
         if busy.contains(&host.host) {
             continue;
         }
-        let free = partners(hosts, host).into_iter().filter(|partner| !busy.contains(&partner.host));
+        let partners = partners(hosts, host);
+        let last = last_sources(recent, host.host, partners.len().min(PARTNERS).saturating_sub(1));
+        let is_free = |partner: &&LinkedHost| !busy.contains(&partner.host) && !last.contains(&partner.host);
+        let free = partners.into_iter().filter(is_free);
         // The newest comes first: what stands further behind is longer ago.
         let ago = |source: HostId| {
             let last = recent.iter().position(|past| past.host == host.host && past.source == source);
@@ -66,6 +69,19 @@ pub fn plan(hosts: &[LinkedHost], recent: &[Transfer], draw: &mut dyn FnMut() ->
         }
     }
     fetches
+}
+
+/// The different hosts that a host has fetched from last: it waits for others, however busy those are, so that
+/// what is known of it is never from one partner alone.
+fn last_sources(recent: &[Transfer], host: HostId, count: usize) -> BTreeSet<HostId> {
+    let mut last = BTreeSet::new();
+    for past in recent.iter().filter(|past| past.host == host) {
+        if last.len() == count {
+            break;
+        }
+        last.insert(past.source);
+    }
+    last
 }
 
 /// The port that a number of which nobody knows anything chooses.

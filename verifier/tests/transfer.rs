@@ -97,6 +97,15 @@ fn hosts_of_other_owners_come_first_and_of_those_the_one_of_longest_ago() {
 }
 
 #[test]
+fn a_host_waits_for_others_rather_than_to_fetch_from_the_same_again() {
+    let mut busy = hosts(3);
+    busy[2].is_free = false;
+    busy[1].is_due = false;
+    assert_eq!(fetches(&busy, &[past(2, 1, 5)]), []);
+    assert_eq!(fetches(&busy, &[past(3, 1, 5)]), [Fetch { host: id(1), source: id(2) }]);
+}
+
+#[test]
 fn one_slow_transfer_is_recorded_and_one_that_failed_says_nothing() {
     let recent = [past(2, 1, 10)];
     assert_eq!(settle(passed(10), id(1), &hosts(4), &recent, LEAST), passed(10));

@@ -6,3 +6,4 @@ mod devices;
 mod killed;
 mod market;
 mod silence;
+mod transfers;

@@ -118,7 +118,7 @@ pub struct Host {
     pub inventory: Inventory,
     /// Its GPUs by their names, and how they deceive.
     models: Vec<(String, Vec<Dishonesty>)>,
-    store: Store,
+    pub store: Store,
     sequence: u64,
     provers: BTreeMap<ChallengeId, Prover>,
 }
