@@ -175,7 +175,7 @@ pub fn shown(proven: &Proven) -> String {
         }
         Proven::Software(found) => format!("kernel {}, nothing that is refused", found.kernel),
         Proven::Transfer { bytes, elapsed_ms, bytes_per_s } => {
-            format!("{bytes} bytes in {elapsed_ms}, {}", rate(*bytes_per_s, "B/s"))
+            format!("{bytes} bytes in {elapsed_ms}, {}, measured and not proven", rate(*bytes_per_s, "B/s"))
         }
     }
 }
