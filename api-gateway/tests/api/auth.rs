@@ -8,7 +8,7 @@ use crate::setup::{Market, refused};
 /// Every described call: method, path with ids filled in, scope.
 fn calls() -> Vec<(Method, String, Option<String>)> {
     let document: Value = serde_json::from_str(&nave_gateway::openapi()).expect("JSON");
-    let ids = [("{job}", "job_"), ("{key}", "key_"), ("{host}", "host_")]
+    let ids = [("{job}", "job_"), ("{key}", "key_"), ("{host}", "host_"), ("{challenge}", "challenge_")]
         .map(|(name, id)| (name, format!("{id}{}", "0".repeat(32))));
     let mut calls = Vec::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
@@ -38,7 +38,11 @@ async fn every_call_but_those_for_everyone_needs_a_known_key_or_a_signature() {
             open.push(path);
         }
     }
-    assert_eq!(open, ["/v1/health", "/v1/market"]);
+    let zeros = "0".repeat(32);
+    let verdicts = format!("/v1/hosts/host_{zeros}/verdicts");
+    let one = format!("{verdicts}/challenge_{zeros}");
+    let opening = format!("{one}/opening");
+    assert_eq!(open, ["/v1/health", &verdicts, &one, &opening, "/v1/market"]);
     for (method, path, _) in guarded {
         let call = || with_body(market.anonymous(method.clone(), &path), &method);
         refused(call(), 401, "token_missing").await;
