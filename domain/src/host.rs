@@ -343,10 +343,39 @@ pub struct ProvenDevice {
     /// Its class by what it measured; none where nothing is known of its model: it is unrated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// What it was called, which nobody has proven: it is what customers are shown and pay for. None
+    /// where it was proven before models were kept; then it must be proven again.
+    #[serde(default)]
+    pub model: String,
     /// Memory in bytes that it was claimed to have.
     pub vram: Bytes,
     /// Driver version.
     pub driver: String,
+    /// There is no such GPU, and it was tested as one that is simulated.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+}
+
+impl ProvenDevice {
+    /// What a device has proven that passed its tests with this claim.
+    #[must_use]
+    pub fn of(claim: &Device, class: Option<String>) -> Self {
+        Self {
+            class,
+            model: claim.model.clone(),
+            vram: claim.vram,
+            driver: claim.driver.clone(),
+            simulated: claim.simulated,
+        }
+    }
+
+    /// Whether this claim is of the same device, with as much memory at most.
+    fn covers(&self, claim: &Device) -> bool {
+        claim.vram <= self.vram
+            && claim.model == self.model
+            && claim.driver == self.driver
+            && claim.simulated == self.simulated
+    }
 }
 
 impl Proven {
@@ -387,13 +416,9 @@ impl Proven {
     }
 }
 
-/// Whether these are the same devices, with as much memory at most.
+/// Whether these are the same devices under the same names, with as much memory at most.
 fn are_covered(claims: &[Device], proven: &BTreeMap<String, ProvenDevice>) -> bool {
-    let is_same = |device: &Device| {
-        proven
-            .get(&device.uuid)
-            .is_some_and(|proven| device.vram <= proven.vram && device.driver == proven.driver)
-    };
+    let is_same = |device: &Device| proven.get(&device.uuid).is_some_and(|proven| proven.covers(device));
     claims.len() == proven.len() && claims.iter().all(is_same)
 }
 
@@ -446,6 +471,25 @@ mod tests {
         let check = |uuid, simulated| inventory(Runtime::Simulated, vec![device(uuid, simulated)]).check();
         assert_eq!((check("GPU-1", false), check("SIM-1", true)), (Ok(()), Ok(())));
         assert!(check("GPU-1", true).is_err() && check("SIM-1", false).is_err());
+    }
+
+    #[test]
+    fn a_device_under_another_name_is_not_the_one_that_was_proven() {
+        let claims = |devices| inventory(Runtime::Simulated, devices);
+        let claim = device("GPU-1", false);
+        let proof = ProvenDevice::of(&claim, None);
+        let devices = Some(BTreeMap::from([(claim.uuid.clone(), proof)]));
+        let proven = Proven { devices, ..Proven::of(&claims(vec![claim.clone()])) };
+        assert!(proven.covers(&claims(vec![claim.clone()])));
+        assert!(!proven.covers(&claims(vec![Device { model: "better".into(), ..claim.clone() }])));
+        assert!(!proven.covers(&claims(vec![Device { simulated: true, ..claim }])));
+    }
+
+    #[test]
+    fn what_was_proven_without_a_name_is_proven_again() {
+        let before = serde_json::json!({ "vram": 1 << 30, "driver": "1" });
+        let before: ProvenDevice = serde_json::from_value(before).expect("readable");
+        assert!(!before.covers(&device("GPU-1", false)));
     }
 
     #[test]

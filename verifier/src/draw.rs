@@ -142,7 +142,7 @@ fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
             Some(Rating::Rated { class }) => Some(class.clone()),
             Some(Rating::Unrated { .. } | Rating::Refused(_)) | None => None,
         };
-        (device.uuid.clone(), ProvenDevice { class, vram: device.vram, driver: device.driver.clone() })
+        (device.uuid.clone(), ProvenDevice::of(device, class))
     };
     host.claims.devices.iter().map(device).collect()
 }

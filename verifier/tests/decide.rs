@@ -265,8 +265,7 @@ fn in_a_window_only_gpus_are_tested_if_the_rest_is_proven() {
     let mut host = suite(&[]);
     host.claims.devices = vec![gpu("GPU-1")];
     host.cause = Some(Cause::Window);
-    let driver = "1".to_owned();
-    let proven = ProvenDevice { class: None, vram: Bytes(16 * Bytes::GIB), driver };
+    let proven = ProvenDevice::of(&gpu("GPU-1"), None);
     let devices = Some(BTreeMap::from([("GPU-1".to_owned(), proven)]));
     host.proven = Some(Claims { devices, kernel: Some("test".into()), ..Claims::of(&host.claims) });
     assert_eq!(due(&host, &all), draws(&[Kind::Devices]));
@@ -364,6 +363,17 @@ fn a_host_that_gives_up_fails_with_its_reason_in_plain_words() {
     let Next::Rule(Ruling::Failed(failure)) = decide(&gave_up, SILENT) else { panic!("a failure") };
     assert_eq!(failure.code, Reason::Aborted);
     assert_eq!(failure.message, format!("out of memory {}", "x".repeat(EXPLANATION_MAX - 15)));
+}
+
+#[test]
+fn what_a_host_says_of_itself_is_never_more_than_trouble() {
+    for code in Reason::ALL {
+        let said = Failure { code, message: "no".into() };
+        let next = decide(&answered(open(cpu()), json!(Message::Failed(said.clone())), 5), SILENT);
+        let Next::Rule(Ruling::Failed(told)) = next else { panic!("a failure: {next:?}") };
+        assert_eq!((gravity(told.code), told.message), (Gravity::Trouble, said.message));
+        assert!(told.code == code || gravity(code) > Gravity::Trouble, "{code:?}");
+    }
 }
 
 #[test]
