@@ -76,7 +76,7 @@ create table device_claims (
 create index device_claims_by_host on device_claims (host_id);
 comment on table device_claims is 'GPUs that were proven, and the one host each belongs to';
 comment on column device_claims.device is 'Its identifier, as the vendor''s library names it; those of simulated ones begin with SIM-';
-comment on column device_claims.host_id is 'Whose; another host gets it when this one has left or is silent for long';
+comment on column device_claims.host_id is 'Whose; another host gets it when this one has left or is silent for long, for less long where both are one miner''s';
 comment on column device_claims.since_ms is 'Since when';
 
 create table bans (
@@ -101,7 +101,7 @@ comment on table bans is 'Hosts that were found to cheat, and until when neither
 comment on column bans.challenge_id is 'The verdict that it came from';
 comment on column bans.host_id is 'The host';
 comment on column bans.hotkey is 'Its miner: no host of theirs that joins later is tested before the ban is over';
-comment on column bans.devices is 'Its GPUs, but for those that are proven to be another host''s: no host that claims one is tested either';
+comment on column bans.devices is 'Its GPUs, those that it had proven, where it cheated with them: no host that claims one is tested either';
 comment on column bans.cpu_model is 'Its processor; for people, since many machines have the same';
 comment on column bans.code is 'Why, for programs';
 comment on column bans.message is 'The same for people';

@@ -1,6 +1,6 @@
 //! Bans: hosts that were found to cheat are not tested for a while, whatever name they come back under.
 
-use nave_domain::{ChallengeId, HostId, Millis, Timestamp, host::Inventory};
+use nave_domain::{ChallengeId, HostId, Millis, Timestamp, host::Inventory, verdict::Kind};
 use sqlx::PgConnection;
 
 use crate::{Result, Store, device, error};
@@ -59,7 +59,7 @@ pub(crate) async fn begin(
     spans: &[Millis],
 ) -> Result<Millis> {
     let row = sqlx::query!(
-        r#"select h.host_id, h.hotkey, c.claims,
+        r#"select h.host_id, h.hotkey, c.claims, c.kind,
                 (select count(*) from bans_of(h.host_id) b where b.since_up_ms > control_ms() - $2) as "earlier!"
            from challenges c join hosts h using (host_id) where c.challenge_id = $1"#,
         challenge.0,
@@ -70,10 +70,12 @@ pub(crate) async fn begin(
     let earlier = usize::try_from(row.earlier).unwrap_or(usize::MAX);
     let span = spans.get(earlier).or(spans.last()).copied().unwrap_or(Millis::ZERO);
     let claims: Inventory = error::read_json("an inventory", row.claims)?;
-    let mut devices: Vec<String> = claims.devices.into_iter().map(|device| device.uuid).collect();
-    // Who claims what another host has proven cannot have that one banned.
-    let theirs = device::held_elsewhere(tx, row.host_id.into(), &devices).await?;
-    devices.retain(|device| theirs.iter().all(|holder| holder.device != *device));
+    let claimed: Vec<String> = claims.devices.into_iter().map(|device| device.uuid).collect();
+    // What a host says that it has may be another's: only what it has proven is banned with it.
+    let devices = match error::read_name("a kind of test", row.kind)? {
+        Kind::Devices => device::held(tx, row.host_id.into(), &claimed).await?,
+        Kind::Cpu | Kind::Memory | Kind::Storage | Kind::Software | Kind::Transfer => Vec::new(),
+    };
     sqlx::query!(
         "insert into bans (challenge_id, host_id, hotkey, devices, cpu_model, code, message, until_up_ms)
          values ($1, $2, $3, $4, $5, $6, $7, control_ms() + $8)",

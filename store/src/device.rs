@@ -7,6 +7,8 @@ use crate::{Result, Store, StoreError};
 
 /// After how long a silence on the control clock a host's GPUs are free for others.
 const SILENT_MS: i64 = 3_600_000;
+/// The same for hosts of the same miner: one who installs a machine anew is not kept waiting.
+const SILENT_AT_HOME_MS: i64 = 30_000;
 
 /// A GPU that belongs to another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +55,17 @@ pub(crate) async fn hold(tx: &mut PgConnection, host: HostId, devices: &[String]
     Ok(())
 }
 
-pub(crate) async fn held_elsewhere(
+/// Those of these GPUs that a host has proven and nobody else since.
+pub(crate) async fn held(tx: &mut PgConnection, host: HostId, devices: &[String]) -> Result<Vec<String>> {
+    let held = sqlx::query_scalar!(
+        "select device from device_claims where host_id = $1 and device = any($2) order by device",
+        host.0,
+        devices
+    );
+    Ok(held.fetch_all(tx).await?)
+}
+
+async fn held_elsewhere(
     tx: &mut PgConnection,
     host: HostId,
     devices: &[String],
@@ -61,12 +73,14 @@ pub(crate) async fn held_elsewhere(
     let rows = sqlx::query!(
         "select d.device, d.host_id, d.since_ms from device_claims d join hosts h using (host_id)
          where d.device = any($2) and d.host_id <> $1 and h.state not in ('gone', 'banned')
-           and control_ms() - coalesce(h.heard_up_ms, 0) < $3
+           and control_ms() - coalesce(h.heard_up_ms, 0)
+               < case when h.hotkey = (select hotkey from hosts where host_id = $1) then $4::bigint else $3::bigint end
            and h.inventory @> jsonb_build_object('devices', jsonb_build_array(jsonb_build_object('uuid', d.device)))
          order by d.device",
         host.0,
         devices,
-        SILENT_MS
+        SILENT_MS,
+        SILENT_AT_HOME_MS
     )
     .fetch_all(tx)
     .await?;

@@ -153,7 +153,7 @@ fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
                     cut_off,
                 }));
             }
-            Ok(Message::Failed(failure)) => return Next::Rule(Ruling::Failed(readable(failure))),
+            Ok(Message::Failed(failure)) => return Next::Rule(Ruling::Failed(told(failure))),
             Ok(Message::Commitment(_) | Message::Opening(_)) => {
                 let message = format!("step {number} was answered with what belongs to another step");
                 return fail(Reason::EvidenceMalformed, message);
@@ -219,6 +219,15 @@ fn excuse(failure: Failure, cut_off: bool) -> Ruling {
         true => Ruling::Void("hosts could not reach the control plane meanwhile".into()),
         false => Ruling::Failed(failure),
     }
+}
+
+/// What a host says of itself: never that it cheats, since who says so wants others to suffer for it.
+fn told(failure: Failure) -> Failure {
+    let code = match gravity(failure.code) {
+        Gravity::Trouble => failure.code,
+        Gravity::Doubt | Gravity::Cheating => Reason::Aborted,
+    };
+    readable(Failure { code, ..failure })
 }
 
 /// What a host says about its failure, short enough to keep and without what Postgres does not store.
@@ -295,7 +304,7 @@ pub enum Gravity {
 pub fn gravity(code: Reason) -> Gravity {
     match code {
         Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong => Gravity::Cheating,
-        Reason::DeviceMismatch | Reason::DeviceElsewhere | Reason::VramMissing => Gravity::Doubt,
+        Reason::DeviceMismatch | Reason::VramMissing => Gravity::Doubt,
         Reason::CpuOverclaimed
         | Reason::MemoryMissing
         | Reason::MemoryUnavailable
@@ -303,6 +312,8 @@ pub fn gravity(code: Reason) -> Gravity {
         | Reason::Aborted
         | Reason::VersionUnknown
         | Reason::DeviceUnavailable
+        // An owner who installs a machine anew meets the host that it was before.
+        | Reason::DeviceElsewhere
         | Reason::DeviceBusy
         | Reason::ReturnTooSlow
         | Reason::DiskMissing
