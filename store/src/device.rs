@@ -65,11 +65,7 @@ pub(crate) async fn held(tx: &mut PgConnection, host: HostId, devices: &[String]
     Ok(held.fetch_all(tx).await?)
 }
 
-async fn held_elsewhere(
-    tx: &mut PgConnection,
-    host: HostId,
-    devices: &[String],
-) -> Result<Vec<Holder>> {
+async fn held_elsewhere(tx: &mut PgConnection, host: HostId, devices: &[String]) -> Result<Vec<Holder>> {
     let rows = sqlx::query!(
         "select d.device, d.host_id, d.since_ms from device_claims d join hosts h using (host_id)
          where d.device = any($2) and d.host_id <> $1 and h.state not in ('gone', 'banned')

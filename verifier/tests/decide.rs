@@ -377,17 +377,6 @@ fn what_a_host_says_of_itself_is_never_more_than_trouble() {
 }
 
 #[test]
-fn what_a_host_says_of_itself_is_never_more_than_trouble() {
-    for code in Reason::ALL {
-        let said = Failure { code, message: "no".into() };
-        let next = decide(&answered(open(cpu()), json!(Message::Failed(said.clone())), 5), SILENT);
-        let Next::Rule(Ruling::Failed(told)) = next else { panic!("a failure: {next:?}") };
-        assert_eq!((gravity(told.code), told.message), (Gravity::Trouble, said.message));
-        assert!(told.code == code || gravity(code) > Gravity::Trouble, "{code:?}");
-    }
-}
-
-#[test]
 fn an_answer_that_does_not_belong_there_is_malformed() {
     let opening = json!(Message::Opening(Opening::Inline(vec![1, 2])));
     for answer in [json!(null), json!({"commitment": "7"}), json!({"novel": 1}), opening] {
