@@ -31,6 +31,8 @@ use crate::{
 const BLOBS_MAX: usize = 4;
 /// Openings of challenges in memory at once, of at most 16 MiB each.
 const OPENINGS_MAX: usize = 8;
+/// Openings that go out at once.
+const OPENINGS_OUT_MAX: usize = 2;
 
 /// What every handler shares.
 #[derive(Clone)]
@@ -53,8 +55,11 @@ pub(crate) struct App {
     pub(crate) openings: Arc<Semaphore>,
     /// Blobs that hosts send now.
     pub(crate) uploading: Arc<Mutex<HashMap<HostId, u32>>>,
-    /// One permit for each blob that may go out at a time.
+    /// One permit for each result that may go out at a time.
     pub(crate) downloads: Arc<Semaphore>,
+    /// One permit for each opening that may go out at a time: whoever fetches them needs no key, and
+    /// does not keep customers from their results.
+    pub(crate) openings_out: Arc<Semaphore>,
     /// Programs that go out now.
     pub(crate) programs: Arc<Programs>,
     changes: Listener,
@@ -75,6 +80,7 @@ impl App {
             openings: Arc::new(Semaphore::new(OPENINGS_MAX)),
             uploading: Arc::default(),
             downloads: Arc::new(Semaphore::new(BLOBS_MAX)),
+            openings_out: Arc::new(Semaphore::new(OPENINGS_OUT_MAX)),
             programs: Arc::default(),
             changes: store.listen(),
             store,

@@ -15,6 +15,11 @@ impl Limit {
         i64::from(self.0)
     }
 
+    /// This one, or `most` where it is more.
+    pub(crate) fn at_most(self, most: u32) -> Self {
+        Self(self.0.min(most))
+    }
+
     /// One row more than the page holds, which tells whether another page follows.
     pub(crate) fn rows_and_one(self) -> i64 {
         self.rows() + 1

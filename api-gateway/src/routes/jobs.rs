@@ -1,6 +1,6 @@
 //! Jobs: submitting, looking, waiting, cancelling, fetching the result.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use axum::{
     Json,
@@ -21,8 +21,8 @@ use nave_store::{Changes, JobRow, Submission, Submitted};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout},
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -38,6 +38,8 @@ use crate::{
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for a turn to send a result.
 pub(super) const TURN_MAX: Duration = Duration::from_secs(5);
+/// Longest time that what is fetched takes to send: whoever reads slower than that has no turn any more.
+const SEND_MAX: Duration = Duration::from_secs(120);
 /// Size in which a result is handed to the connection, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -239,11 +241,34 @@ pub(crate) async fn result(
     Ok((headers, pieces(bytes.into(), turn)).into_response())
 }
 
-/// Hands bytes out piece by piece and keeps the turn until the last one.
+/// Hands bytes out piece by piece and keeps the turn until the last one, or until the time is up.
 pub(super) fn pieces(bytes: Bytes, turn: OwnedSemaphorePermit) -> Body {
-    Body::from_stream(stream::unfold((bytes, turn), |(mut bytes, turn)| async move {
-        let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
-        (!piece.is_empty()).then_some((Ok::<_, std::convert::Infallible>(piece), (bytes, turn)))
+    pieces_until(bytes, turn, Instant::now() + SEND_MAX)
+}
+
+/// A connection whose reader has stopped asks for no further piece, so time is kept beside it.
+/// Pieces are copies: one that waits somewhere does not keep the whole in memory.
+fn pieces_until(bytes: Bytes, turn: OwnedSemaphorePermit, end: Instant) -> Body {
+    let (pieces, coming) = mpsc::channel(1);
+    let left = bytes.len();
+    tokio::spawn(async move {
+        let _turn = turn;
+        for piece in bytes.chunks(PIECE_BYTES) {
+            let sent = timeout_at(end, pieces.send(Bytes::copy_from_slice(piece))).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+    Body::from_stream(stream::unfold((coming, left), |(mut coming, left)| async move {
+        match coming.recv().await {
+            Some(piece) => {
+                let left = left.saturating_sub(piece.len());
+                Some((Ok(piece), (coming, left)))
+            }
+            None if left > 0 => Some((Err(io::Error::from(io::ErrorKind::TimedOut)), (coming, 0))),
+            None => None,
+        }
     }))
 }
 
@@ -254,4 +279,42 @@ fn no_result(state: JobState) -> ApiError {
         return error.suggest("write result files into the output directory of the job");
     }
     error.suggest("wait for the job with wait_ms").retryable()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::to_bytes;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_read_in_time_comes_whole() {
+        let turns = Arc::new(Semaphore::new(1));
+        let turn = turns.clone().acquire_owned().await.expect("a turn");
+        let bytes = Bytes::from((0..=255).cycle().take(3 * PIECE_BYTES + 1).collect::<Vec<u8>>());
+        let body = to_bytes(pieces(bytes.clone(), turn), usize::MAX).await.expect("all of it");
+        assert_eq!(body, bytes);
+        drop(turns.acquire().await.expect("the turn is free again"));
+    }
+
+    #[tokio::test]
+    async fn who_stops_reading_loses_the_turn_and_the_rest() {
+        let turns = Arc::new(Semaphore::new(1));
+        let turn = turns.clone().acquire_owned().await.expect("a turn");
+        let bytes = Bytes::from(vec![1; 4 * PIECE_BYTES]);
+        let body = pieces_until(bytes, turn, Instant::now() + Duration::from_millis(20));
+        drop(turns.acquire().await.expect("nobody reads, and the turn is free all the same"));
+        assert!(to_bytes(body, usize::MAX).await.is_err(), "what is cut off does not look whole");
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_loses_the_turn() {
+        let turns = Arc::new(Semaphore::new(1));
+        let turn = turns.clone().acquire_owned().await.expect("a turn");
+        drop(pieces(Bytes::from(vec![1; 4 * PIECE_BYTES]), turn));
+        drop(turns.acquire().await.expect("the turn is free again"));
+    }
 }

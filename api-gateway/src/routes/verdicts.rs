@@ -30,6 +30,9 @@ use crate::{
     throttle::{source, too_fast},
 };
 
+/// Most verdicts in one answer: whoever asks needs no key, and each is read from all its evidence.
+const VERDICTS_MAX: u32 = 20;
+
 /// Anyone, at the pace of one address.
 pub(crate) struct Passer;
 
@@ -49,7 +52,7 @@ impl FromRequestParts<App> for Passer {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(crate) struct ListQuery {
-    /// Most verdicts in one answer; 50 if not given.
+    /// Most verdicts in one answer; 20 if not given, and 20 wherever more are asked for.
     #[serde(default)]
     #[param(value_type = Option<u32>, minimum = 1, maximum = 200)]
     limit: Limit,
@@ -70,8 +73,9 @@ pub(crate) async fn list(
 ) -> Result<Json<Page<HostVerdict>>, ApiError> {
     // One that was never tested is not one that does not exist.
     app.store.host_generation(host).await?;
-    let mut rows = app.store.verdict_list(host, query.before, query.limit.rows_and_one()).await?;
-    let next = cut(&mut rows, query.limit, |row| row.challenge.to_string());
+    let limit = query.limit.at_most(VERDICTS_MAX);
+    let mut rows = app.store.verdict_list(host, query.before, limit.rows_and_one()).await?;
+    let next = cut(&mut rows, limit, |row| row.challenge.to_string());
     Ok(Json(page(rows.iter().map(|row| verdict(host, row, Sight::Everyone)).collect(), next)))
 }
 
@@ -113,9 +117,9 @@ pub(crate) async fn opening(
         }
     }
     let kept = app.store.verdict_opening(host, challenge).await?.and_then(read::<Opening>);
-    let turn = timeout(TURN_MAX, app.downloads.clone().acquire_owned()).await;
+    let turn = timeout(TURN_MAX, app.openings_out.clone().acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
-        return Err(ApiError::unavailable("downloads_busy", "too much is being fetched right now"));
+        return Err(ApiError::unavailable("downloads_busy", "too many openings are being fetched right now"));
     };
     let bytes = match kept {
         Some(Opening::Inline(bytes)) => Some(bytes),

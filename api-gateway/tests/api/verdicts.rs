@@ -198,6 +198,22 @@ async fn lists_of_verdicts_have_pages() {
 }
 
 #[tokio::test]
+async fn nobody_gets_more_than_twenty_verdicts_at_once() {
+    let market = Market::start().await;
+    let host = heard(&Owner::new(), &market).await.id();
+    for _ in 0..21 {
+        let id = draw(&market, host, cpu(), true).await.challenge;
+        let void = json!({ "void": "a test" });
+        market.store.challenge_decide(id, &void, &Decision::Stays).await.expect("a verdict");
+    }
+    for limit in ["", "?limit=50", "?limit=200"] {
+        let path = format!("/v1/hosts/{host}/verdicts{limit}");
+        let page: Page<HostVerdict> = open(&market, &path).await;
+        assert_eq!((page.items.len(), page.next.is_some()), (20, true), "{limit}");
+    }
+}
+
+#[tokio::test]
 async fn an_owner_appeals_once_and_sees_what_came_of_it() {
     let market = Market::start().await;
     let (owner, other) = (Owner::new(), Owner::new());
