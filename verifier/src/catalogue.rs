@@ -71,7 +71,7 @@ pub struct Datasheet {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Test {
-    /// The products; none where the device cannot multiply bytes.
+    /// The products; those of unknown models where there are none, which its class is not known by.
     pub gemm: Option<Product>,
     /// Compressions for a block of the fill where nothing is spilled.
     pub depth: u32,

@@ -2,7 +2,9 @@
 //!
 //! Sizes follow from what is claimed: a model that the catalogue knows has its own test, any other
 //! one that is neither too long for a slow device nor too short for a fast one. A claim that
-//! is wrong makes a test longer or shorter, never easier.
+//! is wrong makes a test longer or shorter, never easier: no name leaves anything out, for a device or
+//! for those beside it. Where a class has no products of its own, its devices are given those of
+//! unknown models; what cannot compute even them says so, and its host proves nothing with it.
 
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{
@@ -65,7 +67,7 @@ struct Sized<'a> {
 
 /// The sizes of a test, whatever they are from.
 struct Test {
-    gemm: Option<Product>,
+    gemm: Product,
     depth: u32,
     lanes: u32,
     reads: u32,
@@ -111,7 +113,9 @@ impl<'a> Sized<'a> {
     fn of(catalogue: &'a Catalogue, claim: &'a Device) -> Self {
         let same_kind = || catalogue.classes.iter().find(|class| claim.simulated && class.simulated);
         let class = catalogue.called(&claim.model, claim.simulated);
-        let test = class.or_else(same_kind).map_or_else(|| Test::unknown(catalogue), Test::of);
+        let test = class
+            .or_else(same_kind)
+            .map_or_else(|| Test::unknown(catalogue), |class| Test::of(catalogue, class));
         Self { claim, test, class }
     }
 
@@ -130,10 +134,10 @@ impl<'a> Sized<'a> {
 }
 
 impl Test {
-    fn of(class: &Class) -> Self {
+    fn of(catalogue: &Catalogue, class: &Class) -> Self {
         let test = &class.test;
         Self {
-            gemm: test.gemm,
+            gemm: test.gemm.unwrap_or(catalogue.unknown.gemm),
             depth: test.depth,
             lanes: test.lanes,
             reads: test.reads,
@@ -147,7 +151,7 @@ impl Test {
     fn unknown(catalogue: &Catalogue) -> Self {
         let test = &catalogue.unknown;
         Self {
-            gemm: Some(test.gemm),
+            gemm: test.gemm,
             depth: test.depth,
             lanes: test.lanes,
             reads: test.reads,
@@ -159,10 +163,9 @@ impl Test {
     }
 }
 
-/// Everything that all devices can show. A phase that one of them cannot do is left out for all, since
-/// they work at the same time.
+/// Everything, of all devices, since they work at the same time. Only the copies depend on the host, and
+/// on the memory that it claims.
 fn full(sized: &[Sized], memory: Bytes, samples: u32) -> Vec<DeviceTask> {
-    let multiply = sized.iter().all(|device| device.test.gemm.is_some());
     let count = u64::try_from(sized.len()).unwrap_or(u64::MAX).max(1);
     let share = u64::try_from(memory.0).unwrap_or(0) / 100 * HOST_PERCENT / count;
     let spilled: Vec<u64> = sized.iter().map(|device| spill(device, share)).collect();
@@ -184,7 +187,7 @@ fn full(sized: &[Sized], memory: Bytes, samples: u32) -> Vec<DeviceTask> {
         DeviceTask {
             uuid: device.claim.uuid.clone(),
             fill: Some(Fill { bytes, depth }),
-            gemm: test.gemm.filter(|_| multiply).map(|gemm| product(gemm, device.vram(), samples)),
+            gemm: Some(product(test.gemm, device.vram(), samples)),
             lanes: Some(lanes),
             stream: Some(stream),
             spill: spills.then_some(spill),
@@ -200,7 +203,7 @@ fn within(count: u64, least: u32, most: u32) -> u32 {
 /// What of a device's memory is filled: nearly all, beside the matrices, in whole chunks.
 fn filled(device: &Sized) -> u64 {
     let vram = device.vram();
-    let matrices = device.test.gemm.map_or(0, |gemm| operands(&product(gemm, vram, SAMPLES)));
+    let matrices = operands(&product(device.test.gemm, vram, SAMPLES));
     let beside = vram.saturating_sub(matrices + RESERVE);
     // A device so small that it is none still has a test, which it fails by itself.
     let bytes = (vram / 100 * 97).min(beside.max(vram / 2)).min(device.test.fill_max);
@@ -236,8 +239,7 @@ fn small(
 ) -> Result<Vec<DeviceTask>, String> {
     let slack = u64::try_from(slack.0).unwrap_or(0);
     let task = |device: &Sized| {
-        let gemm = device.test.gemm.ok_or("a device cannot multiply as the test wants it")?;
-        let one = Product { rounds: 1, ..gemm };
+        let one = Product { rounds: 1, ..device.test.gemm };
         let gemm = product(one, slack.saturating_mul(MATRICES), samples);
         if operands(&gemm) > slack {
             return Err(format!("a product takes more than {} bytes of a device's memory", slack));

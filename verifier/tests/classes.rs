@@ -119,8 +119,7 @@ fn every_class_has_a_test_that_eight_of_its_devices_can_be_given() {
         let devices: Vec<Device> = (0..8).map(|slot| honest(class, slot)).collect();
         for purpose in [ONBOARDING, AGAIN] {
             let task = sizes(&devices, RAM, purpose);
-            let phases = if class.unrated.is_some() { 5 } else { 6 };
-            assert_eq!(task.phases().len(), phases, "{}", class.name);
+            assert_eq!(task.phases(), Phase::ALL, "{}", class.name);
             for device in &task.devices {
                 let samples = if purpose == ONBOARDING { 1_024 } else { 256 };
                 assert!(device.gemm.is_none_or(|gemm| gemm.samples == samples), "{}: {device:?}", class.name);
@@ -185,13 +184,29 @@ fn blocks_are_slower_to_compute_where_a_copy_goes_to_the_host() {
 }
 
 #[test]
-fn a_device_that_cannot_multiply_leaves_out_the_products_of_its_whole_host() {
-    let devices = [device(0, "Tesla V100-SXM2-32GB", 32_768), device(1, "NVIDIA H200", 143_771)];
-    let task = sizes(&devices, RAM, AGAIN);
-    assert!(!task.phases().contains(&Phase::Gemm) && task.phases().contains(&Phase::Lanes));
-    let small = Purpose::Small { slack: Bytes(1 << 30) };
-    let why = size(&catalogue(), &devices, RAM, small).expect_err("no small proof");
-    assert!(why.contains("multiply"), "{why}");
+fn no_name_leaves_out_a_phase_for_a_device_or_for_those_beside_it() {
+    let catalogue = catalogue();
+    let h200 = device(0, "NVIDIA H200", 143_771);
+    let alone = task(&h200).gemm;
+    let without = catalogue.classes.iter().filter(|class| class.test.gemm.is_none());
+    let names: Vec<&String> = without.flat_map(|class| &class.models).collect();
+    assert!(names.iter().any(|name| *name == "NVIDIA B300"), "{names:?}");
+    for name in names {
+        let devices = [h200.clone(), device(1, name, 15_360)];
+        for purpose in [ONBOARDING, AGAIN] {
+            let task = sizes(&devices, RAM, purpose);
+            assert_eq!(task.phases(), Phase::ALL, "{name}");
+        }
+        assert_eq!(sizes(&devices, RAM, AGAIN).devices[0].gemm, alone, "{name} changes nothing for another");
+        let small = sizes(&devices, RAM, Purpose::Small { slack: Bytes(1 << 30) });
+        assert_eq!((small.phases(), small.devices.len()), (vec![Phase::Gemm], 2), "{name}");
+    }
+}
+
+#[test]
+fn a_model_without_products_of_its_own_multiplies_as_one_that_nobody_knows() {
+    let gemm = |model| task(&device(0, model, 275_040)).gemm;
+    assert_eq!(gemm("NVIDIA B300"), gemm("a card that nobody knows"));
 }
 
 #[test]
