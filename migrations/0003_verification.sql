@@ -65,6 +65,12 @@ comment on column hosts.suite_cause is 'Why it must prove its claims although it
 comment on column hosts.suite_at_ms is 'Since when it is tested, or was last; what it showed before does not count';
 comment on column hosts.retest_up_ms is 'The control clock when it is tested again in any case, drawn so that nobody can foresee it';
 
+alter table hosts
+    add doubt      text constraint hosts_doubt check (doubt in ('test', 'window')),
+    add refused_by uuid references challenges;
+comment on column hosts.doubt is 'Whether the last of its failures that was more than trouble was in a window; none once it has proven the like';
+comment on column hosts.refused_by is 'The verdict for which it was refused last';
+
 alter table leases add probe_up_ms bigint;
 comment on column leases.probe_up_ms is 'The control clock when its GPUs are tested beside the job, drawn so that nobody can foresee it';
 
@@ -100,7 +106,7 @@ create index bans_by_device on bans using gin (devices);
 comment on table bans is 'Hosts that were found to cheat, and until when neither they nor what their miner makes of them is tested again';
 comment on column bans.challenge_id is 'The verdict that it came from';
 comment on column bans.host_id is 'The host';
-comment on column bans.hotkey is 'Its miner: no host of theirs that joins later is tested before the ban is over';
+comment on column bans.hotkey is 'Its miner: no host of theirs that joined since it was tested is tested before the ban is over';
 comment on column bans.devices is 'Its GPUs, those that it had proven, where it cheated with them: no host that claims one is tested either';
 comment on column bans.cpu_model is 'Its processor; for people, since many machines have the same';
 comment on column bans.code is 'Why, for programs';
@@ -116,7 +122,8 @@ create function bans_of(host uuid) returns setof bans language sql stable
     begin atomic
         select b.* from hosts h join bans b
             on b.host_id = h.host_id
-            or (b.hotkey = h.hotkey and h.enrolled_at_ms >= b.since_ms)
+            or (b.hotkey = h.hotkey and h.enrolled_at_ms >= (
+                select drawn_at_ms from challenges c where c.challenge_id = b.challenge_id))
             or b.devices && array(select device ->> 'uuid' from jsonb_array_elements(h.inventory -> 'devices') device)
         where h.host_id = host and b.lifted_at_ms is null;
     end;

@@ -97,10 +97,10 @@ pub(crate) async fn begin(
 pub(crate) async fn enforce(store: &Store) -> Result<()> {
     sqlx::query!(
         "with banned as (
-            select h.host_id, b.code, b.message, b.until_up_ms from hosts h cross join lateral (
+            select h.host_id, b.challenge_id, b.code, b.message, b.until_up_ms from hosts h cross join lateral (
                 select * from bans_of(h.host_id) where until_up_ms > control_ms() order by until_up_ms desc limit 1) b
             where h.state = 'verifying' order by h.host_id for update of h)
-         update hosts h set state = 'refused', proven = null, generation = generation + 1, retry_up_ms = b.until_up_ms,
+         update hosts h set state = 'refused', proven = null, generation = generation + 1, retry_up_ms = b.until_up_ms, refused_by = b.challenge_id,
             reason_code = b.code, reason_message = 'a ban counts against it: ' || b.message, reason_at_ms = now_ms()
          from banned b where h.host_id = b.host_id"
     )

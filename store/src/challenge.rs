@@ -94,8 +94,8 @@ pub struct OpenChallenge {
     pub steps: Vec<StepRow>,
     /// Failed proofs of this host in a row.
     pub refusals: u32,
-    /// Why it failed the last of them, for programs.
-    pub refused_for: Option<String>,
+    /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since.
+    pub was_in_doubt: bool,
     /// Now, on both clocks.
     pub now: Moment,
 }
@@ -125,6 +125,15 @@ pub enum Decision {
     Doubted,
     /// The claims are not proven.
     Refused {
+        /// Why, for programs.
+        code: String,
+        /// Why, for people.
+        message: String,
+        /// Pause before the next try, on the control clock.
+        pause: Millis,
+    },
+    /// The same, and a second time in a row is a ban.
+    Mistrusted {
         /// Why, for programs.
         code: String,
         /// Why, for people.
@@ -312,7 +321,7 @@ impl Store {
     async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
-                    c.drawn_at_ms, h.state, h.refusals, h.reason_code, h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
+                    c.drawn_at_ms, h.state, h.refusals, h.doubt is not null as "in_doubt!", h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
                from challenges c join hosts h using (host_id)
                where c.challenge_id = any($1) order by c.challenge_id"#,
             ids
@@ -335,7 +344,7 @@ impl Store {
                 joined_at: Timestamp(row.enrolled_at_ms),
                 steps: steps.remove(&row.challenge_id).unwrap_or_default(),
                 refusals: row.refusals.unsigned_abs(),
-                refused_for: row.reason_code,
+                was_in_doubt: row.in_doubt,
                 now: Moment { at: Timestamp(row.now_ms), up: Millis(row.up_ms) },
             })
         });
@@ -381,8 +390,8 @@ impl Store {
         Ok(())
     }
 
-    /// Writes a verdict down, and with it what it means for the host: nothing, where that has
-    /// joined again since the challenge was drawn.
+    /// Writes a verdict down, and with it what it means for the host: where that has joined
+    /// again since the challenge was drawn, only that it is banned or mistrusted.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when there is one already, or when another host holds a GPU
@@ -396,7 +405,7 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
         let source = transfer::lock(&mut tx, challenge).await?;
-        let from = host_lock(&mut tx, host).await?;
+        let from = Some(host_lock(&mut tx, host).await?);
         let of_this_machine = sqlx::query_scalar!(
             r#"update challenges c set verdict = $2, decided_at_ms = now_ms() from hosts h
                where c.challenge_id = $1 and h.host_id = c.host_id
@@ -406,9 +415,8 @@ impl Store {
         )
         .fetch_one(&mut *tx)
         .await?;
-        if of_this_machine {
-            carry_out(&mut tx, host, from, challenge, decision).await?;
-        }
+        mistrust(&mut tx, challenge, decision).await?;
+        carry_out(&mut tx, host, from.filter(|_| of_this_machine), challenge, decision).await?;
         hosts::bump(&mut tx, host).await?;
         if let Some(source) = source {
             transfer::ended(&mut tx, source).await?;
@@ -421,30 +429,51 @@ impl Store {
     }
 }
 
+/// Remembers failures that are more than trouble, whoever the host is by now.
+async fn mistrust(tx: &mut PgConnection, challenge: ChallengeId, decision: &Decision) -> Result<()> {
+    match decision {
+        Decision::Stays | Decision::Holds { .. } | Decision::Doubted | Decision::Refused { .. } => Ok(()),
+        Decision::Mistrusted { .. } | Decision::Banned { .. } => {
+            sqlx::query!(
+                "update hosts h set doubt = case when h.doubt = 'window' or c.cause = 'window' then 'window' else 'test' end
+                 from challenges c where c.challenge_id = $1 and h.host_id = c.host_id",
+                challenge.0
+            )
+            .execute(tx)
+            .await?;
+            Ok(())
+        }
+    }
+}
+
+/// What a decision means for the host, which is `from` here, if it is the one that was tested.
 async fn carry_out(
     tx: &mut PgConnection,
     host: HostId,
-    from: HostState,
+    from: Option<HostState>,
     challenge: ChallengeId,
     decision: &Decision,
 ) -> Result<()> {
-    match decision {
-        Decision::Stays => Ok(()),
-        Decision::Holds { devices } => device::hold(tx, host, devices).await,
-        Decision::Doubted => suite::doubt(tx, host, from).await,
-        Decision::Refused { code, message, pause } => {
-            let Some(to) = host::next(from, HostEvent::Failed) else { return Ok(()) };
-            refuse(tx, host, to, (code, message), *pause).await
-        }
-        Decision::Banned { code, message, spans } => {
-            // One that is refused already, for less, is banned all the same.
-            let to = host::next(from, HostEvent::Failed);
-            let to = to.or((from == HostState::Refused).then_some(from));
-            let Some(to) = to else { return Ok(()) };
+    let stays = from.filter(|from| {
+        *from == HostState::Refused || host::next(*from, HostEvent::Failed) == Some(HostState::Refused)
+    });
+    match (decision, stays) {
+        (Decision::Banned { code, message, spans }, _) => {
+            // Who has left or joined again is banned all the same.
             let span = ban::begin(tx, challenge, (code, message), spans).await?;
             let told = format!("{message}; it is banned for {span}");
-            refuse(tx, host, to, (code, &told), span).await
+            if stays.is_some() { refuse(tx, host, challenge, (code, &told), span).await } else { Ok(()) }
         }
+        (_, None) | (Decision::Stays, _) => Ok(()),
+        (Decision::Holds { devices }, _) => device::hold(tx, host, devices).await,
+        (Decision::Doubted, Some(from)) => suite::doubt(tx, host, from).await,
+        (
+            Decision::Refused { code, message, pause } | Decision::Mistrusted { code, message, pause },
+            Some(from),
+        ) => match from == HostState::Refused {
+            true => Ok(()),
+            false => refuse(tx, host, challenge, (code, message), *pause).await,
+        },
     }
 }
 
@@ -508,19 +537,22 @@ async fn step_insert(
     Ok(done.rows_affected() == 1)
 }
 
+/// Has a host wait before it is tested again: for all, since who evades a window is not asked
+/// for less than the others afterwards.
 async fn refuse(
     tx: &mut PgConnection,
     host: HostId,
-    to: HostState,
+    challenge: ChallengeId,
     (code, message): (&str, &str),
     pause: Millis,
 ) -> Result<()> {
     sqlx::query!(
-        "update hosts set state = $2, proven = null, refusals = refusals + 1, retry_up_ms = control_ms() + $5,
+        "update hosts set state = 'refused', proven = null, refusals = refusals + 1, retry_up_ms = control_ms() + $5,
+            suite_cause = nullif(suite_cause, 'window'), refused_by = $2,
             reason_code = $3, reason_message = $4, reason_at_ms = now_ms()
          where host_id = $1",
         host.0,
-        to.as_str(),
+        challenge.0,
         code,
         message,
         pause.0

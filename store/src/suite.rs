@@ -57,7 +57,7 @@ pub(crate) const HEARD_MS_MAX: i64 = 10_000;
 
 impl Store {
     /// Hosts to be tested: they claim more than they have proven or are to prove it again, and
-    /// run nothing. Refused hosts whose pause has passed are among them again once they are
+    /// run nothing. Who joins again waits as long as before. Refused hosts whose pause has passed are among them again once they are
     /// heard; hosts that a ban counts against are refused instead.
     ///
     /// # Errors
@@ -84,7 +84,7 @@ impl Store {
                from hosts h left join lateral (
                     select window_id, beacon from windows where h.suite_cause = 'window' and opened_at_ms is not null
                     order by window_id desc limit 1) w on true
-               where state = 'verifying' and inventory is not null
+               where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= control_ms()
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
                order by h.host_id"#
         )
@@ -160,6 +160,8 @@ impl Store {
         let to = to.ok_or(StoreError::Stale("host"))?;
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
+                -- Who evades windows passes between them, too.
+                doubt = case when doubt = 'window' and suite_cause is distinct from 'window' then doubt end,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null
              where host_id = $1",
             host.0,
@@ -227,7 +229,7 @@ impl Store {
         let to = host::next(from, event).filter(|to| *to == HostState::Verifying);
         let to = to.ok_or(StoreError::Stale("host"))?;
         sqlx::query!(
-            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null,
+            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null, doubt = null,
                 suite_cause = 'operator', suite_at_ms = now_ms()
              where host_id = $1",
             host.0,

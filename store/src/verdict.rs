@@ -331,9 +331,9 @@ impl Store {
 /// Ends the pause that followed from a verdict, where the host is still refused because of it.
 async fn acquit(tx: &mut PgConnection, host: HostId, challenge: ChallengeId) -> Result<()> {
     let done = sqlx::query!(
-        "update hosts h set retry_up_ms = control_ms(), refusals = greatest(0, refusals - 1), suite_cause = 'appeal'
-         from challenges c
-         where h.host_id = $1 and c.challenge_id = $2 and h.state = 'refused' and h.reason_code = c.code",
+        "update hosts set retry_up_ms = control_ms(), refusals = greatest(0, refusals - 1), suite_cause = 'appeal',
+            doubt = null
+         where host_id = $1 and state = 'refused' and refused_by = $2",
         host.0,
         challenge.0
     )

@@ -3,6 +3,7 @@
 use nave_domain::{
     MilliCpu, Millis,
     host::{HostState, Inventory},
+    verdict::{Cause, Kind},
 };
 use nave_proof::{
     Challenge, DeviceProven, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason,
@@ -77,9 +78,20 @@ fn read_challenge(body: &Value) -> Option<Challenge> {
 #[must_use]
 pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
     match is_elsewhere(open) {
-        Some(why) => void(why),
+        Some(why) => match decide_again(open, silent) {
+            // Nobody leaves to evade the verdict on what is shown already, or would be next.
+            Next::Judge(case) => Next::Judge(case),
+            Next::Wait | Next::Reveal(_) | Next::Rule(_) if is_again(open) && knows_its_samples(open) => {
+                fail(Reason::Aborted, "the host joined again when it was to show its work".into())
+            }
+            Next::Wait | Next::Reveal(_) | Next::Rule(_) => void(why),
+        },
         None => decide_again(open, silent),
     }
+}
+
+fn is_again(open: &OpenChallenge) -> bool {
+    open.host_state == HostState::Enrolled || open.drawn_at < open.joined_at
 }
 
 /// As [`decide`], wherever the host is by now: for a verdict that is to be reached again.
@@ -332,8 +344,12 @@ pub fn gravity(code: Reason) -> Gravity {
 pub struct Standing<'a> {
     /// Failed proofs of the host in a row.
     pub refusals: u32,
-    /// Whether the last of them was more than trouble.
+    /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since.
     pub was_in_doubt: bool,
+    /// Whether it was tested when all were, or knew what it would have to show.
+    pub knew: bool,
+    /// Whether it gave up, for whatever reason it names.
+    pub gave_up: bool,
     /// Whether it means nothing for the host.
     pub shadow: bool,
     /// Whether the host had jobs to do meanwhile.
@@ -346,15 +362,40 @@ impl<'a> Standing<'a> {
     /// Where the host of a challenge stands.
     #[must_use]
     pub fn of(open: &OpenChallenge, bans: &'a [Millis]) -> Self {
-        let last = open.refused_for.clone().filter(|_| open.refusals > 0);
-        let last = last.and_then(|code| serde_json::from_value::<Reason>(Value::String(code)).ok());
+        let is_away = is_again(open);
         Self {
             refusals: open.refusals,
-            was_in_doubt: last.is_some_and(|code| gravity(code) >= Gravity::Doubt),
+            was_in_doubt: open.was_in_doubt,
+            knew: open.cause == Cause::Window || knows_its_samples(open),
+            gave_up: gave_up(open) || is_away,
             shadow: open.shadow,
             beside_jobs: open.lease.is_some(),
             bans,
         }
+    }
+}
+
+/// Whether the last nonce was handed to the host: it knows then what it would have to show. In
+/// a transfer the other host has a part in what comes.
+fn knows_its_samples(open: &OpenChallenge) -> bool {
+    let last = read_challenge(&open.body).map_or(0, |challenge| challenge.task.commitments());
+    let is_sent = open.steps.get(last).is_some_and(|step| step.sent.is_some());
+    last > 0 && is_sent && open.kind != Kind::Transfer
+}
+
+fn gave_up(open: &OpenChallenge) -> bool {
+    let answer = open.steps.last().and_then(|step| step.answer.as_ref());
+    let answer = answer.and_then(|(answer, _)| serde_json::from_value::<Message>(answer.clone()).ok());
+    matches!(answer, Some(Message::Failed(_)))
+}
+
+/// How bad a failure is, where the host stands: who stops once it knows what it would have to
+/// show, or when everyone is tested, picks its tests.
+fn weight(code: Reason, of: &Standing<'_>) -> Gravity {
+    let stopped = of.gave_up || code == Reason::TooLate;
+    match stopped && of.knew && !of.beside_jobs {
+        true => gravity(code).max(Gravity::Doubt),
+        false => gravity(code),
     }
 }
 
@@ -414,13 +455,14 @@ impl Ruling {
 
 fn failed(failure: &Failure, of: &Standing<'_>) -> Decision {
     let (code, message) = (failure.code.as_str().to_owned(), failure.message.clone());
-    match gravity(failure.code) {
+    match weight(failure.code, of) {
         Gravity::Cheating => Decision::Banned { code, message, spans: of.bans.to_vec() },
         // It is on record; the job goes on, and so does the host.
         Gravity::Doubt if of.beside_jobs => Decision::Stays,
         Gravity::Trouble if of.beside_jobs => Decision::Doubted,
         Gravity::Doubt if of.was_in_doubt => Decision::Banned { code, message, spans: of.bans.to_vec() },
-        Gravity::Doubt | Gravity::Trouble => Decision::Refused { code, message, pause: pause(of.refusals) },
+        Gravity::Doubt => Decision::Mistrusted { code, message, pause: pause(of.refusals) },
+        Gravity::Trouble => Decision::Refused { code, message, pause: pause(of.refusals) },
     }
 }
 

@@ -75,7 +75,7 @@ fn open(task: Task) -> OpenChallenge {
         joined_at: moment(-1_000).at,
         steps: vec![StepRow { reveal: None, drawn_up: moment(0).up, sent: None, answer: None }],
         refusals: 0,
-        refused_for: None,
+        was_in_doubt: false,
         now: moment(0),
     }
 }
@@ -352,6 +352,42 @@ fn a_host_that_leaves_or_joined_again_is_not_judged() {
     assert!(is_void(&decide(&older, SILENT)));
 }
 
+#[test]
+fn who_stops_once_it_knows_what_to_show_is_mistrusted() {
+    let revealed = revealed(answered(open(cpu()), commitment(), 5), 9);
+    let said = |code| json!(Message::Failed(Failure { code, message: "no".into() }));
+    for code in Reason::ALL {
+        let gave_up = answered(revealed.clone(), said(code), 5);
+        let Next::Rule(ruling) = decide(&gave_up, SILENT) else { panic!("a failure") };
+        assert!(
+            matches!(ruling.decision(&Standing::of(&gave_up, &BANS)), Decision::Mistrusted { .. }),
+            "{code:?}"
+        );
+    }
+    let mut silent = revealed.clone();
+    assert_eq!(means(Reason::TooLate, &Standing::of(&silent, &BANS)), 'r', "it has not fetched it");
+    silent.steps[1].sent = Some(silent.now);
+    assert_eq!(means(Reason::TooLate, &Standing::of(&silent, &BANS)), 'm');
+    silent.joined_at = moment(1).at;
+    assert_eq!(reason(&decide(&silent, SILENT)), Some(Reason::Aborted), "joining again is no way out");
+    assert_eq!(means(Reason::Aborted, &Standing::of(&silent, &BANS)), 'm');
+    let early = answered(open(cpu()), said(Reason::DeviceBusy), 5);
+    assert_eq!(means(Reason::DeviceBusy, &Standing::of(&early, &BANS)), 'r');
+    let window = OpenChallenge { cause: Cause::Window, ..early };
+    assert_eq!(means(Reason::DeviceBusy, &Standing::of(&window, &BANS)), 'm');
+}
+
+#[test]
+fn what_is_shown_is_judged_wherever_the_host_is_by_then() {
+    let shown = json!(Message::Opening(Opening::Inline(vec![1, 2])));
+    let mut shown = answered(revealed(answered(open(cpu()), commitment(), 5), 9), shown, 5);
+    shown.joined_at = moment(1).at;
+    for state in HostState::ALL {
+        shown.host_state = state;
+        assert!(matches!(decide(&shown, SILENT), Next::Judge(_)), "{state:?}");
+    }
+}
+
 fn failure(message: &str) -> Failure {
     Failure { code: Reason::Aborted, message: message.into() }
 }
@@ -429,7 +465,15 @@ fn what_an_honest_host_answers_passes_unless_it_took_too_long() {
 const BANS: [Millis; 2] = [Millis(1), Millis(6)];
 
 fn standing(refusals: u32) -> Standing<'static> {
-    Standing { refusals, was_in_doubt: false, shadow: false, beside_jobs: false, bans: &BANS }
+    Standing {
+        refusals,
+        was_in_doubt: false,
+        knew: false,
+        gave_up: false,
+        shadow: false,
+        beside_jobs: false,
+        bans: &BANS,
+    }
 }
 
 fn failed_by(code: Reason) -> Ruling {
@@ -443,6 +487,7 @@ fn each_pause_is_twice_the_one_before_up_to_an_hour() {
         decision @ (Decision::Stays
         | Decision::Holds { .. }
         | Decision::Doubted
+        | Decision::Mistrusted { .. }
         | Decision::Banned { .. }) => {
             panic!("{decision:?}")
         }
@@ -456,6 +501,7 @@ fn means(code: Reason, standing: &Standing<'_>) -> char {
         Decision::Stays => '-',
         Decision::Doubted => 'd',
         Decision::Refused { .. } => 'r',
+        Decision::Mistrusted { .. } => 'm',
         Decision::Banned { .. } => 'b',
         Decision::Holds { devices } => panic!("it failed and holds {devices:?}"),
     }
@@ -471,14 +517,14 @@ fn only_what_is_no_accident_is_a_ban() {
         let now = [first, again, beside, shadow].map(|standing| means(code, &standing));
         let expected = match gravity(code) {
             Gravity::Trouble => ['r', 'r', 'd', '-'],
-            Gravity::Doubt => ['r', 'b', '-', '-'],
+            Gravity::Doubt => ['m', 'b', '-', '-'],
             Gravity::Cheating => ['b', 'b', 'b', '-'],
         };
         assert_eq!(now, expected, "{code:?}");
     }
-    let after_trouble = OpenChallenge { refusals: 3, refused_for: Some("too_late".into()), ..open(cpu()) };
-    assert_eq!(means(Reason::VramMissing, &Standing::of(&after_trouble, &BANS)), 'r');
-    let after_doubt = OpenChallenge { refused_for: Some("device_mismatch".into()), ..after_trouble };
+    let after_trouble = OpenChallenge { refusals: 3, ..open(cpu()) };
+    assert_eq!(means(Reason::VramMissing, &Standing::of(&after_trouble, &BANS)), 'm');
+    let after_doubt = OpenChallenge { was_in_doubt: true, ..after_trouble };
     assert_eq!(means(Reason::VramMissing, &Standing::of(&after_doubt, &BANS)), 'b');
     assert_eq!(gravity(Reason::EvidenceWrong), Gravity::Cheating);
     assert_eq!(gravity(Reason::TooLate), Gravity::Trouble);

@@ -258,15 +258,26 @@ async fn in_a_window_all_gpus_are_tested_at_once_with_what_nobody_knew_before() 
 #[tokio::test]
 async fn who_waits_in_a_window_shows_nothing() {
     let market = open().await;
-    let host = ready(&market, "alpha", "SIM-1").await;
-    market.store.window_come().await.expect("its time comes");
+    let mut host = ready(&market, "alpha", "SIM-1").await;
     let mut verifier = verifier(&market, NO_SOONER);
-    for _ in 0..3 {
+    for bans in [0, 1] {
+        market.store.window_come().await.expect("its time comes");
+        for _ in 0..3 {
+            look(&mut verifier).await;
+        }
+        assert_eq!(last_cause(&host).await, Cause::Window);
+        market.store.clock_advance(Millis(6_000)).await.expect("advance");
         look(&mut verifier).await;
+        assert_eq!((host.state().await, host.last_code().await), (HostState::Refused, "too_late"));
+        assert_eq!(market.store.bans_of_host(host.id).await.expect("bans").len(), bans);
+        if bans == 0 {
+            // Everything is tested then, and that it passes makes nobody forget the window.
+            market.store.clock_advance(Millis(60_000)).await.expect("advance");
+            host.report().await;
+            host.prove_all(&mut verifier).await;
+            assert_eq!((host.state().await, last_cause(&host).await), (HostState::Ready, Cause::Enrolment));
+        }
     }
-    market.store.clock_advance(Millis(6_000)).await.expect("advance");
-    look(&mut verifier).await;
-    assert_eq!((host.state().await, host.last_code().await), (HostState::Refused, "too_late"));
 }
 
 /// What a host with a job answers to the small test of its GPU.
