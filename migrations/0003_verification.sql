@@ -26,6 +26,7 @@ alter table challenges
             when verdict is null then null
             when verdict ? 'passed' then 'passed'
             else coalesce(verdict #>> '{failed,code}', 'void') end) stored,
+    add decided_up_ms    bigint,
     add forgotten_at_ms  bigint,
     add appealed_at_ms   bigint,
     add appeal           jsonb,
@@ -47,6 +48,7 @@ comment on column challenges.shadow is 'Whether its verdict means nothing for th
 comment on column challenges.window_id is 'The window in which it was drawn';
 comment on column challenges.lease_id is 'The lease beside which it was drawn';
 comment on column challenges.code is 'What came of it, for programs: passed, void, or why it failed';
+comment on column challenges.decided_up_ms is 'The control clock when its verdict was written down';
 comment on column challenges.forgotten_at_ms is 'When its openings were removed; verdict, times and commitments stay';
 comment on column challenges.appealed_at_ms is 'When its host''s owner asked for it to be judged again';
 comment on column challenges.appeal is 'What came of that';

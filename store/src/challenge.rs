@@ -96,7 +96,7 @@ pub struct OpenChallenge {
     pub refusals: u32,
     /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since.
     pub was_in_doubt: bool,
-    /// Now, on both clocks.
+    /// Now, on both clocks, or when its verdict was written down.
     pub now: Moment,
 }
 
@@ -321,7 +321,9 @@ impl Store {
     async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
-                    c.drawn_at_ms, h.state, h.refusals, h.doubt is not null as "in_doubt!", h.enrolled_at_ms, now_ms() as "now_ms!", control_ms() as "up_ms!"
+                    c.drawn_at_ms, h.state, h.refusals, h.doubt is not null as "in_doubt!", h.enrolled_at_ms, 
+                    case when c.decided_up_ms is null then now_ms() else c.decided_at_ms end as "now_ms!",
+                    coalesce(c.decided_up_ms, control_ms()) as "up_ms!"
                from challenges c join hosts h using (host_id)
                where c.challenge_id = any($1) order by c.challenge_id"#,
             ids
@@ -407,7 +409,7 @@ impl Store {
         let source = transfer::lock(&mut tx, challenge).await?;
         let from = Some(host_lock(&mut tx, host).await?);
         let of_this_machine = sqlx::query_scalar!(
-            r#"update challenges c set verdict = $2, decided_at_ms = now_ms() from hosts h
+            r#"update challenges c set verdict = $2, decided_at_ms = now_ms(), decided_up_ms = control_ms() from hosts h
                where c.challenge_id = $1 and h.host_id = c.host_id
                returning c.drawn_at_ms >= h.enrolled_at_ms as "is!""#,
             challenge.0,

@@ -25,6 +25,9 @@ const PAUSE_MAX: Millis = Millis(3_600_000);
 /// A GPU that a job uses does at least this part of what it does when it is free.
 const SHARED: u64 = 4;
 
+/// Why a challenge is void that cannot be read any more, or not as far as it goes.
+pub const CANNOT_BE_JUDGED: &str = "no verifier reads this challenge any more, so it cannot be judged";
+
 /// What is written down as the end of a challenge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,9 +108,15 @@ pub fn decide_again(open: &OpenChallenge, silent: Millis) -> Next {
             }
         },
         // A newer verifier, which runs beside this one, will know what to do.
-        None if open.body.get("version").and_then(Value::as_u64) > Some(u64::from(VERSION)) => Next::Wait,
-        None => void("no verifier reads this challenge any more"),
+        None if is_newer(open) => Next::Wait,
+        None => void(CANNOT_BE_JUDGED),
     }
+}
+
+/// Whether a challenge is of a newer verifier, which runs beside this one.
+#[must_use]
+pub fn is_newer(open: &OpenChallenge) -> bool {
+    open.body.get("version").and_then(Value::as_u64) > Some(u64::from(VERSION))
 }
 
 /// Why the host is not the one that is tested, if it is not.

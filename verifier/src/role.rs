@@ -28,7 +28,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    decide::{Case, Next, Ruling, Standing, decide, decide_again},
+    decide::{CANNOT_BE_JUDGED, Case, Next, Ruling, Standing, decide, decide_again, is_newer},
     draw::{self, Due, Rules, due},
     schedule::{Action, Means, Probe, plan},
 };
@@ -38,6 +38,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Time between two rounds of removing evidence, and how much goes in one.
 const SWEEP: Duration = Duration::from_secs(60);
 const SWEPT_MAX: i64 = 500;
+/// Why a challenge is void where the judge is to blame.
+const BROKE_OFF: &str = "the judge broke off";
 const HOUR: i64 = 3_600_000;
 
 /// How hosts are tested.
@@ -322,7 +324,11 @@ impl Verifier {
         }
         match decide_again(&open, self.silent(&open)) {
             // A newer verifier will know what to do.
-            Next::Wait => Ok(()),
+            Next::Wait if is_newer(&open) => Ok(()),
+            Next::Wait => {
+                let ruling = Ruling::Void(CANNOT_BE_JUDGED.into());
+                write_appeal_down(&self.store, &open, &ruling).await
+            }
             Next::Reveal(_) => {
                 let ruling = Ruling::Void("nothing that is kept says that it failed".into());
                 write_appeal_down(&self.store, &open, &ruling).await
@@ -400,7 +406,7 @@ async fn try_case(
         // What breaks the judge would break it again: it is our fault, and not the host's.
         judged.unwrap_or_else(|error| {
             tracing::error!(challenge.id = %open.challenge, %error, "a judge broke off");
-            Ruling::Void("the judge broke off".into())
+            Ruling::Void(BROKE_OFF.into())
         })
     };
     let holders = match ruling.devices() {
@@ -428,7 +434,9 @@ async fn fetch(store: &Store, opening: &Opening) -> anyhow::Result<Result<Vec<u8
 async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: &Ruling) -> anyhow::Result<()> {
     let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
     let is_right = match ruling {
-        Ruling::Passed(_) | Ruling::Void(_) => true,
+        Ruling::Passed(_) => true,
+        // That nobody can tell is no reason to take a verdict back.
+        Ruling::Void(why) => why != CANNOT_BE_JUDGED && why != BROKE_OFF,
         Ruling::Failed(_) => false,
     };
     if is_news(store.appeal_decide(open.challenge, &verdict, is_right).await)? {

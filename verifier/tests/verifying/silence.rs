@@ -188,3 +188,33 @@ async fn a_verdict_that_is_late_means_nothing_for_another_machine() {
         "joining again is no way out"
     );
 }
+
+#[tokio::test]
+async fn an_appeal_is_heard_as_of_its_verdict_and_what_nobody_reads_is_not_taken_back() {
+    let market = open().await;
+    let mut verifier = market.verifier();
+    let host = market.host("alpha", 1_000).await;
+    look(&mut verifier).await;
+    let challenge = host.fetch().await.expect("a challenge").challenge;
+    // Its verdict comes long before its patience ends, so nothing that is kept says that it failed.
+    let verdict = serde_json::json!({ "failed": { "code": "evidence_wrong", "message": "wrong" } });
+    let (code, message) = ("evidence_wrong".to_owned(), "wrong".to_owned());
+    let banned = nave_store::Decision::Banned { code, message, spans: vec![LONG] };
+    market.store.challenge_decide(challenge, &verdict, &banned).await.expect("decide");
+    market.store.verdict_appeal("miner of alpha", challenge).await.expect("asked");
+    market.store.clock_advance(LONG).await.expect("advance");
+    let asked = market.store.challenges_appealed().await.expect("appeals").remove(0);
+    let now = market.store.clock_up().await.expect("clock");
+    assert!(now.0 - asked.now.up.0 > LONG.0 - 10_000, "as of its verdict");
+    look(&mut verifier).await;
+    let history = market.store.verdicts_of_host(host.id, None, 1).await.expect("verdicts");
+    let heard = history[0].appeal.clone().expect("an appeal").1.expect("heard");
+    assert!(
+        heard
+            .get("void")
+            .is_some_and(|why| why.as_str().is_some_and(|why| why.ends_with("cannot be judged"))),
+        "{heard}"
+    );
+    assert_eq!(history[0].ban.as_ref().expect("a ban").lifted_by, None);
+    assert_eq!(host.state().await, HostState::Refused);
+}
