@@ -533,9 +533,7 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
 #[tokio::test]
 async fn gpus_that_were_proven_are_the_same_ones_with_the_same_name_and_driver() {
     let claims = with_devices(&["GPU-1", "GPU-2"]);
-    let proven = |uuid: &str| {
-        (uuid.to_owned(), nave_domain::host::ProvenDevice::of(&device(uuid), None))
-    };
+    let proven = |uuid: &str| (uuid.to_owned(), nave_domain::host::ProvenDevice::of(&device(uuid), None));
     let devices = Some([proven("GPU-1"), proven("GPU-2")].into());
     let proven = Proven { devices, kernel: Some("test".into()), ..Proven::of(&claims) };
     assert!(proven.covers(&claims));
