@@ -82,6 +82,8 @@ fn open(releases: &Releases) -> Option<Market> {
         "3GiB",
         "--proof-effort",
         "500ms",
+        "--enforce",
+        "cpu,memory",
         "--fence",
         "8s",
         "--report",
