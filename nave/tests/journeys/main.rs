@@ -8,8 +8,8 @@ mod mesh;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;
-mod verdicts;
 mod transfers;
+mod verdicts;
 
 /// Prints ten lines, one every 300 ms, to standard output.
 const TICKS: &str = "import time\nfor i in range(10): print('tick', i, flush=True); time.sleep(.3)";
