@@ -1,7 +1,7 @@
 //! What proofs cost: `naved bench verify` measures it on this machine, `naved bench calibrate` measures
 //! the bands of devices, simulated or real. Nothing here needs a market.
 
-mod calibrate;
+pub mod calibrate;
 mod exam;
 mod program;
 pub mod shadow;

@@ -7,14 +7,12 @@
 use std::{fs, path::Path, str::FromStr};
 
 use anyhow::Context as _;
-use nave_domain::{
-    Bytes,
-    host::{DEVICES_MAX, Device, TEXT_MAX},
-};
+use nave_domain::host::{DEVICES_MAX, Device, TEXT_MAX};
 use nave_sdk::wire::sign::random;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{layout::write_whole, progress};
+use crate::bench::calibrate::simulated;
 
 /// The simulated devices of each local host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,15 +21,6 @@ pub struct SimulatedDevices {
     /// What they are called; none for the usual ones.
     model: Option<String>,
 }
-
-/// A device of the catalogue's class `simulated`.
-const MODEL: &str = "Nave Simulated";
-const VRAM: Bytes = Bytes(Bytes::GIB);
-const OPS_PER_S: u64 = 64 << 20;
-const BYTES_PER_S: u64 = 512 << 10;
-const READS_PER_S: u64 = 128 << 10;
-const HASHES_PER_S: u64 = 512 << 10;
-const RETURN_BYTES_PER_S: u64 = 256 << 10;
 
 impl FromStr for SimulatedDevices {
     type Err = String;
@@ -69,17 +58,13 @@ impl SimulatedDevices {
             .with_context(|| format!("write {}", file.display()))
     }
 
+    /// One that the bands of the catalogue's class `simulated` were measured with, perhaps under another name.
     fn device(&self) -> anyhow::Result<Value> {
-        Ok(json!({
-            "uuid": format!("{}{}", Device::SIMULATED, hex::encode(random::<16>()?)),
-            "model": self.model.as_deref().unwrap_or(MODEL),
-            "vram": VRAM,
-            "ops_per_s": OPS_PER_S,
-            "bytes_per_s": BYTES_PER_S,
-            "reads_per_s": READS_PER_S,
-            "hashes_per_s": HASHES_PER_S,
-            "return_bytes_per_s": RETURN_BYTES_PER_S,
-        }))
+        let mut model = simulated();
+        model.model = self.model.clone().unwrap_or(model.model);
+        let mut entry = serde_json::to_value(model).context("write a device as JSON")?;
+        entry["uuid"] = format!("{}{}", Device::SIMULATED, hex::encode(random::<16>()?)).into();
+        Ok(entry)
     }
 }
 
