@@ -9,11 +9,11 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
-    ("sdk", &["nave-domain", "nave-proof"]),
+    ("sdk", &["nave-domain", "nave-proof", "nave-rules"]),
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
@@ -21,7 +21,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain", "nave-proof"]),
     ("verifier/proof", &["nave-domain"]),
-    ("verifier", &["nave-domain", "nave-store", "nave-proof", "nave-crash-point"]),
+    ("verifier/rules", &["nave-domain", "nave-proof"]),
+    ("verifier", &["nave-domain", "nave-store", "nave-proof", "nave-rules", "nave-crash-point"]),
     (
         "nave",
         &[
@@ -29,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
             "nave-crash-point",
             "nave-mesh",
             "nave-proof",
+            "nave-rules",
             "nave-sdk",
             "nave-store",
             "nave-scheduler",
@@ -52,24 +54,27 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 6] =
-    ["domain/src", "store/src", "scheduler/src", "validator/src", "verifier/src", "verifier/proof/src"];
+const EXACT: [&str; 7] = [
+    "domain/src",
+    "store/src",
+    "scheduler/src",
+    "validator/src",
+    "verifier/src",
+    "verifier/proof/src",
+    "verifier/rules/src",
+];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 14] = [
+const PURE: [&str; 10] = [
     "domain/src",
     "verifier/proof/src",
+    "verifier/rules/src",
     "scheduler/src/planner.rs",
     "scheduler/src/watch.rs",
     "verifier/src/decide.rs",
     "verifier/src/draw.rs",
     "verifier/src/schedule.rs",
-    "verifier/src/calibrate.rs",
-    "verifier/src/shadow.rs",
-    "verifier/src/size.rs",
     "verifier/src/transfer.rs",
-    "verifier/src/class.rs",
-    "verifier/src/catalogue.rs",
     "miner-agent/src/core.rs",
 ];
 

@@ -6,14 +6,13 @@ use nave_domain::{
     verdict::{Cause, Kind},
 };
 use nave_proof::{
-    Challenge, DeviceProven, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason,
-    Span, Task, VERSION, Verdict, judge,
+    Challenge, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason, Span, Task,
+    VERSION, Verdict,
 };
+use nave_rules::judge;
 use nave_store::{Decision, Holder, Moment, OpenChallenge};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::{class::Rating, draw::judge_devices, floors};
 
 /// How far the control clock and the database's may come apart during a step. What is
 /// more was time in which the host could not reach us, or a clock that was set.
@@ -22,8 +21,6 @@ const LAG_MS_MAX: i64 = 1_500;
 const PAUSE: Millis = Millis(10_000);
 /// Longest pause after a failed proof.
 const PAUSE_MAX: Millis = Millis(3_600_000);
-/// A GPU that a job uses does at least this part of what it does when it is free.
-const SHARED: u64 = 4;
 
 /// Why a challenge is void that cannot be read any more, or not as far as it goes.
 pub const CANNOT_BE_JUDGED: &str = "no verifier reads this challenge any more, so it cannot be judged";
@@ -278,34 +275,12 @@ impl Case {
     pub fn rule(&self, opening: Result<Vec<u8>, Failure>) -> Ruling {
         let judged = opening.map(|opening| {
             let evidence = Evidence { commitments: self.commitments.clone(), opening };
-            judge(&self.challenge, &evidence, &self.spans)
+            judge(&self.challenge, &self.claims.devices, self.beside_jobs, &evidence, &self.spans)
         });
         match judged {
-            Ok(Verdict::Passed(Proven::Devices(shown))) => match self.mismatch(&shown) {
-                Some(failure) => excuse(failure, self.cut_off),
-                None => Ruling::Passed(Proven::Devices(shown)),
-            },
-            Ok(Verdict::Passed(proven)) => match floors::weigh(&proven).refused {
-                Some(failure) => excuse(failure, self.cut_off),
-                None => Ruling::Passed(proven),
-            },
+            Ok(Verdict::Passed(proven)) => Ruling::Passed(proven),
             Ok(Verdict::Failed(failure)) | Err(failure) => excuse(failure, self.cut_off),
         }
-    }
-
-    /// What a GPU should have done and did not.
-    fn mismatch(&self, shown: &[DeviceProven]) -> Option<Failure> {
-        let mut shown = shown.to_vec();
-        if self.beside_jobs {
-            for device in &mut shown {
-                device.ops_per_s = device.ops_per_s.map(|ops| ops.saturating_mul(SHARED));
-            }
-        }
-        let judged = judge_devices(&self.claims, &self.challenge.task, &shown);
-        judged.into_iter().find_map(|judged| match judged.rating {
-            Rating::Refused(failure) => Some(failure),
-            Rating::Rated { .. } | Rating::Unrated { .. } => None,
-        })
     }
 }
 

@@ -7,15 +7,16 @@ use nave_domain::{
     host::{Inventory, Proven, ProvenDevice},
     verdict::{Cause, Kind},
 };
-use nave_proof::{Challenge, DeviceProven, Task, VERSION};
-use nave_store::{Decided, DueHost};
-
-use crate::{
+use nave_proof::{Challenge, Task, VERSION};
+use nave_rules::{
     catalogue::Catalogue,
-    class::{Judged, Rating, classify},
-    decide::Ruling,
+    class::{Judged, Rating},
+    judge_devices,
     size::{Purpose, size},
 };
+use nave_store::{Decided, DueHost};
+
+use crate::decide::Ruling;
 
 /// What is tested at the same time, in this order. Cores and memory are tested alone: each
 /// needs all of them, and what is spilled from devices needs memory, too.
@@ -152,22 +153,10 @@ fn judged_before(last: &Decided) -> Vec<Judged> {
     let ruling = serde_json::from_value::<Ruling>(last.verdict.clone());
     match (challenge.map(|challenge| challenge.task), ruling) {
         (Ok(task), Ok(Ruling::Passed(nave_proof::Proven::Devices(shown)))) => {
-            judge_devices(&last.claims, &task, &shown)
+            judge_devices(&last.claims.devices, &task, &shown)
         }
         _ => Vec::new(),
     }
-}
-
-/// What each device is, from what it showed.
-#[must_use]
-pub fn judge_devices(claims: &Inventory, task: &Task, shown: &[DeviceProven]) -> Vec<Judged> {
-    let (Ok(catalogue), Task::Devices(task)) = (Catalogue::embedded(), task) else { return Vec::new() };
-    let judged = shown.iter().filter_map(|shown| {
-        let claim = claims.devices.iter().find(|claim| claim.uuid == shown.uuid)?;
-        let task = task.devices.iter().find(|task| task.uuid == shown.uuid)?;
-        Some(classify(catalogue, claim, task, shown))
-    });
-    judged.collect()
 }
 
 /// The test of a kind for a host in its suite.

@@ -1,20 +1,14 @@
 //! Tests what hosts claim, before they take jobs.
 //!
 //! [`decide`](decide::decide) is pure: rows and the time in, decisions out; what it is
-//! decided from is `nave-proof`, which hosts and everyone else can run, too. [`role`] draws
+//! decided from is `nave-proof` and `nave-rules`, which everyone else can run, too. [`role`] draws
 //! nonces, loads, judges and stores. Nothing is kept between two looks: a verifier that is
 //! killed is continued by the next one, and several may run at once.
 
-pub mod calibrate;
-pub mod catalogue;
-pub mod class;
 pub mod decide;
 pub mod draw;
-pub mod floors;
 pub mod role;
 pub mod schedule;
-pub mod shadow;
-pub mod size;
 pub mod transfer;
 
 pub use role::{Config, Verifier, run};

@@ -528,6 +528,9 @@ fn only_what_is_no_accident_is_a_ban() {
     assert_eq!(means(Reason::VramMissing, &Standing::of(&after_doubt, &BANS)), 'b');
     assert_eq!(gravity(Reason::EvidenceWrong), Gravity::Cheating);
     assert_eq!(gravity(Reason::TooLate), Gravity::Trouble);
+    for code in [Reason::SoftwareOutdated, Reason::DriverTampered] {
+        assert_eq!(gravity(code), Gravity::Trouble, "nobody is banned for what they say of themselves");
+    }
     assert_eq!(gravity(Reason::VramMissing), Gravity::Doubt);
 }
 

@@ -7,10 +7,10 @@ use nave_domain::{
     host::{Inventory, Runtime},
 };
 use nave_proof::{Failure, Proven, Reason};
+use nave_rules::floors::Floors;
 use nave_store::{LinkedHost, Transfer};
 use nave_verifier::{
     decide::Ruling,
-    floors::Floors,
     transfer::{Fetch, measured, plan, port, settle},
 };
 use uuid::Uuid;

@@ -3,7 +3,7 @@
 use anyhow::{Context as _, bail};
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{DeviceProven, Proven, Verdict, software::SoftwareModel};
-use nave_verifier::{
+use nave_rules::{
     calibrate::band,
     catalogue::{Catalogue, Measure},
     class::amount,

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use nave_proof::{Challenge, Proven, Task};
-use nave_store::{HostRow, Store, VerdictRow};
-use nave_verifier::{
+use nave_rules::{
     catalogue::Catalogue,
-    decide::Ruling,
     floors::recorded,
     shadow::{Decided, Sighting, false_reject_rate, of_bands, of_kinds, passes},
 };
+use nave_store::{HostRow, Store, VerdictRow};
+use nave_verifier::decide::Ruling;
 
 /// Verdicts of a host that are looked at, the newest.
 const VERDICTS: u16 = 1_000;

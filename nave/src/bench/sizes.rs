@@ -11,7 +11,7 @@ use nave_domain::{Bytes, host::Device};
 use nave_proof::{
     DeviceTask, DevicesTask, Digest, Gemm, Phase, Spill, Stream, Task, device::CHUNK, gemm, merkle, vram,
 };
-use nave_verifier::{
+use nave_rules::{
     catalogue::{Catalogue, Class, Measure},
     size::{Purpose, size},
 };

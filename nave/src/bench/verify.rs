@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use nave_domain::{Bytes, MilliCpu, Millis};
 use nave_proof::{Digest, Gemm, Phase, Task};
-use nave_verifier::catalogue::{Catalogue, Class};
+use nave_rules::catalogue::{Catalogue, Class};
 use serde::Serialize;
 use sha2::block_api::compress256;
 

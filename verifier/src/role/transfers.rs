@@ -6,12 +6,12 @@ use nave_domain::{
     verdict::{Cause, Kind},
 };
 use nave_proof::{Nonce, Task};
+use nave_rules::floors::Floors;
 use nave_store::{Drawing, LinkedHost, OpenChallenge, Store};
 
 use super::{Verifier, challenge, is_news, nonce, passable, random};
 use crate::{
     decide::Ruling,
-    floors::Floors,
     schedule::next,
     transfer::{self, Fetch},
 };

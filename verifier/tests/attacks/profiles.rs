@@ -11,7 +11,7 @@ use nave_proof::{
     judge,
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
 };
-use nave_verifier::{
+use nave_rules::{
     catalogue::{Band, Catalogue, Class, Measure},
     class::{Rating, classify},
     size::{Purpose, size},

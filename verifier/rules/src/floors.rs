@@ -1,6 +1,6 @@
 //! What the software of a host must at least be, and how fast its disk. Pure.
 //!
-//! What is known is data, checked in as `verifier/floors.toml`. What is compared with it is what hosts say of
+//! What is known is data, checked in as `verifier/rules/floors.toml`. What is compared with it is what hosts say of
 //! themselves: it refuses hosts that would harm themselves or their customers without knowing, and is no proof of
 //! anything.
 

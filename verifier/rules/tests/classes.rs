@@ -2,7 +2,7 @@
 
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
-use nave_verifier::{
+use nave_rules::{
     catalogue::{Band, Catalogue, Class, Measure},
     class::{Judged, Rating, amount, classify, detectable_permille},
     shadow::{Count, false_reject_rate, of_bands},

@@ -1,17 +1,11 @@
 //! Which software refuses a host, which is only recorded, and which is none of anybody's business.
 
-use nave_domain::{
-    Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp,
-    host::{Inventory, Runtime},
-};
+use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
-    Challenge, Digest, Failure, Findings, Nonce, Opening, Proven, Reason, Span, Task, VERSION,
+    Challenge, Digest, Evidence, Failure, Findings, Nonce, Proven, Reason, Span, Task, VERSION, Verdict,
     findings::{Component, Driver, Engine, Holder, Mapped, Mount, Preloaded, Trial},
 };
-use nave_verifier::{
-    decide::{Case, Gravity, Ruling, gravity},
-    floors::{Floors, judge, recorded as looked_at, weigh},
-};
+use nave_rules::floors::{Floors, judge, recorded as looked_at, weigh};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -209,7 +203,7 @@ fn an_engine_that_runs_no_containers_is_refused() {
 }
 
 /// What becomes of a challenge that a host answers with these findings.
-fn ruling(found: &Findings) -> Ruling {
+fn verdict(found: &Findings) -> Verdict {
     let challenge = Challenge {
         version: VERSION,
         challenge: ChallengeId(Uuid::from_u128(1)),
@@ -219,39 +213,18 @@ fn ruling(found: &Findings) -> Ruling {
         beacon: None,
         reveals: Vec::new(),
     };
-    let claims = Inventory {
-        milli_cpu: MilliCpu(1_000),
-        memory: Bytes(1 << 30),
-        disk: Bytes(1 << 30),
-        devices: vec![],
-        cpu_model: "a processor".into(),
-        os: "a system".into(),
-        kernel: found.kernel.clone(),
-        runtime: Runtime::Docker { version: "28.5.2".into() },
-        egress: vec![],
-        agent: "0.1.0".into(),
-    };
-    let bytes = serde_json::to_vec(found).expect("JSON");
-    let spans = vec![Span { sent: Timestamp(0), received: Timestamp(900) }];
-    let opening = Opening::Inline(bytes.clone());
-    let case =
-        Case { challenge, claims, beside_jobs: false, commitments: vec![], opening, spans, cut_off: false };
-    case.rule(Ok(bytes))
+    let evidence = Evidence { commitments: vec![], opening: serde_json::to_vec(found).expect("JSON") };
+    let span = Span { sent: Timestamp(0), received: Timestamp(900) };
+    nave_rules::judge(&challenge, &[], false, &evidence, &[span])
 }
 
 #[test]
 fn a_host_passes_or_fails_its_test_by_the_floors_and_its_findings_are_kept() {
-    assert_eq!(ruling(&sound()), Ruling::Passed(Proven::Software(Box::new(sound()))));
+    assert_eq!(verdict(&sound()), Verdict::Passed(Proven::Software(Box::new(sound()))));
     let mut old = sound();
     old.toolkit = vec![component("nvidia-ctk", "1.16.1")];
-    let Ruling::Failed(failure) = ruling(&old) else { panic!("it passed") };
+    let Verdict::Failed(failure) = verdict(&old) else { panic!("it passed") };
     assert_eq!(failure.code, Reason::SoftwareOutdated);
-    assert_eq!(
-        gravity(Reason::SoftwareOutdated),
-        Gravity::Trouble,
-        "nobody is banned for what they say of themselves"
-    );
-    assert_eq!(gravity(Reason::DriverTampered), Gravity::Trouble);
 }
 
 #[test]

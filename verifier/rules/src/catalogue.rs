@@ -1,6 +1,6 @@
 //! The classes of devices: what each must do in a test, and how large its test is.
 //!
-//! What is known of them is data, checked in as `verifier/catalogue.toml`.
+//! What is known of them is data, checked in as `verifier/rules/catalogue.toml`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
