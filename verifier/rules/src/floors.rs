@@ -251,12 +251,12 @@ impl VersionFloor {
             if self.is_fixed(&version) {
                 continue;
             }
-            let flaws = match self.flaws.as_slice() {
-                [] => "is too old".to_owned(),
-                flaws => format!("has {}", flaws.join(", ")),
-            };
             let (what, fixed) = (&self.what, self.fixed.join(", "));
-            let message = format!("{what} of version {text} {flaws}; install {fixed} or newer");
+            let flaws = match self.flaws.as_slice() {
+                [] => String::new(),
+                flaws => format!(", without {}", flaws.join(", ")),
+            };
+            let message = format!("{what} of version {text} is too old; install {fixed} or newer{flaws}");
             let distributors = self.backports && version.has_more;
             judged.add(&self.name, self.shadow || distributors, outdated(&message));
         }

@@ -2,7 +2,7 @@
 
 use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
-    Challenge, Digest, Evidence, Failure, Findings, Nonce, Proven, Reason, Span, Task, VERSION, Verdict,
+    Challenge, Digest, Evidence, Failure, Findings, Nonce, Proven, Reason, Span, Task, Verdict,
     findings::{Component, Driver, Engine, Holder, Mapped, Mount, Preloaded, Trial},
 };
 use nave_rules::floors::{Floors, judge, recorded as looked_at, weigh};
@@ -20,19 +20,19 @@ fn sound() -> Findings {
         kernel: "6.8.0-51-generic".into(),
         architecture: "x86_64".into(),
         boot: Digest([2; 32]),
-        driver: Some(Driver { module: Some("570.195.03".into()), library: Some("570.195.03".into()) }),
+        driver: Some(Driver { module: Some("580.178.04".into()), library: Some("580.178.04".into()) }),
         engine: Some(Engine {
             version: "28.5.2".into(),
             api: "1.51".into(),
             components: vec![component("Engine", "28.5.2"), component("runc", "1.3.3")],
             runtimes: vec!["nvidia".into(), "runc".into()],
         }),
-        toolkit: vec![component("nvidia-ctk", "1.17.8")],
+        toolkit: vec![component("nvidia-ctk", "1.19.1")],
         preloaded: Preloaded::default(),
         mounts: vec![],
         mapped: vec![
             Mapped { path: "/usr/lib/x86_64-linux-gnu/libc.so.6".into(), replaced: false },
-            Mapped { path: "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.570.195.03".into(), replaced: false },
+            Mapped { path: "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.580.178.04".into(), replaced: false },
         ],
         holders: vec![],
         container: Trial::Works,
@@ -78,19 +78,19 @@ fn a_host_as_it_should_be_is_neither_refused_nor_recorded() {
 
 #[test]
 fn a_toolkit_that_lets_containers_escape_is_refused_and_the_message_says_what_to_install() {
-    for version in ["1.16.1", "1.17.7", "1.13.5", "0.9"] {
+    for version in ["1.16.1", "1.17.8", "1.19.0", "0.9"] {
         let failure = refused(|found| found.toolkit = vec![component("nvidia-ctk", version)]);
         let failure = failure.expect("an old toolkit");
         assert_eq!(failure.code, Reason::SoftwareOutdated);
         assert_eq!(
             failure.message,
             format!(
-                "the NVIDIA Container Toolkit of version {version} has CVE-2024-0132, CVE-2025-23359, \
-                 CVE-2025-23266, CVE-2025-23267; install 1.17.8 or newer"
+                "the NVIDIA Container Toolkit of version {version} is too old; install 1.19.1 or newer, without \
+                 CVE-2024-0132, CVE-2025-23359, CVE-2025-23266, CVE-2025-23267, CVE-2026-24260"
             )
         );
     }
-    for version in ["1.17.8", "1.17.10", "1.18.0", "2.0"] {
+    for version in ["1.19.1", "1.19.10", "1.20.0", "2.0"] {
         assert_eq!(
             refused(|found| found.toolkit = vec![component("nvidia-ctk", version)]),
             None,
@@ -110,6 +110,17 @@ fn a_driver_is_compared_with_its_own_branch() {
     for version in ["470.256.02", "535.183.06", "545.29.06", "550.90.07", "560.35.03"] {
         assert_eq!(with(version), Some(Reason::SoftwareOutdated), "{version}");
     }
+}
+
+#[test]
+fn a_driver_with_flaws_of_this_year_is_recorded_only() {
+    let with = |version: &'static str| {
+        recorded(move |found| found.driver = Some(Driver { module: Some(version.into()), library: None }))
+    };
+    assert_eq!(with("570.195.03"), ["driver-2026-05", "driver-2026-09"]);
+    assert_eq!(with("580.159.03"), ["driver-2026-09"]);
+    assert_eq!(with("535.309.01"), ["driver-2026-09"]);
+    assert!(["580.178.04", "610.57.04", "620.1"].into_iter().all(|version| with(version).is_empty()));
 }
 
 #[test]
@@ -163,7 +174,7 @@ fn what_may_be_honest_is_recorded_only() {
 fn what_is_recorded_is_counted_whether_it_fails_or_not() {
     let mut found = sound();
     let of = |found: &Findings| looked_at(&Proven::Software(Box::new(found.clone())));
-    let all = ["libraries", "replaced", "runc-mounts", "variables"];
+    let all = ["driver-2026-05", "driver-2026-09", "libraries", "replaced", "runc-mounts", "variables"];
     assert_eq!(of(&found), all.map(|check| (check.to_owned(), false)).into());
     runc("1.1.5+ds1")(&mut found);
     let failed: Vec<String> =
@@ -204,15 +215,12 @@ fn an_engine_that_runs_no_containers_is_refused() {
 
 /// What becomes of a challenge that a host answers with these findings.
 fn verdict(found: &Findings) -> Verdict {
-    let challenge = Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task: Task::software(),
-        nonce: found.nonce,
-        beacon: None,
-        reveals: Vec::new(),
-    };
+    let challenge = Challenge::new(
+        ChallengeId(Uuid::from_u128(1)),
+        HostId(Uuid::from_u128(2)),
+        Task::software(),
+        found.nonce,
+    );
     let evidence = Evidence { commitments: vec![], opening: serde_json::to_vec(found).expect("JSON") };
     let span = Span { sent: Timestamp(0), received: Timestamp(900) };
     nave_rules::judge(&challenge, &[], false, &evidence, &[span])
@@ -252,8 +260,8 @@ fn floors_that_say_nothing_or_something_unknown_are_refused() {
     let text = include_str!("../floors.toml");
     let with = |from: &str, to: &str| Floors::parse(&text.replacen(from, to, 1));
     assert!(Floors::parse(text).is_ok());
-    assert!(with("fixed = [\"1.17.8\"]", "fixed = []").is_err());
-    assert!(with("fixed = [\"1.17.8\"]", "fixed = [\"newest\"]").is_err());
+    assert!(with("fixed = [\"1.19.1\"]", "fixed = []").is_err());
+    assert!(with("fixed = [\"1.19.1\"]", "fixed = [\"newest\"]").is_err());
     assert!(with("\"550.127.05\"", "\"500.1\"").is_err());
     assert!(with("[check.mounts]", "[check.amounts]").is_err());
     assert!(with("\nbackports", "\ndownports").is_err());

@@ -197,7 +197,7 @@ pub async fn step(hosts: &mut [&mut Paced]) -> bool {
 
 /// What the agent of a host finds that is as it should be.
 pub fn sound() -> Findings {
-    let toolkit = vec![Component { name: "nvidia-ctk".into(), version: "1.17.8".into() }];
+    let toolkit = vec![Component { name: "nvidia-ctk".into(), version: "1.19.1".into() }];
     Findings {
         nonce: Nonce([0; 32]),
         kernel: "6.8.0-51-generic".into(),

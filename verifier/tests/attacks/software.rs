@@ -61,8 +61,8 @@ async fn a_toolkit_that_containers_escape_from_keeps_a_host_out_until_it_is_upgr
     prove(&mut verifier(&market), &mut [&mut old, &mut honest]).await;
     let (code, message) = old.host.reason().await;
     assert_eq!((code.as_str(), honest.fate().await.as_str()), ("software_outdated", "ready"));
-    assert!(message.contains("CVE-2024-0132") && message.contains("install 1.17.8"), "{message}");
-    old.findings.toolkit = toolkit("1.17.8");
+    assert!(message.contains("CVE-2024-0132") && message.contains("install 1.19.1"), "{message}");
+    old.findings.toolkit = toolkit("1.19.1");
     market.store.clock_advance(Millis(11_000)).await.expect("advance");
     old.host.report().await;
     let mut verifier = verifier(&market);
