@@ -12,7 +12,7 @@ use std::{
 use nave_domain::{Bytes, ChallengeId, HostId, Timestamp};
 use nave_proof::{
     BLOCK, Challenge, Evidence, Message, Nonce, Opening, ProofReport, Proven, Reason, Span, StorageTask,
-    Task, VERSION, Verdict, judge,
+    Task, Verdict, judge,
 };
 use uuid::Uuid;
 
@@ -50,15 +50,12 @@ impl Process {
 
 fn challenge(blocks: u64) -> Challenge {
     let Task::Storage(task) = Task::storage(Bytes(Bytes::GIB)) else { unreachable!() };
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task: Task::Storage(StorageTask { bytes: blocks * BLOCK, ..task }),
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
+    Challenge::new(
+        ChallengeId(Uuid::from_u128(1)),
+        HostId(Uuid::from_u128(2)),
+        Task::Storage(StorageTask { bytes: blocks * BLOCK, ..task }),
+        Nonce([3; 32]),
+    )
 }
 
 fn entries(dir: &Path) -> usize {

@@ -13,12 +13,12 @@ use criterion::{
 use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
     Answer, Challenge, DeviceTask, DevicesTask, Digest, Evidence, Fill, Gemm, Lanes, Nonce, Prover,
-    Resources, Span, Spill, Stream, Task, VERSION, Verdict,
+    Resources, Span, Spill, Stream, Task, Verdict,
     device::CHUNK,
     gemm::{self, Entry},
     judge,
     software::{SoftwareDevice, SoftwareModel, Turns, VirtualClock},
-    vram,
+    vram::{self, Contents},
 };
 use nix::time::ClockId;
 use uuid::Uuid;
@@ -65,6 +65,7 @@ impl Measurement for CoreTime {
 fn parts(criterion: &mut Criterion<CoreTime>) {
     let (seed, root) = (Digest([1; 32]), Digest([2; 32]));
     let large = Fill { bytes: 64 << 30, depth: 32 };
+    let memory = Contents::new(&large, &seed);
     let mut number = 0_u32;
     criterion.bench_function("one entry of a product, k = 65536", |bencher| {
         bencher.iter(|| {
@@ -76,10 +77,8 @@ fn parts(criterion: &mut Criterion<CoreTime>) {
         let chosen: Vec<u64> = (0..lanes).collect();
         let name = format!("lanes of 1024 reads, depth 32: {lanes}");
         criterion.bench_function(&name, |bencher| {
-            let check = || {
-                vram::check_lanes((&large, &seed), (&LANES, &seed), black_box(&root), black_box(&chosen), &[])
-            };
-            bencher.iter(check);
+            let lanes = (&LANES, &seed);
+            bencher.iter(|| vram::check_lanes(&memory, lanes, black_box(&root), black_box(&chosen), &[]));
         });
     }
     criterion.bench_function("a chunk, depth 32", |bencher| {
@@ -94,15 +93,8 @@ fn answered(device: DeviceTask) -> (Challenge, Evidence, Vec<Span>) {
     let devices = vec![device];
     let phases = DevicesTask { devices: devices.clone(), patience_ms: Vec::new() }.phases().len();
     let task = Task::Devices(DevicesTask { devices, patience_ms: vec![Millis(600_000); phases + 1] });
-    let mut challenge = Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    };
+    let mut challenge =
+        Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, Nonce([3; 32]));
     let model = SoftwareModel {
         model: "Simulated".into(),
         vram: Bytes(Bytes::GIB),

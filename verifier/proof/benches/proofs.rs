@@ -9,7 +9,7 @@ use std::{
 use criterion::{Criterion, criterion_group, criterion_main};
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
 use nave_proof::{
-    Answer, Challenge, Disk, Evidence, Failure, Nonce, Prover, Resources, Span, Task, VERSION, Verdict, judge,
+    Answer, Challenge, Disk, Evidence, Failure, Nonce, Prover, Resources, Span, Task, Verdict, judge,
 };
 use uuid::Uuid;
 
@@ -36,15 +36,8 @@ impl Disk for Remembered {
 
 /// What an honest host answers, and how long each step of it takes when nothing travels.
 fn answered(task: Task) -> (Challenge, Evidence, Vec<Span>) {
-    let mut challenge = Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    };
+    let mut challenge =
+        Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, Nonce([3; 32]));
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let disk = Remembered::default();
     let resources = Resources::new(threads).with_disk(move |_| Ok(Box::new(disk.clone())));

@@ -63,15 +63,15 @@ pub trait Device: Send {
     /// See [`Device`].
     fn stream(&mut self, stream: &Stream, seed: &Digest) -> Result<Vec<Digest>, Failure>;
 
-    /// Copies the first `bytes` of the fill to the host's memory, then fills the device anew: the same
-    /// size and depth, with `seed`.
+    /// Copies the first `bytes` of the fill to the host's memory, then fills that part anew, with `seed` and
+    /// the depth of the fill; the rest stays as it is.
     ///
     /// # Errors
     /// See [`Device`].
     fn spill(&mut self, spill: &Spill, seed: &Digest) -> Result<(), Failure>;
 
-    /// Reads the copy back from the host's memory as one pass of `seed`, and the new fill by lanes of
-    /// [`lanes_of_return`]; returns the roots of the pass and of the lanes.
+    /// Reads the copy back from the host's memory as one pass of `seed`, and all of the fill, its new part
+    /// and its old one, by lanes of [`lanes_of_return`]; returns the roots of the pass and of the lanes.
     ///
     /// # Errors
     /// See [`Device`].
@@ -96,8 +96,8 @@ pub trait Device: Send {
     /// See [`Device`].
     fn stream_proofs(&mut self, wanted: &[PassChunk]) -> Result<Vec<Vec<Digest>>, Failure>;
 
-    /// The multiproofs of [`Device::give_back`]: for `chunks` of the copy, and for `lanes` of the new
-    /// fill, each ascending and none twice.
+    /// The multiproofs of [`Device::give_back`]: for `chunks` of the copy, and for `lanes`, each ascending
+    /// and none twice.
     ///
     /// # Errors
     /// See [`Device`].

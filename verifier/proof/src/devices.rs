@@ -90,7 +90,7 @@ fn check_device(task: &DeviceTask) -> Result<(), &'static str> {
     let rules = [
         (is_name(&task.uuid), "its name is none"),
         (task.fill.is_some() || !needs_fill, "what reads its memory needs a fill"),
-        (task.lanes.is_some() || task.spill.is_none(), "a spill needs lanes that read the new fill"),
+        (task.lanes.is_some() || task.spill.is_none(), "a spill needs lanes that read what is filled anew"),
         (task.fill.as_ref().is_none_or(fill), "its fill is out of range"),
         (task.gemm.as_ref().is_none_or(gemm), "its products are out of range"),
         (task.lanes.as_ref().is_none_or(lanes), "its lanes are out of range"),

@@ -261,7 +261,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        BLOCK, Challenge, Evidence, Nonce, Span, Task, VERSION, Verdict, judge,
+        BLOCK, Challenge, Evidence, Nonce, Span, Task, Verdict, judge,
         transcript::{binding, revealed},
     };
 
@@ -282,15 +282,9 @@ mod tests {
     }
 
     fn challenge(task: &MemoryTask) -> Challenge {
-        Challenge {
-            version: VERSION,
-            challenge: ChallengeId(Uuid::from_u128(1)),
-            host: HostId(Uuid::from_u128(2)),
-            task: Task::Memory(task.clone()),
-            nonce: Nonce([3; 32]),
-            beacon: None,
-            reveals: vec![Nonce([4; 32]), Nonce([5; 32])],
-        }
+        let (id, host) = (ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)));
+        let reveals = vec![Nonce([4; 32]), Nonce([5; 32])];
+        Challenge { reveals, ..Challenge::new(id, host, Task::Memory(task.clone()), Nonce([3; 32])) }
     }
 
     /// What a host answers whose lanes end as `read` says, and how long that took.

@@ -7,7 +7,7 @@ use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Version of everything in this crate that both sides must agree on.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Largest opening that travels inside a report; a larger one is a blob.
 pub const INLINE_MAX: usize = 48 << 10;
 /// Largest opening at all, in bytes.
@@ -197,7 +197,7 @@ pub struct Stream {
     pub samples: u32,
 }
 
-/// A copy of the fill that goes to the host's memory and comes back.
+/// A part of the fill that goes to the host's memory and comes back, and is made anew meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spill {
@@ -219,9 +219,9 @@ pub enum Phase {
     Lanes,
     /// The fill is read from end to end.
     Stream,
-    /// The fill is copied to the host's memory, and made anew.
+    /// A part of the fill is copied to the host's memory, and made anew.
     Spill,
-    /// The copy comes back, and lanes read all over the new fill.
+    /// The copy comes back, and lanes read all over the fill.
     Return,
 }
 
@@ -410,6 +410,12 @@ pub struct Span {
 }
 
 impl Challenge {
+    /// A challenge of today's [`VERSION`], of which nothing is revealed yet and which belongs to no window.
+    #[must_use]
+    pub fn new(challenge: ChallengeId, host: HostId, task: Task, nonce: Nonce) -> Self {
+        Self { version: VERSION, challenge, host, task, nonce, beacon: None, reveals: Vec::new() }
+    }
+
     /// The step that waits for an answer: 0 for the challenge itself.
     #[must_use]
     pub fn step(&self) -> usize {

@@ -119,12 +119,11 @@ pub(crate) fn start(seed: &Digest, number: u64) -> Words {
 /// Blocks of a fill, computed side by side: one compression waits for the one before, so that
 /// a core has time for another chain meanwhile.
 pub(crate) fn chains<const ABREAST: usize>(
-    seed: &Digest,
-    numbers: [u64; ABREAST],
+    starts: [(&Digest, u64); ABREAST],
     depth: u32,
 ) -> [Words; ABREAST] {
     // Each chain has a message of its own: it would wait for the others' in a common one.
-    let mut blocks = numbers.map(|number| padded(&numbered(seed, number)));
+    let mut blocks = starts.map(|(seed, number)| padded(&numbered(seed, number)));
     for _ in 1..depth {
         for block in &mut blocks {
             let next = digest(block);
@@ -157,7 +156,7 @@ mod tests {
         for _ in 1..5 {
             digest = Sha256::digest(digest).into();
         }
-        let [other, block, _] = chains(&seed, [98, 99, 100], 5);
+        let [other, block, _] = chains([98, 99, 100].map(|number| (&seed, number)), 5);
         assert_eq!(block, words(&digest));
         assert_ne!(other, block);
     }

@@ -22,7 +22,7 @@ use crate::{
     mix::below,
     sha::{self, Words},
     transcript::{expand, hash},
-    vram,
+    vram::{self, Contents},
 };
 
 /// A device that is computed on a CPU.
@@ -42,8 +42,7 @@ pub struct SoftwareDevice {
 
 /// Memory that is filled, or a copy of it.
 struct Filled {
-    fill: Fill,
-    seed: Digest,
+    memory: Contents,
     /// The first blocks; what is not kept is computed again when it is read.
     kept: Vec<Words>,
 }
@@ -51,7 +50,7 @@ struct Filled {
 impl Filled {
     fn block(&self, number: u64) -> Words {
         let kept = self.kept.get(usize::try_from(number).unwrap_or(usize::MAX)).copied();
-        kept.unwrap_or_else(|| vram::block(&self.fill, &self.seed, number))
+        kept.unwrap_or_else(|| self.memory.block(number))
     }
 
     fn pass(&self, seed: &Digest, bytes: u64, made_up: u16) -> Tree {
@@ -63,9 +62,10 @@ impl Filled {
     }
 
     fn lanes(&self, lanes: &Lanes, seed: &Digest, made_up: u16) -> Tree {
+        let blocks = vram::blocks(&self.memory.fill);
         let leaf = |lane: u64| match is_made_up(seed, lane, made_up) {
             true => sha::LANE.hash(&lane.to_le_bytes()),
-            false => vram::lane((lanes, seed, vram::blocks(&self.fill)), lane, |number| self.block(number)),
+            false => vram::lane((lanes, seed, blocks), lane, |number| self.block(number)),
         };
         Tree::over((0..u64::from(lanes.lanes)).map(leaf).collect())
     }
@@ -130,12 +130,12 @@ impl SoftwareDevice {
     }
 
     fn filled(&self) -> Result<&Filled, Failure> {
-        self.fill.as_ref().ok_or_else(|| failure(Reason::Aborted, "the memory was never filled"))
+        self.fill.as_ref().ok_or_else(unfilled)
     }
 
     fn derive(&self, fill: &Fill, seed: &Digest) -> Filled {
         let kept = vram::derive(fill, seed, self.ways.kept(vram::blocks(fill)));
-        Filled { fill: *fill, seed: *seed, kept }
+        Filled { memory: Contents::new(fill, seed), kept }
     }
 
     fn has_room(&self, fill: &Fill) -> Result<(), Failure> {
@@ -158,6 +158,10 @@ fn failure(code: Reason, message: &str) -> Failure {
 
 fn rooted(tree: &Tree) -> Result<Digest, Failure> {
     tree.root().ok_or_else(|| failure(Reason::Aborted, "there was nothing to do"))
+}
+
+fn unfilled() -> Failure {
+    failure(Reason::Aborted, "the memory was never filled")
 }
 
 fn unknown() -> Failure {
@@ -200,7 +204,7 @@ impl Device for SoftwareDevice {
     }
 
     fn lanes(&mut self, lanes: &Lanes, seed: &Digest) -> Result<Digest, Failure> {
-        let (seed, fill) = (self.seed(seed), self.filled()?.fill);
+        let (seed, fill) = (self.seed(seed), self.filled()?.memory.fill);
         self.work(
             Phase::Lanes,
             |speed| speed.phase([speed.lanes(lanes, &fill)]),
@@ -212,7 +216,7 @@ impl Device for SoftwareDevice {
     }
 
     fn stream(&mut self, stream: &Stream, seed: &Digest) -> Result<Vec<Digest>, Failure> {
-        let (seed, fill) = (self.seed(seed), self.filled()?.fill);
+        let (seed, fill) = (self.seed(seed), self.filled()?.memory.fill);
         self.work(
             Phase::Stream,
             |speed| speed.phase((0..stream.passes).map(|_| speed.pass(fill.bytes, &fill))),
@@ -232,16 +236,19 @@ impl Device for SoftwareDevice {
     }
 
     fn spill(&mut self, spill: &Spill, seed: &Digest) -> Result<(), Failure> {
-        let (seed, fill) = (self.seed(seed), self.filled()?.fill);
+        let (seed, fill) = (self.seed(seed), self.filled()?.memory.fill);
         self.work(
             Phase::Spill,
-            |speed| speed.phase([speed.copy(spill.bytes, &fill), speed.fill(&fill)]),
+            |speed| speed.phase([speed.copy(spill.bytes, &fill), speed.fill_anew(spill, &fill)]),
             |device| {
-                let old = device.filled()?;
-                let blocks = if device.ways.forgets_copy { 0 } else { spill.bytes / VRAM_BLOCK };
-                let kept = (0..blocks).map(|number| old.block(number)).collect();
-                device.copy = Some(Filled { fill, seed: old.seed, kept });
-                device.fill = Some(device.derive(&fill, &seed));
+                let filled = device.fill.as_mut().ok_or_else(unfilled)?;
+                let (old, blocks) = (filled.memory, spill.bytes / VRAM_BLOCK);
+                let copied = if device.ways.forgets_copy { 0 } else { blocks };
+                let kept = (0..copied).map(|number| filled.block(number)).collect();
+                let anew = vram::derive(&fill, &seed, blocks.min(filled.kept.len() as u64));
+                filled.kept[..anew.len()].copy_from_slice(&anew);
+                filled.memory = old.spilled(spill, &seed);
+                device.copy = Some(Filled { memory: old, kept });
                 Ok(())
             },
         )
@@ -253,10 +260,12 @@ impl Device for SoftwareDevice {
         lanes: &Lanes,
         seed: &Digest,
     ) -> Result<(Digest, Digest), Failure> {
-        let (seed, fill) = (self.seed(seed), self.filled()?.fill);
+        let (seed, fill) = (self.seed(seed), self.filled()?.memory.fill);
         self.work(
             Phase::Return,
-            |speed| speed.phase([speed.copy_back(spill.bytes, &fill), speed.lanes(lanes, &fill)]),
+            |speed| {
+                speed.phase([speed.copy_back(spill.bytes, &fill), speed.lanes_of_return(lanes, spill, &fill)])
+            },
             |device| {
                 let copy = device.copy.as_ref().ok_or_else(unknown)?;
                 let pass = copy.pass(&seed, spill.bytes, device.ways.cheat_stream);

@@ -12,7 +12,7 @@ use crate::{
     sha,
     software::{SoftwareDevice, SoftwareModel, Turns, VirtualClock},
     transcript::hash,
-    vram,
+    vram::{self, Contents},
 };
 
 /// All cases of a name.
@@ -189,13 +189,11 @@ fn lanes_are_alike() {
         device.fill(&fill, &case.fill_seed).unwrap();
         assert_eq!(device.lanes(&lanes, &case.seed), Ok(case.root));
         let all: Vec<u64> = (0..u64::from(case.lanes)).collect();
-        let leaf = |number| {
-            let block = |block| vram::block(&fill, &case.fill_seed, block);
-            vram::lane((&lanes, &case.seed, case.blocks), number, block).0
-        };
+        let memory = Contents::new(&fill, &case.fill_seed);
+        let leaf =
+            |number| vram::lane((&lanes, &case.seed, case.blocks), number, |block| memory.block(block)).0;
         assert_eq!(joined(all.iter().copied().map(leaf)), case.leaves_sha256);
-        let checked =
-            vram::check_lanes((&fill, &case.fill_seed), (&lanes, &case.seed), &case.root, &all, &[]);
+        let checked = vram::check_lanes(&memory, (&lanes, &case.seed), &case.root, &all, &[]);
         assert_eq!(checked, Ok(()));
     }
 }

@@ -23,6 +23,41 @@ const STEPS: u64 = CHUNK / VRAM_BLOCK / STATES as u64;
 /// Chains of hashes that are computed side by side.
 const ABREAST: usize = 2;
 
+/// What a device's memory holds: a fill, of which the first part may have been made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    pub(crate) fill: Fill,
+    seed: Digest,
+    /// How many of the first blocks have a seed of their own, and that.
+    anew: (u64, Digest),
+}
+
+impl Contents {
+    /// A fill as it was made.
+    #[must_use]
+    pub fn new(fill: &Fill, seed: &Digest) -> Self {
+        Self { fill: *fill, seed: *seed, anew: (0, *seed) }
+    }
+
+    /// The same fill after a spill: what was copied is made anew, with `seed`.
+    #[must_use]
+    pub fn spilled(self, spill: &Spill, seed: &Digest) -> Self {
+        Self { anew: (spill.bytes / VRAM_BLOCK, *seed), ..self }
+    }
+
+    /// The seed that a block comes from.
+    fn seed_of(&self, number: u64) -> &Digest {
+        let (count, seed) = &self.anew;
+        if number < *count { seed } else { &self.seed }
+    }
+
+    /// A block, computed alone.
+    pub(crate) fn block(&self, number: u64) -> Words {
+        let [block] = sha::chains([(self.seed_of(number), number)], self.fill.depth);
+        block
+    }
+}
+
 /// Blocks of a fill.
 #[must_use]
 pub fn blocks(fill: &Fill) -> u64 {
@@ -101,13 +136,7 @@ pub(crate) fn derive(fill: &Fill, seed: &Digest, kept: u64) -> Vec<Words> {
 }
 
 fn group(seed: &Digest, first: u64, depth: u32) -> [Words; ABREAST] {
-    sha::chains(seed, std::array::from_fn(|at| first + at as u64), depth)
-}
-
-/// A block of a fill, computed alone.
-pub(crate) fn block(fill: &Fill, seed: &Digest, number: u64) -> Words {
-    let [block] = sha::chains(seed, [number], fill.depth);
-    block
+    sha::chains(std::array::from_fn(|at| (seed, first + at as u64)), depth)
 }
 
 /// The end of a lane over `blocks` blocks that `block` gives.
@@ -150,33 +179,33 @@ fn derived_chunk(fill: &Fill, seed: &Digest, pass: &Digest, number: u64) -> Dige
     })
 }
 
-/// The ends of some lanes over a fill, with the blocks they read computed.
-fn derived_lanes(fill: &Fill, filled: &Digest, lanes: &Lanes, seed: &Digest, some: &[u64]) -> Vec<Digest> {
+/// The ends of some lanes over a memory, with the blocks they read computed.
+fn derived_lanes(memory: &Contents, lanes: &Lanes, seed: &Digest, some: &[u64]) -> Vec<Digest> {
     let Some(last) = some.last() else { return Vec::new() };
     let number = |at: usize| some.get(at).copied().unwrap_or(*last);
     let mut states: [Words; ABREAST] = std::array::from_fn(|at| sha::start(seed, number(at)));
     for _ in 0..lanes.reads {
-        let wanted = states.each_ref().map(|state| next(state, blocks(fill)));
-        let read = sha::chains(filled, wanted, fill.depth);
+        let wanted = states.each_ref().map(|state| next(state, blocks(&memory.fill)));
+        let read = sha::chains(wanted.map(|number| (memory.seed_of(number), number)), memory.fill.depth);
         states.iter_mut().zip(&read).for_each(|(state, block)| take_in(state, block));
     }
     states.iter().take(some.len()).map(|state| LANE.words(&[*state])).collect()
 }
 
-/// Whether `proof` shows the chosen lanes of the reads that `root` stands for, over a fill of
-/// seed `filled`, by reading them again.
+/// Whether `proof` shows the chosen lanes of the reads that `root` stands for, all over `memory`, by
+/// reading them again.
 ///
 /// # Errors
 /// A sentence.
 #[cfg(feature = "judge")]
 pub fn check_lanes(
-    (fill, filled): (&Fill, &Digest),
+    memory: &Contents,
     (lanes, seed): (&Lanes, &Digest),
     root: &Digest,
     chosen: &[u64],
     proof: &[Digest],
 ) -> Result<(), String> {
-    let derived = |some| derived_lanes(fill, filled, lanes, seed, some);
+    let derived = |some| derived_lanes(memory, lanes, seed, some);
     let ends = chosen.iter().copied().zip(chosen.chunks(ABREAST).flat_map(derived)).collect();
     match merkle::root(ends, u64::from(lanes.lanes), proof) {
         Some(shown) if shown == *root => Ok(()),
@@ -222,9 +251,32 @@ mod tests {
         let (seed, all) = filled();
         assert_eq!(all.len() as u64, blocks(&FILL));
         for number in [0, 1, 2, 3, 4, 8191] {
-            assert_eq!(all[number as usize], block(&FILL, &seed, number));
+            assert_eq!(all[number as usize], Contents::new(&FILL, &seed).block(number));
         }
         assert_eq!(derive(&FILL, &seed, 6)[..], all[..6]);
+    }
+
+    #[test]
+    fn a_spill_makes_the_part_anew_that_was_copied_and_no_other() {
+        let ((seed, old), anew) = (filled(), Digest([6; 32]));
+        let memory = Contents::new(&FILL, &seed).spilled(&Spill { bytes: CHUNK, samples: 1 }, &anew);
+        let new = derive(&FILL, &anew, 2048);
+        for number in [0, 1, 2047] {
+            assert_eq!(memory.block(number), new[number as usize]);
+        }
+        for number in [2048, 2049, 8191] {
+            assert_eq!(memory.block(number), old[number as usize]);
+        }
+        // Lanes that are read again side by side meet both parts, each in its own time.
+        let seed = Digest([2; 32]);
+        let end = |number| lane((&LANES, &seed, blocks(&FILL)), number, |block| memory.block(block));
+        let tree = Tree::over((0..300).map(end).collect());
+        let (root, lot) = (tree.root().unwrap(), [7, 8, 200]);
+        let proof = tree.proof(lot);
+        assert_eq!(check_lanes(&memory, (&LANES, &seed), &root, &lot, &proof), Ok(()));
+        for other in [Contents::new(&FILL, &memory.seed), Contents::new(&FILL, &anew)] {
+            assert!(check_lanes(&other, (&LANES, &seed), &root, &lot, &proof).is_err());
+        }
     }
 
     #[test]
@@ -253,7 +305,7 @@ mod tests {
         assert_eq!(lot.len(), 7);
         let proof = tree.proof(lot.iter().copied());
         let check = |filled: &Digest, seed: &Digest, root: &Digest, lot: &[u64], proof: &[Digest]| {
-            check_lanes((&FILL, filled), (&LANES, seed), root, lot, proof).is_ok()
+            check_lanes(&Contents::new(&FILL, filled), (&LANES, seed), root, lot, proof).is_ok()
         };
         assert!(check(&filled, &seed, &root, &lot, &proof));
         assert!(!check(&seed, &seed, &root, &lot, &proof), "another fill");
@@ -275,7 +327,8 @@ mod tests {
         let tree =
             Tree::over((0..4).map(|number| lane((&lanes, &seed, blocks(&FILL)), number, missing)).collect());
         let lot = [0, 1, 2, 3];
-        let checked = check_lanes((&FILL, &filled), (&lanes, &seed), &tree.root().unwrap(), &lot, &[]);
+        let memory = Contents::new(&FILL, &filled);
+        let checked = check_lanes(&memory, (&lanes, &seed), &tree.root().unwrap(), &lot, &[]);
         assert_eq!(checked, Err("chosen lanes are not what was committed to".into()));
     }
 

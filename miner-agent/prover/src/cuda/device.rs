@@ -38,7 +38,7 @@ pub(super) struct KernelDevice {
     pub(super) passes: Vec<Pass>,
     /// Memory for digests, and how much.
     scratch: (u64, u64),
-    /// The copy in the host's memory, with the seed of the fill that it is of.
+    /// The copy in the host's memory, with the fill that it is of.
     copy: Option<(Vec<(u64, u64)>, Origin)>,
     pub(super) returned: Option<(Pass, LanesRead)>,
 }
@@ -56,6 +56,7 @@ impl Origin {
     }
 }
 
+/// Memory that is filled. After a spill its first part is of another seed than `origin` has.
 #[derive(Debug, Clone, Copy)]
 struct Filled {
     at: u64,
@@ -145,15 +146,15 @@ impl KernelDevice {
         Ok(Crown::new(leaves, level8))
     }
 
-    fn write_fill(&mut self, filled: Filled) -> Result<(), Failure> {
-        self.gpu.write(self.seed, &filled.origin.seed.0)?;
-        let blocks = filled.origin.blocks();
-        let depth = Arg::U32(filled.origin.task.depth);
+    /// Fills memory from `at` on.
+    fn write_fill(&mut self, at: u64, origin: Origin) -> Result<(), Failure> {
+        self.gpu.write(self.seed, &origin.seed.0)?;
+        let (blocks, depth) = (origin.blocks(), Arg::U32(origin.task.depth));
         // A launch of much less than a second, so that a display or a watchdog is not kept waiting.
         let at_once = 1 << 26;
         for first in (0..blocks).step_by(at_once) {
             let count = (blocks - first).min(at_once as u64);
-            let args = [Arg::At(filled.at), Arg::At(self.seed), Arg::U64(first), Arg::U64(count), depth];
+            let args = [Arg::At(at), Arg::At(self.seed), Arg::U64(first), Arg::U64(count), depth];
             self.gpu.launch(Queue::Work, Kernel::Fill, count.div_ceil(256), &args)?;
         }
         self.gpu.settle()
@@ -256,7 +257,7 @@ impl KernelDevice {
     }
 
     fn read_lanes(&mut self, task: &Lanes, seed: &Digest) -> Result<LanesRead, Failure> {
-        let Filled { at, origin } = self.filled()?;
+        let origin = self.filled()?.origin;
         let lanes = u64::from(task.lanes);
         let batch = lanes.min(LANES_AT_ONCE);
         let ends = self.scratch((batch + lanes.div_ceil(SUBTREE)) * DIGEST)?;
@@ -264,20 +265,32 @@ impl KernelDevice {
         self.gpu.write(self.seed, &seed.0)?;
         for first in (0..lanes).step_by(usize::try_from(LANES_AT_ONCE).unwrap_or(usize::MAX)) {
             let count = (lanes - first).min(LANES_AT_ONCE);
-            let args = [
-                Arg::At(at),
-                Arg::U64(origin.blocks()),
-                Arg::At(self.seed),
-                Arg::U64(first),
-                Arg::U64(count),
-                Arg::U32(task.reads),
-                Arg::At(ends),
-            ];
-            self.gpu.launch(Queue::Work, Kernel::Lanes, count.div_ceil(256), &args)?;
+            self.run_lanes(task, first, count, ends)?;
             self.reduce(Queue::Work, ends, count, level8 + first / SUBTREE * DIGEST)?;
         }
         let crown = self.crown(lanes, level8)?;
         Ok(LanesRead { task: *task, seed: *seed, origin, crown })
+    }
+
+    /// Runs `count` lanes over what memory holds now; their ends go to `ends`.
+    pub(super) fn run_lanes(
+        &mut self,
+        task: &Lanes,
+        first: u64,
+        count: u64,
+        ends: u64,
+    ) -> Result<(), Failure> {
+        let Filled { at, origin } = self.filled()?;
+        let args = [
+            Arg::At(at),
+            Arg::U64(origin.blocks()),
+            Arg::At(self.seed),
+            Arg::U64(first),
+            Arg::U64(count),
+            Arg::U32(task.reads),
+            Arg::At(ends),
+        ];
+        self.gpu.launch(Queue::Work, Kernel::Lanes, count.div_ceil(256), &args)
     }
 
     fn pass(&mut self, seed: &Digest) -> Result<Pass, Failure> {
@@ -340,7 +353,7 @@ impl KernelDevice {
 impl Device for KernelDevice {
     fn fill(&mut self, fill: &Fill, seed: &Digest) -> Result<(), Failure> {
         let filled = Filled { at: self.gpu.take(fill.bytes)?, origin: Origin { seed: *seed, task: *fill } };
-        self.write_fill(filled)?;
+        self.write_fill(filled.at, filled.origin)?;
         self.fill = Some(filled);
         Ok(())
     }
@@ -390,10 +403,8 @@ impl Device for KernelDevice {
         }
         self.gpu.settle()?;
         self.copy = Some((pieces, old.origin));
-        let new = Filled { at: old.at, origin: Origin { seed: *seed, ..old.origin } };
-        self.write_fill(new)?;
-        self.fill = Some(new);
-        Ok(())
+        let task = Fill { bytes: spill.bytes, ..old.origin.task };
+        self.write_fill(old.at, Origin { seed: *seed, task })
     }
 
     fn give_back(
@@ -443,7 +454,7 @@ impl Device for KernelDevice {
         let (pass, read) = self.returned.take().ok_or_else(|| aborted("nothing has come back"))?;
         let proofs = self
             .prove_chunks(&pass, chunks)
-            .and_then(|of_chunks| Ok((of_chunks, self.prove_lanes(&read, lanes)?)));
+            .and_then(|of_chunks| Ok((of_chunks, self.prove_resident_lanes(&read, lanes)?)));
         self.returned = Some((pass, read));
         proofs
     }

@@ -102,6 +102,25 @@ impl KernelDevice {
         read.crown.proof(lanes.iter().copied(), &subtrees)
     }
 
+    /// As [`Self::prove_lanes`], for lanes over what memory still holds: after a spill no one seed derives it.
+    pub(super) fn prove_resident_lanes(
+        &mut self,
+        read: &LanesRead,
+        lanes: &[u64],
+    ) -> Result<Vec<Digest>, Failure> {
+        let ends = self.scratch(SUBTREE * DIGEST)?;
+        self.gpu.write(self.seed, &read.seed.0)?;
+        let mut subtrees = BTreeMap::new();
+        for number in subtrees_of(lanes.iter().copied()) {
+            let first = number * SUBTREE;
+            let count = u64::from(read.task.lanes).saturating_sub(first).min(SUBTREE);
+            self.run_lanes(&read.task, first, count, ends)?;
+            let digests = self.digests(ends, count)?;
+            subtrees.insert(number, read.crown.subtree(number, &digests));
+        }
+        read.crown.proof(lanes.iter().copied(), &subtrees)
+    }
+
     pub(super) fn prove_chunks(&mut self, pass: &Pass, chunks: &[u64]) -> Result<Vec<Digest>, Failure> {
         let args = |seeds: u64, which, count, out| {
             [

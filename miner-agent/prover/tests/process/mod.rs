@@ -9,7 +9,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use nave_domain::{ChallengeId, HostId, Timestamp};
-use nave_proof::{Challenge, Evidence, Message, Nonce, ProofReport, Span, Task, VERSION, Verdict, judge};
+use nave_proof::{Challenge, Evidence, Message, Nonce, ProofReport, Span, Task, Verdict, judge};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -70,15 +70,7 @@ impl Process {
 }
 
 pub fn challenge(task: Task) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
+    Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, Nonce([3; 32]))
 }
 
 /// Takes a challenge to its verdict, each step of it in 10 ms on the verifier's clock.

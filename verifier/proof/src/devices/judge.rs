@@ -9,7 +9,8 @@ use super::{
 use crate::{
     DeviceProven, DeviceTask, DevicesTask, Digest, Failure, Phase, Reason,
     device::{GemmOpening, TILE_BYTES, lanes_of_return, next_pass},
-    gemm, vram,
+    gemm,
+    vram::{self, Contents},
 };
 
 /// A host's evidence.
@@ -111,8 +112,8 @@ fn check(task: &DeviceTask, parts: &[Part]) -> Result<(), String> {
             }
             (Chosen::Lanes(lanes), Some(fill), [proof]) => {
                 let task = task.lanes.as_ref().ok_or("there are no lanes")?;
-                let filled = (fill, seed(Phase::Fill)?);
-                vram::check_lanes(filled, (task, &part.seed), part.root(0)?, lanes, proof)?;
+                let memory = Contents::new(fill, seed(Phase::Fill)?);
+                vram::check_lanes(&memory, (task, &part.seed), part.root(0)?, lanes, proof)?;
             }
             (Chosen::Stream(chosen), Some(fill), proofs) => {
                 let filled = (fill, seed(Phase::Fill)?);
@@ -125,12 +126,12 @@ fn check(task: &DeviceTask, parts: &[Part]) -> Result<(), String> {
             }
             (Chosen::Return { chunks, lanes }, Some(fill), [copy, ends]) => {
                 let spill = task.spill.as_ref().ok_or("there is no spill")?;
-                let (old, new) = ((fill, seed(Phase::Fill)?), (fill, seed(Phase::Spill)?));
-                let pass = (spill.bytes, &part.seed);
-                vram::check_chunks(old, pass, part.root(0)?, chunks, copy)?;
+                let (old, pass) = (seed(Phase::Fill)?, (spill.bytes, &part.seed));
+                vram::check_chunks((fill, old), pass, part.root(0)?, chunks, copy)?;
                 let task = task.lanes.as_ref().ok_or("there are no lanes")?;
                 let again = lanes_of_return(&part.seed);
-                vram::check_lanes(new, (task, &again), part.root(1)?, lanes, ends)?;
+                let memory = Contents::new(fill, old).spilled(spill, seed(Phase::Spill)?);
+                vram::check_lanes(&memory, (task, &again), part.root(1)?, lanes, ends)?;
             }
             (Chosen::Lanes(_) | Chosen::Stream(_) | Chosen::Return { .. }, ..) => {
                 return Err("there is no fill".into());

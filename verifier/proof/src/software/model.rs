@@ -5,7 +5,7 @@ use std::time::Duration;
 use nave_domain::{Bytes, Millis};
 use serde::{Deserialize, Serialize};
 
-use crate::{Fill, Gemm, Lanes, Phase, device::VRAM_BLOCK};
+use crate::{Fill, Gemm, Lanes, Phase, Spill, device::VRAM_BLOCK};
 
 /// A simulated device: what it says it is, how fast it is, and what it does not do honestly.
 ///
@@ -73,6 +73,8 @@ pub enum Dishonesty {
     },
     /// Keeps no copy in the host's memory, and computes it again when it should come back.
     ForgetCopy,
+    /// Leaves the copy where it is, and computes again what should be there instead when lanes read it.
+    KeepCopy,
     /// Is a device of another machine.
     Away {
         /// What each phase takes longer.
@@ -104,6 +106,7 @@ pub(super) struct Ways {
     pub(super) cheat_stream: u16,
     pub(super) shared: Option<String>,
     pub(super) forgets_copy: bool,
+    keeps_copy: bool,
     pub(super) lent_vram: Bytes,
     pub(super) is_precomputed: bool,
     pub(super) broken: Vec<Phase>,
@@ -136,6 +139,7 @@ impl Ways {
                     ways.elsewhere = Some(Elsewhere { per_mille: *per_mille, reads_per_s, bytes_per_s });
                 }
                 Dishonesty::ForgetCopy => ways.forgets_copy = true,
+                Dishonesty::KeepCopy => ways.keeps_copy = true,
                 Dishonesty::Away { delay_ms, bytes_per_s } => {
                     ways.delay = Duration::from_millis(u64::try_from(delay_ms.0).unwrap_or(0));
                     ways.copy_bytes_per_s = Some(*bytes_per_s);
@@ -193,6 +197,24 @@ impl Speed {
         rate(here, self.model.reads_per_s) + rate(elsewhere, slower) + self.hashes(missing, fill)
     }
 
+    /// Lanes over what a spill left.
+    pub(super) fn lanes_of_return(&self, lanes: &Lanes, spill: &Spill, fill: &Fill) -> Duration {
+        if !self.ways.keeps_copy {
+            return self.lanes(lanes, fill);
+        }
+        let reads = u128::from(lanes.lanes) * u128::from(lanes.reads);
+        let computed = reads * u128::from(spill.bytes) / u128::from(fill.bytes.max(1));
+        rate(reads - computed, self.model.reads_per_s) + self.hashes(computed, fill)
+    }
+
+    /// Filling anew what was copied.
+    pub(super) fn fill_anew(&self, spill: &Spill, fill: &Fill) -> Duration {
+        match self.ways.keeps_copy {
+            true => Duration::ZERO,
+            false => self.fill(&Fill { bytes: spill.bytes, ..*fill }),
+        }
+    }
+
     /// Reading `bytes` of the fill from end to end.
     pub(super) fn pass(&self, bytes: u64, fill: &Fill) -> Duration {
         let (here, elsewhere, missing) = self.divided(without(bytes.into(), self.ways.cheat_stream));
@@ -203,7 +225,7 @@ impl Speed {
 
     /// `bytes` of the fill on their way to the host's memory; what is not there is computed.
     pub(super) fn copy(&self, bytes: u64, fill: &Fill) -> Duration {
-        if self.ways.forgets_copy {
+        if self.ways.forgets_copy || self.ways.keeps_copy {
             return Duration::ZERO;
         }
         let (_, _, missing) = self.divided(bytes.into());
@@ -213,9 +235,10 @@ impl Speed {
     /// `bytes` of a copy on their way back.
     pub(super) fn copy_back(&self, bytes: u64, fill: &Fill) -> Duration {
         let bytes = without(bytes.into(), self.ways.cheat_stream);
-        match self.ways.forgets_copy {
-            true => self.hashes(bytes / u128::from(VRAM_BLOCK), fill),
-            false => self.travel(bytes),
+        match (self.ways.forgets_copy, self.ways.keeps_copy) {
+            (true, _) => self.hashes(bytes / u128::from(VRAM_BLOCK), fill),
+            (false, true) => rate(bytes, self.model.bytes_per_s),
+            (false, false) => self.travel(bytes),
         }
     }
 

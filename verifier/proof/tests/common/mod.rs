@@ -10,7 +10,7 @@ use std::{
 use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
     Answer, Challenge, DeviceProven, DeviceTask, DevicesTask, Disk, Evidence, Failure, Fill, Gemm, Lanes,
-    Nonce, PIECE, Proven, Prover, Reason, Resources, Span, Spill, Stream, Task, VERSION, Verdict,
+    Nonce, PIECE, Proven, Prover, Reason, Resources, Span, Spill, Stream, Task, Verdict,
     device::{CHUNK, Device},
     judge,
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
@@ -54,15 +54,7 @@ impl Case {
 }
 
 pub fn fresh(task: Task) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
+    Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, Nonce([3; 32]))
 }
 
 pub fn span(ms: i64) -> Span {
