@@ -403,6 +403,18 @@ impl Proven {
             && self.devices.as_ref().is_none_or(|devices| are_covered(&claims.devices, devices))
     }
 
+    /// The classes of the GPUs that have one, by identifier.
+    pub fn classes(&self) -> impl Iterator<Item = (String, String)> {
+        let devices = self.devices.iter().flatten();
+        devices.filter_map(|(uuid, device)| Some((uuid.clone(), device.class.clone()?)))
+    }
+
+    /// What a GPU has proven.
+    #[must_use]
+    pub fn device(&self, uuid: &str) -> Option<&ProvenDevice> {
+        self.devices.as_ref()?.get(uuid)
+    }
+
     /// Whether tests of this kind were passed, or there was nothing to be tested.
     #[must_use]
     pub fn has(&self, kind: Kind) -> bool {
@@ -422,13 +434,54 @@ fn are_covered(claims: &[Device], proven: &BTreeMap<String, ProvenDevice>) -> bo
     claims.len() == proven.len() && claims.iter().all(is_same)
 }
 
-/// What is known of a host beyond the tests of what it can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// What is known of a host: who vouches for what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Trust {
-    /// Nothing: no trusted execution environment vouches for what runs on it.
+    /// It has proven all that it claims. Its owner can still read what runs on it.
+    Verified,
+    /// A trusted execution environment vouches for what runs on it.
+    Attested,
+    /// A machine that the market rents of a cloud itself.
+    Cloud,
+    /// It has proven less than it claims, such as a GPU of a kind that nobody has measured enough of.
     Unrated,
+}
+
+impl Trust {
+    /// All classes.
+    pub const ALL: [Self; 4] = [Self::Verified, Self::Attested, Self::Cloud, Self::Unrated];
+
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Attested => "attested",
+            Self::Cloud => "cloud",
+            Self::Unrated => "unrated",
+        }
+    }
+
+    /// What a miner's host has earned: it is verified once all it claims is proven and each GPU that
+    /// jobs can get has a class.
+    #[must_use]
+    pub fn of(claims: Option<&Inventory>, proven: Option<&Proven>) -> Self {
+        let (Some(claims), Some(proven)) = (claims, proven) else { return Self::Unrated };
+        let is_rated = |device: &Device| proven.device(&device.uuid).is_some_and(|of| of.class.is_some());
+        let all = proven.covers(claims) && claims.rentable_devices().all(is_rated);
+        if all { Self::Verified } else { Self::Unrated }
+    }
+
+    /// What counts for jobs without GPUs, which a host takes only once it has proven what they get.
+    #[must_use]
+    pub fn without_gpus(self) -> Self {
+        match self {
+            Self::Unrated => Self::Verified,
+            Self::Verified | Self::Attested | Self::Cloud => self,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -490,6 +543,24 @@ mod tests {
         let before = serde_json::json!({ "vram": 1 << 30, "driver": "1" });
         let before: ProvenDevice = serde_json::from_value(before).expect("readable");
         assert!(!before.covers(&device("GPU-1", false)));
+    }
+
+    #[test]
+    fn a_host_is_verified_once_every_gpu_that_jobs_can_get_has_a_class() {
+        let claims = inventory(Runtime::Docker { version: "28".into() }, vec![device("GPU-1", false)]);
+        let with = |class: Option<&str>| {
+            let proof = ProvenDevice::of(&claims.devices[0], class.map(str::to_owned));
+            let devices = Some(BTreeMap::from([("GPU-1".to_owned(), proof)]));
+            Proven { devices, ..Proven::of(&claims) }
+        };
+        assert_eq!(Trust::of(Some(&claims), None), Trust::Unrated);
+        assert_eq!(Trust::of(Some(&claims), Some(&Proven::of(&claims))), Trust::Unrated);
+        assert_eq!(Trust::of(Some(&claims), Some(&with(None))), Trust::Unrated);
+        assert_eq!(Trust::of(Some(&claims), Some(&with(Some("h100")))), Trust::Verified);
+        let more = Inventory { memory: Bytes(2 << 30), ..claims.clone() };
+        assert_eq!(Trust::of(Some(&more), Some(&with(Some("h100")))), Trust::Unrated);
+        let none = Inventory { devices: Vec::new(), ..claims };
+        assert_eq!(Trust::of(Some(&none), Some(&Proven::of(&none))), Trust::Verified);
     }
 
     #[test]

@@ -80,6 +80,10 @@ id!(
     LeaseId, "lease"
 );
 id!(
+    /// A placement that is held at its price.
+    QuoteId, "quote"
+);
+id!(
     /// One test of what a host claims.
     ChallengeId, "challenge"
 );

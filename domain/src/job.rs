@@ -1,13 +1,18 @@
 //! Jobs: what a customer asks for, its limits and its states.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
+pub use crate::wish::{GpuRequest, Isolation, TermWish};
 use crate::{
+    QuoteId,
+    host::Trust,
     lease::Outcome,
     rate::Size,
     units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis},
+    wish::{Region, is_usual_trust, usual_trust},
 };
 
 /// What a customer asks for.
@@ -34,6 +39,35 @@ pub struct JobRequest {
     /// and nobody else's do: 1 to 64 characters of `A-Z a-z 0-9 . _ -`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
+    /// Its customer's jobs with the same number are never placed with one miner: replicas whose
+    /// results are compared. Hosts are not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apart: Option<Uuid>,
+    /// Of how many jobs of its group it is one that start together or not at all: 2 to 64. One that
+    /// must run again starts alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<u8>,
+    /// What of a host it has for itself.
+    #[serde(default, skip_serializing_if = "Isolation::is_default")]
+    pub isolation: Isolation,
+    /// Where its host is, such as `eu`: its owner's claim, or a cloud's word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// For how long its host is offered.
+    #[serde(default, skip_serializing_if = "TermWish::is_default")]
+    pub term: TermWish,
+    /// What is known of its host. Unless told otherwise a GPU that nobody can rate will not do.
+    #[serde(default = "usual_trust", skip_serializing_if = "is_usual_trust")]
+    pub trust: BTreeSet<Trust>,
+    /// The most that a GPU-hour may cost, or without GPUs an hour of the whole job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_price: Option<MicroUsd>,
+    /// How long it will run, as its customer thinks; it bounds nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_ms: Option<Millis>,
+    /// The quote to run it on, at whose price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quote: Option<QuoteId>,
     /// How long it may queue, start and run.
     #[serde(default)]
     pub limits: Limits,
@@ -50,7 +84,7 @@ fn default_max_spend() -> MicroUsd {
 }
 
 /// Capacity a job occupies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Resources {
@@ -80,20 +114,9 @@ impl Resources {
     /// What of this is priced. GPUs are leased whole.
     #[must_use]
     pub fn size(&self) -> Size {
-        let gpus = self.gpu.map_or(0, |gpu| i64::from(gpu.count));
+        let gpus = self.gpu.as_ref().map_or(0, |gpu| i64::from(gpu.count));
         Size { milli_gpu: MilliGpu(gpus * 1_000), milli_cpu: self.milli_cpu, memory: self.memory }
     }
-}
-
-/// A wish for GPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[serde(deny_unknown_fields)]
-pub struct GpuRequest {
-    /// Number of devices.
-    pub count: u8,
-    /// Memory that each of them has at least, in bytes.
-    pub vram: Bytes,
 }
 
 /// Which addresses a job may reach.
@@ -148,10 +171,49 @@ pub const DISK_MIN: Bytes = Bytes(16 * Bytes::MIB);
 pub const GROUP_BYTES_MAX: usize = 64;
 /// Most open leases of one group: each knows the addresses of all others.
 pub const GROUP_LEASES_MAX: u32 = 64;
+/// Most jobs that are kept apart from one another.
+pub const APART_JOBS_MAX: u32 = 16;
 /// Longest of the three time limits: 30 days.
 pub const LIMIT_MAX: Millis = Millis(30 * 86_400_000);
 
 impl JobRequest {
+    /// The request for a command and nothing else.
+    #[must_use]
+    pub fn of(argv: Vec<String>) -> Self {
+        Self {
+            image: None,
+            argv,
+            env: BTreeMap::new(),
+            resources: Resources::default(),
+            egress: Egress::default(),
+            group: None,
+            apart: None,
+            gang: None,
+            isolation: Isolation::default(),
+            region: None,
+            term: TermWish::default(),
+            trust: usual_trust(),
+            max_price: None,
+            expected_ms: None,
+            quote: None,
+            limits: Limits::default(),
+            retries: 0,
+            max_spend: default_max_spend(),
+        }
+    }
+
+    /// What of it decides where it runs and for what price: all but what runs there.
+    #[must_use]
+    pub fn placing(&self) -> Self {
+        Self { image: None, argv: Vec::new(), env: BTreeMap::new(), retries: 0, quote: None, ..self.clone() }
+    }
+
+    /// How long it will run: as its customer thinks, or else a quarter of the longest run.
+    #[must_use]
+    pub fn expected(&self) -> Millis {
+        self.expected_ms.unwrap_or(Millis(self.limits.run_ms.0 / 4))
+    }
+
     /// Refuses what no host could ever run.
     ///
     /// # Errors
@@ -160,6 +222,7 @@ impl JobRequest {
         self.check_command()?;
         self.check_resources()?;
         self.check_group()?;
+        self.check_place()?;
         let limits = [
             ("limits.queue_ms", self.limits.queue_ms),
             ("limits.start_ms", self.limits.start_ms),
@@ -181,6 +244,25 @@ impl JobRequest {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    fn check_place(&self) -> Result<(), BadRequest> {
+        if let Some(gang) = self.gang {
+            within("gang", i64::from(gang), 2, i64::from(GROUP_LEASES_MAX))?;
+            if self.group.is_none() {
+                return Err(refuse("gang", "a gang is part of a group; name it in group"));
+            }
+            if self.quote.is_some() {
+                return Err(refuse("gang", "a quote holds the place of one job; leave quote or gang out"));
+            }
+        }
+        if self.trust.is_empty() {
+            return Err(refuse("trust", "name at least one of verified, attested, cloud and unrated"));
+        }
+        if let Some(most) = self.max_price {
+            within("max_price", most.0, 0, 1_000_000_000_000)?;
+        }
+        self.expected_ms.map_or(Ok(()), |span| within("expected_ms", span.0, 1, LIMIT_MAX.0))
     }
 
     fn check_command(&self) -> Result<(), BadRequest> {
@@ -207,15 +289,11 @@ impl JobRequest {
     }
 
     fn check_resources(&self) -> Result<(), BadRequest> {
-        let wanted = self.resources;
+        let wanted = &self.resources;
         within("resources.milli_cpu", wanted.milli_cpu.0, 10, 1_024_000)?;
         within("resources.memory", wanted.memory.0, MEMORY_MIN.0, 1 << 46)?;
         within("resources.disk", wanted.disk.0, DISK_MIN.0, 1 << 46)?;
-        if let Some(gpu) = wanted.gpu {
-            within("resources.gpu.count", i64::from(gpu.count), 1, 64)?;
-            within("resources.gpu.vram", gpu.vram.0, 0, 1 << 42)?;
-        }
-        Ok(())
+        wanted.gpu.as_ref().map_or(Ok(()), GpuRequest::check)
     }
 }
 
@@ -392,7 +470,10 @@ mod tests {
     #[test]
     fn what_no_host_could_run_is_refused_with_its_field() {
         type Spoil = fn(&mut JobRequest);
-        let cases: [(&str, Spoil); 7] = [
+        fn gpu(r: &mut JobRequest) -> &mut GpuRequest {
+            r.resources.gpu.get_or_insert_default()
+        }
+        let cases: [(&str, Spoil); 17] = [
             ("argv", |r| r.argv.clear()),
             ("argv", |r| r.argv = vec!["a\0b".into()]),
             ("argv", |r| r.argv = vec!["x".repeat(ARGUMENT_BYTES_MAX)]),
@@ -400,6 +481,18 @@ mod tests {
             ("resources.memory", |r| r.resources.memory = Bytes(1)),
             ("limits.run_ms", |r| r.limits.run_ms = Millis(0)),
             ("retries", |r| r.retries = 11),
+            ("resources.gpu.count", |r| gpu(r).count = 0),
+            ("resources.gpu.vram_max", |r| {
+                (gpu(r).vram, gpu(r).vram_max) = (Bytes(2 << 30), Some(Bytes(1 << 30)));
+            }),
+            ("resources.gpu.share", |r| gpu(r).share = Some(1_001)),
+            ("resources.gpu.models", |r| gpu(r).models = vec!["nvidia".into()]),
+            ("resources.gpu.models", |r| gpu(r).models = vec!["H100".into(); 17]),
+            ("gang", |r| r.gang = Some(2)),
+            ("gang", |r| (r.group, r.gang) = (Some("g".into()), Some(1))),
+            ("trust", |r| r.trust.clear()),
+            ("max_price", |r| r.max_price = Some(MicroUsd(-1))),
+            ("expected_ms", |r| r.expected_ms = Some(Millis(0))),
         ];
         for (field, spoil) in cases {
             let mut request = request();
@@ -430,8 +523,20 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_group_is_written_as_before_there_were_any() {
-        assert!(!serde_json::to_string(&request()).expect("JSON").contains("group"));
+    fn what_was_not_asked_for_is_not_written() {
+        let written = serde_json::to_value(request()).expect("JSON");
+        let names: Vec<&String> = written.as_object().expect("an object").keys().collect();
+        assert_eq!(names, ["argv", "egress", "env", "limits", "max_spend", "resources", "retries"]);
+        assert_eq!(request(), JobRequest::of(vec!["true".into()]));
+    }
+
+    #[test]
+    fn gpus_are_asked_for_by_what_matters_and_nothing_else() {
+        let read = |text: &str| serde_json::from_str::<GpuRequest>(text);
+        assert_eq!(read("{}").expect("one of any kind"), GpuRequest::default());
+        let h100 = read(r#"{"models":["H100"],"count":2}"#).expect("two of a model");
+        assert_eq!(h100, GpuRequest { count: 2, models: vec!["H100".into()], ..GpuRequest::default() });
+        assert!(read(r#"{"model":"H100"}"#).is_err(), "no such field");
     }
 
     #[test]

@@ -75,6 +75,42 @@ pub fn next(state: LeaseState, event: LeaseEvent) -> Option<LeaseState> {
     }
 }
 
+/// Why the host of an attempt was chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ChosenFor {
+    /// No other one fitted.
+    #[default]
+    OnlyFit,
+    /// None of those that fitted is cheaper.
+    Cheapest,
+    /// Cheaper ones have failed the job before.
+    FailedElsewhere,
+    /// Cheaper ones have GPUs, which the job does not need.
+    KeepsGpusFree,
+    /// The customer had a quote for it.
+    Quoted,
+}
+
+impl ChosenFor {
+    /// All reasons.
+    pub const ALL: [Self; 5] =
+        [Self::OnlyFit, Self::Cheapest, Self::FailedElsewhere, Self::KeepsGpusFree, Self::Quoted];
+
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnlyFit => "only_fit",
+            Self::Cheapest => "cheapest",
+            Self::FailedElsewhere => "failed_elsewhere",
+            Self::KeepsGpusFree => "keeps_gpus_free",
+            Self::Quoted => "quoted",
+        }
+    }
+}
+
 /// Why the control plane ends a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

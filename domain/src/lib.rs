@@ -4,6 +4,7 @@
 //! and snapshots in and get decisions back, so the same inputs give the same
 //! bytes everywhere.
 
+pub mod dispute;
 pub mod epoch;
 pub mod host;
 pub mod ids;
@@ -14,6 +15,7 @@ pub mod mesh;
 pub mod rate;
 pub mod units;
 pub mod verdict;
+pub mod wish;
 
-pub use ids::{ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId};
+pub use ids::{ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId, QuoteId};
 pub use units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow, Timestamp};

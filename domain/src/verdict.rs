@@ -78,11 +78,13 @@ pub enum Cause {
     Appeal,
     /// The operator wants it.
     Operator,
+    /// A customer says that a result of it is wrong.
+    Dispute,
 }
 
 impl Cause {
     /// All causes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Enrolment,
         Self::Identity,
         Self::Random,
@@ -92,6 +94,7 @@ impl Cause {
         Self::LeaseEnd,
         Self::Appeal,
         Self::Operator,
+        Self::Dispute,
     ];
 
     /// The name in JSON and SQL.
@@ -107,6 +110,7 @@ impl Cause {
             Self::LeaseEnd => "lease_end",
             Self::Appeal => "appeal",
             Self::Operator => "operator",
+            Self::Dispute => "dispute",
         }
     }
 
@@ -121,7 +125,8 @@ impl Cause {
             | Self::Random
             | Self::Window
             | Self::Appeal
-            | Self::Operator => false,
+            | Self::Operator
+            | Self::Dispute => false,
         }
     }
 }
