@@ -9,13 +9,14 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
     ("sdk", &["nave-domain", "nave-proof", "nave-rules"]),
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point"]),
+    ("scheduler/clouds", &["nave-domain"]),
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
@@ -54,10 +55,11 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 7] = [
+const EXACT: [&str; 8] = [
     "domain/src",
     "store/src",
     "scheduler/src",
+    "scheduler/clouds/src",
     "validator/src",
     "verifier/src",
     "verifier/proof/src",
@@ -65,12 +67,16 @@ const EXACT: [&str; 7] = [
 ];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 10] = [
+const PURE: [&str; 14] = [
     "domain/src",
     "verifier/proof/src",
     "verifier/rules/src",
     "scheduler/src/planner.rs",
     "scheduler/src/watch.rs",
+    "scheduler/clouds/src/machine.rs",
+    "scheduler/clouds/src/baseline.rs",
+    "scheduler/clouds/src/classes.rs",
+    "scheduler/clouds/src/money.rs",
     "verifier/src/decide.rs",
     "verifier/src/draw.rs",
     "verifier/src/schedule.rs",

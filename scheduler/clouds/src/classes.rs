@@ -1,0 +1,256 @@
+//! Which class of the catalogue a cloud means, and where its regions lie. Pure.
+//!
+//! Every cloud has its own names for the same GPU and the same place. What is not known for certain is
+//! of no class, and in no region but the world.
+
+use nave_domain::Bytes;
+
+use crate::baseline::{Listed, price_list};
+
+/// Words that make another device of whatever they stand beside.
+const OTHERS: [&str; 8] = ["ti", "super", "d", "laptop", "mobile", "mig", "vgpu", "gh200"];
+
+/// The words of a name, in lower case.
+fn words(name: &str) -> Vec<String> {
+    let split = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    split.map(str::to_ascii_lowercase).collect()
+}
+
+/// The class that a cloud's name for a GPU stands for.
+#[must_use]
+pub fn class_of(model: &str, vram_each: Option<Bytes>) -> Option<&'static str> {
+    let words = words(model);
+    if words.iter().any(|word| OTHERS.contains(&word.as_str())) {
+        return None;
+    }
+    let vram_gib = vram_each.map(|vram| (vram.0 + Bytes::GIB / 2) / Bytes::GIB).or_else(|| vram_in(&words));
+    price_list().class.iter().find(|class| is(class, &words, vram_gib)).map(|class| class.name.as_str())
+}
+
+fn is(class: &Listed, words: &[String], vram_gib: Option<i64>) -> bool {
+    let any = |wanted: &[String]| wanted.iter().any(|wanted| words.contains(wanted));
+    let vram = class
+        .vram_gib
+        .is_none_or(|wanted| vram_gib.is_some_and(|found| (found - wanted).abs() * 10 <= wanted));
+    any(&class.model) && (class.form.is_empty() || any(&class.form)) && vram
+}
+
+/// Memory that stands in a name, such as `80GB`, `80G` or `80 GB`.
+fn vram_in(words: &[String]) -> Option<i64> {
+    let with_unit = words.iter().find_map(|word| word.trim_end_matches('b').strip_suffix('g')?.parse().ok());
+    let apart = words.windows(2).find_map(|pair| if pair[1] == "gb" { pair[0].parse().ok() } else { None });
+    with_unit.or(apart)
+}
+
+/// A part of the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Region {
+    /// The United States, Canada and Mexico.
+    NorthAmerica,
+    /// Europe, with Iceland and the United Kingdom.
+    Europe,
+    /// Asia without the Middle East.
+    Asia,
+    /// The Middle East.
+    MiddleEast,
+    /// Australia and New Zealand.
+    Oceania,
+    /// South America.
+    SouthAmerica,
+    /// Africa.
+    Africa,
+}
+
+/// What names of regions are made of. Codes are of countries, or of the places that clouds name so.
+const PLACES: [(Region, &[&str]); 7] = [
+    (
+        Region::NorthAmerica,
+        &["us", "usa", "ca", "canada", "mx", "texas", "california", "virginia", "america", "na"],
+    ),
+    (
+        Region::Europe,
+        &[
+            "eu",
+            "eur",
+            "europe",
+            "fin",
+            "fi",
+            "finland",
+            "ice",
+            "is",
+            "iceland",
+            "norway",
+            "no",
+            "se",
+            "sweden",
+            "de",
+            "germany",
+            "fr",
+            "france",
+            "nl",
+            "netherlands",
+            "uk",
+            "gb",
+            "ro",
+            "cz",
+            "es",
+            "it",
+            "pl",
+            "pt",
+            "bg",
+            "ee",
+            "dk",
+            "be",
+            "at",
+            "ch",
+            "ie",
+            "ua",
+            "hu",
+            "sk",
+            "si",
+            "hr",
+            "lt",
+            "lv",
+            "gr",
+        ],
+    ),
+    (
+        Region::Asia,
+        &[
+            "asia",
+            "ap",
+            "jp",
+            "japan",
+            "kr",
+            "sg",
+            "singapore",
+            "in",
+            "india",
+            "tw",
+            "hk",
+            "cn",
+            "th",
+            "vn",
+            "my",
+            "id",
+        ],
+    ),
+    (Region::MiddleEast, &["me", "il", "israel", "ae", "sa", "qa", "tr"]),
+    (Region::Oceania, &["oc", "au", "australia", "nz"]),
+    (Region::SouthAmerica, &["sam", "br", "brazil", "cl", "ar", "co"]),
+    (Region::Africa, &["africa", "af", "za", "eg", "ke", "ng"]),
+];
+
+impl Region {
+    /// The region that a cloud's word for a place lies in.
+    #[must_use]
+    pub fn of(text: &str) -> Option<Self> {
+        let of_word = |word: &String| {
+            PLACES.iter().find(|(_, names)| names.contains(&word.as_str())).map(|(region, _)| *region)
+        };
+        // `us-west-1` begins with the country; `Texas, US` ends with it.
+        let words = words(text);
+        if text.contains(',') { words.iter().rev().find_map(of_word) } else { words.iter().find_map(of_word) }
+    }
+
+    /// For programs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NorthAmerica => "north-america",
+            Self::Europe => "europe",
+            Self::Asia => "asia",
+            Self::MiddleEast => "middle-east",
+            Self::Oceania => "oceania",
+            Self::SouthAmerica => "south-america",
+            Self::Africa => "africa",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gib(count: i64) -> Option<Bytes> {
+        Some(Bytes(count * Bytes::GIB))
+    }
+
+    #[test]
+    fn each_clouds_name_is_of_the_same_class() {
+        let cases = [
+            (
+                "h100-sxm",
+                None,
+                &[
+                    "H100 sxm5",
+                    "H100-80G-SXM5",
+                    "H100 (80 GB SXM5)",
+                    "NVIDIA H100 80GB HBM3",
+                    "H100 SXM",
+                    "H100 SXM5 80GB",
+                ][..],
+            ),
+            (
+                "h100-pcie",
+                None,
+                &["H100_pcie", "H100-80G-PCIe", "H100-80G-PCIe-NVLink", "H100 PCIE", "NVIDIA H100 PCIe"],
+            ),
+            ("h100-nvl", None, &["H100 NVL", "NVIDIA H100 NVL"]),
+            (
+                "a100-80",
+                None,
+                &["A100_80G pcie", "A100 (80 GB SXM4)", "NVIDIA A100-SXM4-80GB", "A100 SXM4 80GB"],
+            ),
+            ("a100-40", None, &["A100 (40 GB SXM4)", "A100 SXM4 40GB"]),
+            ("a100-80", gib(80), &["A100 SXM4", "A100"]),
+            ("l40s", None, &["L40S", "NVIDIA L40S"]),
+            ("rtx-a6000", None, &["RTX A6000 48GB", "A6000", "RTX-A6000", "NVIDIA RTX A6000"]),
+            ("rtx-4090", None, &["NVIDIA GeForce RTX 4090", "RTX 4090"]),
+            ("v100-16", None, &["Tesla V100 16GB"]),
+            ("b200", None, &["B200 (180 GB SXM6)", "NVIDIA B200"]),
+        ];
+        for (class, vram, models) in cases {
+            for model in models {
+                assert_eq!(class_of(model, vram), Some(class), "{model}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_certain_is_of_no_class() {
+        for model in [
+            "H100",
+            "A100",
+            "RTX 4090 D",
+            "RTX 3090 Ti",
+            "A1000",
+            "GH200 (96 GB)",
+            "L40",
+            "",
+            "A100 MIG 40GB",
+        ] {
+            assert_eq!(class_of(model, None), None, "{model}");
+        }
+        assert_eq!(class_of("A100", gib(24)), None);
+    }
+
+    #[test]
+    fn places_are_found_in_each_clouds_words() {
+        let cases = [
+            (
+                Region::NorthAmerica,
+                &["us-west-1", "US-TX-3", "CANADA-1", "Texas, US", "Quebec, CA", "us-central-3"][..],
+            ),
+            (Region::Europe, &["FIN-01", "ICE-01", "NORWAY-1", "EU-RO-1", "europe-central-1", "Paris, FR"]),
+            (Region::Asia, &["asia-northeast-1", "Tokyo, JP", "AP-JP-1"]),
+            (Region::Oceania, &["australia-east-1", "OC-AU-1"]),
+        ];
+        for (region, texts) in cases {
+            for text in texts {
+                assert_eq!(Region::of(text), Some(region), "{text}");
+            }
+        }
+        assert_eq!(Region::of("any"), None);
+    }
+}
