@@ -151,7 +151,13 @@ async fn changed(changes: &mut broadcast::Receiver<Changes>) {
     loop {
         match changes.recv().await {
             Ok(Changes::Mesh | Changes::Unknown) | Err(broadcast::error::RecvError::Lagged(_)) => return,
-            Ok(Changes::Supply | Changes::Job(_) | Changes::Host(_) | Changes::Challenges) => {}
+            Ok(
+                Changes::Supply
+                | Changes::Job(_)
+                | Changes::Host(_)
+                | Changes::Quote(_)
+                | Changes::Challenges,
+            ) => {}
             // Only polling is left.
             Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
         }

@@ -3,8 +3,10 @@
 //! [`plan`](planner::plan) and [`watch`](watch::watch) are pure: a snapshot and the
 //! time in, decisions out. [`role`] loads, calls and carries out.
 
+mod fit;
 pub mod planner;
 pub mod role;
+mod wait;
 pub mod watch;
 
 pub use role::run;

@@ -7,7 +7,7 @@ use nave_store::{Changes, OpenLease, Placement, Store, StoreError};
 use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
-    planner::{Reason, plan},
+    planner::{Quoted, Reason, plan},
     watch::{Decision, Patience, watch},
 };
 
@@ -35,7 +35,9 @@ pub async fn run(patience: Patience, store: Store, shutdown: impl Future<Output 
 }
 
 async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
-    let wait = async { while let Ok(Changes::Job(_) | Changes::Host(_)) = changes.recv().await {} };
+    let wait = async {
+        while let Ok(Changes::Job(_) | Changes::Host(_) | Changes::Quote(_)) = changes.recv().await {}
+    };
     drop(timeout(TICK, wait).await);
 }
 
@@ -49,6 +51,7 @@ async fn place(store: &Store) -> Result<(), StoreError> {
     let plan = plan(&store.snapshot().await?);
     crash_point!("scheduler.plan.before_place");
     carry_out(store, &plan.placements).await?;
+    answer(store, &plan.quotes).await?;
     for (job, Reason { code, message }) in &plan.waiting {
         store.job_waits(*job, code, message).await?;
     }
@@ -65,27 +68,48 @@ async fn place(store: &Store) -> Result<(), StoreError> {
 
 /// Places what a plan decided. Where a placement on a host fails, the later ones there are
 /// dropped: they count on its generation, which somebody else's change may have reached instead.
+/// A gang is placed as a whole or not at all.
 ///
 /// # Errors
 /// When the database does not answer.
 pub async fn carry_out(store: &Store, placements: &[Placement]) -> Result<(), StoreError> {
     let mut moved = BTreeSet::new();
-    for placement in placements {
-        if moved.contains(&placement.host) {
-            continue;
+    for together in placements.chunk_by(|one, next| one.gang.is_some() && one.gang == next.gang) {
+        let hosts = together.iter().map(|placement| placement.host);
+        if hosts.clone().any(|host| moved.contains(&host)) || !place_together(store, together).await? {
+            moved.extend(hosts);
         }
-        match store.job_place(placement).await {
-            Ok(lease) => {
+    }
+    Ok(())
+}
+
+/// Whether the jobs were placed.
+async fn place_together(store: &Store, placements: &[Placement]) -> Result<bool, StoreError> {
+    match store.gang_place(placements).await {
+        Ok(leases) => {
+            for (placement, lease) in placements.iter().zip(leases) {
                 tracing::info!(job.id = %placement.job, host.id = %placement.host, lease.id = %lease, "placed a job");
-                continue;
             }
-            Err(StoreError::Stale(_)) => {
-                tracing::debug!(job.id = %placement.job, "the market moved on; planning anew");
-            }
-            Err(error @ StoreError::Database(_)) => return Err(error),
-            Err(error) => tracing::error!(job.id = %placement.job, %error, "could not place a job"),
+            return Ok(true);
         }
-        moved.insert(placement.host);
+        Err(StoreError::Stale(_)) => tracing::debug!("the market moved on; planning anew"),
+        Err(error @ StoreError::Database(_)) => return Err(error),
+        Err(error) => {
+            let job = placements.first().map(|placement| tracing::field::display(placement.job));
+            tracing::error!(job.id = job, %error, "could not place a job");
+        }
+    }
+    Ok(false)
+}
+
+/// Answers those who ask for quotes; what the market moved on for is looked at again.
+async fn answer(store: &Store, quotes: &[Quoted]) -> Result<(), StoreError> {
+    for Quoted { quote, answer, considered } in quotes {
+        match store.quote_answer(*quote, answer, considered).await {
+            Ok(()) | Err(StoreError::Stale(_)) => {}
+            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error) => tracing::error!(quote.id = %quote, %error, "could not answer a quote"),
+        }
     }
     Ok(())
 }

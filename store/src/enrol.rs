@@ -7,6 +7,7 @@ use nave_domain::{
     HostId,
     host::{self, HostEvent, HostState, Term},
     rate::Rate,
+    wish::Region,
 };
 use sqlx::PgConnection;
 
@@ -36,6 +37,8 @@ pub struct Joining<'a> {
     pub rate: Rate,
     /// For how long its capacity is offered.
     pub term: Term,
+    /// Where its owner says it is.
+    pub region: Option<&'a Region>,
     /// The host that enrols again, on other hardware or without its keys.
     pub replaces: Option<HostId>,
 }
@@ -148,8 +151,8 @@ async fn joined_before(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<O
 async fn join(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Joined> {
     let name = joining.name.map_or_else(|| named_after(joining.host), str::to_owned);
     sqlx::query!(
-        "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, term, agent_key, mesh_address, mesh_key)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::inet, $10)",
+        "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, term, agent_key, mesh_address, mesh_key, region)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::inet, $10, $11)",
         joining.host.0,
         name,
         joining.hotkey,
@@ -159,7 +162,8 @@ async fn join(tx: &mut PgConnection, joining: &Joining<'_>) -> Result<Joined> {
         joining.term.as_str(),
         joining.agent_key,
         joining.address.to_string(),
-        joining.mesh_key
+        joining.mesh_key,
+        joining.region.map(Region::as_str)
     )
     .execute(tx)
     .await?;
@@ -190,7 +194,7 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
         "update hosts set state = $2, agent_key = $3, mesh_key = $4, mesh_key_next = null, mesh_address = $5::text::inet,
             enrolled_at_ms = now_ms(), inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
             reason_code = null, reason_message = null, reason_at_ms = null, paused = false,
-            suite_cause = null, suite_at_ms = 0, retest_up_ms = null, gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, generation = generation + 1
+            suite_cause = null, suite_at_ms = 0, retest_up_ms = null, gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, region = $11, generation = generation + 1
          where host_id = $1",
         host.0,
         to.as_str(),
@@ -201,7 +205,8 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
         joining.rate.vcpu_hour.0,
         joining.rate.gib_hour.0,
         joining.term.as_str(),
-        name
+        name,
+        joining.region.map(Region::as_str)
     )
     .execute(tx)
     .await?;

@@ -2,6 +2,8 @@
 
 use nave_domain::Overflow;
 
+use crate::quote::QuoteFault;
+
 /// Why a store call did not happen.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -17,6 +19,9 @@ pub enum StoreError {
     /// The available balance does not cover a hold.
     #[error("the available balance does not cover it")]
     BalanceTooLow,
+    /// A quote cannot be used or had.
+    #[error(transparent)]
+    Quote(QuoteFault),
     /// A named constraint refused the row.
     #[error("constraint {0} refused it")]
     Constraint(String),
@@ -32,6 +37,12 @@ pub enum StoreError {
     /// The database did not answer as expected.
     #[error("the database did not answer as expected")]
     Database(#[source] sqlx::Error),
+}
+
+impl From<QuoteFault> for StoreError {
+    fn from(fault: QuoteFault) -> Self {
+        Self::Quote(fault)
+    }
 }
 
 impl From<sqlx::Error> for StoreError {

@@ -13,7 +13,7 @@ use crate::{
     Result, Store, StoreError, host,
     job::LockedJob,
     notify::{Changes, announce},
-    schedule::{self, Placement},
+    place::{self, Basis, Placement},
 };
 
 /// Bytes of an address in an order, and of as many peers as a group can have.
@@ -57,41 +57,58 @@ pub(crate) async fn lock(tx: &mut PgConnection, job: &LockedJob) -> Result<Vec<H
     Ok(hosts.into_iter().map(HostId).collect())
 }
 
-/// What becomes of the host of a lease itself.
+/// Locks the hosts whose specs change, in the order of their ids: those of `others`, and `own` in the way
+/// that is theirs.
+async fn walk(
+    tx: &mut PgConnection,
+    others: &[HostId],
+    own: &BTreeSet<HostId>,
+    turn: Turn<'_>,
+) -> Result<()> {
+    let hosts: BTreeSet<HostId> = others.iter().chain(own).copied().collect();
+    for host in hosts {
+        match turn {
+            Turn::Open(placements, basis) if own.contains(&host) => {
+                for placement in placements.iter().filter(|placement| placement.host == host) {
+                    place::hold(tx, placement, basis).await?;
+                }
+            }
+            Turn::Close if own.contains(&host) => host::released(tx, host).await?,
+            Turn::Open(..) | Turn::Close => host::bump(tx, host).await?,
+        }
+    }
+    if others.is_empty() && own.len() == 1 { Ok(()) } else { announce(tx, Changes::Mesh).await }
+}
+
+/// What becomes of the hosts of leases themselves.
+#[derive(Clone, Copy)]
 enum Turn<'a> {
-    Open(&'a Placement),
+    Open(&'a [Placement], Basis),
     Close,
 }
 
-/// Locks the hosts that a lease on `host` concerns, in the order of their ids: its own takes
-/// its turn, and the specs of the others change.
-async fn walk(tx: &mut PgConnection, others: &[HostId], host: HostId, turn: Turn<'_>) -> Result<()> {
-    let hosts: BTreeSet<HostId> = others.iter().copied().chain([host]).collect();
-    for one in hosts {
-        match turn {
-            Turn::Open(placement) if one == host => schedule::hold(tx, placement).await?,
-            Turn::Close if one == host => host::released(tx, host).await?,
-            Turn::Open(_) | Turn::Close => host::bump(tx, one).await?,
-        }
-    }
-    if others.is_empty() { Ok(()) } else { announce(tx, Changes::Mesh).await }
-}
-
-/// Takes the host of a lease that is about to open, and tells those of its group.
+/// Takes the hosts of leases of one group that are about to open, and tells those of the others.
 ///
 /// # Errors
-/// [`StoreError::Stale`] when the group is full or the host has changed.
-pub(crate) async fn joined(tx: &mut PgConnection, job: &LockedJob, placement: &Placement) -> Result<()> {
+/// [`StoreError::Stale`] when the group is full or a host has changed.
+pub(crate) async fn joined(
+    tx: &mut PgConnection,
+    job: &LockedJob,
+    placements: &[Placement],
+    basis: Basis,
+) -> Result<()> {
     let others = lock(tx, job).await?;
-    if others.len() >= usize::try_from(GROUP_LEASES_MAX).unwrap_or(usize::MAX) {
+    let most = usize::try_from(GROUP_LEASES_MAX).unwrap_or(usize::MAX);
+    if others.len() + placements.len() > most {
         return Err(StoreError::Stale("group"));
     }
-    walk(tx, &others, placement.host, Turn::Open(placement)).await
+    let own = placements.iter().map(|placement| placement.host).collect();
+    walk(tx, &others, &own, Turn::Open(placements, basis)).await
 }
 
 /// Lets go of the host of a lease that was closed, and tells the others of its group.
 pub(crate) async fn left(tx: &mut PgConnection, others: &[HostId], host: HostId) -> Result<()> {
-    walk(tx, others, host, Turn::Close).await
+    walk(tx, others, &BTreeSet::from([host]), Turn::Close).await
 }
 
 /// The peers of every open lease of a host, by lease and by the peer's job.

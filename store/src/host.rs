@@ -8,12 +8,14 @@ use nave_domain::{
     job::JobRequest,
     lease::StopReason,
     rate::Rate,
+    wish::Region,
 };
 use sqlx::PgConnection;
 
 use crate::{
     Result, Store, StoreError, error, group,
     notify::{Changes, announce},
+    schedule::{self, Occupied},
 };
 
 /// A host.
@@ -27,7 +29,7 @@ pub struct HostRow {
     pub hotkey: String,
     /// Where it stands.
     pub state: HostState,
-    /// How far its claims were tested.
+    /// What is known of it.
     pub trust: Trust,
     /// What it says it has.
     pub inventory: Option<Inventory>,
@@ -39,6 +41,8 @@ pub struct HostRow {
     pub paused: bool,
     /// For how long its capacity is offered.
     pub term: Term,
+    /// Where its owner says it is.
+    pub region: Option<Region>,
     /// Its price.
     pub rate: Rate,
     /// Its address in the mesh.
@@ -60,19 +64,6 @@ pub struct HostReason {
     pub message: String,
     /// Since when.
     pub since: Timestamp,
-}
-
-/// What open leases occupy of a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UsageRow {
-    /// CPU leased.
-    pub milli_cpu: MilliCpu,
-    /// Memory leased.
-    pub memory: Bytes,
-    /// Disk leased.
-    pub disk: Bytes,
-    /// GPUs leased.
-    pub devices: Vec<String>,
 }
 
 /// What a host should do.
@@ -334,8 +325,8 @@ impl Store {
 
     async fn host_select(&self, hotkey: Option<&str>) -> Result<Vec<HostRow>> {
         let rows = sqlx::query!(
-            r#"select h.host_id, h.name, h.hotkey, h.state, h.trust, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
-                    h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term,
+            r#"select h.host_id, h.name, h.hotkey, h.state, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
+                    h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term, h.region,
                     host(h.mesh_address) as mesh_address, h.enrolled_at_ms,
                     (select count(*) from leases l where l.host_id = h.host_id and l.state <> 'closed') as "leases!"
                from hosts h
@@ -346,20 +337,22 @@ impl Store {
         .fetch_all(&self.pool)
         .await?;
         let rows = rows.into_iter().map(|row| {
+            let inventory: Option<Inventory> =
+                row.inventory.map(|value| error::read_json("an inventory", value)).transpose()?;
+            let proven: Option<Proven> =
+                row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
             Ok(HostRow {
                 host: row.host_id.into(),
                 name: row.name,
                 hotkey: row.hotkey,
                 state: error::read_name("a host's state", row.state)?,
-                trust: error::read_name("a trust class", row.trust)?,
-                inventory: row.inventory.map(|value| error::read_json("an inventory", value)).transpose()?,
-                proven: row
-                    .proven
-                    .map(|value| error::read_json("what a host has proven", value))
-                    .transpose()?,
+                trust: Trust::of(inventory.as_ref(), proven.as_ref()),
+                inventory,
+                proven,
                 reason: read_reason(row.reason_code, row.reason_message, row.reason_at_ms),
                 paused: row.paused,
                 term: error::read_name("a term", row.term)?,
+                region: row.region.map(|name| error::read_name("a region", name)).transpose()?,
                 rate: Rate {
                     gpu_hour: MicroUsd(row.gpu_hour),
                     vcpu_hour: MicroUsd(row.vcpu_hour),
@@ -374,30 +367,12 @@ impl Store {
         rows.collect()
     }
 
-    /// What open leases occupy, by host; hosts without any are left out.
+    /// What open leases and quotes occupy, by host; hosts without any are left out.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn hosts_usage(&self) -> Result<BTreeMap<HostId, UsageRow>> {
-        let rows = sqlx::query!(
-            r#"select host_id, sum(milli_cpu)::bigint as "milli_cpu!", sum(memory)::bigint as "memory!",
-                    sum(disk)::bigint as "disk!",
-                    array(select unnest(o.devices) from leases o
-                          where o.host_id = l.host_id and o.state <> 'closed') as "devices!"
-               from leases l where state <> 'closed' group by host_id"#
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let rows = rows.into_iter().map(|row| {
-            let usage = UsageRow {
-                milli_cpu: MilliCpu(row.milli_cpu),
-                memory: Bytes(row.memory),
-                disk: Bytes(row.disk),
-                devices: row.devices,
-            };
-            (row.host_id.into(), usage)
-        });
-        Ok(rows.collect())
+    pub async fn hosts_occupied(&self) -> Result<BTreeMap<HostId, Vec<Occupied>>> {
+        schedule::occupied(&mut *self.pool.acquire().await?).await
     }
 
     /// Marks hosts suspect that have been silent for longer than `silent` on the control

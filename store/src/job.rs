@@ -16,6 +16,8 @@ use uuid::Uuid;
 use crate::{
     Result, Store, StoreError, error, lease, ledger,
     notify::{Changes, announce},
+    place::{self, Basis, Grounds},
+    quote::{self, LockedQuote, QuoteFault},
 };
 
 /// A request to be accepted.
@@ -84,8 +86,8 @@ pub struct AttemptRow {
     pub hotkey: String,
     /// What the host said it has.
     pub inventory: Option<Inventory>,
-    /// How far its claims were tested.
-    pub trust: nave_domain::host::Trust,
+    /// Why it ran there, and what was known then.
+    pub grounds: Grounds,
     /// Where the lease stands.
     pub state: LeaseState,
     /// What was leased.
@@ -184,32 +186,32 @@ pub(crate) async fn release(tx: &mut PgConnection, job: &LockedJob) -> Result<()
 
 impl Store {
     /// Accepts a request: the hold on the customer's balance and the job, in one
-    /// transaction. The same key and request again return the same job.
+    /// transaction, and on a quote its lease, too. The same key and request again return the same job.
     ///
     /// # Errors
     /// [`StoreError::KeyReused`] for another request under the same key,
-    /// [`StoreError::BalanceTooLow`] when the balance does not cover its spend cap.
+    /// [`StoreError::BalanceTooLow`] when the balance does not cover its spend cap,
+    /// [`StoreError::Quote`] when its quote cannot be used for it.
     pub async fn job_submit(&self, submission: &Submission<'_>) -> Result<Submitted> {
         let mut tx = self.pool.begin().await?;
-        ledger::lock(&mut tx, submission.customer).await?;
+        // The host of a quote is locked before the customer's money.
+        let quote = match submission.request.quote {
+            Some(quote) => Some(quote::lock(&mut tx, submission.customer, quote).await?),
+            None => {
+                ledger::lock(&mut tx, submission.customer).await?;
+                None
+            }
+        };
         if let Some(job) = find_submitted(&mut tx, submission).await? {
             return Ok(Submitted { job, fresh: false });
         }
-        let job = JobId(Uuid::now_v7());
-        let request = submission.request;
-        sqlx::query!(
-            "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms)
-             values ($1, $2, $3, $4, $5, $6, now_ms())",
-            job.0,
-            submission.customer.0,
-            submission.key,
-            submission.hash.as_slice(),
-            error::write_json(request)?,
-            request.max_spend.0
-        )
-        .execute(&mut *tx)
-        .await?;
-        ledger::post(&mut tx, &Posting::hold(job, submission.customer, request.max_spend)).await?;
+        let job = insert(&mut tx, submission).await?;
+        if let Some(quote) = quote {
+            place_quoted(&mut tx, &quote, job).await?;
+            ledger::lock(&mut tx, submission.customer).await?;
+        }
+        let held = submission.request.max_spend;
+        ledger::post(&mut tx, &Posting::hold(job, submission.customer, held)).await?;
         announce(&mut tx, Changes::Supply).await?;
         crash_point!("store.job_submit.before_commit");
         tx.commit().await?;
@@ -285,8 +287,8 @@ impl Store {
         let ids: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
         let rows = sqlx::query_as!(
             RawAttempt,
-            "select l.lease_id, l.job_id, l.attempt, l.host_id, h.name as host_name, h.hotkey, h.inventory, h.trust,
-                    l.state, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour, l.vcpu_hour, l.gib_hour, l.devices,
+            "select l.lease_id, l.job_id, l.attempt, l.host_id, h.name as host_name, h.hotkey, h.inventory,
+                    l.reason, l.trust, l.baseline_gpu_hour, l.state, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour, l.vcpu_hour, l.gib_hour, l.devices,
                     l.placed_at_ms, l.started_at_ms, l.ended_at_ms, l.used_ms, l.charged, l.outcome
              from leases l join hosts h using (host_id)
              where l.job_id = any($1) order by l.job_id, l.attempt",
@@ -355,6 +357,35 @@ impl Store {
     }
 }
 
+async fn insert(tx: &mut PgConnection, submission: &Submission<'_>) -> Result<JobId> {
+    let job = JobId(Uuid::now_v7());
+    sqlx::query!(
+        "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms)
+         values ($1, $2, $3, $4, $5, $6, now_ms())",
+        job.0,
+        submission.customer.0,
+        submission.key,
+        submission.hash.as_slice(),
+        error::write_json(submission.request)?,
+        submission.request.max_spend.0
+    )
+    .execute(tx)
+    .await?;
+    Ok(job)
+}
+
+/// Gives a new job the place that its quote holds.
+async fn place_quoted(tx: &mut PgConnection, quote: &LockedQuote, job: JobId) -> Result<()> {
+    let job = lock(tx, job).await?;
+    let placement = quote.place(job.job, &job.request)?;
+    let opened = place::open(tx, &mut [job], std::slice::from_ref(&placement), Basis::Quote).await;
+    match opened {
+        Err(StoreError::Stale(_)) => Err(QuoteFault::Void.into()),
+        Err(error) => Err(error),
+        Ok(_) => quote.used(tx, &placement).await,
+    }
+}
+
 async fn find_submitted(tx: &mut PgConnection, submission: &Submission<'_>) -> Result<Option<JobId>> {
     find_by_key(tx, submission.customer, submission.key, submission.hash).await
 }
@@ -420,7 +451,9 @@ struct RawAttempt {
     host_name: String,
     hotkey: String,
     inventory: Option<serde_json::Value>,
+    reason: String,
     trust: String,
+    baseline_gpu_hour: Option<i64>,
     state: String,
     milli_gpu: i64,
     milli_cpu: i64,
@@ -447,7 +480,11 @@ impl RawAttempt {
             host_name: self.host_name,
             hotkey: self.hotkey,
             inventory: self.inventory.map(|value| error::read_json("an inventory", value)).transpose()?,
-            trust: error::read_name("a trust class", self.trust)?,
+            grounds: Grounds {
+                reason: error::read_name("why a host was chosen", self.reason)?,
+                trust: error::read_name("a trust class", self.trust)?,
+                baseline: self.baseline_gpu_hour.map(MicroUsd),
+            },
             state: error::read_name("a lease's state", self.state)?,
             size: Size {
                 milli_gpu: MilliGpu(self.milli_gpu),

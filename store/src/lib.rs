@@ -1,12 +1,13 @@
 //! The only SQL of Nave.
 //!
 //! One module per aggregate; functions are named `noun_verb`. Rows are locked in the
-//! order job → lease → group → host → ledger account, so that transactions never deadlock.
+//! order quote → job → lease → group → host → ledger account, so that transactions never deadlock.
 //! Every change that somebody waits for is announced with `NOTIFY`; the announcement
 //! only shortens the wait, polling finds the same.
 
 mod account;
 mod ban;
+mod baseline;
 mod blob;
 mod challenge;
 mod clock;
@@ -24,6 +25,8 @@ mod log;
 mod mesh;
 mod miner;
 mod notify;
+mod place;
+mod quote;
 mod release;
 mod schedule;
 mod setting;
@@ -44,6 +47,7 @@ use sqlx::{
 
 pub use account::{Caller, KeyRow};
 pub use ban::BanRow;
+pub use baseline::{BaselineRow, Baselines};
 pub use blob::BlobClaim;
 pub use challenge::{Decision, Drawing, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use device::Holder;
@@ -51,7 +55,7 @@ pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
 pub use group::MeshRoute;
-pub use host::{HostReason, HostRow, OrderRow, SpecRow, UsageRow};
+pub use host::{HostReason, HostRow, OrderRow, SpecRow};
 pub use job::{AttemptRow, JobRow, Submission, Submitted};
 pub use lease::{ChargeDue, HeldLease, OpenLease, ResultRow};
 pub use ledger::{BalanceRow, LedgerRow};
@@ -59,8 +63,10 @@ pub use log::{Appended, LogRow};
 pub use mesh::{HubRow, MeshPeer};
 pub use miner::{Departure, HostPatch};
 pub use notify::{Changes, Listener};
+pub use place::{Grounds, ORDERS_BYTES_MAX, Placement};
+pub use quote::{AskedQuote, Asking, Considered, OPEN_MAX as QUOTES_MAX, QuoteAnswer, QuoteFault, QuoteRow};
 pub use release::{NewRelease, ReleaseRow};
-pub use schedule::{ORDERS_BYTES_MAX, Placement, QueuedJob, Snapshot, SupplyHost};
+pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost};
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, ServeRow, Transfer, TransferRoute};
 pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};

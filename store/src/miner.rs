@@ -4,6 +4,7 @@ use nave_domain::{
     HostId,
     host::{self, HostEvent, HostState, Term},
     rate::Rate,
+    wish::Region,
 };
 
 use crate::{
@@ -12,12 +13,14 @@ use crate::{
 };
 
 /// What an owner changes; what is none stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostPatch {
     /// Its price.
     pub rate: Option<Rate>,
     /// For how long its capacity is offered.
     pub term: Option<Term>,
+    /// Where it is.
+    pub region: Option<Region>,
     /// Whether it takes no new jobs for now.
     pub paused: Option<bool>,
 }
@@ -72,14 +75,16 @@ impl Store {
         }
         sqlx::query!(
             "update hosts set gpu_hour = coalesce($2, gpu_hour), vcpu_hour = coalesce($3, vcpu_hour),
-                gib_hour = coalesce($4, gib_hour), term = coalesce($5, term), paused = coalesce($6, paused)
+                gib_hour = coalesce($4, gib_hour), term = coalesce($5, term), paused = coalesce($6, paused),
+                region = coalesce($7, region)
              where host_id = $1",
             host.0,
             patch.rate.map(|rate| rate.gpu_hour.0),
             patch.rate.map(|rate| rate.vcpu_hour.0),
             patch.rate.map(|rate| rate.gib_hour.0),
             patch.term.map(Term::as_str),
-            patch.paused
+            patch.paused,
+            patch.region.as_ref().map(Region::as_str)
         )
         .execute(&mut *tx)
         .await?;

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use nave_domain::{HostId, JobId};
+use nave_domain::{HostId, JobId, QuoteId};
 use sqlx::{PgConnection, postgres::PgListener};
 use tokio::sync::broadcast;
 
@@ -20,6 +20,8 @@ pub enum Changes {
     Job(JobId),
     /// A host's spec.
     Host(HostId),
+    /// The answer to a wish for a quote.
+    Quote(QuoteId),
     /// Who is in the mesh, or with which key.
     Mesh,
     /// What is being tested of hosts.
@@ -82,11 +84,10 @@ fn parse(payload: &str) -> Changes {
         "challenges" => return Changes::Challenges,
         _ => {}
     }
-    match (payload.parse(), payload.parse()) {
-        (Ok(job), _) => Changes::Job(job),
-        (_, Ok(host)) => Changes::Host(host),
-        (Err(_), Err(_)) => Changes::Unknown,
-    }
+    let job = payload.parse().map(Changes::Job);
+    let host = || payload.parse().map(Changes::Host);
+    let quote = || payload.parse().map(Changes::Quote);
+    job.or_else(|_| host()).or_else(|_| quote()).unwrap_or(Changes::Unknown)
 }
 
 /// Announces within a transaction; it is sent when that commits.
@@ -97,6 +98,7 @@ pub(crate) async fn announce(tx: &mut PgConnection, change: Changes) -> Result<(
         Changes::Challenges => "challenges".to_owned(),
         Changes::Job(job) => job.to_string(),
         Changes::Host(host) => host.to_string(),
+        Changes::Quote(quote) => quote.to_string(),
         Changes::Unknown => return Ok(()),
     };
     sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(tx).await?;

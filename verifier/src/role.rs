@@ -18,7 +18,7 @@ use nave_domain::{
     host::Inventory,
     verdict::{Cause, Kind},
 };
-use nave_proof::{Challenge, Failure, Nonce, OPENING_MAX, Opening, Reason, Task, VERSION};
+use nave_proof::{Challenge, Failure, Nonce, OPENING_MAX, Opening, Reason, Task};
 use nave_store::{Changes, Drawing, DueHost, OpenChallenge, OpenWindow, Store, StoreError};
 use tokio::{
     sync::{Semaphore, broadcast},
@@ -28,7 +28,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    decide::{CANNOT_BE_JUDGED, Case, Next, Ruling, Standing, decide, decide_again, is_newer},
+    decide::{CANNOT_BE_JUDGED, Case, Next, Ruling, Standing, Written, decide, decide_again, is_newer},
     draw::{self, Due, Rules, due},
     schedule::{Action, Means, Probe, plan},
 };
@@ -108,7 +108,7 @@ pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()
 
 async fn challenges_changed(changes: &mut broadcast::Receiver<Changes>) {
     let others = async {
-        while let Ok(Changes::Supply | Changes::Job(_) | Changes::Host(_) | Changes::Mesh) =
+        while let Ok(Changes::Supply | Changes::Job(_) | Changes::Host(_) | Changes::Quote(_) | Changes::Mesh) =
             changes.recv().await
         {}
     };
@@ -303,7 +303,7 @@ impl Verifier {
             }
             Next::Rule(ruling) => {
                 let ruling = transfers::settle(&self.store, &open, ruling).await?;
-                write_down(&self.store, &open, &ruling, &self.config.bans).await
+                write_down(&self.store, &open, ruling, &self.config.bans).await
             }
             Next::Judge(case) => {
                 self.judge(open, case, End::Verdict);
@@ -327,15 +327,15 @@ impl Verifier {
             Next::Wait if is_newer(&open) => Ok(()),
             Next::Wait => {
                 let ruling = Ruling::Void(CANNOT_BE_JUDGED.into());
-                write_appeal_down(&self.store, &open, &ruling).await
+                write_appeal_down(&self.store, &open, ruling).await
             }
             Next::Reveal(_) => {
                 let ruling = Ruling::Void("nothing that is kept says that it failed".into());
-                write_appeal_down(&self.store, &open, &ruling).await
+                write_appeal_down(&self.store, &open, ruling).await
             }
             Next::Rule(ruling) => {
                 let ruling = transfers::settle(&self.store, &open, ruling).await?;
-                write_appeal_down(&self.store, &open, &ruling).await
+                write_appeal_down(&self.store, &open, ruling).await
             }
             Next::Judge(case) => {
                 self.judge(open, case, End::Appeal);
@@ -354,8 +354,8 @@ impl Verifier {
                 let ruling = transfers::settle(&store, &open, ruling).await?;
                 crash_point!("verifier.judge.before_store");
                 match end {
-                    End::Verdict => write_down(&store, &open, &ruling, &bans).await,
-                    End::Appeal => write_appeal_down(&store, &open, &ruling).await,
+                    End::Verdict => write_down(&store, &open, ruling, &bans).await,
+                    End::Appeal => write_appeal_down(&store, &open, ruling).await,
                 }
             };
             if let Err(error) = judged.await {
@@ -382,15 +382,8 @@ fn cause(host: &DueHost) -> Cause {
 
 fn challenge(host: HostId, task: Task, window: Option<&OpenWindow>) -> anyhow::Result<Challenge> {
     let beacon = window.map(|window| window.beacon.parse()).transpose();
-    Ok(Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::now_v7()),
-        host,
-        task,
-        nonce: nonce()?,
-        beacon: beacon.context("read a beacon")?,
-        reveals: Vec::new(),
-    })
+    let challenge = Challenge::new(ChallengeId(Uuid::now_v7()), host, task, nonce()?);
+    Ok(Challenge { beacon: beacon.context("read a beacon")?, ..challenge })
 }
 
 async fn try_case(
@@ -399,21 +392,23 @@ async fn try_case(
     open: &OpenChallenge,
     case: Box<Case>,
 ) -> anyhow::Result<Ruling> {
-    let ruling = {
-        let _seat = seats.acquire().await.context("take a judge's seat")?;
-        let opening = fetch(store, &case.opening).await?;
-        let judged = spawn_blocking(move || case.rule(opening)).await;
-        // What breaks the judge would break it again: it is our fault, and not the host's.
-        judged.unwrap_or_else(|error| {
-            tracing::error!(challenge.id = %open.challenge, %error, "a judge broke off");
-            Ruling::Void(BROKE_OFF.into())
-        })
-    };
+    let _seat = seats.acquire().await.context("take a judge's seat")?;
+    let opening = fetch(store, &case.opening).await?;
+    let judged = spawn_blocking(move || case.rule(opening)).await;
+    // What breaks the judge would break it again: it is our fault, and not the host's.
+    Ok(judged.unwrap_or_else(|error| {
+        tracing::error!(challenge.id = %open.challenge, %error, "a judge broke off");
+        Ruling::Void(BROKE_OFF.into())
+    }))
+}
+
+/// What is written down of a ruling, for which it may matter whose GPUs those are that were shown.
+async fn written(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow::Result<Written> {
     let holders = match ruling.devices() {
         devices if devices.is_empty() => Vec::new(),
         devices => store.device_holders(open.host, &devices).await.context("see whose GPUs these are")?,
     };
-    Ok(ruling.with_holders(&holders))
+    Ok(ruling.written(holders))
 }
 
 /// The bytes of an opening, or why there are none that could be right.
@@ -431,16 +426,17 @@ async fn fetch(store: &Store, opening: &Opening) -> anyhow::Result<Result<Vec<u8
     }
 }
 
-async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: &Ruling) -> anyhow::Result<()> {
-    let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
-    let is_right = match ruling {
+async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow::Result<()> {
+    let written = written(store, open, ruling).await?;
+    let verdict = serde_json::to_value(&written).context("write a verdict as JSON")?;
+    let is_right = match &written.ruling {
         Ruling::Passed(_) => true,
         // That nobody can tell is no reason to take a verdict back.
         Ruling::Void(why) => why != CANNOT_BE_JUDGED && why != BROKE_OFF,
         Ruling::Failed(_) => false,
     };
     if is_news(store.appeal_decide(open.challenge, &verdict, is_right).await)? {
-        let (host, id, code) = (open.host, open.challenge, ruling.code());
+        let (host, id, code) = (open.host, open.challenge, written.ruling.code());
         tracing::info!(host.id = %host, challenge.id = %id, code, "a verdict was reached again");
     }
     Ok(())
@@ -449,19 +445,20 @@ async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: &Ruling)
 async fn write_down(
     store: &Store,
     open: &OpenChallenge,
-    ruling: &Ruling,
+    ruling: Ruling,
     bans: &[Millis],
 ) -> anyhow::Result<()> {
     let (id, host) = (open.challenge, open.host);
-    let verdict = serde_json::to_value(ruling).context("write a verdict as JSON")?;
-    let standing = Standing::of(open, bans);
-    let written = store.challenge_decide(id, &verdict, &ruling.decision(&standing)).await;
-    if !is_news(written).with_context(|| format!("write the verdict of {id} down"))? {
+    let written = written(store, open, ruling).await?;
+    let verdict = serde_json::to_value(&written).context("write a verdict as JSON")?;
+    let (ruling, standing) = (written.ruling, Standing::of(open, bans));
+    let stored = store.challenge_decide(id, &verdict, &ruling.decision(&standing)).await;
+    if !is_news(stored).with_context(|| format!("write the verdict of {id} down"))? {
         return Ok(());
     }
     let (code, duration_ms) = (ruling.code(), store.now().await?.since(open.drawn_at).0);
     let (host, id) = (tracing::field::display(host), tracing::field::display(id));
-    match ruling {
+    match &ruling {
         Ruling::Passed(_) => {
             tracing::info!(host.id = host, challenge.id = id, code, duration_ms, "a host passed a test");
         }

@@ -1,0 +1,163 @@
+//! Why a job waits, in words that say what to do about it.
+
+use std::collections::BTreeSet;
+
+use nave_domain::{
+    Bytes, MicroUsd,
+    host::{Device, Trust},
+    job::{GpuRequest, JobRequest, TermWish},
+    rate::hourly,
+    wish::Unmet,
+};
+use nave_store::{QueuedJob, SupplyHost};
+
+use crate::{
+    fit::{Lack, devices, lack},
+    planner::Reason,
+};
+
+/// A wish that customers can do without.
+#[derive(Debug, Clone, Copy)]
+enum Wish {
+    Of(Unmet),
+    Models,
+    VramMax,
+}
+
+/// In the order in which they are given up.
+const WISHES: [Wish; 6] = [
+    Wish::Of(Unmet::MaxPrice),
+    Wish::Of(Unmet::Region),
+    Wish::Models,
+    Wish::VramMax,
+    Wish::Of(Unmet::Term),
+    Wish::Of(Unmet::Trust),
+];
+
+/// Why none of these hosts, all of them empty, would take a job: the first wish without which one
+/// would, and the nearest one; or else what they lack.
+pub(crate) fn explain(empty: &[SupplyHost], job: &QueuedJob) -> Reason {
+    for wish in WISHES {
+        let Some(request) = wish.without(&job.request) else { continue };
+        let without = QueuedJob { request, ..job.clone() };
+        let fits = empty.iter().filter(|host| lack(host, &without, None).is_none());
+        let price = |host: &&SupplyHost| hourly(without.request.resources.size(), host.rate).ok();
+        if let Some(nearest) = fits.min_by_key(price) {
+            let message = format!(
+                "no host has {}{}; nearest: {}{}",
+                wanted(&job.request),
+                wish.words(&job.request),
+                offered(nearest, &without.request),
+                wish.remedy(&job.request, nearest)
+            );
+            return Reason { code: wish.code(), message };
+        }
+    }
+    let model = job.request.resources.gpu.as_ref().and_then(|gpu| gpu.choices().next()).flatten();
+    let lacks: BTreeSet<Lack> = empty.iter().filter_map(|host| lack(host, job, model)).collect();
+    let lacks: Vec<&str> = lacks.into_iter().map(Lack::words).collect();
+    let message = format!("no host has {}; see `nave offers`", lacks.join(" or "));
+    Reason { code: "no_host_fits", message }
+}
+
+impl Wish {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Of(Unmet::MaxPrice) => "no_host_at_price",
+            Self::Of(Unmet::Region) => "no_host_in_region",
+            Self::Of(Unmet::Term) => "no_host_on_term",
+            Self::Of(Unmet::Trust) => "no_host_trusted",
+            Self::Models | Self::VramMax => "no_host_of_model",
+        }
+    }
+
+    /// The request without this wish; none where it has no such wish.
+    fn without(self, request: &JobRequest) -> Option<JobRequest> {
+        let mut other = request.clone();
+        match self {
+            Self::Of(Unmet::MaxPrice) => other.max_price = None,
+            Self::Of(Unmet::Region) => other.region = None,
+            Self::Of(Unmet::Term) => other.term = TermWish::Any,
+            Self::Of(Unmet::Trust) => other.trust = Trust::ALL.into(),
+            Self::Models => other.resources.gpu.as_mut()?.models.clear(),
+            Self::VramMax => other.resources.gpu.as_mut()?.vram_max = None,
+        }
+        (other != *request).then_some(other)
+    }
+
+    /// What is asked for beside resources, as the end of "no host has 2 x H100".
+    fn words(self, request: &JobRequest) -> String {
+        match self {
+            Self::Of(Unmet::MaxPrice) => {
+                let most = request.max_price.unwrap_or_default();
+                format!(
+                    " for {most} an hour{} or less",
+                    if request.resources.gpu.is_some() { " each" } else { "" }
+                )
+            }
+            Self::Of(Unmet::Region) => {
+                request.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default()
+            }
+            Self::Of(Unmet::Term) => match request.term {
+                TermWish::OnDemand => " on demand".to_owned(),
+                TermWish::Spot => " as spot".to_owned(),
+                TermWish::Any => String::new(),
+            },
+            Self::Of(Unmet::Trust) => format!(" and is {}", trusted(&request.trust, " or ")),
+            Self::Models => String::new(),
+            Self::VramMax => {
+                let most = request.resources.gpu.as_ref().and_then(|gpu| gpu.vram_max).unwrap_or_default();
+                format!(" of at most {most}")
+            }
+        }
+    }
+
+    /// What lets it run on the nearest host, where that is no matter of course.
+    fn remedy(self, request: &JobRequest, host: &SupplyHost) -> String {
+        match self {
+            Self::Of(Unmet::Trust) => {
+                let mut trust = request.trust.clone();
+                trust.insert(host.terms.trust);
+                format!("; to run there: --trust {}", trusted(&trust, ","))
+            }
+            Self::Of(Unmet::MaxPrice | Unmet::Region | Unmet::Term) | Self::Models | Self::VramMax => {
+                String::new()
+            }
+        }
+    }
+}
+
+fn trusted(trust: &BTreeSet<Trust>, between: &str) -> String {
+    let names: Vec<&str> = trust.iter().map(|class| class.as_str()).collect();
+    names.join(between)
+}
+
+/// What a request asks for, as in "2 x H100".
+fn wanted(request: &JobRequest) -> String {
+    let resources = &request.resources;
+    let Some(gpu) = &resources.gpu else {
+        return format!("{} milli-CPU and {} of memory", resources.milli_cpu.0, resources.memory);
+    };
+    let GpuRequest { count, vram, models, .. } = gpu;
+    match (models.is_empty(), *vram > Bytes::ZERO) {
+        (true, false) => format!("{count} x any GPU"),
+        (true, true) => format!("{count} x {vram} GPU"),
+        (false, false) => format!("{count} x {}", models.join(" or ")),
+        (false, true) => format!("{count} x {} of {vram}", models.join(" or ")),
+    }
+}
+
+/// What a host offers for a request, as in "2 x A100 80 GiB at $1.49 an hour each in us".
+fn offered(host: &SupplyHost, request: &JobRequest) -> String {
+    let region = host.terms.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default();
+    let price = |amount: MicroUsd, each: &str| format!(" at {amount} an hour{each}{region}");
+    let term = host.terms.term.as_str().replace('_', " ");
+    let Some(gpu) = &request.resources.gpu else {
+        let amount = hourly(request.resources.size(), host.rate).unwrap_or_default();
+        return format!("the same{}, {term}", price(amount, ""));
+    };
+    let first: Option<&Device> = devices(host, gpu, None).first().copied();
+    let label = first.map(|device| format!("{} {}", device.label(), device.vram)).unwrap_or_default();
+    let (rate, trust) = (price(host.rate.gpu_hour, " each"), host.terms.trust.as_str());
+    format!("{} x {label}{rate}, {term}, {trust}", gpu.count)
+}

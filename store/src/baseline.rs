@@ -1,0 +1,123 @@
+//! Baselines: what clouds ask for devices on demand, which miners must beat.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{MicroUsd, Timestamp, wish::Region};
+use sqlx::PgConnection;
+
+use crate::{Result, Store, error};
+
+/// The baseline of one class in one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaselineRow {
+    /// The class.
+    pub class: String,
+    /// Where; none for anywhere else.
+    pub region: Option<Region>,
+    /// The epoch from which on it counts.
+    pub epoch: i64,
+    /// Price of one device for an hour.
+    pub gpu_hour: MicroUsd,
+    /// Whose prices it was made from.
+    pub source: String,
+    /// When the newest of those was fetched.
+    pub fetched_at: Timestamp,
+}
+
+/// The baselines that count now, by class and region.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Baselines(BTreeMap<(String, Option<Region>), MicroUsd>);
+
+impl Baselines {
+    /// The baseline of a class in a region, or else anywhere.
+    #[must_use]
+    pub fn of(&self, class: &str, region: Option<&Region>) -> Option<MicroUsd> {
+        let at = |region: Option<Region>| self.0.get(&(class.to_owned(), region)).copied();
+        region.and_then(|region| at(Some(region.clone()))).or_else(|| at(None))
+    }
+}
+
+impl FromIterator<((String, Option<Region>), MicroUsd)> for Baselines {
+    fn from_iter<I: IntoIterator<Item = ((String, Option<Region>), MicroUsd)>>(rows: I) -> Self {
+        Self(rows.into_iter().collect())
+    }
+}
+
+/// How the table writes that a baseline is for any region without one of its own.
+const ANYWHERE: &str = "*";
+
+fn read_region(name: String) -> Result<Option<Region>> {
+    if name == ANYWHERE { Ok(None) } else { error::read_name("a region", name).map(Some) }
+}
+
+/// The newest baseline of every class and region.
+pub(crate) async fn current(tx: &mut PgConnection) -> Result<Baselines> {
+    let rows = sqlx::query!(
+        "select distinct on (class, region) class, region, gpu_hour from baselines order by class, region, epoch desc"
+    )
+    .fetch_all(tx)
+    .await?;
+    let rows =
+        rows.into_iter().map(|row| Ok(((row.class, read_region(row.region)?), MicroUsd(row.gpu_hour))));
+    rows.collect()
+}
+
+impl Store {
+    /// The baselines that count now.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn baselines(&self) -> Result<Baselines> {
+        current(&mut *self.pool.acquire().await?).await
+    }
+
+    /// Writes baselines down; of a class and region in one epoch the last one counts.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn baselines_set(&self, rows: &[BaselineRow]) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        for row in rows {
+            sqlx::query!(
+                "insert into baselines (class, region, epoch, gpu_hour, source, fetched_at_ms)
+                 values ($1, $2, $3, $4, $5, $6)
+                 on conflict on constraint baselines_one do update
+                    set gpu_hour = excluded.gpu_hour, source = excluded.source, fetched_at_ms = excluded.fetched_at_ms",
+                row.class,
+                row.region.as_ref().map_or(ANYWHERE, Region::as_str),
+                row.epoch,
+                row.gpu_hour.0,
+                row.source,
+                row.fetched_at.0
+            )
+            .execute(&mut *tx)
+            .await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Every baseline that was ever written down of a class, oldest first.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn baseline_history(&self, class: &str) -> Result<Vec<BaselineRow>> {
+        let rows = sqlx::query!(
+            "select class, region, epoch, gpu_hour, source, fetched_at_ms from baselines
+             where class = $1 order by epoch, region",
+            class
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let rows = rows.into_iter().map(|row| {
+            Ok(BaselineRow {
+                class: row.class,
+                region: read_region(row.region)?,
+                epoch: row.epoch,
+                gpu_hour: MicroUsd(row.gpu_hour),
+                source: row.source,
+                fetched_at: Timestamp(row.fetched_at_ms),
+            })
+        });
+        rows.collect()
+    }
+}
