@@ -3,7 +3,7 @@
 use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, host::Inventory, verdict::Kind};
 use nave_sdk::wire::proof::{
     Challenge, CpuTask, Digest, EXPLANATION_MAX, Failure, INLINE_MAX, Message, Nonce, OPENING_MAX, Opening,
-    ProofReport, Reason, Task, VERSION,
+    ProofReport, Reason, Task,
 };
 use nave_sdk::wire::{
     host::PROTOCOL,
@@ -36,15 +36,7 @@ async fn draw(market: &Market, host: HostId) -> Challenge {
 
 async fn draw_task(market: &Market, host: HostId, task: Task) -> Challenge {
     let kind = task.kind();
-    let challenge = Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::now_v7()),
-        host,
-        task,
-        nonce: Nonce([1; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    };
+    let challenge = Challenge::new(ChallengeId(Uuid::now_v7()), host, task, Nonce([1; 32]));
     let body = serde_json::to_value(&challenge).expect("JSON");
     let given = market.store.challenge_give(host, challenge.challenge, kind, &body, &inventory()).await;
     given.expect("a challenge");

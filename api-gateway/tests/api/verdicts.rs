@@ -5,7 +5,7 @@ use nave_domain::{
     verdict::{Cause, Kind},
 };
 use nave_sdk::wire::{
-    proof::{Challenge, CpuTask, Digest, Message, Nonce, Opening, ProofReport, SoftwareTask, Task, VERSION},
+    proof::{Challenge, CpuTask, Digest, Message, Nonce, Opening, ProofReport, SoftwareTask, Task},
     rest::Page,
     sign::sha256,
     verdict::{HostVerdict, OpeningState, Ruling, VerdictRecord},
@@ -24,8 +24,7 @@ async fn draw(market: &Market, host: HostId, task: Task, shadow: bool) -> Challe
     let id = ChallengeId(Uuid::now_v7());
     let kind = task.kind();
     let nonce = Nonce([1; 32]);
-    let challenge =
-        Challenge { version: VERSION, challenge: id, host, task, nonce, beacon: None, reveals: Vec::new() };
+    let challenge = Challenge::new(id, host, task, nonce);
     let body = serde_json::to_value(&challenge).expect("JSON");
     let claims = inventory();
     let drawing = Drawing {

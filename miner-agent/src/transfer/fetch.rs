@@ -103,7 +103,7 @@ mod tests {
     use nave_domain::Millis;
     use nave_sdk::wire::{
         host::Serve,
-        proof::{Task, VERSION, transfer::Content},
+        proof::{Task, transfer::Content},
     };
     use tokio::net::TcpListener;
 
@@ -111,15 +111,12 @@ mod tests {
     use crate::transfer::serve::serve;
 
     fn challenge(task: &TransferTask) -> Challenge {
-        Challenge {
-            version: VERSION,
-            challenge: format!("challenge_{:032x}", 1).parse().expect("an id"),
-            host: format!("host_{:032x}", 2).parse().expect("an id"),
-            task: Task::Transfer(task.clone()),
-            nonce: Nonce([1; 32]),
-            beacon: None,
-            reveals: Vec::new(),
-        }
+        Challenge::new(
+            format!("challenge_{:032x}", 1).parse().expect("an id"),
+            format!("host_{:032x}", 2).parse().expect("an id"),
+            Task::Transfer(task.clone()),
+            Nonce([1; 32]),
+        )
     }
 
     async fn site(peer: Ipv6Addr) -> (TransferTask, TcpListener, Serve) {

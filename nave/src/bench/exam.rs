@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nave_domain::{ChallengeId, HostId, Millis, Timestamp};
 use nave_proof::{
-    Answer, Challenge, Evidence, Nonce, Prover, Resources, Span, Task, VERSION, Verdict, judge,
+    Answer, Challenge, Evidence, Nonce, Prover, Resources, Span, Task, Verdict, judge,
     software::{Sleeping, SoftwareDevice, SoftwareModel, Turns},
 };
 use sha2::{Digest as _, Sha256};
@@ -42,15 +42,7 @@ pub fn take(task: Task, resources: Resources, number: u64) -> anyhow::Result<Exa
 }
 
 fn fresh(task: Task, number: u64) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: nonce(number, 0),
-        beacon: None,
-        reveals: Vec::new(),
-    }
+    Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, nonce(number, 0))
 }
 
 /// The same test of whoever answers so.

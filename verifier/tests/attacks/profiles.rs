@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use nave_domain::{Bytes, ChallengeId, HostId, Millis, Timestamp, host::Device};
 use nave_proof::{
-    Answer, Challenge, Evidence, Failure, Nonce, Proven, Prover, Reason, Resources, Span, VERSION, Verdict,
-    judge,
+    Answer, Challenge, Evidence, Failure, Nonce, Proven, Prover, Reason, Resources, Span, Verdict, judge,
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
 };
 use nave_rules::{
@@ -91,15 +90,12 @@ fn exam(devices: &[(Device, SoftwareModel)]) -> Result<Vec<Rating>, Failure> {
     let claims: Vec<Device> =
         devices.iter().enumerate().map(|(slot, (device, _))| named(slot, device)).collect();
     let purpose = Purpose::Full { onboarding: true };
-    let mut challenge = Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task: size(&catalogue, &claims, RAM, purpose).expect("a test"),
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    };
+    let mut challenge = Challenge::new(
+        ChallengeId(Uuid::from_u128(1)),
+        HostId(Uuid::from_u128(2)),
+        size(&catalogue, &claims, RAM, purpose).expect("a test"),
+        Nonce([3; 32]),
+    );
     let clock = VirtualClock::default();
     let mut prover = Prover::new(&challenge, resources(devices, &clock))?;
     let (mut commitments, mut spans) = (Vec::new(), Vec::new());
