@@ -12,7 +12,7 @@ use nave_proof::{
     DeviceTask, DevicesTask, Digest, Gemm, Phase, Spill, Stream, Task, device::CHUNK, gemm, merkle, vram,
 };
 use nave_rules::{
-    catalogue::{Catalogue, Class, Measure},
+    catalogue::Catalogue,
     size::{Purpose, size},
 };
 
@@ -73,27 +73,6 @@ pub fn only(task: &DevicesTask, phases: &[Phase]) -> DevicesTask {
     let steps = only.phases().len() + 1;
     only.patience_ms = vec![nave_domain::Millis(600_000); steps];
     only
-}
-
-/// How long the phases of a class's whole test would take a device in the middle of its bands, without
-/// any way, in milliseconds: fill, products, lanes, passes, spill, return.
-pub fn calculated_ms(class: &Class, task: &DeviceTask) -> [u64; 6] {
-    let needs = |measure: Measure, amount: u128| {
-        let band = class.bands.get(&measure);
-        let per_s = band.map_or(1, |band| band.high.map_or(2 * band.low, |high| band.low.midpoint(high)));
-        u64::try_from(amount * 1_000 / u128::from(per_s.max(1))).unwrap_or(u64::MAX)
-    };
-    let filled = task.fill.map_or(0, |fill| u128::from(fill.bytes));
-    let fill = needs(Measure::HashesPerS, filled / 32 * u128::from(task.fill.map_or(0, |fill| fill.depth)));
-    let product = |gemm: Gemm| [gemm.rounds, gemm.m, gemm.n, gemm.k].into_iter().map(u128::from).product();
-    let products = needs(Measure::OpsPerS, 2 * task.gemm.map_or(0, product));
-    let reads = task.lanes.map_or(0, |lanes| u128::from(lanes.lanes) * u128::from(lanes.reads));
-    let lanes = needs(Measure::ReadsPerS, reads);
-    let passes = task.stream.map_or(0, |stream| u128::from(stream.passes) * filled);
-    let passes = needs(Measure::BytesPerS, passes);
-    let copied = task.spill.map(|spill| needs(Measure::ReturnBytesPerS, spill.bytes.into()));
-    let (spill, back) = copied.map_or((0, 0), |copied| (copied + fill, copied + lanes));
-    [fill, products, lanes, passes, spill, back]
 }
 
 /// Compressions of SHA-256 that nobody who judges a device can do without: the blocks of its samples.

@@ -8,7 +8,10 @@ use std::{
 use anyhow::Context as _;
 use nave_domain::{Bytes, MilliCpu, Millis};
 use nave_proof::{Digest, Gemm, Phase, Task};
-use nave_rules::catalogue::{Catalogue, Class};
+use nave_rules::{
+    catalogue::{Catalogue, Class},
+    size::{calculated_ms, middle},
+};
 use serde::Serialize;
 use sha2::block_api::compress256;
 
@@ -44,6 +47,8 @@ struct Calculated {
     /// Fill, products, lanes, passes, spill, return.
     phases_ms: [u64; 6],
     total_ms: u64,
+    /// As much of a device at the lower end of every band.
+    slowest_ms: u64,
 }
 
 /// Where it was measured.
@@ -129,11 +134,12 @@ pub fn measure(args: &VerifyArgs) -> anyhow::Result<Report> {
 
 fn calculated() -> anyhow::Result<Vec<Calculated>> {
     let catalogue = Catalogue::embedded().map_err(anyhow::Error::msg)?;
-    let classes = catalogue.classes.iter().filter(|class| class.unrated.is_none());
+    let classes = catalogue.classes.iter().filter(|class| !class.simulated);
     let one = |class: &Class| {
         let task = sizes::of(&class.name, RAM, true)?;
         let device = task.devices.first().context("a test without devices")?;
-        let phases_ms = sizes::calculated_ms(class, device);
+        let phases_ms = calculated_ms(catalogue, class, device, middle);
+        let slowest_ms = calculated_ms(catalogue, class, device, |band| band.low);
         let fill = device.fill.context("a test without a fill")?;
         Ok(Calculated {
             class: class.name.clone(),
@@ -141,6 +147,7 @@ fn calculated() -> anyhow::Result<Vec<Calculated>> {
             filled: Bytes(i64::try_from(fill.bytes)?),
             phases_ms,
             total_ms: phases_ms.iter().sum(),
+            slowest_ms: slowest_ms.iter().sum(),
         })
     };
     classes.map(one).collect()
@@ -380,12 +387,13 @@ impl Report {
 
     fn print_calculated(&self) {
         println!(
-            "\n| calculated, never measured | depth | filled | fill | products | lanes | passes | spill | return | together |"
+            "\n| calculated, never measured | depth | filled | fill | products | lanes | passes | spill | return | together | slowest |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|");
-        for Calculated { class, depth, filled, phases_ms, total_ms } in &self.calculated {
+        println!("|---|---|---|---|---|---|---|---|---|---|---|");
+        for Calculated { class, depth, filled, phases_ms, total_ms, slowest_ms } in &self.calculated {
             let phases = phases_ms.map(seconds).join(" | ");
-            println!("| {class} | {depth} | {filled} | {phases} | {} |", seconds(*total_ms));
+            let (total, slowest) = (seconds(*total_ms), seconds(*slowest_ms));
+            println!("| {class} | {depth} | {filled} | {phases} | {total} | {slowest} |");
         }
     }
 }

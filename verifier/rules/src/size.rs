@@ -12,7 +12,7 @@ use nave_proof::{
     device::{CHUNK, VRAM_BLOCK},
 };
 
-use crate::catalogue::{Catalogue, Class, Measure, Product};
+use crate::catalogue::{Band, Catalogue, Class, Measure, Product};
 
 /// Entries of a product that are computed again.
 const SAMPLES: u32 = 256;
@@ -40,8 +40,14 @@ const MARGIN: u64 = 3;
 const PATIENCE_MS: (u64, u64) = (20_000, 600_000);
 /// What the opening may take: chosen parts are computed again, then they travel.
 const OPENING_MS: u64 = 120_000;
-/// How long the product of a small proof may take on the slowest device.
-const SMALL_MS: u64 = 500;
+/// How long the products of a small proof take the slowest honest device when nobody else uses it: so long that the
+/// way of an answer is a small part, since what was measured is compared.
+const SMALL_MS: u64 = 2_000;
+/// Longest sums of a small proof: with less memory they leave room for more rows, so that a large device is kept
+/// as busy by them as by the products of a whole test.
+const SMALL_SUM: u32 = 32_768;
+/// Most rounds of a small proof.
+const SMALL_ROUNDS_MAX: u32 = 4_096;
 
 /// What a test is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,7 +236,7 @@ fn operands(gemm: &Gemm) -> u64 {
     (m + n) * k + 4 * m * n
 }
 
-/// One short product for each device, in the memory that customers do not get.
+/// Products alone for each device, in the memory that customers do not get.
 fn small(
     catalogue: &Catalogue,
     sized: &[Sized],
@@ -239,14 +245,15 @@ fn small(
 ) -> Result<Vec<DeviceTask>, String> {
     let slack = u64::try_from(slack.0).unwrap_or(0);
     let task = |device: &Sized| {
-        let one = Product { rounds: 1, ..device.test.gemm };
+        let one = Product { rounds: 1, k: device.test.gemm.k.min(SMALL_SUM), ..device.test.gemm };
         let gemm = product(one, slack.saturating_mul(MATRICES), samples);
         if operands(&gemm) > slack {
             return Err(format!("a product takes more than {} bytes of a device's memory", slack));
         }
         let per_s = device.slowest(catalogue, Measure::OpsPerS);
-        let rounds = per_s.saturating_mul(SMALL_MS) / 1_000 / operations(&Gemm { rounds: 1, ..gemm }).max(1);
-        let gemm = Gemm { rounds: within(rounds, 1, 16), ..gemm };
+        let wanted = per_s.saturating_mul(SMALL_MS) / 1_000;
+        let rounds = wanted.div_ceil(operations(&Gemm { rounds: 1, ..gemm }).max(1));
+        let gemm = Gemm { rounds: within(rounds, 1, SMALL_ROUNDS_MAX), ..gemm };
         Ok(DeviceTask {
             uuid: device.claim.uuid.clone(),
             fill: None,
@@ -270,21 +277,46 @@ fn operations(gemm: &Gemm) -> u64 {
 fn patience(catalogue: &Catalogue, sized: &[Sized], tasks: &[DeviceTask]) -> Vec<Millis> {
     let phases = Phase::ALL.into_iter().filter(|phase| tasks.iter().all(|task| task.has(*phase)));
     let longest = |phase: Phase| {
-        let each = sized.iter().zip(tasks).map(|(device, task)| work_ms(catalogue, device, task, phase));
+        let needs = |(device, task): (&Sized, &DeviceTask)| {
+            work_ms(|measure| device.slowest(catalogue, measure), task, phase)
+        };
+        let each = sized.iter().zip(tasks).map(needs);
         each.max().unwrap_or(0).saturating_mul(MARGIN).clamp(PATIENCE_MS.0, PATIENCE_MS.1)
     };
     phases.map(longest).chain([OPENING_MS]).map(|ms| Millis(i64::try_from(ms).unwrap_or(i64::MAX))).collect()
 }
 
-/// What the slowest honest device needs for a phase.
-fn work_ms(catalogue: &Catalogue, device: &Sized, task: &DeviceTask, phase: Phase) -> u64 {
+/// How long each phase of a test takes a device that does of every measure what `rate` makes of its class's band,
+/// without any way. Where the class has no band, it does the least that is waited for.
+#[must_use]
+pub fn calculated_ms(
+    catalogue: &Catalogue,
+    class: &Class,
+    task: &DeviceTask,
+    rate: impl Fn(&Band) -> u64,
+) -> [u64; Phase::ALL.len()] {
+    let per_s = |measure: Measure| {
+        let unknown = || catalogue.unknown.slowest.get(&measure).copied();
+        class.bands.get(&measure).map(&rate).or_else(unknown).unwrap_or(1)
+    };
+    Phase::ALL.map(|phase| work_ms(per_s, task, phase))
+}
+
+/// What a device in the middle of a band does; twice the least where there is no most.
+#[must_use]
+pub fn middle(band: &Band) -> u64 {
+    band.high.map_or(band.low.saturating_mul(2), |high| band.low.midpoint(high))
+}
+
+/// How long a phase takes a device that does so much of each measure in a second.
+fn work_ms(per_s: impl Fn(Measure) -> u64, task: &DeviceTask, phase: Phase) -> u64 {
     let needs = |amount: u128, measure: Measure| {
-        let ms = amount.saturating_mul(1_000) / u128::from(device.slowest(catalogue, measure));
+        let ms = amount.saturating_mul(1_000) / u128::from(per_s(measure).max(1));
         u64::try_from(ms).unwrap_or(u64::MAX)
     };
-    let hashes = || {
-        let of = |fill: &Fill| u128::from(fill.bytes / VRAM_BLOCK) * u128::from(fill.depth);
-        needs(task.fill.as_ref().map_or(0, of), Measure::HashesPerS)
+    let hashes = |bytes: Option<u64>| {
+        let depth = task.fill.map_or(0, |fill| fill.depth);
+        needs(u128::from(bytes.unwrap_or(0) / VRAM_BLOCK) * u128::from(depth), Measure::HashesPerS)
     };
     let reads = || {
         let of = |lanes: &Lanes| u128::from(lanes.lanes) * u128::from(lanes.reads);
@@ -292,7 +324,7 @@ fn work_ms(catalogue: &Catalogue, device: &Sized, task: &DeviceTask, phase: Phas
     };
     let back = || needs(task.spill.map_or(0, |spill| spill.bytes.into()), Measure::ReturnBytesPerS);
     match phase {
-        Phase::Fill => hashes(),
+        Phase::Fill => hashes(task.fill.map(|fill| fill.bytes)),
         Phase::Gemm => needs(task.gemm.as_ref().map_or(0, |gemm| operations(gemm).into()), Measure::OpsPerS),
         Phase::Lanes => reads(),
         Phase::Stream => {
@@ -300,7 +332,7 @@ fn work_ms(catalogue: &Catalogue, device: &Sized, task: &DeviceTask, phase: Phas
             let passes = task.stream.map_or(0, |stream| u128::from(stream.passes));
             needs(bytes * passes, Measure::BytesPerS)
         }
-        Phase::Spill => back().saturating_add(hashes()),
+        Phase::Spill => back().saturating_add(hashes(task.spill.map(|spill| spill.bytes))),
         Phase::Return => back().saturating_add(reads()),
     }
 }
