@@ -11,7 +11,7 @@ use axum::{
 };
 use nave_domain::Overflow;
 use nave_sdk::wire::rest::Problem;
-use nave_store::StoreError;
+use nave_store::{QuoteFault, StoreError};
 
 /// Why a call was not done.
 #[derive(Debug)]
@@ -142,6 +142,7 @@ impl From<StoreError> for ApiError {
                 .suggest("use a new Idempotency-Key for a new request, or repeat the first one unchanged"),
             StoreError::BalanceTooLow => Self::new(StatusCode::PAYMENT_REQUIRED, "balance_too_low", message)
                 .suggest("lower max_spend, wait for open jobs to end, or add credit"),
+            StoreError::Quote(fault) => quote_fault(&fault, message),
             StoreError::Constraint(_) => Self::new(StatusCode::CONFLICT, "conflict", message)
                 .suggest("look at the current state, then decide anew"),
             StoreError::Database(source) => {
@@ -153,6 +154,24 @@ impl From<StoreError> for ApiError {
             }
         }
     }
+}
+
+fn quote_fault(fault: &QuoteFault, message: String) -> ApiError {
+    let (status, code, suggestion) = match fault {
+        QuoteFault::Expired => (StatusCode::CONFLICT, "quote_expired", "ask for another quote"),
+        QuoteFault::Used(_) => (StatusCode::CONFLICT, "quote_used", "ask for another quote"),
+        QuoteFault::Empty => (StatusCode::CONFLICT, "quote_empty", "ask for a quote without dry_run"),
+        QuoteFault::Void => (StatusCode::CONFLICT, "quote_void", "ask for another quote"),
+        QuoteFault::Differs(_) => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "quote_differs",
+            "send the request of the quote; only image, argv, env and retries may be others",
+        ),
+        QuoteFault::TooMany => {
+            (StatusCode::CONFLICT, "too_many_quotes", "use one of them, or wait until one expires")
+        }
+    };
+    ApiError::new(status, code, message).suggest(suggestion)
 }
 
 impl From<Overflow> for ApiError {

@@ -64,7 +64,10 @@ fn attempt(row: &AttemptRow) -> Result<Attempt, Overflow> {
         host: row.host,
         host_name: row.host_name.clone(),
         state: row.state,
+        reason: row.grounds.reason,
         hourly: rate::hourly(row.size, row.rate)?,
+        baseline: row.grounds.baseline,
+        saving: saving(row.grounds.baseline, row.rate),
         placed_at: row.placed_at,
         started_at: row.started_at,
         ended_at: row.ended_at,
@@ -83,8 +86,13 @@ pub(crate) fn metered(row: AttemptRow) -> Result<Metered, Overflow> {
         devices: row.devices,
         hotkey: row.hotkey,
         runtime: row.inventory.as_ref().map_or("unknown", |inventory| runtime(&inventory.runtime)).to_owned(),
-        trust: row.trust,
+        trust: row.grounds.trust,
     })
+}
+
+/// How much cheaper an hour of one GPU is than the baseline.
+pub(crate) fn saving(baseline: Option<MicroUsd>, rate: rate::Rate) -> Option<MicroUsd> {
+    baseline.and_then(|baseline| baseline.minus(rate.gpu_hour).ok())
 }
 
 /// Why a host takes no jobs.

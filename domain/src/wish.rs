@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    host::{Device, Term, Trust},
+    host::{Term, Trust},
     job::{BadRequest, JobRequest},
     rate::{Rate, hourly},
     units::{Bytes, MicroUsd},
@@ -70,10 +70,10 @@ impl GpuRequest {
         Ok(())
     }
 
-    /// Whether a device has the memory that is asked for, whatever it is called.
+    /// Whether a device has as much memory as is asked for.
     #[must_use]
-    pub fn fits(&self, device: &Device) -> bool {
-        device.vram >= self.vram && self.vram_max.is_none_or(|most| device.vram <= most)
+    pub fn fits(&self, vram: Bytes) -> bool {
+        vram >= self.vram && self.vram_max.is_none_or(|most| vram <= most)
     }
 
     /// The models to try, one after the other; none stands for any.

@@ -88,6 +88,7 @@ impl Market {
             name: None,
             rate: Rate::default(),
             term: Term::OnDemand,
+            region: None,
             agent_key: None,
             replaces: None,
         }

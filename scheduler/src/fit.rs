@@ -117,7 +117,7 @@ fn free_devices<'a>(
         model.is_none_or(|model| is_model(model, &device.model, class))
     };
     host.inventory.rentable_devices().filter(move |device| {
-        gpu.fits(device) && !host.devices_used.contains(&device.uuid) && is_wanted(device)
+        gpu.fits(device.vram) && !host.devices_used.contains(&device.uuid) && is_wanted(device)
     })
 }
 

@@ -51,6 +51,10 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::DeviceMismatch => {
             "give the GPUs power, cooling and their usual clocks, let nothing else compute on them, and claim only what is there"
         }
+        Reason::DeviceThrottled => {
+            "let a job's GPUs have all their power, cooling and clocks, and nothing else compute on them; the host takes jobs again \
+             once it has proven itself while it is free"
+        }
         Reason::DeviceElsewhere => {
             "let the host that holds this GPU leave first (`nave miner leave`); a GPU belongs to one host at a time"
         }
@@ -113,6 +117,7 @@ pub fn because(cause: Cause) -> &'static str {
         Cause::LeaseEnd => "a job with GPUs ended",
         Cause::Appeal => "its owner was right to object",
         Cause::Operator => "the operator wanted it",
+        Cause::Dispute => "a customer said that a result of it was wrong",
     }
 }
 

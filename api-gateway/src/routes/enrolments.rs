@@ -96,6 +96,7 @@ async fn join(app: &App, request: &EnrolmentRequest, terms: &TicketPayload) -> R
         name: terms.name.as_deref(),
         rate: terms.rate,
         term: terms.term,
+        region: terms.region.as_ref(),
         replaces: terms.replaces,
     };
     // A ticket that has expired since still gives its own agent the answer that was lost.
@@ -156,6 +157,7 @@ fn not_joined(error: StoreError) -> ApiError {
         }
         StoreError::KeyReused
         | StoreError::BalanceTooLow
+        | StoreError::Quote(_)
         | StoreError::Corrupt(_)
         | StoreError::Overflow(_)
         | StoreError::Migrate(_)

@@ -32,6 +32,7 @@ fn host(row: HostRow) -> Host {
         reason: row.reason.map(view::reason),
         paused: row.paused,
         term: row.term,
+        region: row.region,
         trust: row.trust,
         inventory: row.inventory,
         rate: row.rate,

@@ -106,7 +106,7 @@ pub(crate) async fn submit(
     Ok((status, [(header::LOCATION, format!("/v1/jobs/{}", submitted.job))], Json(job)).into_response())
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<&str, ApiError> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all("idempotency-key").iter();
     let missing = |detail: String| {
         ApiError::new(StatusCode::BAD_REQUEST, "idempotency_key_invalid", detail)

@@ -57,8 +57,8 @@ pub(crate) async fn change(
 ) -> Result<Json<MinerHost>, ApiError> {
     let patch: HostPatch = extract::parse(&miner.body)?;
     patch.check().map_err(|problem| ApiError::refused("request_invalid", problem))?;
-    let HostPatch { rate, term, paused } = patch;
-    let patch = nave_store::HostPatch { rate, term, paused };
+    let HostPatch { rate, term, region, paused } = patch;
+    let patch = nave_store::HostPatch { rate, term, region, paused };
     app.store.host_patch(&miner.hotkey, id, patch).await.map_err(has_left)?;
     load(&app, &miner, id).await
 }
@@ -132,6 +132,7 @@ fn host(row: HostRow) -> MinerHost {
         paused: row.paused,
         rate: row.rate,
         term: row.term,
+        region: row.region,
         trust: row.trust,
         inventory: row.inventory.as_ref().map(summary),
         proven: row.proven,
@@ -162,6 +163,7 @@ fn actions(state: HostState, paused: bool) -> Vec<String> {
         ("resume", stays && paused),
         ("price", stays),
         ("term", stays),
+        ("region", stays),
         ("drain", stays),
         ("leave", here),
     ];

@@ -11,6 +11,7 @@ mod logs;
 mod market;
 mod miner;
 mod offers;
+mod quotes;
 mod receipts;
 pub(crate) mod verdicts;
 
@@ -40,7 +41,9 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
         .routes(routes!(jobs::result))
         .routes(routes!(logs::read))
         .routes(routes!(receipts::show))
-        .routes(routes!(offers::list))
+        .routes(routes!(offers::list_offers))
+        .routes(routes!(quotes::create))
+        .routes(routes!(quotes::show))
         .routes(routes!(hosts::list))
         .routes(routes!(balance::show))
         .routes(routes!(balance::ledger))

@@ -47,6 +47,7 @@ impl Owner {
             name: None,
             rate: RATE,
             term: Term::OnDemand,
+            region: None,
             agent_key: None,
             replaces: None,
         }

@@ -233,6 +233,7 @@ impl LocalHost {
             name: Some(self.name.clone()),
             rate: rate(&market.args.price, None),
             term: nave_domain::host::Term::OnDemand,
+            region: None,
             agent_key: None,
             replaces,
         };

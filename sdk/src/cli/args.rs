@@ -7,10 +7,12 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser, ValueParser},
 };
 use nave_domain::{
-    Bytes, ChallengeId, JobId, KeyId, MicroUsd, MilliCpu, Millis,
+    Bytes, ChallengeId, JobId, KeyId, MicroUsd, MilliCpu, Millis, QuoteId,
     job::{Egress, JobState},
 };
 use nave_sdk::wire::rest::SCOPES;
+
+use super::wishes::Wishes;
 
 /// Runs commands on rented machines and says what they cost.
 #[derive(Debug, Parser)]
@@ -67,8 +69,10 @@ pub enum Command {
     /// Judge a verdict again from its published evidence
     #[command(after_help = JUDGE_AFTER)]
     Judge(JudgeArgs),
-    /// List capacity that can be rented now
-    Offers,
+    /// List capacity that can be rented now, cheapest first
+    Offers(Box<super::wishes::OffersArgs>),
+    /// Have a place held at its price, for `nave run --quote`
+    Quote(Box<QuoteArgs>),
     /// Show what can be spent and what is set aside
     Balance,
     /// Show what a job cost and why
@@ -106,12 +110,58 @@ Ctrl-C cancels the job and waits for its end; a second one leaves.";
 /// `nave run`.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Memory each GPU has at least, such as 8GiB; asks for one GPU unless --gpus says more
-    #[arg(long, value_name = "SIZE")]
-    pub vram: Option<Bytes>,
-    /// Number of GPUs
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub gpus: Option<u8>,
+    /// What to run it on.
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// Run it on this quote, at its price; what was asked of the quote is asked of the job
+    #[arg(long, value_name = "QUOTE", conflicts_with_all = PLACING)]
+    pub quote: Option<QuoteId>,
+    /// Say where it would run and for what price; nothing is spent or held
+    #[arg(long, conflicts_with_all = ["detach", "out", "quote"])]
+    pub dry_run: bool,
+    /// Submitting again with the same key gives the same job
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+    /// Print the job's id and do not wait
+    #[arg(long, conflicts_with = "out")]
+    pub detach: bool,
+    /// Where to unpack result files
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The command and its arguments; no shell is involved
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub argv: Vec<String>,
+}
+
+/// Options that say where a job may run: a quote has said so already.
+const PLACING: [&str; 19] = [
+    "vram",
+    "gpu",
+    "gpus",
+    "region",
+    "term",
+    "trust",
+    "isolation",
+    "max_price",
+    "cpu",
+    "memory",
+    "disk",
+    "egress",
+    "group",
+    "gang",
+    "queue_limit",
+    "start_limit",
+    "run_limit",
+    "expect",
+    "max_spend",
+];
+
+/// What a job is like, whatever it runs.
+#[derive(Debug, Args)]
+pub struct JobArgs {
+    /// Where it may run.
+    #[command(flatten)]
+    pub wishes: Wishes,
     /// Virtual CPUs, such as 2 or 0.5
     #[arg(long, value_name = "CORES", default_value = "1")]
     pub cpu: MilliCpu,
@@ -133,6 +183,9 @@ pub struct Run {
     /// Your jobs of the same group reach one another, on whatever hosts they are
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
+    /// Of how many jobs of its group it is one that start together or not at all
+    #[arg(long, value_name = "N")]
+    pub gang: Option<u8>,
     /// Longest wait for a host
     #[arg(long, value_name = "SPAN", default_value = "1h")]
     pub queue_limit: Millis,
@@ -142,23 +195,31 @@ pub struct Run {
     /// Longest run of one attempt
     #[arg(long, value_name = "SPAN", default_value = "1h")]
     pub run_limit: Millis,
+    /// How long you think it will run; bounds nothing
+    #[arg(long, value_name = "SPAN")]
+    pub expect: Option<Millis>,
     /// How often a failed command is tried again
     #[arg(long, value_name = "N", default_value = "0")]
     pub retries: u8,
     /// Most it may cost in dollars, over all attempts
     #[arg(long, value_name = "DOLLARS", default_value = "0.50")]
     pub max_spend: MicroUsd,
-    /// Submitting again with the same key gives the same job
+}
+
+/// `nave quote`.
+#[derive(Debug, Args)]
+pub struct QuoteArgs {
+    /// What to run on it.
+    #[command(flatten)]
+    pub job: JobArgs,
+    /// For how long the place is held; 5m at most
+    #[arg(long, value_name = "SPAN", default_value = "60s")]
+    pub hold: Millis,
+    /// Asking again with the same key gives the same quote
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
-    /// Print the job's id and do not wait
-    #[arg(long, conflicts_with = "out")]
-    pub detach: bool,
-    /// Where to unpack result files
-    #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
-    /// The command and its arguments; no shell is involved
-    #[arg(last = true, required = true, value_name = "CMD")]
+    /// The command, which may be another one when the quote is used
+    #[arg(last = true, value_name = "CMD")]
     pub argv: Vec<String>,
 }
 
@@ -371,9 +432,9 @@ mod tests {
     #[test]
     fn run_takes_sizes_spans_and_dollars_in_their_usual_forms() {
         let run = run("nave run --vram 8GiB --cpu 0.5 --run-limit 90m --max-spend 0.25 -- nvidia-smi -L");
-        assert_eq!(run.vram, Some(Bytes(8 * Bytes::GIB)));
+        assert_eq!(run.job.wishes.vram.map(|vram| vram.least), Some(Bytes(8 * Bytes::GIB)));
         assert_eq!(
-            (run.cpu, run.run_limit, run.max_spend),
+            (run.job.cpu, run.job.run_limit, run.job.max_spend),
             (MilliCpu(500), Millis(5_400_000), MicroUsd(250_000))
         );
         assert_eq!(run.argv, ["nvidia-smi", "-L"]);
@@ -397,6 +458,17 @@ mod tests {
         let misspelt = parse("nave run --vrma 8GiB -- true").expect_err("no such option");
         assert_eq!(misspelt.kind(), ErrorKind::UnknownArgument);
         assert_eq!(misspelt.exit_code(), 2);
+    }
+
+    #[test]
+    fn what_a_quote_has_settled_is_not_asked_for_again() {
+        let quote = "quote_00000000000000000000000000000001";
+        let quoted = run(&format!("nave run --quote {quote} -e A=1 --retries 2 -- true"));
+        assert_eq!(quoted.quote.map(|quote| quote.to_string()).as_deref(), Some(quote));
+        for option in ["--vram 8GiB", "--cpu 1", "--region eu", "--max-spend 1", "--dry-run", "--gpu H100"] {
+            let refused = parse(&format!("nave run --quote {quote} {option} -- true")).expect_err(option);
+            assert_eq!(refused.kind(), ErrorKind::ArgumentConflict, "{option}");
+        }
     }
 
     #[test]

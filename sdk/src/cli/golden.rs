@@ -6,6 +6,7 @@ use std::{env, fs, path::Path};
 use clap::{Command, CommandFactory as _};
 use nave_sdk::wire::{
     enrol::MinerHost,
+    quote::Quote,
     rest::{Epoch, Host, Job, Offer, Receipt},
     verdict::{HostVerdict, VerdictRecord},
 };
@@ -188,14 +189,39 @@ pub fn verdict_record() -> VerdictRecord {
     }))
 }
 
-/// One offer.
+/// An offer of GPUs and one without any.
 pub fn offers() -> Vec<Offer> {
-    let capacity = |gpus: u32, milli_cpu: i64, memory: i64| json!({ "gpus": { "H100": gpus }, "milli_cpu": milli_cpu, "memory": memory, "disk": 53_687_091_200_i64 });
+    let capacity = |gpus: Value, milli_cpu: i64, memory: i64| json!({ "gpus": gpus, "milli_cpu": milli_cpu, "memory": memory, "disk": 53_687_091_200_i64 });
+    let rate = json!({ "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 });
     sample(json!([{
-        "host": id("host", 1), "host_name": "local-1", "free": capacity(1, 500, 1_073_741_824),
-        "total": capacity(2, 1_500, 3_221_225_472), "trust": "unrated", "runtime": "docker",
-        "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 }
+        "host": id("host", 1), "host_name": "local-1", "runtime": "docker", "rate": rate, "trust": "verified",
+        "free": capacity(json!({ "H100": 1 }), 500, 1_073_741_824), "region": "eu", "term": "spot",
+        "total": capacity(json!({ "H100": 2 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 490_000,
+        "devices": { "model": "H100", "class": "h100", "vram": 85_899_345_920_i64, "free": 1, "total": 2 },
+        "isolation": "device"
+    }, {
+        "host": id("host", 2), "host_name": "local-2", "runtime": "docker", "rate": rate, "trust": "verified",
+        "free": capacity(json!({}), 1_500, 1_073_741_824), "total": capacity(json!({}), 1_500, 3_221_225_472)
     }]))
+}
+
+/// A quote that is held.
+pub fn quote() -> Quote {
+    sample(json!({
+        "quote": id("quote", 1), "state": "held", "request": { "argv": ["true"] }, "asked_at": "2026-09-21T14:12:20Z",
+        "expires_at": "2026-09-21T14:13:20Z", "reason": null, "job": null,
+        "place": {
+            "host": id("host", 1), "host_name": "gpu\u{1b}-1", "region": "eu", "term": "on_demand", "trust": "verified",
+            "reason": "cheapest", "devices": ["GPU-1"], "run_ms_max": 3_600_000, "hourly": 2_023_000,
+            "size": { "milli_gpu": 1_000, "milli_cpu": 1_000, "memory": 1_073_741_824 },
+            "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 },
+            "baseline": 2_490_000, "saving": 490_000
+        },
+        "considered": [
+            { "host": id("host", 2), "host_name": "gpu-2", "hourly": 2_100_000, "code": "not_better" },
+            { "host": id("host", 3), "host_name": "gpu-3", "hourly": 1_100_000, "code": "not_alone" }
+        ]
+    }))
 }
 
 /// A closed epoch with one idle miner.

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use nave_domain::{JobId, KeyId};
 use nave_sdk::{
-    client::{Client, JobsQuery},
+    client::{Client, JobsQuery, OffersQuery},
     wire::rest::KeyRequest,
 };
 use serde::Serialize;
@@ -14,7 +14,8 @@ use super::{
     args::{Epochs, KeyCreate, Keys, Ps},
     failure::{Failure, exit},
     output::{self, now},
-    receipt, show, table,
+    receipt, run, show, table,
+    wishes::OffersArgs,
 };
 
 /// Prints `value` as JSON, or as `text` makes it readable.
@@ -43,9 +44,11 @@ pub async fn hosts(cx: &Context) -> Result<(), Failure> {
 }
 
 /// `nave offers`.
-pub async fn offers(cx: &Context) -> Result<(), Failure> {
-    let offers = cx.client()?.offers().await.map_err(Failure::when("list offers"))?;
-    answer(cx, &offers, |offers| show::offers(offers))
+pub async fn offers(cx: &Context, args: &OffersArgs) -> Result<(), Failure> {
+    let query = args.query().map_err(|error| run::usage(&error))?;
+    let offers = cx.client()?.offers(&query).await.map_err(Failure::when("list offers"))?;
+    let is_filtered = query != OffersQuery::default();
+    answer(cx, &offers, |offers| show::offers(offers, is_filtered))
 }
 
 /// `nave balance`.

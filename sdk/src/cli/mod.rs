@@ -12,6 +12,7 @@ mod miner;
 mod naved;
 mod output;
 mod progress;
+mod quote;
 mod receipt;
 mod result;
 mod run;
@@ -20,6 +21,7 @@ mod since;
 mod table;
 mod unpack;
 mod verdicts;
+mod wishes;
 
 use std::{
     process::ExitCode,
@@ -116,7 +118,8 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
             None => lists::hosts(&cx(global)?).await,
             Some(command) => verdicts::hosts(&cx(global)?, command).await,
         },
-        Command::Offers => lists::offers(&cx(global)?).await,
+        Command::Offers(args) => lists::offers(&cx(global)?, &args).await,
+        Command::Quote(args) => return quote::quote(&cx(global)?, *args).await,
         Command::Balance => lists::balance(&cx(global)?).await,
         Command::Receipt(one) => lists::receipt(&cx(global)?, one.job).await,
         Command::Result(args) => result::result(&cx(global)?, args).await,

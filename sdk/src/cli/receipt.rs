@@ -6,7 +6,7 @@ use nave_domain::{
     host::Device,
     rate::{Rate, Size},
 };
-use nave_sdk::wire::rest::{LedgerLine, Metered, Receipt};
+use nave_sdk::wire::rest::{Attempt, LedgerLine, Metered, Receipt};
 
 use super::{
     show::{SIMULATED, cores, word},
@@ -52,6 +52,8 @@ fn attempt(metered: &Metered) -> String {
         ("rate", rate(metered.rate)),
         ("from", or_dash(attempt.started_at)),
         ("to", or_dash(attempt.ended_at)),
+        ("chosen", word(&attempt.reason).replace('_', " ")),
+        ("baseline", baseline(attempt)),
         ("metered", format!("{} at {} per hour", attempt.used_ms, attempt.hourly)),
         ("outcome", attempt.outcome.as_ref().map_or_else(|| "open".to_owned(), outcome)),
         ("cost", attempt.charged.to_string()),
@@ -60,6 +62,13 @@ fn attempt(metered: &Metered) -> String {
         let _ = writeln!(text, "  {name:<8} {value}");
     }
     text
+}
+
+fn baseline(attempt: &Attempt) -> String {
+    match (attempt.baseline, attempt.saving) {
+        (Some(baseline), Some(saving)) => format!("{baseline} per GPU-hour in clouds, {saving} saved"),
+        (Some(_), None) | (None, _) => "not known".to_owned(),
+    }
 }
 
 fn devices(uuids: &[String]) -> String {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, env, io, path::PathBuf, time::Duration};
 
 use nave_domain::{
-    Bytes, JobId, Millis,
-    job::{GpuRequest, JobRequest, JobState, Limits, Resources},
+    JobId, Millis, QuoteId,
+    job::{JobRequest, JobState, Limits, Resources},
     lease::Outcome,
 };
 use nave_sdk::{
@@ -20,12 +20,12 @@ use uuid::Uuid;
 
 use super::{
     Context,
-    args::Run,
+    args::{JobArgs, Run},
     failure::{Failure, exit},
     logs::lost,
     output::{self, say},
     progress::Progress,
-    result,
+    quote, result,
     table::clean,
 };
 
@@ -46,8 +46,14 @@ struct Report {
 
 /// Submits a job and stays with it.
 pub async fn run(cx: &Context, run: Run) -> Result<u8, Failure> {
-    let request = request(&run, |name| env::var(name).ok())?;
     let client = cx.patient_client()?;
+    let request = match run.quote {
+        Some(quote) => quoted(&client, quote, &run).await?,
+        None => request(&run.job, run.argv.clone(), |name| env::var(name).ok())?,
+    };
+    if run.dry_run {
+        return quote::dry_run(cx, request, run.idempotency_key).await;
+    }
     let key = run.idempotency_key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
     let job = submit(&client, &request, &key).await?;
     if run.detach {
@@ -77,22 +83,48 @@ async fn submit(client: &Client, request: &JobRequest, key: &str) -> Result<Job,
 }
 
 /// The request that the options describe.
-fn request(run: &Run, variable: impl Fn(&str) -> Option<String>) -> Result<JobRequest, Failure> {
-    let gpu = (run.vram.is_some() || run.gpus.is_some())
-        .then(|| GpuRequest { count: run.gpus.unwrap_or(1), vram: run.vram.unwrap_or(Bytes::ZERO) });
-    let request = JobRequest {
-        image: run.image.clone(),
-        argv: run.argv.clone(),
-        env: variables(&run.env, variable)?,
-        resources: Resources { gpu, milli_cpu: run.cpu, memory: run.memory, disk: run.disk },
-        egress: run.egress,
-        group: run.group.clone(),
-        limits: Limits { queue_ms: run.queue_limit, start_ms: run.start_limit, run_ms: run.run_limit },
-        retries: run.retries,
-        max_spend: run.max_spend,
+pub fn request(
+    job: &JobArgs,
+    argv: Vec<String>,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<JobRequest, Failure> {
+    let wishes = &job.wishes;
+    let gpu = wishes.gpu_request().map_err(|error| usage(&error))?;
+    let mut request = JobRequest {
+        image: job.image.clone(),
+        env: variables(&job.env, variable)?,
+        resources: Resources { gpu, milli_cpu: job.cpu, memory: job.memory, disk: job.disk },
+        egress: job.egress,
+        group: job.group.clone(),
+        gang: job.gang,
+        isolation: wishes.isolation.unwrap_or_default(),
+        region: wishes.region.clone(),
+        term: wishes.term.unwrap_or_default(),
+        max_price: wishes.max_price,
+        expected_ms: job.expect,
+        limits: Limits { queue_ms: job.queue_limit, start_ms: job.start_limit, run_ms: job.run_limit },
+        retries: job.retries,
+        max_spend: job.max_spend,
+        ..JobRequest::of(argv)
     };
+    if !wishes.trust.is_empty() {
+        request.trust = wishes.trust.iter().copied().collect();
+    }
     request.check().map_err(|error| usage(&error.to_string()))?;
     Ok(request)
+}
+
+/// The request of a quote with another command.
+async fn quoted(client: &Client, quote: QuoteId, run: &Run) -> Result<JobRequest, Failure> {
+    let quoted = client.quoted(quote).await.map_err(Failure::when(&format!("look at {quote}")))?.request;
+    Ok(JobRequest {
+        image: run.job.image.clone().or(quoted.image),
+        argv: run.argv.clone(),
+        env: variables(&run.job.env, |name| env::var(name).ok())?,
+        retries: run.job.retries,
+        quote: Some(quote),
+        ..quoted
+    })
 }
 
 fn variables(
@@ -110,7 +142,8 @@ fn variables(
         .collect()
 }
 
-fn usage(detail: &str) -> Failure {
+/// The command line makes no sense.
+pub fn usage(detail: &str) -> Failure {
     Failure::local("describe the job", detail, "see `nave run --help`")
         .named("bad_usage")
         .exiting(exit::USAGE)
@@ -319,6 +352,11 @@ fn own_code(code: i32) -> u8 {
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
+    use nave_domain::{
+        Bytes, MicroUsd,
+        host::Trust,
+        job::{Isolation, TermWish},
+    };
     use nave_sdk::wire::rest::Reason;
 
     use super::{
@@ -335,6 +373,10 @@ mod tests {
         *run
     }
 
+    fn asked(run: &Run) -> Result<JobRequest, Failure> {
+        request(&run.job, run.argv.clone(), |_| None)
+    }
+
     fn ended(state: JobState, exit_code: Option<i32>, outcome: Option<Outcome>) -> Job {
         let mut job = golden::jobs().remove(0);
         (job.state, job.exit_code, job.reason) = (state, exit_code, None);
@@ -345,29 +387,37 @@ mod tests {
     #[test]
     fn the_shortest_run_is_the_smallest_request() {
         let smallest: JobRequest = serde_json::from_str(r#"{"argv":["true"]}"#).expect("a request");
-        assert_eq!(request(&options("nave run -- true"), |_| None), Ok(smallest));
+        assert_eq!(asked(&options("nave run -- true")), Ok(smallest));
     }
 
     #[test]
-    fn asking_for_vram_asks_for_one_gpu() {
-        let gpu = |line: &str| request(&options(line), |_| None).expect("valid").resources.gpu;
-        let gib = Bytes(8 * Bytes::GIB);
-        assert_eq!(gpu("nave run --vram 8GiB -- true"), Some(GpuRequest { count: 1, vram: gib }));
-        assert_eq!(gpu("nave run --gpus 2 -- true"), Some(GpuRequest { count: 2, vram: Bytes(0) }));
-        assert_eq!(gpu("nave run -- true"), None);
+    fn what_is_asked_of_a_place_stands_in_the_request() {
+        let line = "nave run --vram 8GiB --gpu H100:2 --region eu --term spot --trust unrated --isolation host \
+                    --max-price 2.50 --expect 10m --group g --gang 4 -- true";
+        let request = asked(&options(line)).expect("valid");
+        let gpu = request.resources.gpu.expect("GPUs");
+        assert_eq!((gpu.count, gpu.vram, gpu.models), (2, Bytes(8 * Bytes::GIB), vec!["H100".to_owned()]));
+        assert_eq!(request.region.map(|region| region.to_string()).as_deref(), Some("eu"));
+        assert_eq!((request.term, request.isolation), (TermWish::Spot, Isolation::Host));
+        assert_eq!(request.trust, [Trust::Unrated].into());
+        assert_eq!(
+            (request.max_price, request.expected_ms),
+            (Some(MicroUsd(2_500_000)), Some(Millis(600_000)))
+        );
+        assert_eq!(request.gang, Some(4));
     }
 
     #[test]
     fn a_variable_without_a_value_takes_the_one_that_is_set_here() {
         let run = options("nave run -e A=1=2 -e B -- true");
-        let env = request(&run, |_| Some("here".into())).expect("valid").env;
+        let env = request(&run.job, run.argv.clone(), |_| Some("here".into())).expect("valid").env;
         assert_eq!(env, BTreeMap::from([("A".into(), "1=2".into()), ("B".into(), "here".into())]));
-        assert_eq!(request(&run, |_| None).expect_err("B is not set").code, exit::USAGE);
+        assert_eq!(asked(&run).expect_err("B is not set").code, exit::USAGE);
     }
 
     #[test]
     fn what_no_host_could_run_is_wrong_usage() {
-        let failure = request(&options("nave run --memory 1 -- true"), |_| None).expect_err("too small");
+        let failure = asked(&options("nave run --memory 1 -- true")).expect_err("too small");
         assert_eq!((failure.code, failure.problem.code.as_str()), (exit::USAGE, "bad_usage"));
     }
 

@@ -7,7 +7,7 @@ use nave_domain::{
     epoch::WEIGHT_TOTAL,
     host::{HostState, Inventory, Runtime},
 };
-use nave_sdk::wire::rest::{Balance, Capacity, Epoch, Host, Job, Key, Offer};
+use nave_sdk::wire::rest::{Balance, Epoch, Host, Job, Key, Offer};
 
 use super::table::{clean, command_line, cut, table};
 
@@ -104,30 +104,51 @@ pub fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
 
 /// Offers, one per line, what is free beside what there is.
 #[must_use]
-pub fn offers(offers: &[Offer]) -> String {
-    let head =
-        ["HOST", "RUNTIME", "GPUS FREE", "CPU>", "MEMORY>", "DISK>", "GPU/H>", "VCPU/H>", "GIB/H>", "TRUST"];
+pub fn offers(offers: &[Offer], is_filtered: bool) -> String {
+    let head = [
+        "HOST",
+        "GPUS FREE",
+        "VRAM>",
+        "CPU>",
+        "MEMORY>",
+        "DISK>",
+        "GPU/H>",
+        "SAVING>",
+        "VCPU/H>",
+        "GIB/H>",
+        "TERM",
+        "REGION",
+        "TRUST",
+    ];
     let rows: Vec<Vec<String>> = offers.iter().map(offer_row).collect();
     if offers.is_empty() {
-        return table(&head, &rows)
-            + "\nnothing can be rented now; `nave hosts` says where the hosts stand\n";
+        let why = if is_filtered {
+            "nothing of that kind can be rented now; `nave run --dry-run` says what comes near"
+        } else {
+            "nothing can be rented now; `nave hosts` says where the hosts stand"
+        };
+        return table(&head, &rows) + &format!("\n{why}\n");
     }
     table(&head, &rows) + warning(offers.iter().map(|offer| offer.runtime.as_str()))
 }
 
 fn offer_row(offer: &Offer) -> Vec<String> {
-    let gpus = |capacity: &Capacity| models(capacity.gpus.iter().map(|(model, n)| (model.as_str(), *n)));
     let of = |free: String, total: String| format!("{free} of {total}");
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let devices = offer.devices.as_ref();
     vec![
         offer.host_name.clone(),
-        offer.runtime.clone(),
-        gpus(&offer.free),
+        or_dash(devices.map(|group| format!("{} of {} x {}", group.free, group.total, group.model))),
+        or_dash(devices.map(|group| size(group.vram))),
         of(cores(offer.free.milli_cpu), cores(offer.total.milli_cpu)),
         of(size(offer.free.memory), size(offer.total.memory)),
         of(size(offer.free.disk), size(offer.total.disk)),
-        offer.rate.gpu_hour.to_string(),
+        or_dash(devices.map(|_| offer.rate.gpu_hour.to_string())),
+        or_dash(offer.saving.map(|saving| saving.to_string())),
         offer.rate.vcpu_hour.to_string(),
         offer.rate.gib_hour.to_string(),
+        word(&offer.term).replace('_', "-"),
+        or_dash(offer.region.as_ref().map(ToString::to_string)),
         word(&offer.trust),
     ]
 }
@@ -256,8 +277,9 @@ mod tests {
 
     #[test]
     fn offers_show_what_is_free_beside_what_there_is() {
-        golden::check("table-offers.txt", &offers(&golden::offers()));
-        golden::check("table-no-offers.txt", &offers(&[]));
+        golden::check("table-offers.txt", &offers(&golden::offers(), false));
+        golden::check("table-no-offers.txt", &offers(&[], false));
+        golden::check("table-no-such-offers.txt", &offers(&[], true));
     }
 
     #[test]

@@ -12,12 +12,14 @@ mod retry;
 pub mod sse;
 mod verdicts;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use nave_domain::{
-    JobId, KeyId, Millis, Timestamp,
-    job::{JobRequest, JobState},
+    Bytes as Size, JobId, KeyId, MicroUsd, MilliCpu, Millis, QuoteId, Timestamp,
+    host::Trust,
+    job::{GpuRequest, Isolation, JobRequest, JobState, TermWish},
+    wish::Region,
 };
 use reqwest::{
     Response, Url,
@@ -33,8 +35,11 @@ pub use self::{
     follow::{Follow, LogEvent},
     retry::Patience,
 };
-use crate::wire::rest::{
-    Balance, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
+use crate::wire::{
+    quote::{Quote, QuoteRequest},
+    rest::{
+        Balance, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
+    },
 };
 
 /// Largest JSON answer that is read into memory, in bytes.
@@ -92,6 +97,49 @@ pub struct LogsQuery {
 impl LogsQuery {
     fn apply(&self, call: Call) -> Call {
         call.query("after", self.after.as_deref()).query("tail", self.tail).query("since", self.since)
+    }
+}
+
+/// Which offers to list; what is left out matters not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OffersQuery {
+    /// GPUs that must be free.
+    pub gpu: Option<GpuRequest>,
+    /// CPU that must be free.
+    pub milli_cpu: Option<MilliCpu>,
+    /// Memory that must be free.
+    pub memory: Option<Size>,
+    /// Disk that must be free.
+    pub disk: Option<Size>,
+    /// Where.
+    pub region: Option<Region>,
+    /// On which term.
+    pub term: Option<TermWish>,
+    /// Of which trust classes; none of them stands for all.
+    pub trust: BTreeSet<Trust>,
+    /// What a job can have for itself.
+    pub isolation: Option<Isolation>,
+    /// Most that a GPU-hour may cost, or without GPUs an hour of what is asked for.
+    pub max_price: Option<MicroUsd>,
+}
+
+impl OffersQuery {
+    fn apply(&self, call: Call) -> Call {
+        let gpu = self.gpu.as_ref();
+        let models = gpu.map(|gpu| gpu.models.join(",")).filter(|models| !models.is_empty());
+        let trust: Vec<&str> = self.trust.iter().map(|class| class.as_str()).collect();
+        call.query("gpus", gpu.map(|gpu| gpu.count))
+            .query("vram", gpu.map(|gpu| gpu.vram.0).filter(|vram| *vram > 0))
+            .query("vram_max", gpu.and_then(|gpu| gpu.vram_max).map(|most| most.0))
+            .query("models", models)
+            .query("milli_cpu", self.milli_cpu.map(|amount| amount.0))
+            .query("memory", self.memory.map(|amount| amount.0))
+            .query("disk", self.disk.map(|amount| amount.0))
+            .query("region", self.region.as_ref())
+            .query("term", self.term.map(TermWish::as_str))
+            .query("trust", (!trust.is_empty()).then(|| trust.join(",")))
+            .query("isolation", self.isolation.map(Isolation::as_str))
+            .query("max_price", self.max_price.map(|price| price.0))
     }
 }
 
@@ -249,12 +297,29 @@ impl Client {
         self.fetch(Call::get(&[&"jobs", &job, &"receipt"])).await
     }
 
-    /// Capacity that can be rented now.
+    /// Capacity that can be rented now, cheapest first.
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn offers(&self) -> Result<Vec<Offer>, Error> {
-        self.fetch(Call::get(&[&"offers"])).await
+    pub async fn offers(&self, query: &OffersQuery) -> Result<Vec<Offer>, Error> {
+        self.fetch(query.apply(Call::get(&[&"offers"]))).await
+    }
+
+    /// Asks for a quote. The same key with the same wish gives the same quote.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn quote(&self, wish: &QuoteRequest, idempotency_key: &str) -> Result<Quote, Error> {
+        let call = Call::post(&[&"quotes"], Repeat::Safe).header("idempotency-key", idempotency_key);
+        self.fetch(call.json(wish)?).await
+    }
+
+    /// One quote.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn quoted(&self, quote: QuoteId) -> Result<Quote, Error> {
+        self.fetch(Call::get(&[&"quotes", &quote])).await
     }
 
     /// Every host.

@@ -68,6 +68,7 @@ fn payload() -> TicketPayload {
         name: Some("gpu-1".to_owned()),
         rate: Rate { gpu_hour: MicroUsd(1_500_000), ..Rate::default() },
         term: Term::Spot,
+        region: None,
         agent_key: None,
         replaces: None,
     }

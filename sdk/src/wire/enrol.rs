@@ -20,6 +20,7 @@ use nave_domain::{
     host::{HostState, Inventory, Proven, Term, Trust},
     mesh::MeshKey,
     rate::Rate,
+    wish::Region,
 };
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,9 @@ pub struct TicketPayload {
     pub rate: Rate,
     /// For how long it is offered.
     pub term: Term,
+    /// Where it is, such as `eu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
     /// The one agent that may use the ticket; without it the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_key: Option<PublicKey>,
@@ -244,7 +248,10 @@ pub struct MinerHost {
     pub rate: Rate,
     /// For how long it is offered.
     pub term: Term,
-    /// How far its claims were tested.
+    /// Where you say it is.
+    #[serde(default)]
+    pub region: Option<Region>,
+    /// What is known of it.
     pub trust: Trust,
     /// What it says it has; absent before its first report.
     pub inventory: Option<InventorySummary>,
@@ -259,7 +266,7 @@ pub struct MinerHost {
     pub leases: u32,
     /// When it joined, the last time.
     pub enrolled_at: Option<Timestamp>,
-    /// What can be done with it now: `pause`, `resume`, `price`, `term`, `drain`, `leave`.
+    /// What can be done with it now: `pause`, `resume`, `price`, `term`, `region`, `drain`, `leave`.
     pub actions: Vec<String>,
 }
 
@@ -292,7 +299,7 @@ pub struct InventorySummary {
 }
 
 /// What an owner changes about a host; what is absent stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 pub struct HostPatch {
@@ -302,6 +309,9 @@ pub struct HostPatch {
     /// For how long it is offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<Term>,
+    /// Where it is, such as `eu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
     /// Whether it gets no new jobs for now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
@@ -314,7 +324,7 @@ impl HostPatch {
     /// A sentence that names the field.
     pub fn check(&self) -> Result<(), String> {
         if *self == Self::default() {
-            return Err("rate, term or paused: at least one must be given".into());
+            return Err("rate, term, region or paused: at least one must be given".into());
         }
         self.rate.as_ref().map_or(Ok(()), check_rate)
     }

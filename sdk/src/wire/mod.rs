@@ -4,6 +4,7 @@
 pub mod enrol;
 pub mod host;
 pub mod keys;
+pub mod quote;
 pub mod rest;
 pub mod sign;
 pub mod ticket;

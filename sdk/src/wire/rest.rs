@@ -9,7 +9,9 @@
 //! | `GET /v1/jobs/{job}/logs?after&tail&since&follow` | `jobs:read` | [`Logs`], or with `follow=true` server-sent events |
 //! | `GET /v1/jobs/{job}/result` | `jobs:read` | tar archive of the result files |
 //! | `GET /v1/jobs/{job}/receipt` | `jobs:read` | [`Receipt`] |
-//! | `GET /v1/offers` | `jobs:read` | list of [`Offer`] |
+//! | `GET /v1/offers?gpus&vram&models&region&term&trust…` | `jobs:read` | list of [`Offer`] |
+//! | `POST /v1/quotes` (header `Idempotency-Key`) | `jobs:write` | [`super::quote::Quote`], 201; 200 when the key was used for the same request |
+//! | `GET /v1/quotes/{quote}` | `jobs:read` | [`super::quote::Quote`] |
 //! | `GET /v1/hosts` | `hosts:read` | list of [`Host`] |
 //! | `GET /v1/balance` | `balance:read` | [`Balance`] |
 //! | `GET /v1/ledger?limit&before` | `balance:read` | [`Page`] of [`LedgerLine`] |
@@ -28,10 +30,11 @@ use nave_domain::{
     Bytes, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
     epoch::EpochState,
     host::{HostState, Inventory, Term, Trust},
-    job::{JobRequest, JobState},
-    lease::{LeaseState, Outcome},
+    job::{Isolation, JobRequest, JobState},
+    lease::{ChosenFor, LeaseState, Outcome},
     ledger::PostingKind,
     rate::{Rate, Size},
+    wish::Region,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,8 +98,17 @@ pub struct Attempt {
     pub host_name: String,
     /// Where it stands.
     pub state: LeaseState,
+    /// Why this host was chosen.
+    #[serde(default)]
+    pub reason: ChosenFor,
     /// Its price per hour.
     pub hourly: MicroUsd,
+    /// What clouds asked for an hour of one of its GPUs then; absent where nobody knows.
+    #[serde(default)]
+    pub baseline: Option<MicroUsd>,
+    /// How much cheaper an hour of one of its GPUs was; negative where it was dearer.
+    #[serde(default)]
+    pub saving: Option<MicroUsd>,
     /// When the scheduler chose the host.
     pub placed_at: Timestamp,
     /// When the control plane heard that the command runs.
@@ -169,7 +181,7 @@ pub struct Metered {
     pub hotkey: String,
     /// What runs the host's jobs: `docker` or `simulated`.
     pub runtime: String,
-    /// How far the host's claims were tested.
+    /// What was known of the host when it was chosen.
     pub trust: Trust,
 }
 
@@ -199,12 +211,15 @@ pub struct Balance {
     pub held: MicroUsd,
 }
 
-/// Capacity that can be rented now.
+/// Capacity that can be rented now: of a host without GPUs, or of its GPUs of one kind.
 pub struct Offer {
     /// The host.
     pub host: HostId,
     /// Its name.
     pub host_name: String,
+    /// The GPUs; absent where the host has none.
+    #[serde(default)]
+    pub devices: Option<DeviceGroup>,
     /// Free capacity.
     pub free: Capacity,
     /// Whole capacity.
@@ -214,10 +229,36 @@ pub struct Offer {
     /// For how long it is offered.
     #[serde(default)]
     pub term: Term,
-    /// How far the host's claims were tested.
+    /// Where its owner says it is.
+    #[serde(default)]
+    pub region: Option<Region>,
+    /// The most that a job can have for itself now.
+    #[serde(default)]
+    pub isolation: Isolation,
+    /// What is known of the host.
     pub trust: Trust,
+    /// What clouds ask for an hour of one of the GPUs; absent where nobody knows.
+    #[serde(default)]
+    pub baseline: Option<MicroUsd>,
+    /// How much cheaper an hour of one of the GPUs is here; negative where it is dearer.
+    #[serde(default)]
+    pub saving: Option<MicroUsd>,
     /// `docker` or `simulated`.
     pub runtime: String,
+}
+
+/// GPUs of a host that are alike.
+pub struct DeviceGroup {
+    /// What they are called; behind simulated ones stands `(simulated)`.
+    pub model: String,
+    /// Their class by what they have shown; absent where they are unrated.
+    pub class: Option<String>,
+    /// Memory of each.
+    pub vram: Bytes,
+    /// How many are free.
+    pub free: u32,
+    /// How many there are.
+    pub total: u32,
 }
 
 /// Capacity in numbers.
@@ -251,7 +292,10 @@ pub struct Host {
     /// For how long it is offered.
     #[serde(default)]
     pub term: Term,
-    /// How far its claims were tested.
+    /// Where its owner says it is.
+    #[serde(default)]
+    pub region: Option<Region>,
+    /// What is known of it.
     pub trust: Trust,
     /// What it says it has; absent before its first report.
     pub inventory: Option<Inventory>,

@@ -6,7 +6,7 @@ use clap::{
     ArgGroup, Args, Subcommand,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser},
 };
-use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate};
+use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate, wish::Region};
 use nave_sdk::wire::enrol::{PublicKey, TICKET_LIFE_MAX, check_name};
 
 use super::super::args::{ListVerdicts, ShowVerdict};
@@ -57,6 +57,8 @@ pub enum Command {
     Price(Price),
     /// Change for how long a host is offered
     Term(TermArgs),
+    /// Say where a host is
+    Region(RegionArgs),
     /// Give a host no new jobs for now
     Pause(OneHost),
     /// Give a paused host jobs again
@@ -92,6 +94,9 @@ pub struct TicketArgs {
     /// [default: on-demand, or as it was]
     #[arg(long, value_parser = term())]
     pub term: Option<Term>,
+    /// Where the host is, such as eu or us-east-1 [default: not said, or as it was]
+    #[arg(long, value_name = "REGION")]
+    pub region: Option<Region>,
     /// How long the ticket can be used; 7d at most
     #[arg(long, value_name = "SPAN", default_value = "1h", value_parser = life)]
     pub expires: Millis,
@@ -178,6 +183,15 @@ pub struct TermArgs {
     /// For how long it is offered
     #[arg(value_parser = term())]
     pub term: Term,
+}
+
+/// `nave miner region`.
+#[derive(Debug, Args)]
+pub struct RegionArgs {
+    /// Its name or id
+    pub host: String,
+    /// Where it is, such as eu or us-east-1
+    pub region: Region,
 }
 
 fn term() -> ValueParser {

@@ -17,7 +17,7 @@ use nave_sdk::{
 };
 
 use self::{
-    args::{Command, KeyArgs, Miner, Price, TermArgs},
+    args::{Command, KeyArgs, Miner, Price, RegionArgs, TermArgs},
     market::Given,
 };
 use super::{
@@ -98,6 +98,7 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         | Command::Show(_)
         | Command::Price(_)
         | Command::Term(_)
+        | Command::Region(_)
         | Command::Pause(_)
         | Command::Resume(_)
         | Command::Drain(_)
@@ -116,6 +117,7 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         Command::Show(one) => answer(cx, &caller.host(&one.host).await?, |host| show::host(host, now())),
         Command::Price(price) => change_price(cx, &caller, price).await,
         Command::Term(term) => change_term(cx, &caller, term).await,
+        Command::Region(region) => change_region(cx, &caller, region).await,
         Command::Pause(one) => pause(cx, &caller, &one.host, true).await,
         Command::Resume(one) => pause(cx, &caller, &one.host, false).await,
         Command::Drain(one) => drain(cx, &caller, &one.host).await,
@@ -150,6 +152,15 @@ async fn change_term(cx: &Context, caller: &Caller, wish: TermArgs) -> Result<()
     let patch = HostPatch { term: Some(wish.term), ..HostPatch::default() };
     let changed = change(caller, &host, patch).await?;
     answer(cx, &changed, |host| format!("{} is offered {}\n", clean(&host.name), show::term(host.term)))
+}
+
+async fn change_region(cx: &Context, caller: &Caller, wish: RegionArgs) -> Result<(), Failure> {
+    let host = caller.host(&wish.host).await?;
+    let patch = HostPatch { region: Some(wish.region), ..HostPatch::default() };
+    let changed = change(caller, &host, patch).await?;
+    answer(cx, &changed, |host| {
+        format!("{} is in {}\n", clean(&host.name), show::region(host.region.as_ref()))
+    })
 }
 
 async fn pause(cx: &Context, caller: &Caller, host: &str, paused: bool) -> Result<(), Failure> {

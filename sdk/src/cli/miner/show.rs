@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use nave_domain::{Timestamp, host::Term, rate::Rate};
+use nave_domain::{Timestamp, host::Term, rate::Rate, wish::Region};
 use nave_sdk::wire::enrol::{InventorySummary, MinerHost};
 
 use super::super::{
@@ -65,6 +65,7 @@ pub fn host(host: &MinerHost, now: Timestamp) -> String {
         ("state", stands(host.state, host.paused)),
         ("price", price(&host.rate)),
         ("term", term(host.term).to_owned()),
+        ("region", region(host.region.as_ref())),
         ("trust", word(&host.trust)),
         ("leases", host.leases.to_string()),
         (
@@ -111,6 +112,12 @@ pub fn host(host: &MinerHost, now: Timestamp) -> String {
 pub fn price(rate: &Rate) -> String {
     let Rate { gpu_hour, vcpu_hour, gib_hour } = rate;
     format!("{gpu_hour} per GPU, {vcpu_hour} per CPU and {gib_hour} per GiB of memory an hour")
+}
+
+/// A region, where it is known.
+#[must_use]
+pub fn region(region: Option<&Region>) -> String {
+    region.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
 /// A term as it is typed.

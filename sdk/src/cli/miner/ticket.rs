@@ -47,6 +47,7 @@ pub async fn ticket(cx: &Context, caller: &Caller, args: TicketArgs) -> Result<(
         name: args.name,
         rate: args.price.over(replaces.as_ref().map_or(RATE, |host| host.rate)),
         term: args.term.or(replaces.as_ref().map(|host| host.term)).unwrap_or_default(),
+        region: args.region.or(replaces.as_ref().and_then(|host| host.region.clone())),
         agent_key: args.agent,
         replaces: replaces.as_ref().map(|host| host.host),
     };

@@ -1,0 +1,116 @@
+//! `nave quote`, and what `nave run --dry-run` says.
+
+use std::fmt::Write as _;
+
+use nave_domain::{Millis, host::Device, job::JobRequest};
+use nave_sdk::wire::quote::{HOLD_MS, Quote, QuoteRequest, QuoteState, QuotedPlace};
+use uuid::Uuid;
+
+use super::{
+    Context,
+    args::QuoteArgs,
+    failure::{Failure, exit},
+    lists::answer,
+    run,
+    show::word,
+    table::{clean, table},
+};
+
+/// Has a place held.
+pub async fn quote(cx: &Context, args: QuoteArgs) -> Result<u8, Failure> {
+    let argv = if args.argv.is_empty() { vec!["true".to_owned()] } else { args.argv };
+    let request = run::request(&args.job, argv, |name| std::env::var(name).ok())?;
+    let wish = QuoteRequest { request, hold_ms: args.hold, dry_run: false };
+    ask(cx, &wish, args.idempotency_key).await
+}
+
+/// Says where a job would run.
+pub async fn dry_run(cx: &Context, request: JobRequest, key: Option<String>) -> Result<u8, Failure> {
+    ask(cx, &QuoteRequest { request, hold_ms: HOLD_MS, dry_run: true }, key).await
+}
+
+async fn ask(cx: &Context, wish: &QuoteRequest, key: Option<String>) -> Result<u8, Failure> {
+    wish.check().map_err(|error| run::usage(&error))?;
+    let key = key.unwrap_or_else(|| Uuid::now_v7().to_string());
+    let quote = cx.patient_client()?.quote(wish, &key).await.map_err(Failure::when("get a quote"))?;
+    answer(cx, &quote, text)?;
+    Ok(if quote.place.is_some() { 0 } else { exit::ERROR })
+}
+
+/// A quote for people.
+#[must_use]
+pub fn text(quote: &Quote) -> String {
+    let mut text = match (&quote.place, &quote.reason, quote.state) {
+        (Some(place), _, QuoteState::DryRun) => {
+            format!("it would run on {}; nothing is held\n{}", clean(&place.host_name), lines(place))
+        }
+        (Some(place), _, state) => {
+            let until = quote.expires_at.map_or_else(|| "-".to_owned(), |at| at.to_string());
+            format!("{} is {} until {until}\n{}", quote.quote, state.as_str(), lines(place))
+        }
+        (None, Some(reason), _) => {
+            format!("there is no place now: {} ({})\n", clean(&reason.message), clean(&reason.code))
+        }
+        (None, None, state) => format!("{} is {}\n", quote.quote, state.as_str()),
+    };
+    if !quote.considered.is_empty() {
+        let row = |other: &nave_sdk::wire::quote::ConsideredHost| {
+            vec![other.host_name.clone(), other.hourly.to_string(), other.code.replace('_', " ")]
+        };
+        let rows: Vec<Vec<String>> = quote.considered.iter().map(row).collect();
+        text += "\n";
+        text += &table(&["NOT CHOSEN", "HOURLY>", "WHY"], &rows);
+    }
+    if quote.state == QuoteState::Held {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "\nto use it: nave run --quote {} -- CMD", quote.quote);
+    }
+    text
+}
+
+fn lines(place: &QuotedPlace) -> String {
+    let region = place.region.as_ref().map_or_else(|| "region unknown".to_owned(), ToString::to_string);
+    let host = format!(
+        "{} ({region}, {}, {})",
+        place.host_name,
+        word(&place.term).replace('_', " "),
+        word(&place.trust)
+    );
+    let devices: Vec<String> = place.devices.iter().map(|uuid| Device::label_of(uuid)).collect();
+    let mut lines = vec![
+        ("host", host),
+        ("chosen", word(&place.reason).replace('_', " ")),
+        ("devices", if devices.is_empty() { "none".to_owned() } else { devices.join(", ") }),
+        ("price", format!("{} an hour", place.hourly)),
+        ("longest", Millis(place.run_ms_max.0).to_string()),
+    ];
+    if let (Some(baseline), Some(saving)) = (place.baseline, place.saving) {
+        let rate = place.rate.gpu_hour;
+        lines.push(("saving", format!("{saving} a GPU-hour: {rate} here, {baseline} in clouds")));
+    }
+    let mut text = String::new();
+    for (name, value) in lines {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {name:<8} {}", clean(&value));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::golden, *};
+
+    #[test]
+    fn a_quote_says_where_for_how_much_until_when_and_what_else_there_was() {
+        let held = golden::quote();
+        golden::check("quote.txt", &text(&held));
+        let mut dry = held.clone();
+        (dry.state, dry.expires_at) = (QuoteState::DryRun, None);
+        golden::check("quote-dry-run.txt", &text(&dry));
+        let reason =
+            serde_json::json!({ "code": "no_host_in_region", "message": "no host has 2 x H100 in eu" });
+        let reason = serde_json::from_value(reason).ok();
+        let refused = Quote { state: QuoteState::Refused, place: None, expires_at: None, reason, ..held };
+        golden::check("quote-refused.txt", &text(&refused));
+    }
+}
