@@ -4,6 +4,7 @@
 //! time in, decisions out. [`role`] loads, calls and carries out.
 
 mod fit;
+pub mod fleet;
 pub mod planner;
 pub mod role;
 mod wait;

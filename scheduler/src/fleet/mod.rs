@@ -1,0 +1,370 @@
+//! The fleet: all hosts and what is free on them, and the cheapest place for a request.
+//!
+//! A decision minimises expected money, in micro-USD an hour: what the host charges, what
+//! is done again should it be lost, what starting there takes, and what the placement takes
+//! from others: device time that it strands ([`stranding`]) and supply that is spoken for
+//! ([`scarcity`]), both at the price of the class. Everything is integers and a function of
+//! the calls so far.
+//!
+//! The first four depend only on the host and the kind of request. They are remembered, and
+//! computed again only for hosts that have changed since the kind was last asked for. Scarcity
+//! moves with everything; it is never negative, so it is computed only for hosts that could
+//! still be the best.
+
+mod demand;
+mod kinds;
+mod request;
+mod room;
+mod scarcity;
+mod stranding;
+
+pub use demand::Demand;
+pub use request::{DEVICE_MILLI, Gpus, Request};
+pub use room::{CLASSES_MAX, DEVICES_MAX, Host, Rate};
+
+use kinds::{Kind, Kinds, UNFIT, kept, untouched};
+use room::Room;
+use scarcity::Scarcity;
+use stranding::{Largest, Stranding};
+
+/// Changes of hosts after which scarcity is priced again.
+const PRICED_EVERY: u64 = 32;
+/// Kinds of requests that are remembered.
+const KINDS_MAX: usize = 512;
+
+/// A host of a fleet; only the fleet that gave it knows what it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Handle(u32);
+
+/// Where a request goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// On which host.
+    pub host: Handle,
+    /// On which of its devices.
+    pub devices: Vec<u8>,
+    /// What the host charges, in micro-USD an hour.
+    pub hourly: i64,
+    /// What it costs all in all, stranding and scarcity included: what was minimised.
+    pub cost: i64,
+}
+
+/// All hosts.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    rooms: Vec<Option<Room>>,
+    vacant: Vec<u32>,
+    /// What a device of each class is worth, in micro-USD an hour.
+    gpu_hours: [i64; CLASSES_MAX],
+    stranding: Vec<Option<Stranding>>,
+    scarcity: Scarcity,
+    kinds: Kinds,
+    /// Hosts in the order in which they changed; the first of them is change number `logged`.
+    log: Vec<u32>,
+    logged: u64,
+    priced: u64,
+    /// How often it has learned.
+    epoch: u64,
+}
+
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Fleet {
+    /// Without hosts, and with no idea of what is asked for.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            rooms: Vec::new(),
+            vacant: Vec::new(),
+            gpu_hours: [0; CLASSES_MAX],
+            stranding: vec![None; CLASSES_MAX],
+            scarcity: Scarcity::default(),
+            kinds: Kinds::new(KINDS_MAX),
+            log: Vec::new(),
+            logged: 0,
+            priced: 0,
+            epoch: 0,
+        }
+    }
+
+    /// Adds a host that is empty; `None` where it is larger than the fleet can say.
+    pub fn insert(&mut self, host: Host) -> Option<Handle> {
+        if usize::from(host.class) >= CLASSES_MAX || host.zone >= 64 || host.vram_mib.len() > DEVICES_MAX {
+            return None;
+        }
+        let room = Room::new(host);
+        self.scarcity.add(&room);
+        let at = match self.vacant.pop() {
+            Some(at) => at,
+            None => {
+                self.rooms.push(None);
+                u32::try_from(self.rooms.len() - 1).ok()?
+            }
+        };
+        self.rooms[at as usize] = Some(room);
+        self.changed(at);
+        Some(Handle(at))
+    }
+
+    /// Takes a host away, with everything that is on it.
+    pub fn remove(&mut self, handle: Handle) -> Option<Host> {
+        let room = self.rooms.get_mut(handle.0 as usize)?.take()?;
+        self.scarcity.remove(&room);
+        self.vacant.push(handle.0);
+        self.changed(handle.0);
+        Some(room.host)
+    }
+
+    /// What a host is when empty.
+    #[must_use]
+    pub fn host(&self, handle: Handle) -> Option<&Host> {
+        self.room(handle).map(|room| &room.host)
+    }
+
+    /// Changes a host's rate, risk, start or zone; what is placed there stays.
+    pub fn update(&mut self, handle: Handle, change: impl FnOnce(&mut Host)) {
+        self.alter(handle, |room| {
+            let mut host = room.host.clone();
+            change(&mut host);
+            room.host = Host {
+                milli_cpu: room.host.milli_cpu,
+                memory_mib: room.host.memory_mib,
+                disk_mib: room.host.disk_mib,
+                vram_mib: room.host.vram_mib.clone(),
+                class: room.host.class,
+                zone: host.zone.min(63),
+                ..host
+            };
+        });
+    }
+
+    /// Lets a host take new placements, or drains it: then it takes none and keeps what it has.
+    pub fn set_open(&mut self, handle: Handle, open: bool) {
+        self.alter(handle, |room| room.open = open);
+    }
+
+    /// What a device of a class is worth, in micro-USD an hour: the market's price for it.
+    pub fn set_worth(&mut self, class: u8, gpu_hour: i64) {
+        if let Some(worth) = self.gpu_hours.get_mut(usize::from(class)) {
+            *worth = gpu_hour;
+            self.epoch += 1;
+        }
+    }
+
+    /// Learns what is asked for. Costs some milliseconds, and the next decision of each kind
+    /// looks at all hosts again: for between batches.
+    pub fn learn(&mut self, demand: &Demand) {
+        let mut largest = [Largest::default(); CLASSES_MAX];
+        let mut milli = [0_u64; CLASSES_MAX];
+        for room in self.rooms.iter().flatten().filter(|room| room.devices() > 0) {
+            let class = usize::from(room.host.class);
+            largest[class] = largest[class].with(room);
+            milli[class] += room.devices() as u64 * u64::from(DEVICE_MILLI);
+        }
+        let classes =
+            (0..CLASSES_MAX).filter(|class| milli[*class] > 0).fold(0, |mask, class| mask | 1 << class);
+        for class in 0..CLASSES_MAX {
+            let kinds = shares(demand, class, &milli);
+            self.stranding[class] = (milli[class] > 0).then(|| Stranding::new(largest[class], &kinds));
+        }
+        self.scarcity = Scarcity::new(demand.kinds(), classes);
+        self.rooms.iter().flatten().for_each(|room| self.scarcity.add(room));
+        self.scarcity.price();
+        self.epoch += 1;
+    }
+
+    /// The cheapest place for a request; `None` where it fits nowhere.
+    pub fn decide(&mut self, request: &Request) -> Option<Choice> {
+        self.decide_for(request, None)
+    }
+
+    /// As [`decide`](Self::decide), for somebody who may have a claim on a host.
+    pub fn decide_for(&mut self, request: &Request, whose: Option<u64>) -> Option<Choice> {
+        let now = self.logged + self.log.len() as u64;
+        if now >= self.priced + PRICED_EVERY {
+            self.scarcity.price();
+            self.priced = now;
+        }
+        let (place, mut kind) = self.kinds.take(request);
+        self.refresh(request, &mut kind);
+        let best = self.best(request, &kind, whose);
+        self.kinds.put(place, kind);
+        let (cost, at) = best?;
+        let room = self.rooms.get(at)?.as_ref()?;
+        let devices = match request.gpus {
+            Gpus::None => Vec::new(),
+            Gpus::Share { milli, vram_mib } => {
+                let (device, _) = self.share(room, milli, vram_mib)?;
+                vec![u8::try_from(device).ok()?]
+            }
+            Gpus::Whole { count, vram_mib } => {
+                let mut devices = room.whole_devices(vram_mib);
+                devices.truncate(usize::from(count));
+                devices.sort_unstable();
+                devices
+            }
+        };
+        let host = Handle(u32::try_from(at).ok()?);
+        Some(Choice { host, devices, hourly: room.host.hourly(request), cost })
+    }
+
+    /// Occupies what a choice found; `false` and nothing changed where it is not free any more.
+    pub fn place(&mut self, handle: Handle, request: &Request, devices: &[u8]) -> bool {
+        let mut taken = false;
+        self.alter(handle, |room| taken = room.take(request, devices));
+        taken
+    }
+
+    /// Gives back what a placement occupied.
+    pub fn release(&mut self, handle: Handle, request: &Request, devices: &[u8]) {
+        self.alter(handle, |room| room.give(request, devices));
+    }
+
+    /// Memory that the fleet occupies, about, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let rooms = self.rooms.capacity() * size_of::<Option<Room>>();
+        let devices: usize = self.rooms.iter().flatten().map(|room| room.devices() * size_of::<u32>()).sum();
+        rooms + devices + self.log.capacity() * size_of::<u32>() + self.kinds.bytes()
+    }
+
+    fn room(&self, handle: Handle) -> Option<&Room> {
+        self.rooms.get(handle.0 as usize)?.as_ref()
+    }
+
+    fn alter(&mut self, handle: Handle, change: impl FnOnce(&mut Room)) {
+        let Some(Some(room)) = self.rooms.get_mut(handle.0 as usize) else { return };
+        self.scarcity.remove(room);
+        change(room);
+        self.scarcity.add(room);
+        self.changed(handle.0);
+    }
+
+    fn changed(&mut self, at: u32) {
+        self.log.push(at);
+        // A kind that missed more than this looks at all hosts again, which is no more work.
+        let most = 4 * self.rooms.len().max(1_024);
+        if self.log.len() >= 2 * most {
+            self.log.drain(..most);
+            self.logged += most as u64;
+        }
+    }
+
+    /// Brings a kind's costs up to date.
+    fn refresh(&self, request: &Request, kind: &mut Kind) {
+        let now = self.logged + self.log.len() as u64;
+        let cost = |at: usize| self.cost(self.rooms[at].as_ref(), request);
+        if kind.epoch != self.epoch || kind.seen < self.logged || kind.is_empty() {
+            kind.fill(self.rooms.len(), cost);
+        } else {
+            kind.grow(self.rooms.len());
+            let from = usize::try_from(kind.seen - self.logged).unwrap_or(0);
+            let mut last = None;
+            for at in &self.log[from..] {
+                // Hosts are filled one after the other, so the same one often comes twice.
+                if last.replace(*at) != Some(*at) {
+                    kind.set(*at as usize, cost(*at as usize));
+                }
+            }
+        }
+        (kind.seen, kind.epoch) = (now, self.epoch);
+    }
+
+    /// The lasting part of the cost on a host, as [`Kind::costs`] keeps it.
+    fn cost(&self, room: Option<&Room>, request: &Request) -> i64 {
+        let Some(room) = room.filter(|room| room.admits(request)) else { return UNFIT };
+        if room.devices() == 0 {
+            return match request.gpus {
+                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| kept(money, false)),
+                Gpus::Share { .. } | Gpus::Whole { .. } => UNFIT,
+            };
+        }
+        let stranding = self.stranding[usize::from(room.host.class)].as_ref();
+        let (usable, device, takes_untouched) = match request.gpus {
+            // A micro-USD keeps these off hosts with devices where all else is equal.
+            Gpus::None => (room.usable_milli, 0, false),
+            Gpus::Share { milli, vram_mib } => {
+                let Some((device, stranded)) = self.share(room, milli, vram_mib) else { return UNFIT };
+                let before = room.usable()[device];
+                let after = room.usable_after(device, milli, vram_mib);
+                (room.usable_milli + u32::from(after) - u32::from(before), stranded, before == DEVICE_MILLI)
+            }
+            Gpus::Whole { count, vram_mib } => {
+                if !room.has_whole(count, vram_mib) {
+                    return UNFIT;
+                }
+                let full = stranding.map_or(0, |stranding| stranding.of_device(DEVICE_MILLI));
+                let milli = u32::from(count) * u32::from(DEVICE_MILLI);
+                (room.usable_milli - milli, -full * i64::from(count), false)
+            }
+        };
+        let host = stranding.map_or(0, |stranding| {
+            let after = (room.milli_cpu - request.milli_cpu, room.memory_mib - request.memory_mib);
+            stranding.of_host(usable, after.0, after.1)
+                - stranding.of_host(room.usable_milli, room.milli_cpu, room.memory_mib)
+        });
+        let Some(money) = self.expected(room, request) else { return UNFIT };
+        let worth = Stranding::worth(device + host, self.gpu_hours[usize::from(room.host.class)]);
+        let apart = i64::from(request.gpus == Gpus::None);
+        kept(money.saturating_add(worth).saturating_add(apart), takes_untouched)
+    }
+
+    /// What the host is expected to cost, where the request can pay it.
+    fn expected(&self, room: &Room, request: &Request) -> Option<i64> {
+        (room.host.hourly(request) <= request.hourly_max).then(|| room.host.expected(request))
+    }
+
+    /// The device where a share strands the least, the tightest of those, and how much more it strands.
+    fn share(&self, room: &Room, milli: u16, vram_mib: u32) -> Option<(usize, i64)> {
+        let stranding = self.stranding[usize::from(room.host.class)].as_ref();
+        let of = |usable: u16| stranding.map_or(0, |stranding| stranding.of_device(usable));
+        let mut best: Option<(i64, u16, usize)> = None;
+        for (device, usable) in room.usable().iter().enumerate() {
+            let seen = device > 0 && room.alike(device, device - 1);
+            if seen || !room.has_share(device, milli, vram_mib) {
+                continue;
+            }
+            let more = of(room.usable_after(device, milli, vram_mib)) - of(*usable);
+            let found = (more, *usable, device);
+            best = Some(best.map_or(found, |best| best.min(found)));
+        }
+        best.map(|(more, _, device)| (device, more))
+    }
+
+    /// Cost and index of the cheapest host.
+    fn best(&self, request: &Request, kind: &Kind, whose: Option<u64>) -> Option<(i64, usize)> {
+        kind.cheapest(|at, kept| {
+            let room = self.rooms[at].as_ref()?;
+            let free = room.claim.is_none_or(|claim| whose == Some(claim));
+            free.then(|| self.scarce(room, request, untouched(kept)))
+        })
+    }
+
+    /// What it costs others that this is taken; never negative.
+    fn scarce(&self, room: &Room, request: &Request, untouched: bool) -> i64 {
+        let class = room.host.class;
+        let whole = room.whole - request.whole() - u8::from(untouched && room.whole > 0);
+        let before = self.scarcity.together(room.whole, room.milli_cpu);
+        let after = self.scarcity.together(whole, room.milli_cpu - request.milli_cpu);
+        let parts = self.scarcity.of_class(class) * i64::from(request.gpu_milli())
+            + self.scarcity.of_parting(class, before, after);
+        let worth = i128::from(parts) * i128::from(self.gpu_hours[usize::from(class)]) / 1_000_000;
+        i64::try_from(worth).unwrap_or(i64::MAX).max(0)
+    }
+}
+
+/// What is asked of a class: what accepts it, spread evenly over all that it accepts.
+fn shares(demand: &Demand, class: usize, milli: &[u64; CLASSES_MAX]) -> Vec<(Request, u64)> {
+    let accepts = demand.kinds().filter(|(kind, _)| kind.gpu_milli() > 0 && kind.classes >> class & 1 == 1);
+    let share = |(kind, count): (&Request, u64)| {
+        let accepted: u64 =
+            (0..CLASSES_MAX).filter(|of| kind.classes >> of & 1 == 1).map(|of| milli[of]).sum();
+        let share = u128::from(count) * u128::from(milli[class]) / u128::from(accepted.max(1));
+        (*kind, u64::try_from(share).unwrap_or(u64::MAX))
+    };
+    accepts.map(share).collect()
+}

@@ -1,0 +1,275 @@
+//! A host, and what is free on it.
+
+use super::request::{DEVICE_MILLI, Gpus, Request};
+
+/// Most devices of a host.
+pub const DEVICES_MAX: usize = 16;
+/// Most device classes, and most zones, of a fleet.
+pub const CLASSES_MAX: usize = 64;
+
+/// A host as it is when empty, and what it costs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Thousandths of a core.
+    pub milli_cpu: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk in MiB.
+    pub disk_mib: u32,
+    /// Memory of each of its devices in MiB, in the order of the indices of a choice.
+    pub vram_mib: Vec<u32>,
+    /// Class of its devices, below [`CLASSES_MAX`].
+    pub class: u8,
+    /// Where it is and on which terms, below 64.
+    pub zone: u8,
+    /// What it has beyond capacity, one bit for each; see [`Request::needs`].
+    pub has: u64,
+    /// What it charges.
+    pub rate: Rate,
+    /// The chance that it is lost, in millionths an hour.
+    pub loss_ppm: u32,
+    /// How long a start takes there, in seconds.
+    pub start_s: u32,
+}
+
+/// Micro-USD an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// For a whole device.
+    pub gpu_hour: i64,
+    /// For a core.
+    pub vcpu_hour: i64,
+    /// For a GiB of memory.
+    pub gib_hour: i64,
+}
+
+impl Host {
+    /// What a request costs there, in micro-USD an hour, rounded up.
+    #[must_use]
+    pub fn hourly(&self, request: &Request) -> i64 {
+        let gpu = self.rate.gpu_hour.saturating_mul(i64::from(request.gpu_milli()));
+        let cpu = self.rate.vcpu_hour.saturating_mul(i64::from(request.milli_cpu));
+        let memory = self.rate.gib_hour.saturating_mul(i64::from(request.memory_mib));
+        let ceil = |value: i64, by: i64| value.saturating_add(by - 1) / by;
+        ceil(gpu.saturating_add(cpu), 1_000).saturating_add(ceil(memory, 1_024))
+    }
+
+    /// What a request is expected to cost there, in micro-USD for an hour of work that
+    /// lasts: its price, what is done again when the host is lost, and what starting takes.
+    #[must_use]
+    pub fn expected(&self, request: &Request) -> i64 {
+        let hourly = self.hourly(request);
+        let redo = i64::from(self.loss_ppm) * i64::from(request.redo_minutes) / 60;
+        let start = i64::from(self.start_s) * 1_000_000 / (i64::from(request.run_minutes.max(1)) * 60);
+        // Thousandths of a micro-USD are beyond what these chances mean.
+        hourly.saturating_add((hourly / 1_000).saturating_mul(redo + start) / 1_000)
+    }
+}
+
+/// What is free on a host.
+#[derive(Debug, Clone)]
+pub(super) struct Room {
+    pub host: Host,
+    /// Whether it takes new placements.
+    pub open: bool,
+    /// For whom it is kept free, if for somebody.
+    pub claim: Option<u64>,
+    pub milli_cpu: u32,
+    pub memory_mib: u32,
+    pub disk_mib: u32,
+    milli: [u16; DEVICES_MAX],
+    vram_mib: [u32; DEVICES_MAX],
+    /// Memory of each device when it is untouched.
+    total_mib: [u32; DEVICES_MAX],
+    devices: u8,
+    /// Thousandths of each device that time and memory both allow.
+    usable: [u16; DEVICES_MAX],
+    /// Sum of `usable`.
+    pub usable_milli: u32,
+    /// Untouched devices.
+    pub whole: u8,
+}
+
+impl Room {
+    pub fn new(host: Host) -> Self {
+        let mut room = Self {
+            open: true,
+            claim: None,
+            milli_cpu: host.milli_cpu,
+            memory_mib: host.memory_mib,
+            disk_mib: host.disk_mib,
+            milli: [0; DEVICES_MAX],
+            vram_mib: [0; DEVICES_MAX],
+            total_mib: [0; DEVICES_MAX],
+            devices: u8::try_from(host.vram_mib.len()).unwrap_or(0),
+            usable: [0; DEVICES_MAX],
+            usable_milli: 0,
+            whole: 0,
+            host,
+        };
+        for device in 0..room.devices() {
+            room.milli[device] = DEVICE_MILLI;
+            room.total_mib[device] = room.host.vram_mib[device];
+            room.vram_mib[device] = room.total_mib[device];
+        }
+        room.sum();
+        room
+    }
+
+    /// How many devices it has.
+    pub fn devices(&self) -> usize {
+        self.devices.into()
+    }
+
+    pub fn usable(&self) -> &[u16] {
+        &self.usable[..self.devices()]
+    }
+
+    fn is_whole(&self, device: usize) -> bool {
+        self.milli[device] == DEVICE_MILLI && self.vram_mib[device] == self.total_mib[device]
+    }
+
+    fn sum(&mut self) {
+        self.whole = 0;
+        self.usable_milli = 0;
+        for device in 0..self.devices() {
+            self.usable[device] = usable(self.milli[device], self.vram_mib[device], self.total_mib[device]);
+            self.usable_milli += u32::from(self.usable[device]);
+            self.whole += u8::from(self.is_whole(device));
+        }
+    }
+
+    /// Whether everything but devices suffices.
+    pub fn admits(&self, request: &Request) -> bool {
+        self.milli_cpu >= request.milli_cpu
+            && self.memory_mib >= request.memory_mib
+            && self.disk_mib >= request.disk_mib
+            && self.open
+            && request.classes >> self.host.class & 1 == 1
+            && request.zones >> self.host.zone & 1 == 1
+            && request.needs & !self.host.has == 0
+    }
+
+    /// Whether a share fits on a device, exactly.
+    pub fn has_share(&self, device: usize, milli: u16, vram_mib: u32) -> bool {
+        self.milli[device] >= milli && self.vram_mib[device] >= vram_mib
+    }
+
+    /// Whether two devices are the same to any share.
+    pub fn alike(&self, one: usize, other: usize) -> bool {
+        (self.milli[one], self.vram_mib[one], self.total_mib[one])
+            == (self.milli[other], self.vram_mib[other], self.total_mib[other])
+    }
+
+    /// What of a device is usable after a share is taken from it.
+    pub fn usable_after(&self, device: usize, milli: u16, vram_mib: u32) -> u16 {
+        usable(self.milli[device] - milli, self.vram_mib[device] - vram_mib, self.total_mib[device])
+    }
+
+    /// The untouched devices with that much memory, smallest first.
+    pub fn whole_devices(&self, vram_mib: u32) -> Vec<u8> {
+        let mut found: Vec<u8> = (0..self.devices())
+            .filter(|device| self.is_whole(*device) && self.total_mib[*device] >= vram_mib)
+            .filter_map(|device| u8::try_from(device).ok())
+            .collect();
+        found.sort_by_key(|device| (self.total_mib[usize::from(*device)], *device));
+        found
+    }
+
+    /// Whether that many untouched devices with that much memory are there.
+    pub fn has_whole(&self, count: u8, vram_mib: u32) -> bool {
+        self.whole >= count
+            && (vram_mib == 0
+                || (0..self.devices())
+                    .filter(|device| self.is_whole(*device) && self.total_mib[*device] >= vram_mib)
+                    .count()
+                    >= usize::from(count))
+    }
+
+    /// Takes what a request takes; `false` and nothing changed where it does not fit.
+    pub fn take(&mut self, request: &Request, devices: &[u8]) -> bool {
+        let distinct = devices.iter().enumerate().all(|(at, device)| !devices[..at].contains(device));
+        let there = devices.iter().all(|device| usize::from(*device) < self.devices());
+        let fits = self.milli_cpu >= request.milli_cpu
+            && self.memory_mib >= request.memory_mib
+            && self.disk_mib >= request.disk_mib;
+        let fit = distinct
+            && there
+            && fits
+            && match (request.gpus, devices) {
+                (Gpus::None, []) => true,
+                (Gpus::Share { milli, vram_mib }, [device]) => {
+                    self.has_share(usize::from(*device), milli, vram_mib)
+                }
+                (Gpus::Whole { count, vram_mib }, devices) => {
+                    devices.len() == usize::from(count)
+                        && devices
+                            .iter()
+                            .map(|device| usize::from(*device))
+                            .all(|device| self.is_whole(device) && self.total_mib[device] >= vram_mib)
+                }
+                (Gpus::None | Gpus::Share { .. }, _) => false,
+            };
+        if !fit {
+            return false;
+        }
+        self.milli_cpu -= request.milli_cpu;
+        self.memory_mib -= request.memory_mib;
+        self.disk_mib -= request.disk_mib;
+        for device in devices.iter().map(|device| usize::from(*device)) {
+            let (milli, vram_mib) = self.part(request, device);
+            self.milli[device] -= milli;
+            self.vram_mib[device] -= vram_mib;
+        }
+        self.sum();
+        true
+    }
+
+    /// Gives back what [`take`](Self::take) took.
+    pub fn give(&mut self, request: &Request, devices: &[u8]) {
+        self.milli_cpu = (self.milli_cpu + request.milli_cpu).min(self.host.milli_cpu);
+        self.memory_mib = (self.memory_mib + request.memory_mib).min(self.host.memory_mib);
+        self.disk_mib = (self.disk_mib + request.disk_mib).min(self.host.disk_mib);
+        for device in devices.iter().map(|device| usize::from(*device)) {
+            let (milli, vram_mib) = self.part(request, device);
+            self.milli[device] = (self.milli[device] + milli).min(DEVICE_MILLI);
+            self.vram_mib[device] = (self.vram_mib[device] + vram_mib).min(self.total_mib[device]);
+        }
+        self.sum();
+    }
+
+    /// Time and memory of one device that a request takes.
+    fn part(&self, request: &Request, device: usize) -> (u16, u32) {
+        match request.gpus {
+            Gpus::None => (0, 0),
+            Gpus::Share { milli, vram_mib } => (milli, vram_mib),
+            Gpus::Whole { .. } => (DEVICE_MILLI, self.total_mib[device]),
+        }
+    }
+}
+
+/// Thousandths of a device that time and memory both allow; without memory, time alone.
+fn usable(milli: u16, vram_mib: u32, total_mib: u32) -> u16 {
+    if vram_mib == total_mib {
+        milli
+    } else {
+        milli.min(thousandths(vram_mib.into(), total_mib.into(), Rounded::Down))
+    }
+}
+
+/// Which way a quotient is rounded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rounded {
+    Down,
+    Up,
+}
+
+/// A part as thousandths of a total above zero, at most all of them.
+pub(super) fn thousandths(part: u64, total: u64, rounded: Rounded) -> u16 {
+    let scaled = part * u64::from(DEVICE_MILLI);
+    let quotient = match rounded {
+        Rounded::Down => scaled / total,
+        Rounded::Up => scaled.div_ceil(total),
+    };
+    u16::try_from(quotient.min(u64::from(DEVICE_MILLI))).unwrap_or(DEVICE_MILLI)
+}
