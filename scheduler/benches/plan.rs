@@ -2,17 +2,21 @@
 
 #![allow(missing_docs, reason = "criterion's macros make undocumented items")]
 
-use std::{collections::BTreeMap, hint::black_box};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hint::black_box,
+};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nave_domain::{
-    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::{Inventory, Runtime},
+    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::{Inventory, Runtime, Term, Trust},
     job::{Egress, JobRequest},
     rate::Rate,
+    wish::Terms,
 };
 use nave_scheduler::planner::plan;
-use nave_store::{QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 const HOSTS: u128 = 1_000;
@@ -23,6 +27,10 @@ fn host(n: u128) -> SupplyHost {
     SupplyHost {
         generation: 1,
         rate: Rate { gpu_hour: MicroUsd(0), vcpu_hour: MicroUsd(20_000 + spread), gib_hour: MicroUsd(3_000) },
+        terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
+        classes: BTreeMap::new(),
+        tenants: BTreeSet::new(),
+        reserved: None,
         inventory: Inventory {
             milli_cpu: MilliCpu(4_000 + 1_000 * spread),
             memory: Bytes(16 * Bytes::GIB),
@@ -47,10 +55,12 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
     let request: JobRequest = serde_json::from_value(request).expect("a request");
     QueuedJob {
         job: JobId(Uuid::from_u128(n)),
+        customer: CustomerId(Uuid::from_u128(1)),
         left: request.max_spend,
         request,
         queued_at: Timestamp(0),
         queued: Millis(0),
+        attempts: 0,
         failed_on: Vec::new(),
         group_leases: 0,
     }
@@ -59,14 +69,15 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
 fn snapshot(milli_cpu: i64) -> Snapshot {
     let hosts: BTreeMap<HostId, SupplyHost> =
         (0..HOSTS).map(|n| (HostId(Uuid::from_u128(n)), host(n))).collect();
-    Snapshot { now: Timestamp(1_000), jobs: (0..JOBS).map(|n| job(n, milli_cpu)).collect(), hosts }
+    let jobs = (0..JOBS).map(|n| job(n, milli_cpu)).collect();
+    Snapshot { now: Timestamp(1_000), jobs, hosts, quotes: Vec::new(), baselines: Baselines::default() }
 }
 
 /// The floor: CPU, memory and disk of the first host that has enough.
 fn first_fit(snapshot: &Snapshot) -> usize {
     let mut hosts = snapshot.hosts.clone();
     let fits = |host: &SupplyHost, job: &QueuedJob| {
-        let wanted = job.request.resources;
+        let wanted = &job.request.resources;
         host.inventory.milli_cpu.0 - host.milli_cpu_used.0 >= wanted.milli_cpu.0
             && host.inventory.memory.0 - host.memory_used.0 >= wanted.memory.0
             && host.inventory.disk.0 - host.disk_used.0 >= wanted.disk.0

@@ -52,7 +52,7 @@ impl Lack {
             Self::Wish(Unmet::Region) => "its place in that region",
             Self::Wish(Unmet::Term) => "that term",
             Self::Wish(Unmet::Trust) => "that trust",
-            Self::Gpus => "enough GPUs of that kind",
+            Self::Gpus => "enough GPUs with that much memory",
         }
     }
 }

@@ -76,6 +76,8 @@ impl Market {
             rate: RATE,
             run_max: Millis(60_000),
             capped_by_spend: false,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
         };
         let lease = self.store.job_place(&placement).await.expect("place");
         self.store.lease_started(host, lease).await.expect("started");

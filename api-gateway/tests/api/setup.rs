@@ -186,6 +186,8 @@ impl Market {
             rate: supply.rate,
             run_max: queued.request.limits.run_ms,
             capped_by_spend: false,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
         };
         self.store.job_place(&placement).await.expect("a placement")
     }

@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::{self, HostEvent, HostState, Inventory},
+    host::{self, HostEvent, HostState, Inventory, Term, Trust},
     job::{self, JobEvent, JobRequest, JobState, Tries},
     lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
     ledger::{Account, Posting},
     rate::{Rate, Size, charge},
+    wish::Terms,
 };
-use nave_store::{HeldLease, OpenLease, Placement, QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, HeldLease, OpenLease, Placement, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 use crate::Mutation;
@@ -261,16 +262,24 @@ impl Rows {
         let waits = self.jobs.iter().filter(|(_, job)| job.state == JobState::Queued);
         let jobs = waits.map(|(id, job)| QueuedJob {
             job: *id,
+            customer: job.customer,
             request: job.request.clone(),
             left: MicroUsd(job.request.max_spend.0 - job.charged),
             queued_at: Timestamp(job.queued_at),
             queued: Millis(job.queued),
+            attempts: job.attempts,
             failed_on: self.failed_on(*id),
             group_leases: 0,
         });
         let ready = self.hosts.iter().filter(|(_, host)| host.state == HostState::Ready);
         let hosts = ready.filter_map(|(id, host)| Some((*id, self.supply(*id, host)?)));
-        Snapshot { now: Timestamp(self.now), jobs: jobs.collect(), hosts: hosts.collect() }
+        Snapshot {
+            now: Timestamp(self.now),
+            jobs: jobs.collect(),
+            hosts: hosts.collect(),
+            quotes: Vec::new(),
+            baselines: Baselines::default(),
+        }
     }
 
     fn failed_on(&self, job: JobId) -> Vec<HostId> {
@@ -288,7 +297,11 @@ impl Rows {
         Some(SupplyHost {
             generation: host.generation,
             rate: host.rate,
+            terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
             inventory: host.inventory.clone()?,
+            classes: BTreeMap::new(),
+            tenants: open().map(|lease| self.jobs[&lease.job].customer).collect(),
+            reserved: None,
             milli_cpu_used: MilliCpu(open().map(|lease| lease.size.milli_cpu.0).sum()),
             memory_used: Bytes(open().map(|lease| lease.size.memory.0).sum()),
             disk_used: Bytes(open().map(|lease| lease.disk.0).sum()),

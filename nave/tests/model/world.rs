@@ -505,7 +505,7 @@ fn inventory(n: u32) -> Inventory {
 
 fn request(wish: &Wish) -> JobRequest {
     let milli_cpu = MilliCpu(if wish.huge { 64_000 } else { 1_000 });
-    let gpu = wish.gpu.then_some(GpuRequest { count: 1, vram: Bytes(1) });
+    let gpu = wish.gpu.then(|| GpuRequest { vram: Bytes(1), ..GpuRequest::default() });
     let env = [
         ("RUN_MS", wish.run_ms.to_string()),
         ("FAILS", wish.fails.to_string()),

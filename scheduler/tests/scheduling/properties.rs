@@ -44,7 +44,7 @@ prop_compose! {
         wanted.milli_cpu = MilliCpu(milli_cpu);
         wanted.memory = Bytes(memory * Bytes::GIB);
         wanted.disk = Bytes(disk * Bytes::GIB);
-        wanted.gpu = gpu.map(|(count, gib)| GpuRequest { count, vram: Bytes(gib * Bytes::GIB) });
+        wanted.gpu = gpu.map(|(count, gib)| GpuRequest { count, vram: Bytes(gib * Bytes::GIB), ..GpuRequest::default() });
         job.request.limits.queue_ms = Millis(queue_ms);
         job.request.limits.run_ms = Millis(run_ms);
         job.left = MicroUsd(left);
@@ -85,7 +85,7 @@ fn carry_out(snapshot: &Snapshot, plan: &Plan) -> BTreeMap<HostId, SupplyHost> {
 }
 
 fn assert_met(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
-    let wanted = job.request.resources;
+    let wanted = &job.request.resources;
     assert_eq!((placement.size, placement.disk), (wanted.size(), wanted.disk));
     assert_eq!(placement.rate, host.rate);
     assert!(placement.run_max <= job.request.limits.run_ms);
@@ -94,21 +94,23 @@ fn assert_met(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
     let device = |uuid: &String| -> &Device {
         host.inventory.devices.iter().find(|device| device.uuid == *uuid).expect("a device of that host")
     };
-    assert_eq!(placement.devices.len(), wanted.gpu.map_or(0, |gpu| gpu.count.into()));
+    assert_eq!(placement.devices.len(), wanted.gpu.as_ref().map_or(0, |gpu| gpu.count.into()));
     for uuid in &placement.devices {
-        assert!(device(uuid).vram >= wanted.gpu.expect("a wish for GPUs").vram);
+        assert!(device(uuid).vram >= wanted.gpu.as_ref().expect("a wish for GPUs").vram);
     }
 }
 
 fn fits(host: &SupplyHost, job: &QueuedJob) -> bool {
-    let wanted = job.request.resources;
+    let wanted = &job.request.resources;
     let free = |device: &&Device| {
-        wanted.gpu.is_some_and(|gpu| device.vram >= gpu.vram) && !host.devices_used.contains(&device.uuid)
+        wanted.gpu.as_ref().is_some_and(|gpu| device.vram >= gpu.vram)
+            && !host.devices_used.contains(&device.uuid)
     };
     host.milli_cpu_used.0 + wanted.milli_cpu.0 <= host.inventory.milli_cpu.0
         && host.memory_used.0 + wanted.memory.0 <= host.inventory.memory.0
         && host.disk_used.0 + wanted.disk.0 <= host.inventory.disk.0
-        && host.inventory.devices.iter().filter(free).count() >= wanted.gpu.map_or(0, |gpu| gpu.count.into())
+        && host.inventory.devices.iter().filter(free).count()
+            >= wanted.gpu.as_ref().map_or(0, |gpu| gpu.count.into())
 }
 
 /// Whether the job can pay for a second, or for all it may run.

@@ -1,15 +1,16 @@
 //! Snapshots to plan over.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::{Device, Inventory, Runtime},
-    job::{Egress, GpuRequest, JobRequest, Limits, Resources},
+    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::{Device, Inventory, Runtime, Term, Trust},
+    job::{Egress, GpuRequest, JobRequest},
     rate::Rate,
+    wish::Terms,
 };
 use nave_scheduler::planner::{Plan, plan};
-use nave_store::{QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 pub const NOW: Timestamp = Timestamp(1_790_000_000_000);
@@ -26,11 +27,19 @@ pub fn job_id(number: u128) -> JobId {
     JobId(Uuid::from_u128(number))
 }
 
+pub fn customer_id(number: u128) -> CustomerId {
+    CustomerId(Uuid::from_u128(number))
+}
+
 /// A host with 8 CPUs, 32 GiB of memory, 100 GiB of disk and nothing leased.
 pub fn host() -> SupplyHost {
     SupplyHost {
         generation: 5,
         rate: RATE,
+        terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
+        classes: BTreeMap::new(),
+        tenants: BTreeSet::new(),
+        reserved: None,
         inventory: Inventory {
             milli_cpu: MilliCpu(8_000),
             memory: Bytes(32 * Bytes::GIB),
@@ -69,23 +78,15 @@ pub fn device(number: usize, gib: i64) -> Device {
 
 /// The smallest request, waiting since a second.
 pub fn job(number: u128) -> QueuedJob {
-    let request = JobRequest {
-        image: None,
-        argv: vec!["true".into()],
-        env: BTreeMap::new(),
-        resources: Resources::default(),
-        egress: Egress::default(),
-        group: None,
-        limits: Limits::default(),
-        retries: 0,
-        max_spend: MicroUsd(500_000),
-    };
+    let request = JobRequest::of(vec!["true".into()]);
     QueuedJob {
         job: job_id(number),
+        customer: customer_id(1),
         left: request.max_spend,
         request,
         queued_at: Timestamp(NOW.0 - 1_000),
         queued: Millis::ZERO,
+        attempts: 0,
         failed_on: Vec::new(),
         group_leases: 0,
     }
@@ -93,13 +94,14 @@ pub fn job(number: u128) -> QueuedJob {
 
 pub fn gpu_job(number: u128, count: u8, gib: i64) -> QueuedJob {
     let mut job = job(number);
-    job.request.resources.gpu = Some(GpuRequest { count, vram: Bytes(gib * Bytes::GIB) });
+    job.request.resources.gpu =
+        Some(GpuRequest { count, vram: Bytes(gib * Bytes::GIB), ..GpuRequest::default() });
     job
 }
 
 pub fn snapshot(jobs: Vec<QueuedJob>, hosts: Vec<SupplyHost>) -> Snapshot {
     let hosts: BTreeMap<_, _> = (1..).map(host_id).zip(hosts).collect();
-    Snapshot { now: NOW, jobs, hosts }
+    Snapshot { now: NOW, jobs, hosts, quotes: Vec::new(), baselines: Baselines::default() }
 }
 
 /// Plans for these jobs, oldest first, on hosts numbered from 1.

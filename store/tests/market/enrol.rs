@@ -25,6 +25,7 @@ pub fn wish(n: u16) -> Joining<'static> {
         name: None,
         rate: RATE,
         term: Term::OnDemand,
+        region: None,
         replaces: None,
     }
 }

@@ -216,13 +216,16 @@ async fn what_open_leases_occupy_is_known_by_host() {
         placement.devices = vec!["GPU-a".into(), "GPU-b".into()];
         let first = market.store.job_place(&placement).await.expect("place");
         let (_, second) = market.run(customer, busy, &request()).await;
-        let usage = market.store.hosts_usage().await.expect("usage");
-        assert!(!usage.contains_key(&idle));
+        let occupied = market.store.hosts_occupied().await.expect("what is occupied");
+        assert!(!occupied.contains_key(&idle));
         let wanted = request().resources;
-        assert_eq!(usage[&busy].milli_cpu.0, 2 * wanted.milli_cpu.0);
-        assert_eq!(usage[&busy].memory.0, 2 * wanted.memory.0);
-        assert_eq!(usage[&busy].disk.0, 2 * wanted.disk.0);
-        assert_eq!(usage[&busy].devices, ["GPU-a", "GPU-b"]);
+        let [one, other] = occupied[&busy].as_slice() else { panic!("two leases: {occupied:?}") };
+        assert_eq!((one.size, other.size), (wanted.size(), wanted.size()));
+        assert_eq!((one.disk, one.customer, one.alone), (wanted.disk, customer, false));
+        assert_eq!(
+            (one.devices.as_slice(), other.devices.len()),
+            (&["GPU-a".to_owned(), "GPU-b".into()][..], 0)
+        );
 
         let held = market.store.leases_of_host(busy).await.expect("held");
         let known: Vec<_> = held.iter().map(|(id, lease)| (*id, lease.state, lease.started)).collect();

@@ -151,6 +151,8 @@ impl Market {
             rate: supply.rate,
             run_max,
             capped_by_spend: run_max < limit,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
         }
     }
 

@@ -90,6 +90,8 @@ impl Actor {
             rate: snapshot.hosts[&host].rate,
             run_max: Millis(60_000),
             capped_by_spend: false,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
         };
         harmless("place", self.store.job_place(&placement).await);
     }

@@ -109,6 +109,8 @@ impl Paced {
             rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
             run_max: request.limits.run_ms,
             capped_by_spend: false,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
         };
         let lease = store.job_place(&placement).await.expect("place");
         store.lease_started(self.host.id, lease).await.expect("started");

@@ -65,6 +65,8 @@ async fn lease(market: &Market, host: &Host, device: &str) -> LeaseId {
         rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
         run_max: request.limits.run_ms,
         capped_by_spend: false,
+        grounds: nave_store::Grounds::default(),
+        gang: None,
     };
     let lease = market.store.job_place(&placement).await.expect("place");
     market.store.lease_started(host.id, lease).await.expect("started");

@@ -147,6 +147,7 @@ async fn rejoin(market: &Market, host: &Host) {
         name: Some("alpha"),
         rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
         term: Term::OnDemand,
+        region: None,
         replaces: Some(host.id),
     };
     market.store.host_join(&joining).await.expect("join again");
