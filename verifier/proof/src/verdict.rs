@@ -129,6 +129,8 @@ pub enum Reason {
     DeviceUnavailable,
     /// A GPU did less than what it claims to be must do.
     DeviceMismatch,
+    /// A GPU did far less beside a job than what it claims to be does.
+    DeviceThrottled,
     /// A GPU is claimed by another host.
     DeviceElsewhere,
     /// Another program holds a GPU's memory.
@@ -155,7 +157,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::CpuOverclaimed,
         Self::MemoryMissing,
         Self::MemoryUnavailable,
@@ -167,6 +169,7 @@ impl Reason {
         Self::VersionUnknown,
         Self::DeviceUnavailable,
         Self::DeviceMismatch,
+        Self::DeviceThrottled,
         Self::DeviceElsewhere,
         Self::DeviceBusy,
         Self::VramMissing,
@@ -195,6 +198,7 @@ impl Reason {
             Self::VersionUnknown => "version_unknown",
             Self::DeviceUnavailable => "device_unavailable",
             Self::DeviceMismatch => "device_mismatch",
+            Self::DeviceThrottled => "device_throttled",
             Self::DeviceElsewhere => "device_elsewhere",
             Self::DeviceBusy => "device_busy",
             Self::VramMissing => "vram_missing",

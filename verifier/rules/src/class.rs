@@ -10,6 +10,10 @@ use nave_proof::{DeviceProven, DeviceTask, Failure, Reason};
 
 use crate::catalogue::{Band, Catalogue, Class, Measure};
 
+/// A GPU that a job uses does at least this part of what it does when it is free: the driver gives each
+/// program that computes its share of the time, and small products keep a GPU a little less busy.
+pub const SHARED: u64 = 4;
+
 /// What is made of a device's measurements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judged {
@@ -44,17 +48,18 @@ pub enum Rating {
 #[must_use]
 pub fn classify(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven: &DeviceProven) -> Judged {
     let claimed = catalogue.called(&claim.model, claim.simulated);
-    let by_profile = rate(catalogue, claim, task, proven);
+    if task.fill.is_none() {
+        return beside_a_job(catalogue, claim, claimed, proven);
+    }
+    let by_profile = rate(catalogue, claim, proven);
     let is_of = match &by_profile {
         Rating::Rated { class } => catalogue.named(class),
         Rating::Unrated { .. } | Rating::Refused(_) => None,
     };
     // What a class is not known by, such as its way to the host's memory, must hold for it all the same.
     let other = is_of.filter(|class| claimed.is_none_or(|claimed| claimed.name != class.name));
-    // A small proof runs beside a customer's job, and most of its time is the way: no rate says anything.
-    let classes = [claimed, other].map(|class| class.filter(|_| task.fill.is_some()));
     let (mut refused, mut shadows) = (None, Vec::new());
-    for class in classes.into_iter().flatten() {
+    for class in [claimed, other].into_iter().flatten() {
         for (measure, band, amount) in short_of(catalogue, class, proven) {
             let failure = short(claim, class, measure, band, amount);
             if band.shadow {
@@ -67,6 +72,31 @@ pub fn classify(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven
     let rating = refused.map_or(by_profile, Rating::Refused);
     let missing_permille = missing_permille(catalogue, &rating, claimed, task, proven);
     Judged { uuid: claim.uuid.clone(), rating, shadows, missing_permille }
+}
+
+/// What a small proof says: no class, since the customer uses the device at the same time, but whether enough
+/// of it is there for them.
+fn beside_a_job(
+    catalogue: &Catalogue,
+    claim: &Device,
+    claimed: Option<&Class>,
+    proven: &DeviceProven,
+) -> Judged {
+    let unrated = Rating::Unrated { why: "it was only looked at beside a job".into() };
+    let mut judged =
+        Judged { uuid: claim.uuid.clone(), rating: unrated, shadows: Vec::new(), missing_permille: None };
+    let class = claimed.filter(|class| catalogue.is_calibrated(class));
+    let band = class.and_then(|class| Some((class, class.bands.get(&Measure::OpsPerS)?)));
+    let (Some((class, band)), Some(ops)) = (band, proven.ops_per_s) else { return judged };
+    if ops < band.low / SHARED {
+        let failure = throttled(claim, class, band, ops);
+        if band.shadow {
+            judged.shadows.push(failure);
+        } else {
+            judged.rating = Rating::Refused(failure);
+        }
+    }
+    judged
 }
 
 /// What was measured of devices of a class, and this one missed.
@@ -83,7 +113,7 @@ fn short_of<'a>(
 }
 
 /// The class that holds all that was measured, unless another could, too.
-fn rate(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven: &DeviceProven) -> Rating {
+fn rate(catalogue: &Catalogue, claim: &Device, proven: &DeviceProven) -> Rating {
     let unrated = |why: String| Rating::Unrated { why };
     let claimed = catalogue.called(&claim.model, claim.simulated);
     let of_its_kind = catalogue.classes.iter().filter(|class| class.simulated == claim.simulated);
@@ -99,13 +129,9 @@ fn rate(catalogue: &Catalogue, claim: &Device, task: &DeviceTask, proven: &Devic
         (None, several @ [_, _, ..]) => {
             unrated(format!("what it does cannot be told apart: {}", titles(several)))
         }
-        (Some(_), _) if task.fill.is_none() => unrated("it was only looked at beside a job".into()),
         (Some(_), _) | (None, []) if let Some(why) = claimed.and_then(|class| class.unrated.clone()) => {
             unrated(why)
         }
-        (Some(Measure::OpsPerS), _) if task.gemm.is_none() => unrated(
-            "it was not asked to multiply, since a device of its host cannot as the test wants it".into(),
-        ),
         (Some(measure), _) => unrated(format!("its {} was not measured", said(measure))),
         (None, []) => unrated("what it does fits no class of the catalogue".into()),
     }
@@ -155,6 +181,18 @@ fn short(claim: &Device, class: &Class, measure: Measure, band: &Band, amount: u
         ),
     };
     Failure { code, message }
+}
+
+/// Why a device is not left to a job, in words of its owner.
+fn throttled(claim: &Device, class: &Class, band: &Band, ops_per_s: u64) -> Failure {
+    let measure = Measure::OpsPerS;
+    let (does, did) = (measure.say_band(band), measure.say(ops_per_s, band.low));
+    let message = format!(
+        "{} claims to be {}, which does {does}; beside a job it did {did}, less than a fourth",
+        claim.uuid,
+        article(&class.title)
+    );
+    Failure { code: Reason::DeviceThrottled, message }
 }
 
 /// The least missing part of the memory that the reads would have shown, in thousandths, rounded up.

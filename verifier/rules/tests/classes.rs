@@ -4,9 +4,9 @@ use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
 use nave_rules::{
     catalogue::{Band, Catalogue, Class, Measure},
-    class::{Judged, Rating, amount, classify, detectable_permille},
+    class::{Judged, Rating, SHARED, amount, classify, detectable_permille},
     shadow::{Count, false_reject_rate, of_bands},
-    size::{Purpose, size},
+    size::{self, Purpose, calculated_ms, size},
 };
 use proptest::prelude::*;
 
@@ -14,6 +14,8 @@ const TOPS: u64 = 1_000_000_000_000;
 const RAM: Bytes = Bytes(2 << 40);
 const ONBOARDING: Purpose = Purpose::Full { onboarding: true };
 const AGAIN: Purpose = Purpose::Full { onboarding: false };
+/// As beside jobs: this much of a device's memory is not a customer's.
+const SMALL: Purpose = Purpose::Small { slack: Bytes(384 << 20) };
 
 /// The catalogue as it is.
 fn catalogue() -> Catalogue {
@@ -181,6 +183,36 @@ fn blocks_are_slower_to_compute_where_a_copy_goes_to_the_host() {
     let depth =
         |memory| sizes(std::slice::from_ref(&h200), memory, AGAIN).devices[0].fill.expect("a fill").depth;
     assert_eq!((depth(RAM), depth(Bytes(0))), (64, 32));
+}
+
+/// Eight new devices of a class, with memory enough at the host.
+fn eight(class: &Class) -> DeviceTask {
+    let devices: Vec<Device> = (0..8).map(|slot| honest(class, slot)).collect();
+    sizes(&devices, RAM, ONBOARDING).devices.remove(0)
+}
+
+#[test]
+fn no_class_needs_more_than_a_minute() {
+    let catalogue = catalogue();
+    for class in &catalogue.classes {
+        let phases_ms = calculated_ms(&catalogue, class, &eight(class), size::middle);
+        let total_ms: u64 = phases_ms.iter().sum();
+        assert!(total_ms <= 60_000, "{}: {phases_ms:?} are {total_ms} ms", class.name);
+    }
+}
+
+#[test]
+fn a_copy_that_stays_in_a_device_would_be_seen_by_its_lanes() {
+    let catalogue = catalogue();
+    for class in catalogue.classes.iter().filter(|class| !class.simulated) {
+        let task = eight(class);
+        let (fill, spill) = (task.fill.expect("a fill"), task.spill.expect("a spill"));
+        let vram = u64::try_from(honest(class, 0).vram.0).expect("memory");
+        let missing = (spill.bytes.saturating_sub(vram - fill.bytes)) * 1_000 / fill.bytes;
+        let slowest = class.bands[&Measure::ReadsPerS].low;
+        let seen = detectable_permille(class.hashes_per_s_max(), fill.depth, slowest);
+        assert!(missing > seen, "{}: {missing} ‰ would be missing, and {seen} ‰ are seen", class.name);
+    }
 }
 
 #[test]
@@ -433,16 +465,6 @@ fn what_no_test_can_rate_says_why() {
 }
 
 #[test]
-fn a_device_beside_one_that_cannot_multiply_is_unrated() {
-    let catalogue = measured(&[]);
-    let h200 = named(&catalogue, "h200");
-    let claim = honest(h200, 1);
-    let beside = DeviceTask { gemm: None, ..task(&claim) };
-    let judged = classify(&catalogue, &claim, &beside, &DeviceProven { ops_per_s: None, ..middle(h200) });
-    assert!(why_unrated(&judged).contains("not asked to multiply"), "{judged:?}");
-}
-
-#[test]
 fn a_band_in_shadow_is_recorded_and_refuses_nobody() {
     let mut catalogue = measured(&["l4"]);
     let l4 = named(&catalogue, "l4").clone();
@@ -472,22 +494,70 @@ fn a_name_that_nobody_knows_does_not_spare_a_host_the_way_to_its_memory() {
     assert!(refusal(&judged).message.starts_with("GPU-1 computes like an NVIDIA L4, "), "{judged:?}");
 }
 
-#[test]
-fn a_small_proof_beside_a_job_refuses_nobody_for_its_rate() {
-    let catalogue = measured(&["h200"]);
-    let claim = honest(named(&catalogue, "h200"), 1);
-    let small = sizes(std::slice::from_ref(&claim), RAM, Purpose::Small { slack: Bytes(1 << 30) });
+/// What is made of a device that does so much beside a job.
+fn beside_a_job(catalogue: &Catalogue, claim: &Device, ops_per_s: u64) -> Judged {
+    let small = sizes(std::slice::from_ref(claim), RAM, SMALL);
     let proven = DeviceProven {
-        uuid: "GPU-1".into(),
-        ops_per_s: Some(TOPS),
+        uuid: claim.uuid.clone(),
+        ops_per_s: Some(ops_per_s),
         vram: None,
         hashes_per_s: None,
         reads_per_s: None,
         bytes_per_s: None,
         return_bytes_per_s: None,
     };
-    let judged = classify(&catalogue, &claim, &small.devices[0], &proven);
-    assert_eq!(why_unrated(&judged), "it was only looked at beside a job");
+    classify(catalogue, claim, &small.devices[0], &proven)
+}
+
+#[test]
+fn beside_a_job_a_device_does_a_fourth_of_its_band_or_is_throttled() {
+    let catalogue = measured(&["h200"]);
+    let claim = honest(named(&catalogue, "h200"), 1);
+    for enough in [890 * TOPS / SHARED, 890 * TOPS, 1_390 * TOPS] {
+        let judged = beside_a_job(&catalogue, &claim, enough);
+        assert_eq!(why_unrated(&judged), "it was only looked at beside a job");
+    }
+    let judged = beside_a_job(&catalogue, &claim, 890 * TOPS / SHARED - 1);
+    assert_eq!(refusal(&judged).code, Reason::DeviceThrottled);
+    assert_eq!(
+        refusal(&judged).message,
+        "GPU-1 claims to be an NVIDIA H200, which does 890 to 1390 TOPS; beside a job it did 222 TOPS, less than a \
+         fourth"
+    );
+}
+
+#[test]
+fn beside_a_job_nobody_is_refused_for_what_was_not_measured_or_is_in_shadow() {
+    let mut catalogue = catalogue();
+    let claim = honest(named(&catalogue, "h200"), 1);
+    assert!(!why_unrated(&beside_a_job(&catalogue, &claim, 1)).is_empty());
+    let nameless = device(1, "a card that nobody knows", 143_771);
+    assert!(!why_unrated(&beside_a_job(&measured(&[]), &nameless, 1)).is_empty());
+    let simulated = simulated(1);
+    assert_eq!(refusal(&beside_a_job(&catalogue, &simulated, 1)).code, Reason::DeviceThrottled);
+    let class = catalogue.classes.iter_mut().find(|class| class.simulated).expect("a class");
+    class.bands.get_mut(&Measure::OpsPerS).expect("a band").shadow = true;
+    let judged = beside_a_job(&catalogue, &simulated, 1);
+    let shadows: Vec<Reason> = judged.shadows.iter().map(|failure| failure.code).collect();
+    assert_eq!((why_unrated(&judged).is_empty(), shadows), (false, vec![Reason::DeviceThrottled]));
+}
+
+#[test]
+fn the_way_of_an_answer_is_a_small_part_of_a_small_proof() {
+    const WAY_MS: u64 = 300;
+    let catalogue = catalogue();
+    for class in catalogue.classes.iter().filter(|class| class.unrated.is_none()) {
+        let small = sizes(&[honest(class, 1)], RAM, SMALL);
+        let at = |rate: fn(&Band) -> u64| {
+            calculated_ms(&catalogue, class, &small.devices[0], rate).iter().sum::<u64>()
+        };
+        assert!(WAY_MS * 5 < at(|band| band.low), "{}: {} ms", class.name, at(|band| band.low));
+        // The fastest of its class is so much faster that the way costs it nothing that counts.
+        let (low, high) = (at(|band| band.low), at(|band| band.high.unwrap_or(band.low)));
+        assert!(high + WAY_MS <= low * SHARED, "{}: {high} and {low} ms", class.name);
+        let gemm = small.devices[0].gemm.expect("products");
+        assert!(class.simulated || (gemm.m >= 4_096 && gemm.rounds < 4_096), "{}: {gemm:?}", class.name);
+    }
 }
 
 #[test]

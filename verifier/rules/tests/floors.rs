@@ -223,7 +223,7 @@ fn verdict(found: &Findings) -> Verdict {
     );
     let evidence = Evidence { commitments: vec![], opening: serde_json::to_vec(found).expect("JSON") };
     let span = Span { sent: Timestamp(0), received: Timestamp(900) };
-    nave_rules::judge(&challenge, &[], false, &evidence, &[span])
+    nave_rules::judge(&challenge, &[], &evidence, &[span])
 }
 
 #[test]

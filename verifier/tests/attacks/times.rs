@@ -151,43 +151,45 @@ async fn ops_per_s(host: &Paced) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn a_gpu_that_is_throttled_beside_a_job_is_on_record_or_late_and_refused_when_it_is_free() {
+async fn a_gpu_that_is_throttled_beside_a_job_gets_no_further_one_until_it_has_proven_itself_free() {
     let market = open().await;
     let mut verifier = verifier(&market);
     let throttled = |per_mille| [Dishonesty::Lent { per_mille, vram: Bytes(0) }];
     let mut honest = ready(&market, "honest", "SIM-1").await;
     let mut half = ready(&market, "half", "SIM-2").await;
-    let mut starved = ready(&market, "starved", "SIM-3").await;
+    let mut capped = ready(&market, "capped", "SIM-3").await;
+    let mut starved = ready(&market, "starved", "SIM-4").await;
     half.exchange(&throttled(500));
+    capped.exchange(&throttled(900));
     starved.exchange(&throttled(990));
     let mut leases = Vec::new();
-    for (host, device) in [(&mut honest, "SIM-1"), (&mut half, "SIM-2"), (&mut starved, "SIM-3")] {
+    let hosts = [&mut honest, &mut half, &mut capped, &mut starved];
+    for (host, device) in hosts.into_iter().zip(["SIM-1", "SIM-2", "SIM-3", "SIM-4"]) {
         leases.push(host.lease(device).await);
         host.host.report().await;
     }
     for _ in 0..4 {
         look(&mut verifier).await;
-        step(&mut [&mut honest, &mut half, &mut starved]).await;
+        step(&mut [&mut honest, &mut half, &mut capped, &mut starved]).await;
     }
-    for host in [&honest, &half, &starved] {
+    for host in [&honest, &half, &capped, &starved] {
         assert_eq!(last_cause(host).await, Cause::LeaseStart);
     }
     assert_eq!((ops_per_s(&honest).await, ops_per_s(&half).await), (Some(1 << 26), Some(1 << 25)));
     assert_eq!((honest.fate().await, half.fate().await), ("ready".into(), "ready".into()));
-    assert_eq!(starved.host.last_code().await, "too_late");
-    assert_eq!(starved.fate().await, "verifying", "it gets no further jobs");
-    let stops = async |host: &Paced, number: usize| {
+    let codes = (capped.host.last_code().await, starved.host.last_code().await);
+    assert_eq!(codes, ("device_throttled", "too_late"));
+    for host in [&capped, &starved] {
+        assert_eq!(host.fate().await, "verifying", "it gets no further jobs");
+    }
+    for (host, lease) in [&honest, &half, &capped, &starved].into_iter().zip(&leases) {
         let spec = market.store.host_spec(host.host.id).await.expect("a spec");
-        spec.orders[&leases[number]].stop.is_some()
-    };
-    assert!(!stops(&half, 1).await && !stops(&starved, 2).await, "their jobs go on");
-
-    for (host, lease) in [&honest, &half, &starved].into_iter().zip(&leases) {
+        assert!(spec.orders[lease].stop.is_none(), "its job goes on");
         let outcome = Some(Outcome::Exited { code: 0 });
         market.store.lease_finished(host.host.id, *lease, outcome, None).await.expect("finished");
     }
-    prove(&mut verifier, &mut [&mut honest, &mut half, &mut starved]).await;
-    assert_eq!(starved.fate().await, "too_late");
+    prove(&mut verifier, &mut [&mut honest, &mut half, &mut capped, &mut starved]).await;
+    assert_eq!((capped.fate().await, starved.fate().await), ("device_mismatch".into(), "too_late".into()));
     test_again(&market, &mut [&mut honest, &mut half]).await;
     assert_eq!((honest.fate().await, half.fate().await), ("ready".into(), "device_mismatch".into()));
 }
