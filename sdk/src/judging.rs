@@ -1,19 +1,24 @@
 //! Verdicts judged again from what the market publishes of them, by anyone.
 //!
-//! The judge is the verifier's own: a function of the challenge, the evidence and the times at
-//! which it came. What is not in the evidence cannot be judged again here: whose a GPU is, what
-//! is known of its class, and which software has a flaw.
+//! The judge is the verifier's own: a function of the challenge, the evidence, the times at which it
+//! came and the rules, which are part of this program. Where the market had other rules than these, nobody can
+//! tell here what those say. What rests on other hosts is not judged again either: whose a GPU is, and
+//! which of two hosts was slow.
+
+#[cfg(test)]
+mod tests;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use nave_domain::Millis;
+use nave_domain::verdict::Kind;
 use nave_proof::{
-    Challenge, Evidence, Failure, OPENING_MAX, Proven, Reason, Span, VERSION, Verdict,
+    Challenge, Evidence, Failure, OPENING_MAX, Proven, Reason, Span, Task, VERSION, Verdict,
     judge as judge_evidence,
 };
+use nave_rules::{digest, told, weigh};
 
 use crate::{
     explain,
-    wire::verdict::{Exchange, OpeningState, Ruling, VerdictRecord},
+    wire::verdict::{DeviceHolder, Exchange, OpeningState, Ruling, VerdictRecord},
 };
 
 /// What judging again has shown.
@@ -68,32 +73,50 @@ pub fn judge_again(record: &VerdictRecord) -> Again {
     if let Ruling::Void(_) = ruling {
         return untold("the market says that the test counts neither for nor against the host");
     }
+    if code(ruling) == Some(Reason::TransferTooSlow) {
+        return untold("a host is slow by its last transfers with several others, and this is one of them");
+    }
     if let Some(again) = unanswered(record, test, ruling) {
         return again;
     }
     match evidence(record) {
         Ok((evidence, spans, complete)) => {
-            compare(ruling, &judge_evidence(test, &evidence, &spans), complete, record.verdict.opening)
+            let shown = judge_evidence(test, &evidence, &spans);
+            // Times are weighed before openings, so what failed for its times needs none.
+            match shown {
+                Verdict::Failed(failure) if complete || is_of_times(failure.code) => {
+                    compare(ruling, &Verdict::Failed(failure))
+                }
+                Verdict::Passed(proven) if complete => by_rules(record, test, ruling, proven),
+                Verdict::Failed(_) | Verdict::Passed(_) => untold(no_opening(record.verdict.opening)),
+            }
         }
         Err(why) => untold(why),
     }
 }
 
-/// A test that ended before its opening: the host gave up, or came too late.
+/// A test that ended before its opening: it was none, or the host gave up or came too late.
 fn unanswered(record: &VerdictRecord, test: &Challenge, ruling: &Ruling) -> Option<Again> {
+    let is =
+        |found: String, reason| Some(if code(ruling) == Some(reason) { same(found) } else { differs(found) });
+    if let Err(why) = test.task.check() {
+        return is(format!("what was claimed cannot be tested: {why} (aborted)"), Reason::Aborted);
+    }
     for (step, exchange) in record.exchanges.iter().enumerate() {
-        if let Some(failure) = &exchange.gave_up {
-            let found =
-                format!("the host gave up by itself: {} ({})", failure.message, failure.code.as_str());
-            return Some(if code(ruling) == Some(failure.code) { same(found) } else { differs(found) });
-        }
         let Some(sent) = exchange.sent_at else {
             return Some(untold(format!("the host never fetched step {step}, which no evidence can show")));
         };
         let took = exchange.answered_at.unwrap_or(record.verdict.decided_at).since(sent);
         let most = test.task.patience(step);
         if took > most {
-            return Some(late(step, took, most, ruling));
+            let found = format!("there was no answer to step {step} within {most}, but for {took}");
+            return is(found, Reason::TooLate);
+        }
+        if let Some(Failure { code, message }) = &exchange.gave_up {
+            return is(format!("the host gave up by itself: {message} ({})", code.as_str()), told(*code));
+        }
+        if exchange.answered_at.is_none() && code(ruling) == Some(Reason::Aborted) {
+            return Some(untold("that the host joined again meanwhile is not in the file"));
         }
         if exchange.answered_at.is_none() {
             let found = format!("step {step} was not answered within {took}, and had time until {most}");
@@ -101,11 +124,6 @@ fn unanswered(record: &VerdictRecord, test: &Challenge, ruling: &Ruling) -> Opti
         }
     }
     None
-}
-
-fn late(step: usize, took: Millis, most: Millis, ruling: &Ruling) -> Again {
-    let found = format!("there was no answer to step {step} within {most}, but for {took}");
-    if code(ruling) == Some(Reason::TooLate) { same(found) } else { differs(found) }
 }
 
 fn code(ruling: &Ruling) -> Option<Reason> {
@@ -135,28 +153,85 @@ fn decode(text: &str) -> Result<Vec<u8>, String> {
     STANDARD.decode(text).map_err(|_| "the opening is not base64".into())
 }
 
-fn compare(ruling: &Ruling, again: &Verdict, complete: bool, opening: OpeningState) -> Again {
-    // Times are weighed before openings, so what failed for its times needs none.
-    if !complete && !matches!(again, Verdict::Failed(failure) if is_of_times(failure.code)) {
-        return untold(match opening {
-            OpeningState::Kept => "the opening is not in the file",
-            OpeningState::Forgotten => "the opening is not kept any more",
-            OpeningState::Withheld => "what a host says of its software is for that host alone",
-            OpeningState::Absent => "there is no opening",
-        });
+fn no_opening(state: OpeningState) -> &'static str {
+    match state {
+        OpeningState::Kept => "the opening is not in the file",
+        OpeningState::Forgotten => "the opening is not kept any more",
+        OpeningState::Withheld => "what a host says of its software is for that host alone",
+        OpeningState::Absent => "there is no opening",
     }
+}
+
+/// What the rules say of what the evidence shows, beside what the market says.
+fn by_rules(record: &VerdictRecord, test: &Challenge, ruling: &Ruling, proven: Proven) -> Again {
+    let found = passed(&proven);
+    let because = |why: String| Again::Untold { why, found: Some(found.clone()) };
+    if rests_on_rules(record.verdict.kind) && record.rules != Some(digest()) {
+        let theirs = record.rules.map_or("rules that it does not name".to_owned(), |rules| rules.to_string());
+        return because(format!(
+            "the evidence holds, and the market judged it by other rules: by {theirs}, where this program has {}",
+            digest()
+        ));
+    }
+    if let Some(device) = unclaimed(record, test) {
+        return because(format!("the evidence holds; what was claimed of {device} is not in the file"));
+    }
+    match (code(ruling), weigh(&test.task, &record.claimed, proven)) {
+        (Some(Reason::DeviceElsewhere), Verdict::Passed(_)) => elsewhere(record, test, found),
+        (_, again) => compare(ruling, &again),
+    }
+}
+
+/// Whether verdicts on such a test rest on the catalogue or the floors.
+fn rests_on_rules(kind: Kind) -> bool {
+    match kind {
+        Kind::Devices | Kind::Storage | Kind::Software => true,
+        Kind::Cpu | Kind::Memory | Kind::Transfer => false,
+    }
+}
+
+/// A GPU that was tested and of which the file does not say what it was claimed to be.
+fn unclaimed<'a>(record: &VerdictRecord, test: &'a Challenge) -> Option<&'a str> {
+    let Task::Devices(task) = &test.task else { return None };
+    let is_claimed = |uuid: &str| record.claimed.iter().any(|claim| claim.uuid == uuid);
+    task.devices.iter().map(|device| device.uuid.as_str()).find(|uuid| !is_claimed(uuid))
+}
+
+/// A ruling that a GPU belongs to another host rests on what that has proven, and on when it was last
+/// heard. Neither can be reached again here; what the market says of it must fit the rest all the same.
+fn elsewhere(record: &VerdictRecord, test: &Challenge, found: String) -> Again {
+    let Some(holder) = record.holders.first() else {
+        return Again::Untold {
+            why: "the market does not say whose GPUs these are".into(),
+            found: Some(found),
+        };
+    };
+    let DeviceHolder { device, host, since } = holder;
+    let Task::Devices(task) = &test.task else { return differs(found) };
+    let is_tested = task.devices.iter().any(|tested| tested.uuid == *device);
+    if !is_tested || *host == test.host || *since > record.verdict.decided_at {
+        return differs(format!(
+            "{found}; that {device} has belonged to {host} since {since} does not fit that"
+        ));
+    }
+    let why = format!(
+        "the evidence holds and the rules refuse nothing, and that {device} has belonged to {host} since {since} fits \
+         both. Whether it has is not in the file: see the test of GPUs that ended then in `nave hosts verdicts {host}`"
+    );
+    Again::Untold { why, found: Some(found) }
+}
+
+fn compare(ruling: &Ruling, again: &Verdict) -> Again {
     match (ruling, again) {
         (Ruling::Passed(Some(theirs)), Verdict::Passed(ours)) if theirs == ours => same(passed(ours)),
         (Ruling::Passed(None), Verdict::Passed(ours)) => same(passed(ours)),
         (Ruling::Failed(theirs), Verdict::Failed(ours)) if theirs.code == ours.code => same(failed(ours)),
-        (Ruling::Failed(theirs), Verdict::Passed(ours)) if !is_of_evidence(theirs.code) => Again::Untold {
-            why: "the evidence holds; the market refuses it by what is not in it: the classes it knows, its floors for \
-                  software and disks, and whose GPUs these are"
-                .into(),
-            found: Some(passed(ours)),
-        },
-        (Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_), Verdict::Passed(ours)) => differs(passed(ours)),
-        (Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_), Verdict::Failed(ours)) => differs(failed(ours)),
+        (Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_), Verdict::Passed(ours)) => {
+            differs(passed(ours))
+        }
+        (Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_), Verdict::Failed(ours)) => {
+            differs(failed(ours))
+        }
     }
 }
 
@@ -171,174 +246,4 @@ fn failed(failure: &Failure) -> String {
 /// Whether the judge of evidence finds it from how long the host took alone.
 fn is_of_times(code: Reason) -> bool {
     matches!(code, Reason::CpuOverclaimed | Reason::MemoryMissing | Reason::TooLate)
-}
-
-/// Whether the judge of evidence is the only one who finds it.
-fn is_of_evidence(code: Reason) -> bool {
-    match code {
-        Reason::CpuOverclaimed
-        | Reason::MemoryMissing
-        | Reason::MemoryUnavailable
-        | Reason::EvidenceWrong
-        | Reason::EvidenceMalformed
-        | Reason::BindingWrong
-        | Reason::TooLate
-        | Reason::Aborted
-        | Reason::VersionUnknown => true,
-        Reason::DeviceUnavailable
-        | Reason::DeviceMismatch
-        | Reason::DeviceElsewhere
-        | Reason::DeviceBusy
-        | Reason::VramMissing
-        | Reason::ReturnTooSlow
-        | Reason::DiskMissing
-        | Reason::DiskTooSlow
-        | Reason::SoftwareOutdated
-        | Reason::DriverTampered
-        | Reason::RuntimeBroken
-        | Reason::TransferTooSlow
-        | Reason::PortUnreachable => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use nave_domain::{ChallengeId, HostId, MilliCpu, Timestamp, verdict::Cause};
-    use nave_proof::{Answer, CpuTask, Digest, Nonce, Prover, Task};
-
-    use super::*;
-    use crate::wire::verdict::HostVerdict;
-
-    /// The record of the test of a host that has done the work of two cores within `took`.
-    fn tested(took: i64) -> VerdictRecord {
-        let challenge: ChallengeId = format!("challenge_{:032}", 1).parse().expect("an id");
-        let host: HostId = format!("host_{:032}", 1).parse().expect("an id");
-        let task = Task::Cpu(CpuTask { milli_cpu: MilliCpu(2_000), segments: 8, samples: 4 });
-        let nonce = Nonce([1; 32]);
-        let test =
-            Challenge { version: VERSION, challenge, host, task, nonce, beacon: None, reveals: Vec::new() };
-        let mut prover = Prover::new(&test, 1).expect("a prover");
-        let Ok(Answer::Commitment(commitment)) = prover.answer(&test) else { panic!("no commitment") };
-        let test = Challenge { reveals: vec![Nonce([2; 32])], ..test };
-        let Ok(Answer::Opening(opening)) = prover.answer(&test) else { panic!("no opening") };
-        let exchange = |from: i64, commitment: Option<Digest>| Exchange {
-            sent_at: Some(Timestamp(from)),
-            answered_at: Some(Timestamp(from + took)),
-            commitment,
-            gave_up: None,
-        };
-        let exchanges = vec![exchange(1_000, Some(commitment)), exchange(20_000, None)];
-        let spans = [1_000, 20_000].map(|at| Span { sent: Timestamp(at), received: Timestamp(at + took) });
-        let evidence = Evidence { commitments: vec![commitment], opening: opening.clone() };
-        let ruling = match judge_evidence(&test, &evidence, &spans) {
-            Verdict::Passed(proven) => Ruling::Passed(Some(proven)),
-            Verdict::Failed(failure) => Ruling::Failed(failure),
-        };
-        let code = code(&ruling).map_or("passed", Reason::as_str).to_owned();
-        let verdict = HostVerdict {
-            challenge,
-            host,
-            kind: test.task.kind(),
-            cause: Cause::Enrolment,
-            shadow: false,
-            beside_job: false,
-            drawn_at: Timestamp(900),
-            decided_at: Timestamp(40_000),
-            code,
-            ruling: Some(ruling),
-            classes: std::collections::BTreeMap::new(),
-            opening: OpeningState::Kept,
-            appeal: None,
-            ban: None,
-            actions: Vec::new(),
-        };
-        VerdictRecord { verdict, test: Some(test), exchanges, opening: Some(STANDARD.encode(opening)) }
-    }
-
-    fn ruled(record: &mut VerdictRecord, code: Reason) {
-        record.verdict.ruling = Some(Ruling::Failed(Failure { code, message: "so it says".into() }));
-    }
-
-    #[test]
-    fn what_a_host_has_proven_is_proven_to_everyone() {
-        let record = tested(1);
-        assert_eq!(record.verdict.code, "passed");
-        let again = judge_again(&record);
-        assert!(matches!(&again, Again::Same { found } if found.starts_with("passed: ")), "{again:?}");
-    }
-
-    #[test]
-    fn what_failed_for_its_times_needs_no_opening() {
-        let mut record = tested(10_000);
-        assert_eq!(record.verdict.code, "cpu_overclaimed");
-        for opening in [record.opening.clone(), None] {
-            record.opening = opening;
-            let again = judge_again(&record);
-            assert!(
-                matches!(&again, Again::Same { found } if found.contains("(cpu_overclaimed)")),
-                "{again:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_market_that_says_something_else_than_its_evidence_is_found_out() {
-        let mut record = tested(1);
-        ruled(&mut record, Reason::EvidenceWrong);
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-        ruled(&mut record, Reason::TooLate);
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-        let mut record = tested(1);
-        if let Some(Ruling::Passed(Some(Proven::Cpu { milli_cpu, .. }))) = &mut record.verdict.ruling {
-            *milli_cpu = MilliCpu(1_000_000);
-        }
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-        let mut record = tested(1);
-        record.exchanges[0].commitment = Some(Digest([0; 32]));
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-        let mut record = tested(1);
-        if let Some(test) = &mut record.test {
-            test.nonce = Nonce([9; 32]);
-        }
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-    }
-
-    #[test]
-    fn silence_and_giving_up_are_told_from_times_and_words() {
-        let mut record = tested(1);
-        ruled(&mut record, Reason::TooLate);
-        record.exchanges.truncate(1);
-        record.exchanges[0].answered_at = None;
-        record.verdict.decided_at = Timestamp(2_000);
-        assert!(matches!(judge_again(&record), Again::Differs { .. }), "it had time left");
-        record.verdict.decided_at = Timestamp(10_000_000);
-        assert!(matches!(judge_again(&record), Again::Same { .. }));
-        record.exchanges[0].sent_at = None;
-        assert!(matches!(judge_again(&record), Again::Untold { .. }));
-        let failure = Failure { code: Reason::MemoryUnavailable, message: "no memory".into() };
-        record.exchanges[0].gave_up = Some(failure);
-        assert!(matches!(judge_again(&record), Again::Differs { .. }));
-        ruled(&mut record, Reason::MemoryUnavailable);
-        assert!(matches!(judge_again(&record), Again::Same { .. }));
-    }
-
-    #[test]
-    fn what_no_evidence_shows_is_not_guessed() {
-        let mut record = tested(1);
-        ruled(&mut record, Reason::DeviceElsewhere);
-        let again = judge_again(&record);
-        assert!(matches!(&again, Again::Untold { found: Some(found), .. } if found.starts_with("passed")));
-        let mut record = tested(1);
-        record.opening = None;
-        assert!(matches!(judge_again(&record), Again::Untold { found: None, .. }));
-        record.opening = Some("?".into());
-        assert!(matches!(judge_again(&record), Again::Untold { .. }));
-        record.verdict.ruling = Some(Ruling::Void("a clock was set".into()));
-        assert!(matches!(judge_again(&record), Again::Untold { .. }));
-        record.verdict.ruling = None;
-        assert!(matches!(judge_again(&record), Again::Untold { .. }));
-        let mut record = tested(1);
-        record.exchanges[0].commitment = None;
-        assert!(matches!(judge_again(&record), Again::Untold { .. }));
-    }
 }

@@ -1,6 +1,7 @@
 //! Whose a GPU is: no two hosts prove the same one.
 
 use nave_domain::{HostId, Timestamp};
+use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use crate::{Result, Store, StoreError};
@@ -11,7 +12,7 @@ const SILENT_MS: i64 = 3_600_000;
 const SILENT_AT_HOME_MS: i64 = 30_000;
 
 /// A GPU that belongs to another host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// Its identifier.
     pub device: String,

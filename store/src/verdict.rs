@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis, Timestamp,
-    host::ProvenDevice,
+    host::{Device, ProvenDevice},
     verdict::{Cause, Kind},
 };
 use serde_json::Value;
@@ -43,6 +43,8 @@ pub struct VerdictRow {
     pub lease: Option<LeaseId>,
     /// What the host was asked to do.
     pub body: Value,
+    /// The GPUs that the host claimed then.
+    pub claimed: Vec<Device>,
     /// When it was drawn.
     pub drawn_at: Timestamp,
     /// What was sent and what came back, in order.
@@ -168,9 +170,9 @@ impl Store {
     async fn verdict_select(&self, wanted: Wanted) -> Result<Vec<VerdictRow>> {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.kind, c.cause, c.shadow, c.window_id as "window_id?", c.lease_id as "lease_id?",
-                    c.challenge, c.drawn_at_ms, c.verdict, c.decided_at_ms, c.code, c.forgotten_at_ms, c.appealed_at_ms,
-                    c.appeal, b.until_up_ms - b.since_up_ms as "ban_ms?", b.until_up_ms <= control_ms() as "ban_over?",
-                    b.lifted_by as "lifted_by?", h.proven -> 'devices' as devices
+                    c.challenge, c.claims -> 'devices' as "claimed!", c.drawn_at_ms, c.verdict, c.decided_at_ms, c.code,
+                    c.forgotten_at_ms, c.appealed_at_ms, c.appeal, b.until_up_ms - b.since_up_ms as "ban_ms?",
+                    b.until_up_ms <= control_ms() as "ban_over?", b.lifted_by as "lifted_by?", h.proven -> 'devices' as devices
                from challenges c join hosts h using (host_id) left join bans b using (challenge_id)
                where c.host_id = $1 and ($2::uuid is null or c.challenge_id < $2)
                    and ($4::uuid is null or c.challenge_id = $4) and (c.verdict is not null or not $5::bool)
@@ -198,6 +200,7 @@ impl Store {
                 window: row.window_id,
                 lease: row.lease_id.map(LeaseId),
                 body: row.challenge,
+                claimed: error::read_json("claimed devices", row.claimed)?,
                 drawn_at: Timestamp(row.drawn_at_ms),
                 exchanges: exchanges.remove(&row.challenge_id).unwrap_or_default(),
                 verdict: row.verdict.zip(row.decided_at_ms.map(Timestamp)),

@@ -9,7 +9,7 @@ use nave_proof::{
     Challenge, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason, Span, Task,
     VERSION, Verdict,
 };
-use nave_rules::judge;
+use nave_rules::{Gravity, gravity, judge};
 use nave_store::{Decision, Holder, Moment, OpenChallenge};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -37,6 +37,20 @@ pub enum Ruling {
     Void(String),
 }
 
+/// A ruling as it is written down, with what it rests on beside the evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// What it says.
+    #[serde(flatten)]
+    pub ruling: Ruling,
+    /// The rules of the verifier; none where it wrote them down before they had a name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Digest>,
+    /// Which of the GPUs that were shown belong to other hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<Holder>,
+}
+
 /// What to do about an open challenge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
@@ -57,8 +71,6 @@ pub struct Case {
     pub challenge: Challenge,
     /// What it claims.
     pub claims: Inventory,
-    /// Whether it had jobs to do meanwhile.
-    pub beside_jobs: bool,
     /// What it committed to.
     pub commitments: Vec<Digest>,
     /// Where its opening is.
@@ -160,11 +172,10 @@ fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
         match serde_json::from_value::<Message>(answer.clone()) {
             Ok(Message::Commitment(commitment)) if !is_last => commitments.push(commitment),
             Ok(Message::Opening(opening)) if is_last => {
-                let (claims, beside_jobs) = (open.claims.clone(), open.lease.is_some());
+                let claims = open.claims.clone();
                 return Next::Judge(Box::new(Case {
                     challenge,
                     claims,
-                    beside_jobs,
                     commitments,
                     opening,
                     spans,
@@ -214,6 +225,7 @@ fn excuse(failure: Failure, cut_off: bool) -> Ruling {
         | Reason::MemoryMissing
         | Reason::TooLate
         | Reason::DeviceMismatch
+        | Reason::DeviceThrottled
         | Reason::VramMissing
         | Reason::ReturnTooSlow
         | Reason::DiskTooSlow
@@ -239,13 +251,9 @@ fn excuse(failure: Failure, cut_off: bool) -> Ruling {
     }
 }
 
-/// What a host says of itself: never that it cheats, since who says so wants others to suffer for it.
+/// What a host says of itself.
 fn told(failure: Failure) -> Failure {
-    let code = match gravity(failure.code) {
-        Gravity::Trouble => failure.code,
-        Gravity::Doubt | Gravity::Cheating => Reason::Aborted,
-    };
-    readable(Failure { code, ..failure })
+    readable(Failure { code: nave_rules::told(failure.code), ..failure })
 }
 
 /// What a host says about its failure, short enough to keep and without what Postgres does not store.
@@ -275,51 +283,12 @@ impl Case {
     pub fn rule(&self, opening: Result<Vec<u8>, Failure>) -> Ruling {
         let judged = opening.map(|opening| {
             let evidence = Evidence { commitments: self.commitments.clone(), opening };
-            judge(&self.challenge, &self.claims.devices, self.beside_jobs, &evidence, &self.spans)
+            judge(&self.challenge, &self.claims.devices, &evidence, &self.spans)
         });
         match judged {
             Ok(Verdict::Passed(proven)) => Ruling::Passed(proven),
             Ok(Verdict::Failed(failure)) | Err(failure) => excuse(failure, self.cut_off),
         }
-    }
-}
-
-/// How bad a failure is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Gravity {
-    /// It happens to honest hosts.
-    Trouble,
-    /// It happens to honest hosts, but not twice in a row.
-    Doubt,
-    /// It does not happen by accident.
-    Cheating,
-}
-
-/// How bad a failure is.
-#[must_use]
-pub fn gravity(code: Reason) -> Gravity {
-    match code {
-        Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong => Gravity::Cheating,
-        Reason::DeviceMismatch | Reason::VramMissing => Gravity::Doubt,
-        Reason::CpuOverclaimed
-        | Reason::MemoryMissing
-        | Reason::MemoryUnavailable
-        | Reason::TooLate
-        | Reason::Aborted
-        | Reason::VersionUnknown
-        | Reason::DeviceUnavailable
-        // An owner who installs a machine anew meets the host that it was before.
-        | Reason::DeviceElsewhere
-        | Reason::DeviceBusy
-        | Reason::ReturnTooSlow
-        | Reason::DiskMissing
-        | Reason::DiskTooSlow
-        | Reason::SoftwareOutdated
-        // Who says so of their own host does not hide it, and some systems preload by themselves.
-        | Reason::DriverTampered
-        | Reason::RuntimeBroken
-        | Reason::TransferTooSlow
-        | Reason::PortUnreachable => Gravity::Trouble,
     }
 }
 
@@ -394,17 +363,18 @@ impl Ruling {
         }
     }
 
-    /// The ruling on GPUs that were shown, where others hold some of them.
+    /// What is written down, where others hold some of the GPUs that were shown.
     #[must_use]
-    pub fn with_holders(self, holders: &[Holder]) -> Self {
-        match (self, holders.first()) {
+    pub fn written(self, holders: Vec<Holder>) -> Written {
+        let ruling = match (self, holders.first()) {
             (Self::Passed(_), Some(holder)) => {
                 let Holder { device, host, since } = holder;
                 let message = format!("{device} has belonged to {host} since {since}");
                 Self::Failed(Failure { code: Reason::DeviceElsewhere, message })
             }
             (ruling, _) => ruling,
-        }
+        };
+        Written { ruling, rules: Some(nave_rules::digest()), holders }
     }
 
     /// The GPUs that were shown.

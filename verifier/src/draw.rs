@@ -16,7 +16,7 @@ use nave_rules::{
 };
 use nave_store::{Decided, DueHost};
 
-use crate::decide::Ruling;
+use crate::decide::{Ruling, Written};
 
 /// What is tested at the same time, in this order. Cores and memory are tested alone: each
 /// needs all of them, and what is spilled from devices needs memory, too.
@@ -101,12 +101,17 @@ fn is_of_devices_only(host: &DueHost) -> bool {
 fn is_settled(host: &DueHost, rules: &Rules, kind: Kind, last: &Decided) -> bool {
     let read = serde_json::from_value::<Challenge>(last.body.clone());
     let is_present = read.is_ok_and(|challenge| challenge.version == VERSION);
-    let counts = match serde_json::from_value::<Ruling>(last.verdict.clone()) {
-        Ok(Ruling::Passed(_)) => true,
-        Ok(Ruling::Failed(_)) => rules.is_shadow(kind),
-        Ok(Ruling::Void(_)) | Err(_) => false,
+    let counts = match ruling(last) {
+        Some(Ruling::Passed(_)) => true,
+        Some(Ruling::Failed(_)) => rules.is_shadow(kind),
+        Some(Ruling::Void(_)) | None => false,
     };
     is_present && counts && is_same(kind, &last.claims, &host.claims)
+}
+
+fn ruling(last: &Decided) -> Option<Ruling> {
+    let written = serde_json::from_value::<Written>(last.verdict.clone());
+    written.ok().map(|written| written.ruling)
 }
 
 /// Whether a test of one of these claims is one of the other: claims that changed are tested
@@ -150,9 +155,8 @@ fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
 
 fn judged_before(last: &Decided) -> Vec<Judged> {
     let challenge = serde_json::from_value::<Challenge>(last.body.clone());
-    let ruling = serde_json::from_value::<Ruling>(last.verdict.clone());
-    match (challenge.map(|challenge| challenge.task), ruling) {
-        (Ok(task), Ok(Ruling::Passed(nave_proof::Proven::Devices(shown)))) => {
+    match (challenge.map(|challenge| challenge.task), ruling(last)) {
+        (Ok(task), Some(Ruling::Passed(nave_proof::Proven::Devices(shown)))) => {
             judge_devices(&last.claims.devices, &task, &shown)
         }
         _ => Vec::new(),

@@ -11,9 +11,10 @@ use nave_proof::{
     Answer, Challenge, DeviceProven, Digest, EXPLANATION_MAX, Failure, Message, Nonce, Opening, Prover,
     Reason, Task, VERSION,
 };
+use nave_rules::{Gravity, gravity};
 use nave_store::{Decided, Decision, DueHost, Holder, Moment, OpenChallenge, StepRow};
 use nave_verifier::{
-    decide::{Gravity, Next, Ruling, Standing, decide, gravity},
+    decide::{Next, Ruling, Standing, decide},
     draw::{Due, Rules, due},
 };
 use proptest::prelude::*;
@@ -43,15 +44,7 @@ fn moment(ms: i64) -> Moment {
 }
 
 fn challenge(task: Task) -> Challenge {
-    Challenge {
-        version: VERSION,
-        challenge: ChallengeId(Uuid::from_u128(1)),
-        host: HostId(Uuid::from_u128(2)),
-        task,
-        nonce: Nonce([3; 32]),
-        beacon: None,
-        reveals: Vec::new(),
-    }
+    Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, Nonce([3; 32]))
 }
 
 fn cpu() -> Task {
@@ -552,8 +545,11 @@ fn gpus_that_are_shown_belong_to_the_host_unless_they_are_anothers() {
     assert_eq!(ruling.decision(&beside), Decision::Stays);
     let host = HostId(Uuid::from_u128(7));
     let holder = Holder { device: "GPU-2".into(), host, since: Timestamp(0) };
-    assert_eq!(ruling.clone().with_holders(&[]), ruling);
-    let Ruling::Failed(failure) = ruling.with_holders(&[holder]) else { panic!("it is another's") };
+    assert_eq!(ruling.clone().written(vec![]).ruling, ruling);
+    let written = ruling.written(vec![holder]);
+    let read = serde_json::from_value(json!(written)).expect("what was written down");
+    assert_eq!(written, read);
+    let Ruling::Failed(failure) = written.ruling else { panic!("it is another's") };
     assert_eq!(failure.code, Reason::DeviceElsewhere);
     assert_eq!(failure.message, format!("GPU-2 has belonged to {host} since 1970-01-01T00:00:00Z"));
 }

@@ -9,11 +9,11 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use nave_domain::{ChallengeId, HostId, verdict::Kind};
+use nave_domain::{ChallengeId, HostId, host::Device, verdict::Kind};
 use nave_sdk::wire::{
-    proof::{Challenge, Nonce, Opening, Task},
+    proof::{Challenge, Digest, Nonce, Opening, Task},
     rest::Page,
-    verdict::{Appeal, Exchange, HostVerdict, OpeningState, Ruling, VerdictBan, VerdictRecord},
+    verdict::{Appeal, DeviceHolder, Exchange, HostVerdict, OpeningState, Ruling, VerdictBan, VerdictRecord},
 };
 use nave_store::{ExchangeRow, StoreError, VerdictRow};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -91,10 +91,16 @@ pub(crate) async fn show(
     Query(Nothing {}): Query<Nothing>,
 ) -> Result<Json<VerdictRecord>, ApiError> {
     let row = app.store.verdict_get(host, challenge).await?;
+    let reached = row.verdict.as_ref().and_then(|(verdict, _)| read::<Reached>(verdict.clone()));
+    let (rules, holders) = reached.map_or((None, Vec::new()), |reached| (reached.rules, reached.holders));
+    let claimed = row.claimed.iter().map(|device| Device { driver: String::new(), ..device.clone() });
     Ok(Json(VerdictRecord {
         verdict: verdict(host, &row, Sight::Everyone),
         test: test(&row),
+        claimed: claimed.collect(),
         exchanges: row.exchanges.iter().map(exchange).collect(),
+        rules,
+        holders,
         opening: None,
     }))
 }
@@ -191,6 +197,16 @@ pub(crate) async fn of_host(app: &App, host: HostId, limit: u32) -> Result<Vec<H
     Ok(rows.iter().map(|row| verdict(host, row, Sight::Itself)).collect())
 }
 
+/// A verdict, as its verifier wrote it down.
+#[derive(Deserialize)]
+struct Reached {
+    #[serde(flatten)]
+    ruling: Ruling,
+    rules: Option<Digest>,
+    #[serde(default)]
+    holders: Vec<DeviceHolder>,
+}
+
 fn verdict(host: HostId, row: &VerdictRow, sight: Sight) -> HostVerdict {
     let decided = row.verdict.as_ref();
     let code = row.code.clone().unwrap_or_default();
@@ -226,7 +242,7 @@ fn verdict(host: HostId, row: &VerdictRow, sight: Sight) -> HostVerdict {
 }
 
 fn ruling(value: &Value, kind: Kind, sight: Sight) -> Option<Ruling> {
-    match (read::<Ruling>(value.clone())?, kind, sight) {
+    match (read::<Reached>(value.clone())?.ruling, kind, sight) {
         (Ruling::Passed(_), Kind::Software, Sight::Everyone) => Some(Ruling::Passed(None)),
         (ruling, _, _) => Some(ruling),
     }

@@ -2,6 +2,7 @@
 
 use nave_domain::{
     ChallengeId, HostId, MilliCpu, Millis,
+    host::Device,
     verdict::{Cause, Kind},
 };
 use nave_sdk::wire::{
@@ -173,6 +174,34 @@ async fn what_a_host_says_of_its_software_is_for_itself_alone() {
     let own = enrolled.host.call(Method::GET, "/host/v1/verdicts").send().await.expect("an answer");
     let own: Vec<HostVerdict> = read(own).await;
     assert!(serde_json::to_string(&own).expect("JSON").contains("6.1.0-secret"));
+}
+
+#[tokio::test]
+async fn a_verdict_tells_what_it_rests_on_beside_its_evidence() {
+    let market = Market::start().await;
+    let (mut enrolled, holder) = (heard(&Owner::new(), &market).await, HostId(Uuid::max()));
+    let host = enrolled.id();
+    let id = answered(&market, &mut enrolled.host, Opening::Inline(vec![7; 64])).await;
+    let since = "2026-09-21T14:12:20Z";
+    let (code, message) = ("device_elsewhere", format!("GPU-1 has belonged to {holder} since {since}"));
+    let written = json!({
+        "failed": { "code": code, "message": message }, "rules": "0a".repeat(32),
+        "holders": [{ "device": "GPU-1", "host": holder, "since": since }]
+    });
+    let decision = Decision::Refused { code: code.into(), message, pause: Millis(1_000) };
+    market.store.challenge_decide(id, &written, &decision).await.expect("a verdict");
+    let record: VerdictRecord = open(&market, &format!("/v1/hosts/{host}/verdicts/{id}")).await;
+    assert_eq!(record.verdict.code, code);
+    assert_eq!(
+        record.verdict.ruling.map(|ruling| json!(ruling)["failed"].clone()),
+        Some(written["failed"].clone())
+    );
+    assert_eq!(record.rules, Some(Digest([10; 32])));
+    assert_eq!(json!(record.holders), written["holders"]);
+    let claimed: Vec<Device> = inventory().devices;
+    assert!(!claimed.is_empty() && claimed.iter().any(|device| !device.driver.is_empty()));
+    let published = claimed.into_iter().map(|device| Device { driver: String::new(), ..device });
+    assert_eq!(record.claimed, published.collect::<Vec<_>>(), "drivers are for the host alone");
 }
 
 #[tokio::test]

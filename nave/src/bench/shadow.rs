@@ -10,7 +10,8 @@ use nave_rules::{
     shadow::{Decided, Sighting, false_reject_rate, of_bands, of_kinds, passes},
 };
 use nave_store::{HostRow, Store, VerdictRow};
-use nave_verifier::decide::Ruling;
+use nave_verifier::decide::{Ruling, Written};
+use serde_json::Value;
 
 /// Verdicts of a host that are looked at, the newest.
 const VERDICTS: u16 = 1_000;
@@ -40,10 +41,14 @@ fn decided(host: &HostRow, row: &VerdictRow) -> Option<Decided> {
     Some(Decided { host: host.host, kind: row.kind, shadow: row.shadow, code, at: *at })
 }
 
+fn ruling(verdict: &Value) -> Option<Ruling> {
+    serde_json::from_value::<Written>(verdict.clone()).ok().map(|written| written.ruling)
+}
+
 /// What floors in shadow found of software or a disk.
 fn of_floors(host: &HostRow, decided: &[Decided], row: &VerdictRow) -> Vec<Sighting> {
     let Some((verdict, at)) = &row.verdict else { return Vec::new() };
-    let Ok(Ruling::Passed(proven)) = serde_json::from_value(verdict.clone()) else { return Vec::new() };
+    let Some(Ruling::Passed(proven)) = ruling(verdict) else { return Vec::new() };
     let otherwise_passed = passes(decided, host.host, *at);
     let sighting = |(check, failed)| Sighting { check, failed, otherwise_passed };
     recorded(&proven).into_iter().map(sighting).collect()
@@ -53,14 +58,13 @@ fn of_floors(host: &HostRow, decided: &[Decided], row: &VerdictRow) -> Vec<Sight
 fn bands(catalogue: &Catalogue, host: &HostRow, decided: &[Decided], row: &VerdictRow) -> Vec<Sighting> {
     let Some((verdict, at)) = &row.verdict else { return Vec::new() };
     let task = serde_json::from_value::<Challenge>(row.body.clone()).map(|challenge| challenge.task);
-    let (Ok(Task::Devices(task)), Ok(Ruling::Passed(Proven::Devices(shown)))) =
-        (task, serde_json::from_value(verdict.clone()))
+    let (Ok(Task::Devices(task)), Some(Ruling::Passed(Proven::Devices(shown)))) = (task, ruling(verdict))
     else {
         return Vec::new();
     };
     let otherwise_passed = passes(decided, host.host, *at);
     let of_one = shown.iter().filter_map(|shown| {
-        let claim = host.inventory.as_ref()?.devices.iter().find(|claim| claim.uuid == shown.uuid)?;
+        let claim = row.claimed.iter().find(|claim| claim.uuid == shown.uuid)?;
         let task = task.devices.iter().find(|task| task.uuid == shown.uuid)?;
         Some(of_bands(catalogue, claim, (task, shown), otherwise_passed))
     });

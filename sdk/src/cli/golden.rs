@@ -185,7 +185,8 @@ pub fn verdict_record() -> VerdictRecord {
               "commitment": commitment, "gave_up": null },
             { "sent_at": "2026-09-21T14:12:23Z", "answered_at": "2026-09-21T14:12:24Z",
               "commitment": null, "gave_up": null },
-        ]
+        ],
+        "rules": "cd".repeat(32)
     }))
 }
 

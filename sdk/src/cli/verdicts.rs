@@ -142,6 +142,9 @@ pub fn record(record: &VerdictRecord) -> String {
         let line = format!("  step {step}  {took} {said}");
         let _ = writeln!(text, "{}", clean(line.trim_end()));
     }
+    if let Some(rules) = &record.rules {
+        let _ = writeln!(text, "  rules   {rules}");
+    }
     let kept = match record.verdict.opening {
         OpeningState::Kept => "can be fetched: give --json, then `nave judge` judges it again",
         OpeningState::Forgotten => "not kept any more",

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use nave_domain::{
     ChallengeId, HostId, Millis, Timestamp,
+    host::Device,
     verdict::{Cause, Kind},
 };
 use nave_proof::{Challenge, Digest, Failure, Proven};
@@ -121,12 +122,35 @@ pub struct VerdictRecord {
     /// What the host was asked to do, with every nonce; absent where this version cannot read it.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Object>))]
     pub test: Option<Challenge>,
+    /// The GPUs that the host claimed then. Which drivers they have is for the host alone, and empty here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Object>))]
+    pub claimed: Vec<Device>,
     /// What was sent and what came back, in order, on the verifier's clock.
     pub exchanges: Vec<Exchange>,
+    /// The rules that it was judged by, as the SHA-256 of the catalogue of devices and the floors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub rules: Option<Digest>,
+    /// Those of the GPUs that were shown which belonged to other hosts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub holders: Vec<DeviceHolder>,
     /// The bytes of the opening in base64, where whoever keeps this document has put them in.
     /// The API serves them apart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub opening: Option<String>,
+}
+
+/// A GPU that belongs to another host than the one that was tested.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DeviceHolder {
+    /// Its identifier.
+    pub device: String,
+    /// Whose it is.
+    pub host: HostId,
+    /// Since when: that host's test of it ended then.
+    pub since: Timestamp,
 }
 
 /// One exchange of a test.

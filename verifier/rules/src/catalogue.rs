@@ -11,7 +11,7 @@ use std::{
 use serde::Deserialize;
 
 /// The catalogue as it is checked in.
-const TEXT: &str = include_str!("../catalogue.toml");
+pub(crate) const TEXT: &str = include_str!("../catalogue.toml");
 
 /// All classes, and what counts as a measured one.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

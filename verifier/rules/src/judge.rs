@@ -9,24 +9,20 @@ use crate::{
     floors,
 };
 
-/// A GPU that a job uses does at least this part of what it does when it is free.
-const SHARED: u64 = 4;
-
-/// Judges what a host that claims these devices has shown, perhaps beside jobs.
+/// Judges what a host that claims these devices has shown.
 #[must_use]
-pub fn judge(
-    test: &Challenge,
-    claims: &[Device],
-    beside_jobs: bool,
-    evidence: &Evidence,
-    spans: &[Span],
-) -> Verdict {
-    let proven = match nave_proof::judge(test, evidence, spans) {
-        Verdict::Passed(proven) => proven,
-        Verdict::Failed(failure) => return Verdict::Failed(failure),
-    };
+pub fn judge(test: &Challenge, claims: &[Device], evidence: &Evidence, spans: &[Span]) -> Verdict {
+    match nave_proof::judge(test, evidence, spans) {
+        Verdict::Passed(proven) => weigh(&test.task, claims, proven),
+        failed @ Verdict::Failed(_) => failed,
+    }
+}
+
+/// What the rules say of what evidence has shown.
+#[must_use]
+pub fn weigh(task: &Task, claims: &[Device], proven: Proven) -> Verdict {
     let refused = match &proven {
-        Proven::Devices(shown) => mismatch(claims, &test.task, shown, beside_jobs),
+        Proven::Devices(shown) => mismatch(claims, task, shown),
         Proven::Cpu { .. }
         | Proven::Memory { .. }
         | Proven::Storage { .. }
@@ -37,14 +33,8 @@ pub fn judge(
 }
 
 /// What a GPU should have done and did not.
-fn mismatch(claims: &[Device], task: &Task, shown: &[DeviceProven], beside_jobs: bool) -> Option<Failure> {
-    let mut shown = shown.to_vec();
-    if beside_jobs {
-        for device in &mut shown {
-            device.ops_per_s = device.ops_per_s.map(|ops| ops.saturating_mul(SHARED));
-        }
-    }
-    judge_devices(claims, task, &shown).into_iter().find_map(|judged| match judged.rating {
+fn mismatch(claims: &[Device], task: &Task, shown: &[DeviceProven]) -> Option<Failure> {
+    judge_devices(claims, task, shown).into_iter().find_map(|judged| match judged.rating {
         Rating::Refused(failure) => Some(failure),
         Rating::Rated { .. } | Rating::Unrated { .. } => None,
     })

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use nave_domain::{Bytes, ChallengeId, LeaseId, MicroUsd, Millis, host::HostState, rate::Rate};
+use nave_domain::{Bytes, ChallengeId, LeaseId, Millis, host::HostState};
 use nave_proof::{
     Answer, Challenge, Digest, Findings, INLINE_MAX, Message, Nonce, Opening, ProofReport, Prover, Resources,
     Task,
@@ -11,7 +11,7 @@ use nave_proof::{
     findings::{Component, Preloaded, Trial},
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
 };
-use nave_store::{Placement, Store, Submission};
+use nave_store::Store;
 use nave_verifier::Verifier;
 
 use crate::market::{Host, Market, look};
@@ -92,29 +92,7 @@ impl Paced {
 
     /// Begins a job on one of its GPUs.
     pub async fn lease(&self, device: &str) -> LeaseId {
-        let store = &self.store;
-        let customer = store.customer_ensure("customer").await.expect("a customer");
-        store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
-        let request = serde_json::from_str(r#"{"argv":["true"]}"#).expect("a request");
-        let submission = Submission { customer, key: device, hash: [7; 32], request: &request };
-        let job = store.job_submit(&submission).await.expect("submit").job;
-        let generation = store.snapshot().await.expect("snapshot").hosts[&self.host.id].generation;
-        let placement = Placement {
-            job,
-            host: self.host.id,
-            generation,
-            size: request.resources.size(),
-            disk: request.resources.disk,
-            devices: vec![device.to_owned()],
-            rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
-            run_max: request.limits.run_ms,
-            capped_by_spend: false,
-            grounds: nave_store::Grounds::default(),
-            gang: None,
-        };
-        let lease = store.job_place(&placement).await.expect("place");
-        store.lease_started(self.host.id, lease).await.expect("started");
-        lease
+        self.host.lease(device).await
     }
 
     fn resources(&self) -> Resources {

@@ -3,15 +3,18 @@
 use std::collections::BTreeSet;
 
 use nave_domain::{
-    LeaseId, MicroUsd, Millis,
+    LeaseId, Millis,
     host::HostState,
     lease::Outcome,
-    rate::Rate,
     verdict::{Cause, Kind},
 };
 use nave_proof::{Challenge, Failure, Message, ProofReport, Reason, Task, software::Dishonesty};
-use nave_store::{Appeal, Placement, Submission};
-use nave_verifier::{Config, Means, Verifier, decide::Ruling};
+use nave_rules::digest;
+use nave_store::Appeal;
+use nave_verifier::{
+    Config, Means, Verifier,
+    decide::{Ruling, Written},
+};
 use serde_json::json;
 
 use crate::market::{Host, Market, config, look, open};
@@ -44,33 +47,6 @@ async fn ready(market: &Market, name: &str, device: &str) -> Host {
 
 async fn last_cause(host: &Host) -> Cause {
     host.challenges().await.pop().expect("a challenge").cause
-}
-
-/// A lease of a host's GPU whose command runs.
-async fn lease(market: &Market, host: &Host, device: &str) -> LeaseId {
-    let customer = market.store.customer_ensure("customer").await.expect("a customer");
-    market.store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
-    let request = serde_json::from_str(r#"{"argv":["true"]}"#).expect("a request");
-    let hash = [7; 32];
-    let submission = Submission { customer, key: device, hash, request: &request };
-    let job = market.store.job_submit(&submission).await.expect("submit").job;
-    let snapshot = market.store.snapshot().await.expect("snapshot");
-    let placement = Placement {
-        job,
-        host: host.id,
-        generation: snapshot.hosts[&host.id].generation,
-        size: request.resources.size(),
-        disk: request.resources.disk,
-        devices: vec![device.to_owned()],
-        rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
-        run_max: request.limits.run_ms,
-        capped_by_spend: false,
-        grounds: nave_store::Grounds::default(),
-        gang: None,
-    };
-    let lease = market.store.job_place(&placement).await.expect("place");
-    market.store.lease_started(host.id, lease).await.expect("started");
-    lease
 }
 
 async fn finish(market: &Market, host: &Host, lease: LeaseId) {
@@ -135,6 +111,8 @@ async fn two_hosts_do_not_show_the_same_gpu_even_one_after_the_other() {
     let (code, message) = second.reason().await;
     assert_eq!(code, "device_elsewhere");
     assert!(message.starts_with(&format!("SIM-1 has belonged to {} since ", first.id)), "{message}");
+    let written = second.challenges().await.pop().and_then(|drawn| drawn.verdict).expect("a verdict");
+    assert_eq!((&written["rules"], &written["holders"][0]["host"]), (&json!(digest()), &json!(first.id)));
     look(&mut verifier).await;
     assert_eq!(first.state().await, HostState::Ready, "whose it is keeps it");
 }
@@ -158,10 +136,9 @@ async fn a_gpu_that_leaves_work_out_is_a_ban_that_no_appeal_lifts() {
     assert_eq!(asked, Appeal::Taken);
     look(&mut verifier).await;
     let history = market.store.verdicts_of_host(host.id, None, 1).await.expect("verdicts");
-    let again: Ruling =
-        serde_json::from_value(history[0].appeal.clone().expect("an appeal").1.expect("judged"))
-            .expect("a ruling");
-    assert_eq!(again.code(), "evidence_wrong");
+    let again = history[0].appeal.clone().expect("an appeal").1.expect("judged");
+    let again: Written = serde_json::from_value(again).expect("a verdict");
+    assert_eq!(again.ruling.code(), "evidence_wrong");
     assert!(!history[0].ban.as_ref().expect("a ban").is_over);
     let mut honest = market.host_with_devices("beta", &honest(&["SIM-2"])).await;
     honest.prove_all(&mut verifier).await;
@@ -225,7 +202,7 @@ async fn in_a_window_all_gpus_are_tested_at_once_with_what_nobody_knew_before() 
     let market = open().await;
     let (mut free, mut busy) = (ready(&market, "free", "SIM-1").await, ready(&market, "busy", "SIM-2").await);
     let bare = market.host("bare", 1_000).await;
-    lease(&market, &busy, "SIM-2").await;
+    busy.lease("SIM-2").await;
     for host in [&mut free, &mut busy] {
         host.report().await;
     }
@@ -296,7 +273,7 @@ async fn probed(host: &Host, verifier: &mut Verifier, code: Reason) {
 async fn leased_gpus_are_tested_from_the_start_to_the_end_of_the_lease() {
     let market = open().await;
     let mut host = ready(&market, "alpha", "SIM-1").await;
-    let lease = lease(&market, &host, "SIM-1").await;
+    let lease = host.lease("SIM-1").await;
     let mut verifier = verifier(&market, Means { probe: AT_ONCE, ..NO_SOONER });
     let mut causes = Vec::new();
     for n in 0..5 {
@@ -333,7 +310,7 @@ async fn what_fails_beside_a_job_is_on_record_and_the_job_goes_on() {
     ] {
         let uuid = format!("SIM-{}", code.as_str());
         let mut host = ready(&market, code.as_str(), &uuid).await;
-        let lease = lease(&market, &host, &uuid).await;
+        let lease = host.lease(&uuid).await;
         host.report().await;
         let mut verifier = verifier(&market, NO_SOONER);
         probed(&host, &mut verifier, code).await;

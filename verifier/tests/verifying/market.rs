@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, ChallengeId, HostId, MicroUsd, MilliCpu, Millis,
+    Bytes, ChallengeId, HostId, LeaseId, MicroUsd, MilliCpu, Millis,
     host::{Device, HostState, Inventory, Runtime},
     rate::Rate,
 };
@@ -13,10 +13,13 @@ use nave_proof::{
     software::{Dishonesty, SoftwareDevice, SoftwareModel, Turns, VirtualClock},
 };
 use nave_store::{
-    HostRow, SentChallenge, Store,
+    HostRow, Placement, SentChallenge, Store, Submission,
     testing::{self, Drawn, NewHost},
 };
-use nave_verifier::{Config, Verifier, decide::Ruling};
+use nave_verifier::{
+    Config, Verifier,
+    decide::{Ruling, Written},
+};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 use uuid::Uuid;
@@ -262,6 +265,33 @@ impl Host {
         assert_eq!(self.last_code().await, "passed", "{:?}", self.rulings().await);
     }
 
+    /// A lease of one of its GPUs whose command runs.
+    pub async fn lease(&self, device: &str) -> LeaseId {
+        let store = &self.store;
+        let customer = store.customer_ensure("customer").await.expect("a customer");
+        store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
+        let request = serde_json::from_str(r#"{"argv":["true"]}"#).expect("a request");
+        let submission = Submission { customer, key: device, hash: [7; 32], request: &request };
+        let job = store.job_submit(&submission).await.expect("submit").job;
+        let generation = store.snapshot().await.expect("snapshot").hosts[&self.id].generation;
+        let placement = Placement {
+            job,
+            host: self.id,
+            generation,
+            size: request.resources.size(),
+            disk: request.resources.disk,
+            devices: vec![device.to_owned()],
+            rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
+            run_max: request.limits.run_ms,
+            capped_by_spend: false,
+            grounds: nave_store::Grounds::default(),
+            gang: None,
+        };
+        let lease = store.job_place(&placement).await.expect("place");
+        store.lease_started(self.id, lease).await.expect("started");
+        lease
+    }
+
     pub async fn row(&self) -> HostRow {
         let hosts = self.store.host_list().await.expect("hosts");
         hosts.into_iter().find(|row| row.host == self.id).expect("this host")
@@ -281,8 +311,10 @@ impl Host {
     }
 
     pub async fn rulings(&self) -> Vec<Option<Ruling>> {
-        let read =
-            |drawn: Drawn| drawn.verdict.map(|ruling| serde_json::from_value(ruling).expect("a ruling"));
+        let read = |drawn: Drawn| {
+            let written = serde_json::from_value::<Written>(drawn.verdict?).expect("a verdict");
+            Some(written.ruling)
+        };
         self.challenges().await.into_iter().map(read).collect()
     }
 

@@ -1,0 +1,54 @@
+//! How bad failures are. Pure.
+
+use nave_proof::Reason;
+
+/// How bad a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gravity {
+    /// It happens to honest hosts.
+    Trouble,
+    /// It happens to honest hosts, but not twice in a row.
+    Doubt,
+    /// It does not happen by accident.
+    Cheating,
+}
+
+/// How bad a failure is.
+#[must_use]
+pub fn gravity(code: Reason) -> Gravity {
+    match code {
+        Reason::EvidenceWrong | Reason::EvidenceMalformed | Reason::BindingWrong => Gravity::Cheating,
+        Reason::DeviceMismatch | Reason::VramMissing => Gravity::Doubt,
+        Reason::CpuOverclaimed
+        | Reason::MemoryMissing
+        | Reason::MemoryUnavailable
+        | Reason::TooLate
+        | Reason::Aborted
+        | Reason::VersionUnknown
+        | Reason::DeviceUnavailable
+        // What a customer's job does with the device has a part in it.
+        | Reason::DeviceThrottled
+        // An owner who installs a machine anew meets the host that it was before.
+        | Reason::DeviceElsewhere
+        | Reason::DeviceBusy
+        | Reason::ReturnTooSlow
+        | Reason::DiskMissing
+        | Reason::DiskTooSlow
+        | Reason::SoftwareOutdated
+        // Who says so of their own host does not hide it, and some systems preload by themselves.
+        | Reason::DriverTampered
+        | Reason::RuntimeBroken
+        | Reason::TransferTooSlow
+        | Reason::PortUnreachable => Gravity::Trouble,
+    }
+}
+
+/// What is made of a failure that a host tells of itself: never that it cheats, since who says so wants
+/// others to suffer for it.
+#[must_use]
+pub fn told(code: Reason) -> Reason {
+    match gravity(code) {
+        Gravity::Trouble => code,
+        Gravity::Doubt | Gravity::Cheating => Reason::Aborted,
+    }
+}
