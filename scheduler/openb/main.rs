@@ -54,7 +54,8 @@ fn place(args: &Args) -> Result<()> {
         None => Vec::new(),
     };
     let policy = args.flags.get("policy").map_or("nave", String::as_str);
-    let placed = experiment::place_all(policy, &hosts, &history, &pods, args.number("seed", 1)?)?;
+    let runner = policy::Runner::named(policy, &hosts, &history, args.number("seed", 1)?);
+    let placed = experiment::place_all(&mut runner.with_context(|| format!("policy {policy}"))?, &pods);
     trace::write(&args.path("log")?, &hosts, &placed)
 }
 

@@ -7,7 +7,7 @@ use super::request::Request;
 /// Stands for a host that does not fit.
 pub(super) const UNFIT: i64 = i64::MAX;
 /// Hosts whose least cost is kept together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 16;
 
 /// Costs of one kind on all hosts, as of some moment.
 #[derive(Debug, Clone, Default)]
@@ -55,18 +55,28 @@ impl Kind {
         }
     }
 
-    /// The host for which `total` is least, and the first of these. `total` says what a
-    /// host costs beyond its lasting cost, which is never negative, or that it is not to be had.
-    pub fn cheapest(&self, mut beyond: impl FnMut(usize, i64) -> Option<i64>) -> Option<(i64, usize)> {
+    /// The host that costs least in all, and the first of these. `beyond` says what a host
+    /// costs beyond its lasting cost, or that it is not to be had; `floor` is the least that it may say.
+    pub fn cheapest(
+        &self,
+        mut floor: impl FnMut(usize, bool) -> i64,
+        mut beyond: impl FnMut(usize, bool) -> Option<i64>,
+    ) -> Option<(i64, usize)> {
         let mut best: Option<(i64, usize)> = None;
         let mut look = |block: usize, best: &mut Option<(i64, usize)>| {
             let from = block * BLOCK;
             for (at, cost) in self.costs[from..self.costs.len().min(from + BLOCK)].iter().enumerate() {
                 let at = from + at;
-                if *cost == UNFIT || best.is_some_and(|best| (lasting(*cost), at) >= best) {
+                let loses = |best| (lasting(*cost), at) >= best;
+                if *cost == UNFIT
+                    || best.is_some_and(loses)
+                    || best.is_some_and(|best| {
+                        (lasting(*cost).saturating_add(floor(at, untouched(*cost))), at) >= best
+                    })
+                {
                     continue;
                 }
-                if let Some(beyond) = beyond(at, *cost) {
+                if let Some(beyond) = beyond(at, untouched(*cost)) {
                     let found = (lasting(*cost).saturating_add(beyond), at);
                     *best = Some(best.map_or(found, |best| best.min(found)));
                 }
@@ -96,7 +106,7 @@ fn lasting(kept: i64) -> i64 {
 }
 
 /// Whether it takes an untouched device for a share.
-pub(super) fn untouched(kept: i64) -> bool {
+fn untouched(kept: i64) -> bool {
     kept & 1 == 1
 }
 

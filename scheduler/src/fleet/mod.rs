@@ -16,15 +16,17 @@ mod kinds;
 mod request;
 mod room;
 mod scarcity;
+mod sorts;
 mod stranding;
 
 pub use demand::Demand;
 pub use request::{DEVICE_MILLI, Gpus, Request};
 pub use room::{CLASSES_MAX, DEVICES_MAX, Host, Rate};
 
-use kinds::{Kind, Kinds, UNFIT, kept, untouched};
+use kinds::{Kind, Kinds, UNFIT, kept};
 use room::Room;
 use scarcity::Scarcity;
+use sorts::{Sort, Sorts};
 use stranding::{Largest, Stranding};
 
 /// Changes of hosts after which scarcity is priced again.
@@ -54,6 +56,7 @@ pub struct Choice {
 pub struct Fleet {
     rooms: Vec<Option<Room>>,
     vacant: Vec<u32>,
+    sorts: Sorts,
     /// What a device of each class is worth, in micro-USD an hour.
     gpu_hours: [i64; CLASSES_MAX],
     stranding: Vec<Option<Stranding>>,
@@ -80,6 +83,7 @@ impl Fleet {
         Self {
             rooms: Vec::new(),
             vacant: Vec::new(),
+            sorts: Sorts::default(),
             gpu_hours: [0; CLASSES_MAX],
             stranding: vec![None; CLASSES_MAX],
             scarcity: Scarcity::default(),
@@ -105,6 +109,7 @@ impl Fleet {
                 u32::try_from(self.rooms.len() - 1).ok()?
             }
         };
+        self.sorts.set(at as usize, &room, &self.scarcity);
         self.rooms[at as usize] = Some(room);
         self.changed(at);
         Some(Handle(at))
@@ -172,7 +177,11 @@ impl Fleet {
             self.stranding[class] = (milli[class] > 0).then(|| Stranding::new(largest[class], &kinds));
         }
         self.scarcity = Scarcity::new(demand.kinds(), classes);
-        self.rooms.iter().flatten().for_each(|room| self.scarcity.add(room));
+        self.sorts = Sorts::default();
+        for (at, room) in self.rooms.iter().enumerate().filter_map(|(at, room)| Some((at, room.as_ref()?))) {
+            self.scarcity.add(room);
+            self.sorts.set(at, room, &self.scarcity);
+        }
         self.scarcity.price();
         self.epoch += 1;
     }
@@ -241,6 +250,7 @@ impl Fleet {
         self.scarcity.remove(room);
         change(room);
         self.scarcity.add(room);
+        self.sorts.set(handle.0 as usize, room, &self.scarcity);
         self.changed(handle.0);
     }
 
@@ -337,23 +347,38 @@ impl Fleet {
 
     /// Cost and index of the cheapest host.
     fn best(&self, request: &Request, kind: &Kind, whose: Option<u64>) -> Option<(i64, usize)> {
-        kind.cheapest(|at, kept| {
+        const UNKNOWN: i64 = -1;
+        let mut floors = vec![UNKNOWN; 2 * self.sorts.len()];
+        let floor = |at: usize, untouched: bool| {
+            let (number, sort) = self.sorts.of(at);
+            let floor = &mut floors[2 * number + usize::from(untouched)];
+            if *floor == UNKNOWN {
+                *floor = self.scarce(sort, request, untouched, u32::MAX);
+            }
+            *floor
+        };
+        let beyond = |at: usize, untouched: bool| {
             let room = self.rooms[at].as_ref()?;
             let free = room.claim.is_none_or(|claim| whose == Some(claim));
-            free.then(|| self.scarce(room, request, untouched(kept)))
-        })
+            let left = room.milli_cpu - request.milli_cpu;
+            free.then(|| self.scarce(self.sorts.of(at).1, request, untouched, left))
+        };
+        kind.cheapest(floor, beyond)
     }
 
-    /// What it costs others that this is taken; never negative.
-    fn scarce(&self, room: &Room, request: &Request, untouched: bool) -> i64 {
-        let class = room.host.class;
-        let whole = room.whole - request.whole() - u8::from(untouched && room.whole > 0);
-        let before = self.scarcity.together(room.whole, room.milli_cpu);
-        let after = self.scarcity.together(whole, room.milli_cpu - request.milli_cpu);
-        let parts = self.scarcity.of_class(class) * i64::from(request.gpu_milli())
-            + self.scarcity.of_parting(class, before, after);
-        let worth = i128::from(parts) * i128::from(self.gpu_hours[usize::from(class)]) / 1_000_000;
-        i64::try_from(worth).unwrap_or(i64::MAX).max(0)
+    /// What it costs others that this is taken from a host of some sort, so that so much of
+    /// its CPU is left; never negative, and the less the more is left.
+    fn scarce(&self, sort: Sort, request: &Request, untouched: bool, milli_cpu: u32) -> i64 {
+        let class = usize::from(sort.class);
+        let taken = request.whole() + u8::from(untouched);
+        let after = self.scarcity.together(sort.whole.saturating_sub(taken), milli_cpu);
+        let parts = self.scarcity.of_class(class) * i64::from(request.gpu_milli());
+        self.worth(class, parts + self.scarcity.of_parting(class, sort.together, after))
+    }
+
+    /// Micro-USD an hour for millionths of a device.
+    fn worth(&self, class: usize, millionths: i64) -> i64 {
+        millionths.saturating_mul(self.gpu_hours[class]) / 1_000_000
     }
 }
 

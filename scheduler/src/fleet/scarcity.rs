@@ -129,16 +129,16 @@ impl Scarcity {
     }
 
     /// Thousandths of its price that a class's devices cost above it.
-    pub fn of_class(&self, class: u8) -> i64 {
-        self.prices[0][usize::from(class)]
+    pub fn of_class(&self, class: usize) -> i64 {
+        self.prices[0][class]
     }
 
     /// What it costs that fewer devices are together: in millionths of a device's price.
-    pub fn of_parting(&self, class: u8, before: Together, after: Together) -> i64 {
+    pub fn of_parting(&self, class: usize, before: Together, after: Together) -> i64 {
         (1..LEVEL_COUNT)
             .map(|level| {
                 let lost = i64::from(before[level].saturating_sub(after[level]));
-                lost * 1_000 * self.prices[level][usize::from(class)]
+                lost * 1_000 * self.prices[level][class]
             })
             .sum()
     }

@@ -11,6 +11,8 @@
 //! told apart by one thing at a time, so that tables stay small: how much of one device is
 //! free; and how much of all devices beside how much CPU, or how much memory.
 
+use std::collections::BTreeMap;
+
 use super::request::{DEVICE_MILLI, Gpus, Request};
 use super::room::{Room, Rounded, thousandths};
 
@@ -136,12 +138,13 @@ fn device_table(largest: Largest, kinds: &[(Request, u64)]) -> Vec<u32> {
 impl Table {
     fn new(devices: usize, most: u32, kinds: &[(Request, u64)], of: impl Fn(&Request) -> u32) -> Self {
         let unit = most.div_ceil(STEPS).max(1);
-        let draw = |(kind, weight): &(Request, u64)| Draw {
-            gpu: ((kind.gpu_milli() + HOST_STEP / 2) / HOST_STEP) as usize,
-            other: of(kind).div_ceil(unit) as usize,
-            weight: *weight,
-        };
-        let draws: Vec<Draw> = kinds.iter().map(draw).collect();
+        let mut draws = BTreeMap::new();
+        for (kind, weight) in kinds {
+            let gpu = (kind.gpu_milli() + HOST_STEP / 2) / HOST_STEP;
+            *draws.entry((gpu as usize, of(kind).div_ceil(unit) as usize)).or_default() += weight;
+        }
+        let draw = |((gpu, other), weight)| Draw { gpu, other, weight };
+        let draws: Vec<Draw> = draws.into_iter().filter(|(of, _)| *of != (0, 0)).map(draw).collect();
         let rows = devices * usize::from(DEVICE_MILLI) / HOST_STEP as usize + 1;
         let mut stranded = vec![0; rows * WIDTH];
         for gpu in 1..rows {
@@ -163,7 +166,7 @@ impl Table {
 fn expected(stranded: &[u32], draws: &[Draw], gpu: usize, other: usize) -> u32 {
     let all = gpu as u64 * u64::from(HOST_STEP) * PARTS;
     let (mut weight, mut sum) = (END_OF_HOST, END_OF_HOST * all);
-    for draw in draws.iter().filter(|draw| (draw.gpu, draw.other) != (0, 0)) {
+    for draw in draws {
         if draw.gpu <= gpu && draw.other <= other {
             weight += draw.weight;
             sum += draw.weight * u64::from(stranded[(gpu - draw.gpu) * WIDTH + other - draw.other]);
