@@ -142,6 +142,8 @@ impl From<StoreError> for ApiError {
                 .suggest("use a new Idempotency-Key for a new request, or repeat the first one unchanged"),
             StoreError::BalanceTooLow => Self::new(StatusCode::PAYMENT_REQUIRED, "balance_too_low", message)
                 .suggest("lower max_spend, wait for open jobs to end, or add credit"),
+            StoreError::TooMany(_) => Self::new(StatusCode::CONFLICT, "too_many", message)
+                .suggest("use another number for further ones"),
             StoreError::Quote(fault) => quote_fault(&fault, message),
             StoreError::Constraint(_) => Self::new(StatusCode::CONFLICT, "conflict", message)
                 .suggest("look at the current state, then decide anew"),

@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use nave_domain::{JobId, MicroUsd, Millis, Overflow, host::Runtime, job::JobState, rate};
 use nave_sdk::wire::{
     enrol::StateReason,
-    rest::{Attempt, Job, Key, LedgerLine, Metered, Reason},
+    rest::{Attempt, Dispute, Job, Key, LedgerLine, Metered, Reason},
 };
-use nave_store::{AttemptRow, HostReason, JobRow, KeyRow, LedgerRow};
+use nave_store::{AttemptRow, DisputeRow, HostReason, JobDisputes, JobRow, KeyRow, LedgerRow};
 
 use crate::{app::App, error::ApiError};
 
 /// One job with its attempts.
 pub(crate) async fn load_job(app: &App, row: JobRow) -> Result<Job, ApiError> {
     let attempts = app.store.attempt_list(&[row.job]).await?;
-    Ok(job(row, &attempts)?)
+    let disputes = app.store.disputes_of_jobs(&[row.job]).await?.remove(&row.job);
+    Ok(job(row, &attempts, disputes.unwrap_or_default())?)
 }
 
 /// Several jobs with their attempts, read at once.
@@ -24,14 +25,16 @@ pub(crate) async fn load_jobs(app: &App, rows: Vec<JobRow>) -> Result<Vec<Job>, 
     for row in app.store.attempt_list(&ids).await? {
         attempts.entry(row.job).or_default().push(row);
     }
+    let mut disputes = app.store.disputes_of_jobs(&ids).await?;
     let jobs = rows.into_iter().map(|row| {
         let of_job = attempts.remove(&row.job).unwrap_or_default();
-        Ok(job(row, &of_job)?)
+        let disputes = disputes.remove(&row.job).unwrap_or_default();
+        Ok(job(row, &of_job, disputes)?)
     });
     jobs.collect()
 }
 
-fn job(row: JobRow, attempts: &[AttemptRow]) -> Result<Job, Overflow> {
+fn job(row: JobRow, attempts: &[AttemptRow], disputes: JobDisputes) -> Result<Job, Overflow> {
     let has_result = row.result.is_some();
     Ok(Job {
         job: row.job,
@@ -45,13 +48,33 @@ fn job(row: JobRow, attempts: &[AttemptRow]) -> Result<Job, Overflow> {
         attempts: attempts.iter().map(attempt).collect::<Result<_, _>>()?,
         has_result,
         result_truncated: row.result_truncated,
-        actions: actions(row.state, has_result),
+        actions: actions(row.state, has_result, disputes.possible),
+        disputes: disputes.rows.into_iter().map(dispute).collect(),
     })
 }
 
-fn actions(state: JobState, has_result: bool) -> Vec<String> {
+/// A dispute as its customer sees it.
+pub(crate) fn dispute(row: DisputeRow) -> Dispute {
+    Dispute {
+        attempt: row.attempt,
+        host: row.host,
+        reason: row.reason,
+        opened_at: row.opened_at,
+        state: row.state,
+        decided_at: row.decided_at,
+        verdict: row.verdict,
+    }
+}
+
+fn actions(state: JobState, has_result: bool, can_dispute: bool) -> Vec<String> {
     let can_cancel = matches!(state, JobState::Queued | JobState::Placed | JobState::Running);
-    let all = [("cancel", can_cancel), ("logs", true), ("result", has_result), ("receipt", true)];
+    let all = [
+        ("cancel", can_cancel),
+        ("logs", true),
+        ("result", has_result),
+        ("receipt", true),
+        ("dispute", can_dispute),
+    ];
     all.into_iter().filter(|(_, can)| *can).map(|(action, _)| action.to_owned()).collect()
 }
 

@@ -256,6 +256,9 @@ impl JobRequest {
                 return Err(refuse("gang", "a quote holds the place of one job; leave quote or gang out"));
             }
         }
+        if self.apart.is_some() && (self.gang.is_some() || self.quote.is_some()) {
+            return Err(refuse("apart", "a job of a gang or on a quote is kept apart from none"));
+        }
         if self.trust.is_empty() {
             return Err(refuse("trust", "name at least one of verified, attested, cloud and unrated"));
         }
@@ -473,7 +476,7 @@ mod tests {
         fn gpu(r: &mut JobRequest) -> &mut GpuRequest {
             r.resources.gpu.get_or_insert_default()
         }
-        let cases: [(&str, Spoil); 17] = [
+        let cases: [(&str, Spoil); 18] = [
             ("argv", |r| r.argv.clear()),
             ("argv", |r| r.argv = vec!["a\0b".into()]),
             ("argv", |r| r.argv = vec!["x".repeat(ARGUMENT_BYTES_MAX)]),
@@ -490,6 +493,7 @@ mod tests {
             ("resources.gpu.models", |r| gpu(r).models = vec!["H100".into(); 17]),
             ("gang", |r| r.gang = Some(2)),
             ("gang", |r| (r.group, r.gang) = (Some("g".into()), Some(1))),
+            ("apart", |r| (r.apart, r.quote) = (Some(Uuid::nil()), Some(QuoteId(Uuid::nil())))),
             ("trust", |r| r.trust.clear()),
             ("max_price", |r| r.max_price = Some(MicroUsd(-1))),
             ("expected_ms", |r| r.expected_ms = Some(Millis(0))),

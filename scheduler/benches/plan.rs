@@ -25,6 +25,7 @@ const JOBS: u128 = 1_000;
 fn host(n: u128) -> SupplyHost {
     let spread = i64::try_from(n % 17).expect("a small number");
     SupplyHost {
+        hotkey: "a miner".into(),
         generation: 1,
         rate: Rate { gpu_hour: MicroUsd(0), vcpu_hour: MicroUsd(20_000 + spread), gib_hour: MicroUsd(3_000) },
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
@@ -63,6 +64,7 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
         attempts: 0,
         failed_on: Vec::new(),
         group_leases: 0,
+        apart_from: BTreeSet::new(),
     }
 }
 

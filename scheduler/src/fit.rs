@@ -17,6 +17,7 @@ pub(crate) enum Lack {
     Egress,
     Group,
     Alone,
+    Apart,
     Wish(Unmet),
     Gpus,
 }
@@ -31,6 +32,7 @@ impl Lack {
             Self::Egress => "egress",
             Self::Group => "group",
             Self::Alone => "not_alone",
+            Self::Apart => "not_apart",
             Self::Wish(Unmet::MaxPrice) => "max_price",
             Self::Wish(Unmet::Region) => "region",
             Self::Wish(Unmet::Term) => "term",
@@ -48,6 +50,7 @@ impl Lack {
             Self::Egress => "a way to enforce its egress policy",
             Self::Group => "a way to keep it to its group",
             Self::Alone => "nobody else's jobs",
+            Self::Apart => "an owner who has none of the jobs that it is kept apart from",
             Self::Wish(Unmet::MaxPrice) => "a price within max_price",
             Self::Wish(Unmet::Region) => "its place in that region",
             Self::Wish(Unmet::Term) => "that term",
@@ -79,6 +82,9 @@ pub(crate) fn lack(host: &SupplyHost, job: &QueuedJob, model: Option<&str>) -> O
     }
     if is_in_the_way(host, job) {
         return Some(Lack::Alone);
+    }
+    if job.apart_from.contains(&host.hotkey) {
+        return Some(Lack::Apart);
     }
     if let Some(wish) = unmet(&job.request, &host.terms, host.rate) {
         return Some(Lack::Wish(wish));

@@ -4,10 +4,13 @@
 //! those that fit, and occupies it for the rest of the plan; a gang goes with its oldest member, all of it
 //! or none. What is left is offered to those who ask for quotes. The same snapshot always gives the same plan.
 
-use std::collections::BTreeMap;
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use nave_domain::{
-    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId, Timestamp,
+    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId, Timestamp,
     job::{GROUP_LEASES_MAX, Isolation},
     lease::ChosenFor,
     rate::{affordable, hourly},
@@ -16,6 +19,8 @@ use nave_store::{
     AskedQuote, Baselines, Considered, Grounds, Occupied, Placement, QueuedJob, QuoteAnswer, Snapshot,
     SupplyHost,
 };
+
+use uuid::Uuid;
 
 use crate::{
     fit::{baseline, devices, lack},
@@ -159,6 +164,8 @@ struct Market<'a> {
     now: Timestamp,
     hosts: BTreeMap<HostId, SupplyHost>,
     empty: Vec<SupplyHost>,
+    /// The miners who were given jobs that are kept apart, by their customer and number.
+    given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
     baselines: &'a Baselines,
 }
 
@@ -168,6 +175,7 @@ impl<'a> Market<'a> {
             now: snapshot.now,
             hosts: snapshot.hosts.clone(),
             empty: snapshot.hosts.values().map(emptied).collect(),
+            given: BTreeMap::new(),
             baselines: &snapshot.baselines,
         }
     }
@@ -176,6 +184,7 @@ impl<'a> Market<'a> {
         if let Some(choice) = self.held_back(job) {
             return choice;
         }
+        let job = &*self.kept_apart(job);
         let gpu = job.request.resources.gpu.as_ref();
         let models: Vec<Option<&str>> = gpu.map_or_else(|| vec![None], |gpu| gpu.choices().collect());
         for model in models {
@@ -187,6 +196,17 @@ impl<'a> Market<'a> {
             }
         }
         self.without_host(job)
+    }
+
+    /// The job with the miners that this plan has given others of it.
+    fn kept_apart<'j>(&self, job: &'j QueuedJob) -> Cow<'j, QueuedJob> {
+        match job.request.apart.and_then(|apart| self.given.get(&(job.customer, apart))) {
+            Some(miners) => {
+                let apart_from = job.apart_from.union(miners).cloned().collect();
+                Cow::Owned(QueuedJob { apart_from, ..job.clone() })
+            }
+            None => Cow::Borrowed(job),
+        }
     }
 
     /// What becomes of a job that no host is looked for now.
@@ -251,6 +271,9 @@ impl<'a> Market<'a> {
             devices: placement.devices.clone(),
             order_bytes: 0,
         });
+        if let Some(apart) = job.request.apart {
+            self.given.entry((job.customer, apart)).or_default().insert(host.hotkey.clone());
+        }
     }
 
     /// Places all members of a gang, or none of them: what was taken is given back then.
@@ -308,6 +331,7 @@ impl<'a> Market<'a> {
             attempts: 0,
             failed_on: Vec::new(),
             group_leases: 0,
+            apart_from: BTreeSet::new(),
         };
         let (answer, chosen) = match self.choose(&job) {
             Choice::Place(placement) => {

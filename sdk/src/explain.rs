@@ -81,7 +81,10 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::TransferTooSlow => {
             "see what else uses the network, and that no limit or tunnel slows it down"
         }
-        Reason::PortUnreachable => "open the port in the firewall and forward it where there is a NAT",
+        Reason::PortUnreachable => {
+            "let nothing on this machine filter the mesh interface or hold ports 20000 to 29999 of it; no port to the outside \
+             is needed"
+        }
     }
 }
 

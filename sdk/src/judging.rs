@@ -73,8 +73,8 @@ pub fn judge_again(record: &VerdictRecord) -> Again {
     if let Ruling::Void(_) = ruling {
         return untold("the market says that the test counts neither for nor against the host");
     }
-    if code(ruling) == Some(Reason::TransferTooSlow) {
-        return untold("a host is slow by its last transfers with several others, and this is one of them");
+    if let Some(Reason::TransferTooSlow | Reason::PortUnreachable) = code(ruling) {
+        return untold("it follows from the last transfers with several others, of which this is one at most");
     }
     if let Some(again) = unanswered(record, test, ruling) {
         return again;

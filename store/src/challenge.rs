@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, ban, device,
+    Result, Store, StoreError, ban, device, dispute,
     error::{self, readable},
     host as hosts,
     notify::{Changes, announce},
@@ -419,6 +419,7 @@ impl Store {
         .await?;
         mistrust(&mut tx, challenge, decision).await?;
         carry_out(&mut tx, host, from.filter(|_| of_this_machine), challenge, decision).await?;
+        dispute::judged(&mut tx, challenge).await?;
         hosts::bump(&mut tx, host).await?;
         if let Some(source) = source {
             transfer::ended(&mut tx, source).await?;

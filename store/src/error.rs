@@ -19,6 +19,9 @@ pub enum StoreError {
     /// The available balance does not cover a hold.
     #[error("the available balance does not cover it")]
     BalanceTooLow,
+    /// There are as many as there may be.
+    #[error("there are too many {0}")]
+    TooMany(&'static str),
     /// A quote cannot be used or had.
     #[error(transparent)]
     Quote(QuoteFault),

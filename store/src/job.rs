@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, error, lease, ledger,
+    Result, Store, StoreError, apart, error, lease, ledger,
     notify::{Changes, announce},
     place::{self, Basis, Grounds},
     quote::{self, LockedQuote, QuoteFault},
@@ -205,6 +205,7 @@ impl Store {
         if let Some(job) = find_submitted(&mut tx, submission).await? {
             return Ok(Submitted { job, fresh: false });
         }
+        apart::admit(&mut tx, submission.customer, submission.request.apart).await?;
         let job = insert(&mut tx, submission).await?;
         if let Some(quote) = quote {
             place_quoted(&mut tx, &quote, job).await?;

@@ -6,12 +6,14 @@
 //! only shortens the wait, polling finds the same.
 
 mod account;
+mod apart;
 mod ban;
 mod baseline;
 mod blob;
 mod challenge;
 mod clock;
 mod device;
+mod dispute;
 pub mod embedded;
 mod enrol;
 mod epoch;
@@ -51,6 +53,7 @@ pub use baseline::{BaselineRow, Baselines};
 pub use blob::BlobClaim;
 pub use challenge::{Decision, Drawing, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use device::Holder;
+pub use dispute::{DisputeRow, Disputed, Disputing, JobDisputes};
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;
@@ -68,7 +71,7 @@ pub use quote::{AskedQuote, Asking, Considered, OPEN_MAX as QUOTES_MAX, QuoteAns
 pub use release::{NewRelease, ReleaseRow};
 pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost};
 pub use suite::{Decided, DueHost};
-pub use transfer::{LinkedHost, ServeRow, Transfer, TransferRoute};
+pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};
 pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};
 pub use watch::{OpenWindow, Watch, WatchedHost, WatchedLease};
 

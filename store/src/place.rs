@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, group,
+    Result, Store, StoreError, apart, group,
     job::{LockedJob, advance, lock},
     notify::{Changes, announce},
 };
@@ -107,6 +107,9 @@ pub(crate) async fn open(
     let Some(first) = jobs.first() else { return Ok(Vec::new()) };
     if jobs.iter().any(|job| job.state != JobState::Queued) {
         return Err(StoreError::Stale("job"));
+    }
+    for (job, placement) in jobs.iter().zip(placements) {
+        apart::keep(tx, job, placement.host).await?;
     }
     group::joined(tx, first, placements, basis).await?;
     let mut leases = Vec::new();

@@ -56,11 +56,15 @@ pub struct QueuedJob {
     pub failed_on: Vec<HostId>,
     /// Open leases of its group.
     pub group_leases: u32,
+    /// Owners of hosts that have, or had, one of the jobs that it is kept apart from.
+    pub apart_from: BTreeSet<String>,
 }
 
 /// A host that takes jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SupplyHost {
+    /// Who owns it.
+    pub hotkey: String,
     /// Generation of its spec; a placement is refused when it has moved on.
     pub generation: u64,
     /// Its price.
@@ -163,7 +167,8 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
                       order by l.attempt) as "failed_on!",
                 (select count(*) from jobs p where p.customer_id = j.customer_id
                  and p.request ->> 'group' = j.request ->> 'group'
-                 and p.state in ('placed', 'running', 'cancelling')) as "group_leases!"
+                 and p.state in ('placed', 'running', 'cancelling')) as "group_leases!",
+                array(select m from miners_apart(j.customer_id, j.request ->> 'apart', j.job_id) m) as "apart_from!"
            from (select *, row_number() over (partition by customer_id order by job_id) as turn
                  from jobs where state = 'queued') j
            order by j.turn, j.job_id limit $1"#,
@@ -182,6 +187,7 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
             attempts: row.attempts.unsigned_abs(),
             failed_on: row.failed_on.into_iter().map(HostId).collect(),
             group_leases: u32::try_from(row.group_leases).unwrap_or(u32::MAX),
+            apart_from: row.apart_from.into_iter().collect(),
         })
     });
     let mut jobs: Vec<_> = jobs.filter_map(readable).collect();
@@ -191,7 +197,7 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
 
 async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
     let rows = sqlx::query!(
-        r#"select host_id, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven
+        r#"select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven
            from hosts where state = 'ready' and not paused and inventory is not null"#
     )
     .fetch_all(&mut *tx)
@@ -208,6 +214,7 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
             trust: Trust::of(Some(&inventory), proven.as_ref()),
         };
         let mut host = SupplyHost {
+            hotkey: row.hotkey,
             generation: row.generation.cast_unsigned(),
             rate: Rate {
                 gpu_hour: MicroUsd(row.gpu_hour),

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     Result, Store, StoreError, ban,
     challenge::host_lock,
+    dispute,
     error::{self, readable},
     host as hosts,
     notify::{Changes, announce},
@@ -170,6 +171,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
+        dispute::passed(&mut tx, host).await?;
         hosts::bump(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;
         tx.commit().await?;
@@ -194,6 +196,9 @@ impl Store {
         .await?;
         if done.rows_affected() == 0 {
             return Err(StoreError::Stale("host"));
+        }
+        if cause == Cause::Dispute {
+            dispute::begun(&mut tx, host).await?;
         }
         hosts::bump(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;

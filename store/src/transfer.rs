@@ -40,14 +40,27 @@ pub struct LinkedHost {
 }
 
 /// A transfer that was asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transfer {
     /// Where it came from.
     pub source: HostId,
+    /// Who owns that.
+    pub source_hotkey: String,
     /// Who fetched it.
     pub host: HostId,
+    /// Who owns that.
+    pub hotkey: String,
+    /// What came of it.
+    pub measured: Measured,
+}
+
+/// What came of a transfer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
     /// What came in a second, 0 where nothing came; none where nobody can say.
     pub bytes_per_s: Option<u64>,
+    /// Whether the host that fetched could connect to the source; none where nobody can say.
+    pub is_reached: Option<bool>,
 }
 
 /// What a host is to send to another.
@@ -113,8 +126,9 @@ impl Store {
     pub async fn transfers_of(&self, hosts: &[HostId]) -> Result<Vec<Transfer>> {
         let hosts: Vec<Uuid> = hosts.iter().map(|host| host.0).collect();
         let rows = sqlx::query!(
-            "select t.source_id, c.host_id, t.bytes_per_s
+            "select t.source_id, c.host_id, t.bytes_per_s, t.is_reached, h.hotkey, s.hotkey as source_hotkey
              from transfers t join challenges c using (challenge_id)
+             join hosts h on h.host_id = c.host_id join hosts s on s.host_id = t.source_id
              where (c.host_id = any($1) or t.source_id = any($1)) and c.drawn_at_ms > now_ms() - $2::bigint
              order by t.challenge_id desc",
             &hosts,
@@ -124,8 +138,13 @@ impl Store {
         .await?;
         let rows = rows.into_iter().map(|row| Transfer {
             source: row.source_id.into(),
+            source_hotkey: row.source_hotkey,
             host: row.host_id.into(),
-            bytes_per_s: row.bytes_per_s.map(i64::unsigned_abs),
+            hotkey: row.hotkey,
+            measured: Measured {
+                bytes_per_s: row.bytes_per_s.map(i64::unsigned_abs),
+                is_reached: row.is_reached,
+            },
         });
         Ok(rows.collect())
     }
@@ -189,16 +208,17 @@ impl Store {
             .ok_or(StoreError::NotFound("transfer"))
     }
 
-    /// Writes down what came in a second.
+    /// Writes down what came of a transfer.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn transfer_measured(&self, challenge: ChallengeId, bytes_per_s: Option<u64>) -> Result<()> {
-        let bytes_per_s = bytes_per_s.map(|rate| i64::try_from(rate).unwrap_or(i64::MAX));
+    pub async fn transfer_measured(&self, challenge: ChallengeId, measured: Measured) -> Result<()> {
+        let bytes_per_s = measured.bytes_per_s.map(|rate| i64::try_from(rate).unwrap_or(i64::MAX));
         sqlx::query!(
-            "update transfers set bytes_per_s = $2 where challenge_id = $1",
+            "update transfers set bytes_per_s = $2, is_reached = $3 where challenge_id = $1",
             challenge.0,
-            bytes_per_s
+            bytes_per_s,
+            measured.is_reached
         )
         .execute(&self.pool)
         .await?;

@@ -13,7 +13,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, ban, error, host as hosts,
+    Result, Store, StoreError, ban, dispute, error, host as hosts,
     notify::{Changes, announce},
 };
 
@@ -291,6 +291,7 @@ impl Store {
         if is_right {
             ban::lift_of(&mut tx, challenge).await?;
             acquit(&mut tx, row.host_id.into(), challenge).await?;
+            dispute::reopened(&mut tx, challenge).await?;
         }
         announce(&mut tx, Changes::Challenges).await?;
         tx.commit().await?;

@@ -51,6 +51,8 @@ pub struct WatchedHost {
     pub is_heard: bool,
     /// What is being tested.
     pub open: BTreeSet<Kind>,
+    /// Whether it is to be tested because a customer says that a result of it is wrong.
+    pub is_disputed: bool,
     /// Whether it was tested in the window that has opened.
     pub in_window: bool,
     /// Its open leases, and those of GPUs that have just ended.
@@ -119,6 +121,7 @@ impl Store {
 
     async fn watched(&self, window: Option<Uuid>) -> Result<Vec<WatchedHost>> {
         let mut leases = self.leases_watched().await?;
+        let disputed = self.hosts_disputed().await?;
         let rows = sqlx::query!(
             r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms,
                     coalesce(h.heard_up_ms > control_ms() - $2, false) as "is_heard!",
@@ -148,6 +151,7 @@ impl Store {
                 retest_up: row.retest_up_ms.map(Millis),
                 is_heard: row.is_heard,
                 open: open.collect::<Result<_>>()?,
+                is_disputed: disputed.contains(&row.host_id.into()),
                 in_window: row.in_window,
                 leases: leases.remove(&row.host_id).unwrap_or_default(),
             })

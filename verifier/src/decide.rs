@@ -182,7 +182,7 @@ fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
                     cut_off,
                 }));
             }
-            Ok(Message::Failed(failure)) => return Next::Rule(Ruling::Failed(told(failure))),
+            Ok(Message::Failed(failure)) => return Next::Rule(excuse(told(failure), cut_off)),
             Ok(Message::Commitment(_) | Message::Opening(_)) => {
                 let message = format!("step {number} was answered with what belongs to another step");
                 return fail(Reason::EvidenceMalformed, message);

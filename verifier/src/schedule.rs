@@ -106,6 +106,9 @@ fn of_host(watch: &Watch, host: &WatchedHost, rules: &Rules) -> Option<Action> {
             return Some(Action::Probe(probe));
         }
     }
+    if may_rest && host.is_disputed {
+        return Some(retest(Cause::Dispute));
+    }
     let is_due = host.retest_up.is_some_and(|up| up <= watch.now.up);
     (may_rest && is_due).then(|| retest(Cause::Random))
 }

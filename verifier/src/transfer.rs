@@ -2,13 +2,14 @@
 //!
 //! One transfer says nothing about which of its two hosts was slow, or silent, or lied. So nothing
 //! follows from one: a host is slow when its last transfers with several others were, in the
-//! same direction. And all of it is measured through the hub, and not proven.
+//! same direction, and cannot be reached when hosts of several miners could not connect to it, one
+//! after the other. And all of it is measured through the hub, and not proven.
 
 use std::collections::BTreeSet;
 
 use nave_domain::HostId;
 use nave_proof::{Failure, Proven, Reason};
-use nave_store::{LinkedHost, Transfer};
+use nave_store::{LinkedHost, Measured, Transfer};
 
 use crate::decide::Ruling;
 
@@ -16,6 +17,8 @@ use crate::decide::Ruling;
 const PARTNERS: usize = 3;
 /// With fewer nobody can tell which of two hosts is slow.
 const PARTNERS_MIN: usize = 2;
+/// Hosts of how many miners, beside its own, must have failed to connect to one that cannot be reached.
+const VANTAGES: usize = 2;
 /// Ports that hosts serve at: none that programs are given by chance, and few services have one.
 const PORTS: std::ops::Range<u16> = 20_000..30_000;
 
@@ -91,12 +94,17 @@ pub fn port(drawn: u64) -> u16 {
     PORTS.start + u16::try_from(drawn % count).unwrap_or(0)
 }
 
-/// What came in a second: nothing, where the transfer failed; `None` where nobody can say.
+/// What came of a transfer: nothing in a second, where it failed.
 #[must_use]
-pub fn measured(ruling: &Ruling) -> Option<u64> {
+pub fn measured(ruling: &Ruling) -> Measured {
     match ruling {
-        Ruling::Passed(Proven::Transfer { bytes_per_s, .. }) => Some(*bytes_per_s),
-        Ruling::Failed(_) => Some(0),
+        Ruling::Passed(Proven::Transfer { bytes_per_s, .. }) => {
+            Measured { bytes_per_s: Some(*bytes_per_s), is_reached: Some(true) }
+        }
+        Ruling::Failed(failure) => {
+            let is_reached = (failure.code == Reason::PortUnreachable).then_some(false);
+            Measured { bytes_per_s: Some(0), is_reached }
+        }
         Ruling::Passed(
             Proven::Cpu { .. }
             | Proven::Memory { .. }
@@ -104,16 +112,21 @@ pub fn measured(ruling: &Ruling) -> Option<u64> {
             | Proven::Devices(_)
             | Proven::Software(_),
         )
-        | Ruling::Void(_) => None,
+        | Ruling::Void(_) => Measured::default(),
     }
 }
 
-/// What is written down of a transfer: that it passed or says nothing about its host, unless the
-/// host is slow by all its `recent` ones, the newest first and this among them.
+/// What is written down of a transfer: that it passed or says nothing about its host, unless by its
+/// `recent` ones, the newest first and this among them, the host cannot be reached or is slow.
 #[must_use]
 pub fn settle(ruling: Ruling, host: HostId, hosts: &[LinkedHost], recent: &[Transfer], least: u64) -> Ruling {
-    if measured(&ruling).is_none() {
+    if measured(&ruling).bytes_per_s.is_none() {
         return ruling;
+    }
+    if is_unreachable(host, recent) {
+        let message =
+            format!("hosts of {VANTAGES} other miners could not connect to what it was to serve in the mesh");
+        return Ruling::Failed(Failure { code: Reason::PortUnreachable, message });
     }
     let others = match hosts.iter().find(|linked| linked.host == host) {
         Some(linked) => partners(hosts, linked).len(),
@@ -140,6 +153,15 @@ pub fn settle(ruling: Ruling, host: HostId, hosts: &[LinkedHost], recent: &[Tran
     }
 }
 
+/// Whether the last hosts of different miners that were to fetch from a host could not connect to it. What its
+/// own miner's hosts say does not count, either way.
+fn is_unreachable(host: HostId, recent: &[Transfer]) -> bool {
+    let of_others = recent.iter().filter(|past| past.source == host && past.hotkey != past.source_hotkey);
+    let known = of_others.filter_map(|past| Some((past.hotkey.as_str(), past.measured.is_reached?)));
+    let in_vain = known.take_while(|(_, is_reached)| !is_reached).map(|(miner, _)| miner);
+    in_vain.collect::<BTreeSet<_>>().len() >= VANTAGES
+}
+
 /// With how many others a host is slow one way, if it is with the last of them all.
 fn slow_with(host: HostId, recent: &[Transfer], way: Way, others: usize, least: u64) -> Option<(usize, Way)> {
     let needed = others.min(PARTNERS);
@@ -149,7 +171,7 @@ fn slow_with(host: HostId, recent: &[Transfer], way: Way, others: usize, least: 
             Way::In => (past.host, past.source),
             Way::Out => (past.source, past.host),
         };
-        let rate = past.bytes_per_s.filter(|_| own == host)?;
+        let rate = past.measured.bytes_per_s.filter(|_| own == host)?;
         seen.insert(partner).then_some(rate)
     });
     let rates: Vec<u64> = with.take(needed).collect();

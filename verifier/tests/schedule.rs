@@ -64,6 +64,7 @@ fn host(number: u128, devices: u8) -> WatchedHost {
         retest_up: Some(Millis(NOW.0 + 1)),
         is_heard: true,
         open: BTreeSet::new(),
+        is_disputed: false,
         in_window: false,
         leases: Vec::new(),
     }
@@ -108,6 +109,21 @@ fn causes(actions: &[Action]) -> Vec<Cause> {
         Action::RetestAt(..) | Action::ProbeAt(..) | Action::PlanWindow(_) | Action::OpenWindow(_) => None,
     };
     actions.iter().filter_map(cause).collect()
+}
+
+#[test]
+fn a_host_whose_result_is_disputed_is_tested_as_soon_as_it_is_free() {
+    let disputed = WatchedHost { is_disputed: true, ..host(1, 0) };
+    let retest = [Action::Retest(disputed.host, 7, Cause::Dispute)];
+    assert_eq!(of(disputed.clone()), retest);
+    let closed = WatchedHost { leases: vec![lease(1, LeaseState::Closed, false)], ..disputed.clone() };
+    assert_eq!(of(closed), retest);
+    let busy = WatchedHost { leases: vec![lease(1, LeaseState::Running, false)], ..disputed.clone() };
+    let silent = WatchedHost { is_heard: false, ..disputed.clone() };
+    let tested = WatchedHost { open: BTreeSet::from([Kind::Cpu]), ..disputed };
+    for other in [busy, silent, tested] {
+        assert_eq!(causes(&of(other)), []);
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use nave_domain::{
 };
 use nave_proof::{Failure, Proven, Reason};
 use nave_rules::floors::Floors;
-use nave_store::{LinkedHost, Transfer};
+use nave_store::{LinkedHost, Measured, Transfer};
 use nave_verifier::{
     decide::Ruling,
     transfer::{Fetch, measured, plan, port, settle},
@@ -43,7 +43,18 @@ fn hosts(count: u128) -> Vec<LinkedHost> {
 }
 
 fn past(source: u128, host: u128, bytes_per_s: u64) -> Transfer {
-    Transfer { source: id(source), host: id(host), bytes_per_s: Some(bytes_per_s) }
+    of(source, host, Measured { bytes_per_s: Some(bytes_per_s), is_reached: Some(true) })
+}
+
+/// A transfer between hosts of different miners.
+fn of(source: u128, host: u128, measured: Measured) -> Transfer {
+    let (source_hotkey, hotkey) = (format!("miner {source}"), format!("miner {host}"));
+    Transfer { source: id(source), source_hotkey, host: id(host), hotkey, measured }
+}
+
+/// One in which the host that was to fetch could not connect.
+fn in_vain(source: u128, host: u128) -> Transfer {
+    of(source, host, Measured { bytes_per_s: Some(0), is_reached: Some(false) })
 }
 
 fn fetches(hosts: &[LinkedHost], recent: &[Transfer]) -> Vec<Fetch> {
@@ -130,7 +141,7 @@ fn one_fast_transfer_among_the_last_ones_or_the_same_partner_thrice_clears_a_hos
     assert_eq!(settle(passed(10), id(1), &hosts(9), &fast, LEAST), passed(10));
     let same = [past(2, 1, 10), past(2, 1, 10), past(2, 1, 10)];
     assert_eq!(settle(passed(10), id(1), &hosts(9), &same, LEAST), passed(10));
-    let open = Transfer { bytes_per_s: None, ..past(5, 1, 0) };
+    let open = of(5, 1, Measured::default());
     let void = [open, past(2, 1, 10), past(3, 1, 10)];
     assert_eq!(settle(passed(10), id(1), &hosts(9), &void, LEAST), passed(10));
 }
@@ -147,9 +158,43 @@ fn a_host_that_receives_fast_and_sends_slowly_is_slow() {
 }
 
 #[test]
+fn a_host_that_hosts_of_two_miners_could_not_connect_to_cannot_be_reached() {
+    let two = [past(2, 1, 9_000), in_vain(1, 3), in_vain(1, 2)];
+    assert_eq!(reason(settle(passed(9_000), id(1), &hosts(9), &two, LEAST)), Some(Reason::PortUnreachable));
+    assert_eq!(reason(settle(failed(), id(1), &hosts(9), &two, LEAST)), Some(Reason::PortUnreachable));
+    assert_eq!(settle(passed(9_000), id(3), &hosts(9), &two, LEAST), passed(9_000), "not who tried");
+}
+
+#[test]
+fn one_vantage_point_condemns_nobody_however_often_it_tries() {
+    let settled = |recent: &[Transfer]| settle(passed(9_000), id(1), &hosts(9), recent, LEAST);
+    let again = [in_vain(1, 2), in_vain(1, 2), in_vain(1, 2)];
+    assert_eq!(settled(&again), passed(9_000));
+    let one_miner = [in_vain(1, 2), Transfer { hotkey: "miner 2".into(), ..in_vain(1, 3) }];
+    assert_eq!(settled(&one_miner), passed(9_000));
+    let own = [in_vain(1, 2), Transfer { hotkey: "miner 1".into(), ..in_vain(1, 3) }];
+    assert_eq!(settled(&own), passed(9_000), "its own miner's hosts say nothing");
+}
+
+#[test]
+fn whoever_reached_a_host_last_clears_it_unless_that_is_its_own_miners() {
+    let settled = |recent: &[Transfer]| settle(passed(9_000), id(1), &hosts(9), recent, LEAST);
+    assert_eq!(settled(&[past(1, 4, 9_000), in_vain(1, 3), in_vain(1, 2)]), passed(9_000));
+    assert_eq!(settled(&[in_vain(1, 3), past(1, 4, 9_000), in_vain(1, 2)]), passed(9_000));
+    let accomplice = Transfer { hotkey: "miner 1".into(), ..past(1, 4, 9_000) };
+    let ruling = settled(&[accomplice, in_vain(1, 3), in_vain(1, 2)]);
+    assert_eq!(reason(ruling), Some(Reason::PortUnreachable));
+}
+
+#[test]
 fn what_was_our_fault_is_not_measured() {
     let void = Ruling::Void("the host leaves the market".into());
-    assert_eq!((measured(&void), measured(&failed()), measured(&passed(5))), (None, Some(0), Some(5)));
+    let unreached = Ruling::Failed(Failure { code: Reason::PortUnreachable, message: "no way".into() });
+    let came = [&void, &failed(), &unreached, &passed(5)].map(|ruling| {
+        let Measured { bytes_per_s, is_reached } = measured(ruling);
+        (bytes_per_s, is_reached)
+    });
+    assert_eq!(came, [(None, None), (Some(0), None), (Some(0), Some(false)), (Some(5), Some(true))]);
     let three = [past(2, 1, 10), past(3, 1, 0), past(4, 1, 10)];
     assert_eq!(settle(void.clone(), id(1), &hosts(9), &three, LEAST), void);
 }

@@ -157,6 +157,7 @@ fn not_joined(error: StoreError) -> ApiError {
         }
         StoreError::KeyReused
         | StoreError::BalanceTooLow
+        | StoreError::TooMany(_)
         | StoreError::Quote(_)
         | StoreError::Corrupt(_)
         | StoreError::Overflow(_)

@@ -1,6 +1,7 @@
 //! The customers' API: one module per resource.
 
 mod balance;
+mod disputes;
 mod enrolments;
 mod epochs;
 mod health;
@@ -38,6 +39,7 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
         .routes(routes!(jobs::list, jobs::submit))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::cancel))
+        .routes(routes!(disputes::open))
         .routes(routes!(jobs::result))
         .routes(routes!(logs::read))
         .routes(routes!(receipts::show))

@@ -4,6 +4,7 @@
 mod auth;
 mod balance;
 mod cancel;
+mod disputes;
 mod enrol;
 mod epochs;
 mod health;

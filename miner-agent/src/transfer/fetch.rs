@@ -4,7 +4,7 @@ use std::{net::Ipv6Addr, time::Duration};
 
 use anyhow::{Context as _, bail};
 use nave_sdk::wire::proof::{
-    Challenge, INLINE_MAX, Message, Nonce, Opening, TransferTask,
+    Challenge, Failure, INLINE_MAX, Message, Nonce, Opening, Reason, TransferTask,
     transfer::{Fetched, PIECE, reached},
 };
 use tokio::{
@@ -24,6 +24,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub struct Fetch {
     /// This host's address in the mesh, where it is part of one.
     own: Option<Ipv6Addr>,
+    /// How long the other host is tried.
+    reach: Duration,
     stream: Option<TcpStream>,
     fetched: Option<Fetched>,
 }
@@ -32,23 +34,29 @@ impl Fetch {
     /// Of the host at this address.
     #[must_use]
     pub fn new(own: Option<Ipv6Addr>) -> Self {
-        Self { own, stream: None, fetched: None }
+        Self { own, reach: REACH, stream: None, fetched: None }
     }
 
-    /// Answers the present step of a challenge. An agent that was started in between connects again.
+    /// Answers the present step of a challenge. An agent that was started in between connects again. That the
+    /// other host cannot be reached is an answer of its own: it may be that one's fault.
     ///
     /// # Errors
     /// Why nothing came.
     pub async fn go_on(&mut self, challenge: &Challenge, task: &TransferTask) -> anyhow::Result<Message> {
         match challenge.reveals.as_slice() {
-            [] => {
-                self.stream = Some(reach(self.own, task).await?);
-                Ok(Message::Commitment(reached(challenge)))
-            }
+            [] => Ok(match self.reach(task).await {
+                Ok(stream) => {
+                    self.stream = Some(stream);
+                    Message::Commitment(reached(challenge))
+                }
+                Err(error) => {
+                    Message::Failed(Failure { code: Reason::PortUnreachable, message: format!("{error:#}") })
+                }
+            }),
             [request] => {
                 let stream = match self.stream.take() {
                     Some(stream) => stream,
-                    None => reach(self.own, task).await?,
+                    None => self.reach(task).await?,
                 };
                 let fetched = self.fetched.insert(fetch(stream, request, task).await?);
                 Ok(Message::Commitment(fetched.commitment().context("fetch at least one chunk")?))
@@ -64,20 +72,20 @@ impl Fetch {
             }
         }
     }
-}
 
-async fn reach(own: Option<Ipv6Addr>, task: &TransferTask) -> anyhow::Result<TcpStream> {
-    let tries = async {
-        loop {
-            match timeout(TRY, connect(own, task)).await {
-                Ok(Ok(stream)) => return stream,
-                Ok(Err(error)) => tracing::debug!(%error, "the other host is not reached yet"),
-                Err(_) => tracing::debug!("the other host does not answer yet"),
+    async fn reach(&self, task: &TransferTask) -> anyhow::Result<TcpStream> {
+        let tries = async {
+            loop {
+                match timeout(TRY, connect(self.own, task)).await {
+                    Ok(Ok(stream)) => return stream,
+                    Ok(Err(error)) => tracing::debug!(%error, "the other host is not reached yet"),
+                    Err(_) => tracing::debug!("the other host does not answer yet"),
+                }
+                sleep(AGAIN).await;
             }
-            sleep(AGAIN).await;
-        }
-    };
-    timeout(REACH, tries).await.with_context(|| format!("reach the other host at {}", task.source))
+        };
+        timeout(self.reach, tries).await.with_context(|| format!("reach the other host at {}", task.source))
+    }
 }
 
 async fn connect(own: Option<Ipv6Addr>, task: &TransferTask) -> std::io::Result<TcpStream> {
@@ -155,10 +163,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn that_the_other_host_cannot_be_reached_is_told_apart_from_what_is_slow() {
+        let (task, listener, _) = site(Ipv6Addr::LOCALHOST).await;
+        drop(listener);
+        let mut fetch = Fetch { reach: Duration::from_millis(300), ..Fetch::new(None) };
+        let answer = fetch.go_on(&challenge(&task), &task).await.expect("an answer");
+        let Message::Failed(Failure { code, message }) = answer else { panic!("{answer:?}") };
+        assert_eq!(code, Reason::PortUnreachable);
+        assert!(message.contains("reach the other host at ::1"), "{message}");
+    }
+
+    #[tokio::test]
     async fn nobody_else_is_served() {
         let (task, listener, wish) = site("fd00::7".parse().expect("an address")).await;
         let serving = tokio::spawn(async move { serve(&listener, &wish).await });
-        let stream = reach(None, &task).await.expect("a connection");
+        let stream = Fetch::new(None).reach(&task).await.expect("a connection");
         let error = fetch(stream, &Nonce([9; 32]), &task).await.expect_err("nothing comes");
         assert!(error.downcast_ref::<std::io::Error>().is_some(), "{error:#}");
         serving.abort();

@@ -270,6 +270,7 @@ impl Rows {
             attempts: job.attempts,
             failed_on: self.failed_on(*id),
             group_leases: 0,
+            apart_from: BTreeSet::new(),
         });
         let ready = self.hosts.iter().filter(|(_, host)| host.state == HostState::Ready);
         let hosts = ready.filter_map(|(id, host)| Some((*id, self.supply(*id, host)?)));
@@ -295,6 +296,7 @@ impl Rows {
             self.leases.values().filter(move |lease| lease.host == id && lease.state != LeaseState::Closed)
         };
         Some(SupplyHost {
+            hotkey: id.to_string(),
             generation: host.generation,
             rate: host.rate,
             terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },

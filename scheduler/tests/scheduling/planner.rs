@@ -7,8 +7,12 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_scheduler::planner::{Plan, Reason};
+use nave_store::{QueuedJob, SupplyHost};
+use uuid::Uuid;
 
-use crate::supply::{NOW, RATE, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for};
+use crate::supply::{
+    NOW, RATE, customer_id, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for,
+};
 
 fn only_reason(reasons: &[(nave_domain::JobId, Reason)]) -> (&'static str, &str) {
     let [(_, reason)] = reasons else { panic!("one reason: {reasons:?}") };
@@ -267,6 +271,48 @@ fn a_job_of_a_group_goes_only_where_it_can_be_kept_to_it() {
     assert_eq!(hosts_of(&plan_for(vec![grouped.clone()], vec![host()])), [1]);
     grouped.group_leases = GROUP_LEASES_MAX;
     assert_eq!(waits_for(&plan_for(vec![grouped], vec![host()])).0, "group_full");
+}
+
+/// A job that is kept apart from those with the same number.
+fn replica(number: u128, apart: u128) -> QueuedJob {
+    let mut replica = job(number);
+    replica.request.apart = Some(Uuid::from_u128(apart));
+    replica
+}
+
+/// Hosts of these miners, the first being the cheapest.
+fn hosts_of_miners(miners: &[&str]) -> Vec<SupplyHost> {
+    let of = |(dearer, miner): (i64, &&str)| {
+        let rate = Rate { vcpu_hour: MicroUsd(RATE.vcpu_hour.0 + dearer), ..RATE };
+        SupplyHost { hotkey: (*miner).to_owned(), rate, ..host() }
+    };
+    (0..).zip(miners).map(of).collect()
+}
+
+#[test]
+fn jobs_that_are_kept_apart_go_to_hosts_of_different_miners() {
+    let hosts = || hosts_of_miners(&["a", "a", "b"]);
+    let plan = plan_for(vec![replica(1, 7), replica(2, 7), replica(3, 7)], hosts());
+    assert_eq!(hosts_of(&plan), [1, 3]);
+    let (code, message) = only_reason(&plan.waiting);
+    assert_eq!(code, "no_host_fits");
+    assert!(message.contains("an owner who has none of the jobs that it is kept apart from"), "{message}");
+    let others = vec![replica(1, 7), replica(2, 8), job(3)];
+    assert_eq!(hosts_of(&plan_for(others, hosts())), [1, 1, 1], "these have nothing to do with one another");
+    let mut strangers = replica(2, 7);
+    strangers.customer = customer_id(2);
+    assert_eq!(hosts_of(&plan_for(vec![replica(1, 7), strangers], hosts())), [1, 1]);
+}
+
+#[test]
+fn a_job_is_kept_apart_from_what_was_placed_before() {
+    let mut later = replica(2, 7);
+    later.apart_from = ["a".to_owned()].into();
+    assert_eq!(hosts_of(&plan_for(vec![later.clone()], hosts_of_miners(&["a", "b"]))), [2]);
+    assert_eq!(waits_for(&plan_for(vec![later.clone()], hosts_of_miners(&["a", "a"]))).0, "no_host_fits");
+    let mut busy = hosts_of_miners(&["a", "b"]);
+    busy[1].milli_cpu_used = MilliCpu(8_000);
+    assert_eq!(waits_for(&plan_for(vec![later], busy)).0, "waiting_for_capacity");
 }
 
 #[test]

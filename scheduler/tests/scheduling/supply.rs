@@ -34,6 +34,7 @@ pub fn customer_id(number: u128) -> CustomerId {
 /// A host with 8 CPUs, 32 GiB of memory, 100 GiB of disk and nothing leased.
 pub fn host() -> SupplyHost {
     SupplyHost {
+        hotkey: "a miner".into(),
         generation: 5,
         rate: RATE,
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
@@ -89,6 +90,7 @@ pub fn job(number: u128) -> QueuedJob {
         attempts: 0,
         failed_on: Vec::new(),
         group_leases: 0,
+        apart_from: BTreeSet::new(),
     }
 }
 

@@ -64,6 +64,9 @@ pub enum Command {
     Logs(LogsArgs),
     /// End a job
     Cancel(OneJob),
+    /// Say that a result is wrong, or see what came of that
+    #[command(after_help = DISPUTE_AFTER)]
+    Dispute(DisputeArgs),
     /// List hosts, or what came of the tests of one
     Hosts(HostsArgs),
     /// Judge a verdict again from its published evidence
@@ -104,7 +107,8 @@ pub struct Passed {
 
 const RUN_AFTER: &str = "\
 Exit codes: the command's own; 1 an error before the job was accepted, 2 wrong usage, 100 failed
-without a code, 101 not finished, 102 not found, 103 cancelled, 104 spend cap reached.
+without a code, 101 not finished, 102 not found, 103 cancelled, 104 spend cap reached, 107 replicas
+differ.
 Ctrl-C cancels the job and waits for its end; a second one leaves.";
 
 /// `nave run`.
@@ -119,6 +123,11 @@ pub struct Run {
     /// Say where it would run and for what price; nothing is spent or held
     #[arg(long, conflicts_with_all = ["detach", "out", "quote"])]
     pub dry_run: bool,
+    /// Run it with so many different miners and compare exit codes, stdout and result files; each costs
+    /// as much as one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(2..=5),
+          conflicts_with_all = ["detach", "dry_run", "quote", "group", "gang"])]
+    pub replicas: Option<u8>,
     /// Submitting again with the same key gives the same job
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
@@ -312,6 +321,23 @@ pub struct ShowVerdict {
 pub struct OneJob {
     /// The job
     pub job: JobId,
+}
+
+const DISPUTE_AFTER: &str = "\
+Its host is tested again in whole as soon as it is free. No money moves, and a host that passes may
+have been wrong all the same: `nave run --replicas` compares results.";
+
+/// `nave dispute`.
+#[derive(Debug, Args)]
+pub struct DisputeArgs {
+    /// The job
+    pub job: JobId,
+    /// What is wrong with its result; left out, what came of earlier disputes is shown
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Which attempt; left out, the last one that has a result
+    #[arg(long, value_name = "N", requires = "reason")]
+    pub attempt: Option<u32>,
 }
 
 /// `nave receipt`.

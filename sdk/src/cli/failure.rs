@@ -24,6 +24,8 @@ pub mod exit {
     pub const DIFFERS: u8 = 105;
     /// What is published of a verdict does not decide it.
     pub const UNTOLD: u8 = 106;
+    /// Replicas of a job came back with different results.
+    pub const REPLICAS_DIFFER: u8 = 107;
 }
 
 /// Something that was attempted and did not work.

@@ -2,6 +2,7 @@
 
 mod args;
 mod config;
+mod dispute;
 mod doctor;
 mod failure;
 #[cfg(test)]
@@ -14,6 +15,7 @@ mod output;
 mod progress;
 mod quote;
 mod receipt;
+mod replicas;
 mod result;
 mod run;
 mod show;
@@ -114,6 +116,7 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
         Command::Ps(ps) => lists::ps(&cx(global)?, ps).await,
         Command::Logs(logs) => logs::logs(&cx(global)?, logs).await,
         Command::Cancel(one) => cancel(&cx(global)?, one.job).await,
+        Command::Dispute(args) => dispute::dispute(&cx(global)?, args).await,
         Command::Hosts(hosts) => match hosts.command {
             None => lists::hosts(&cx(global)?).await,
             Some(command) => verdicts::hosts(&cx(global)?, command).await,

@@ -104,7 +104,11 @@ fn local(attempted: &str, error: &io::Error) -> Failure {
     Failure::local(attempted, &error.to_string(), "choose another place with -o")
 }
 
-async fn download(client: &Client, job: JobId, file: &mut File, attempted: &str) -> Result<(), Failure> {
+/// Fetches the archive of a result into `file`.
+///
+/// # Errors
+/// [`Failure`] when it cannot be fetched or written.
+pub async fn download(client: &Client, job: JobId, file: &mut File, attempted: &str) -> Result<(), Failure> {
     for _ in 1..DOWNLOADS_MAX {
         match download_once(client, job, file).await {
             Ok(written) => return written.map_err(|error| local(attempted, &error)),

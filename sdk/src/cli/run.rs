@@ -25,7 +25,7 @@ use super::{
     logs::lost,
     output::{self, say},
     progress::Progress,
-    quote, result,
+    quote, replicas, result,
     table::clean,
 };
 
@@ -54,6 +54,9 @@ pub async fn run(cx: &Context, run: Run) -> Result<u8, Failure> {
     if run.dry_run {
         return quote::dry_run(cx, request, run.idempotency_key).await;
     }
+    if let Some(count) = run.replicas {
+        return replicas::run(cx, &run, request, count).await;
+    }
     let key = run.idempotency_key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
     let job = submit(&client, &request, &key).await?;
     if run.detach {
@@ -70,7 +73,11 @@ pub async fn run(cx: &Context, run: Run) -> Result<u8, Failure> {
     finish(&client, run.out, Report { job, logs: attendant.logs }, cx.global.json).await
 }
 
-async fn submit(client: &Client, request: &JobRequest, key: &str) -> Result<Job, Failure> {
+/// Submits a job, unless Ctrl-C comes first.
+///
+/// # Errors
+/// [`Failure`] when it was not accepted, or when nobody knows.
+pub async fn submit(client: &Client, request: &JobRequest, key: &str) -> Result<Job, Failure> {
     let attempted = "submit the job";
     tokio::select! {
         job = client.submit(request, key) => job.map_err(Failure::when(attempted)),

@@ -38,7 +38,7 @@ pub use self::{
 use crate::wire::{
     quote::{Quote, QuoteRequest},
     rest::{
-        Balance, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
+        Balance, Dispute, DisputeRequest, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
     },
 };
 
@@ -264,6 +264,14 @@ impl Client {
     /// [`Error`].
     pub async fn cancel(&self, job: JobId) -> Result<Job, Error> {
         self.fetch(Call::post(&[&"jobs", &job, &"cancel"], Repeat::Safe)).await
+    }
+
+    /// Says that a result is wrong. The same again changes nothing, so the call is repeated.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn dispute(&self, job: JobId, request: &DisputeRequest) -> Result<Dispute, Error> {
+        self.fetch(Call::post(&[&"jobs", &job, &"dispute"], Repeat::Safe).json(request)?).await
     }
 
     /// The log of a job so far.

@@ -6,6 +6,7 @@
 //! | `GET /v1/jobs?limit&before&state` | `jobs:read` | [`Page`] of [`Job`] |
 //! | `GET /v1/jobs/{job}?wait_ms` | `jobs:read` | [`Job`]; with `wait_ms` as soon as it is final |
 //! | `POST /v1/jobs/{job}/cancel` | `jobs:write` | [`Job`] |
+//! | `POST /v1/jobs/{job}/dispute` | `jobs:write` | [`Dispute`], 201; 200 when it was on record before |
 //! | `GET /v1/jobs/{job}/logs?after&tail&since&follow` | `jobs:read` | [`Logs`], or with `follow=true` server-sent events |
 //! | `GET /v1/jobs/{job}/result` | `jobs:read` | tar archive of the result files |
 //! | `GET /v1/jobs/{job}/receipt` | `jobs:read` | [`Receipt`] |
@@ -27,7 +28,8 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
+    Bytes, ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
+    dispute::DisputeState,
     epoch::EpochState,
     host::{HostState, Inventory, Term, Trust},
     job::{Isolation, JobRequest, JobState},
@@ -74,8 +76,30 @@ pub struct Job {
     pub has_result: bool,
     /// Whether files were left out of the result because the archive would exceed 32 MiB.
     pub result_truncated: bool,
-    /// What can be done with it now: `cancel`, `logs`, `result`, `receipt`.
+    /// What can be done with it now: `cancel`, `logs`, `result`, `receipt`, `dispute`.
     pub actions: Vec<String>,
+    /// That its customer says a result of it is wrong, by attempt, and what came of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disputes: Vec<Dispute>,
+}
+
+/// A customer's word that the result of an attempt is wrong: its host is tested again, in whole.
+pub struct Dispute {
+    /// Which attempt.
+    pub attempt: u32,
+    /// The host that it ran on.
+    pub host: HostId,
+    /// What is wrong, as the customer says; its host is not told.
+    pub reason: String,
+    /// Since when.
+    pub opened_at: Timestamp,
+    /// Where it stands.
+    pub state: DisputeState,
+    /// When it was known what came of it.
+    pub decided_at: Option<Timestamp>,
+    /// The verdict that says so, at `/v1/hosts/{host}/verdicts/{verdict}`: the failed one, or the last of
+    /// those that were passed.
+    pub verdict: Option<ChallengeId>,
 }
 
 /// A reason for a state.
@@ -392,6 +416,18 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Pass as `before` for the next piece; absent at the end.
     pub next: Option<String>,
+}
+
+/// A wish to put on record that a result is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct DisputeRequest {
+    /// What is wrong with it: 1 to 500 bytes.
+    pub reason: String,
+    /// Which attempt; left out, the last one that has a result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
 }
 
 /// A wish for a new key.

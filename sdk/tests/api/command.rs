@@ -150,6 +150,112 @@ async fn a_job_that_does_not_exist_has_an_exit_code_and_a_document() {
     }
 }
 
+/// An API with as many jobs as are submitted; each says what its number says.
+fn replicas(says: fn(usize) -> (&'static str, i32)) -> impl Fn(usize, &Seen) -> Reply + Send + Sync {
+    let submitted = std::sync::atomic::AtomicUsize::new(0);
+    move |_, seen| {
+        let call = seen.call();
+        let named = |number: usize, exit: i32| {
+            let mut job = job(if exit == 0 { "succeeded" } else { "failed" }, Some(exit));
+            job["job"] = json!(format!("job_{number:032}"));
+            job["attempts"] =
+                json!([attempt(1, &format!("host-{number}"), &json!({ "kind": "exited", "code": exit }))]);
+            job
+        };
+        if call == "POST /v1/jobs" {
+            let number = submitted.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+            let mut queued = named(number, 0);
+            (queued["state"], queued["exit_code"]) = (json!("queued"), Value::Null);
+            return Reply { status: 201, ..Reply::json(&queued) };
+        }
+        let id = call.split("job_").nth(1).expect("a job").split('/').next().expect("a number");
+        let number: usize = id.parse().expect("a number");
+        let (text, exit) = says(number);
+        if !call.ends_with("/logs") {
+            return Reply::json(&named(number, exit));
+        }
+        let line = json!({ "at": "2026-09-21T14:12:21Z", "attempt": 1, "stream": "stdout", "text": text });
+        let lines = if seen.query().is_empty() { json!([line]) } else { json!([]) };
+        Reply::json(&json!({ "lines": lines, "cursor": "1", "complete": true }))
+    }
+}
+
+#[tokio::test]
+async fn replicas_that_agree_are_one_run() {
+    let stub = Stub::start(replicas(|_| ("42\n", 3))).await;
+    let output = output(&stub.url, &["run", "--replicas", "3", "--", "true"]).await;
+    assert_eq!((text(&output.stdout), output.status.code()), ("42\n", Some(3)));
+    let said = text(&output.stderr);
+    assert!(
+        (1..=3).all(|n| said.contains(&format!("replica {n} agrees"))) && said.contains("host-3"),
+        "{said}"
+    );
+    let seen = stub.seen();
+    let posted: Vec<&Seen> = seen.iter().filter(|seen| seen.call() == "POST /v1/jobs").collect();
+    let apart = |seen: &Seen| serde_json::from_slice::<Value>(&seen.body).expect("JSON")["apart"].clone();
+    assert!(apart(posted[0]).is_string() && posted.iter().all(|one| apart(one) == apart(posted[0])));
+    let keys: std::collections::BTreeSet<_> =
+        posted.iter().map(|seen| seen.header("idempotency-key")).collect();
+    assert_eq!(keys.len(), 3);
+}
+
+#[tokio::test]
+async fn a_replica_that_differs_is_named_and_has_an_exit_code_of_its_own() {
+    let forged = |number: usize| if number == 2 { ("41\n", 0) } else { ("42\n", 0) };
+    let stub = Stub::start(replicas(forged)).await;
+    let plain = output(&stub.url, &["run", "--replicas", "3", "--", "true"]).await;
+    assert_eq!((text(&plain.stdout), plain.status.code()), ("", Some(107)));
+    assert!(
+        text(&plain.stderr).contains("replica 2 differs") && text(&plain.stderr).contains("replica 3 agrees")
+    );
+    let stub = Stub::start(replicas(forged)).await;
+    let json = output(&stub.url, &["run", "--json", "--replicas", "2", "--", "true"]).await;
+    let document = document(&json);
+    assert_eq!((json.status.code(), &document["agree"]), (Some(107), &json!(false)));
+    assert_eq!((&document["replicas"][1]["answer"], &document["stdout"]), (&json!("differs"), &Value::Null));
+}
+
+#[tokio::test]
+async fn a_replica_that_is_not_accepted_cancels_the_others() {
+    let stub = Stub::start(|earlier, seen| match seen.call().as_str() {
+        "POST /v1/jobs" if earlier == 0 => Reply { status: 201, ..Reply::json(&job("queued", None)) },
+        "POST /v1/jobs" => Reply::problem(402, "balance_too_low"),
+        _ => Reply::json(&job("cancelled", None)),
+    })
+    .await;
+    let output = output(&stub.url, &["run", "--replicas", "2", "--", "true"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert_eq!(stub.seen().last().map(Seen::call), Some(format!("POST /v1/jobs/{JOB}/cancel")));
+}
+
+#[tokio::test]
+async fn a_dispute_is_opened_with_a_reason_and_looked_at_without() {
+    let dispute = json!({
+        "attempt": 1, "host": "host_00000000000000000000000000000001", "reason": "41", "state": "open",
+        "opened_at": "2026-09-21T15:00:00Z", "decided_at": null, "verdict": null
+    });
+    let answer = dispute.clone();
+    let stub = Stub::start(move |_, seen| {
+        if seen.call() == format!("POST /v1/jobs/{JOB}/dispute") {
+            return Reply { status: 201, ..Reply::json(&answer) };
+        }
+        let mut disputed = job("succeeded", Some(0));
+        disputed["disputes"] = json!([answer]);
+        Reply::json(&disputed)
+    })
+    .await;
+    let opened = output(&stub.url, &["dispute", JOB, "--reason", "41"]).await;
+    assert!(opened.status.success() && text(&opened.stdout).contains("open: its host is tested"));
+    let body: Value = serde_json::from_slice(&stub.seen()[0].body).expect("JSON");
+    assert_eq!(body, json!({ "reason": "41" }));
+    let looked = output(&stub.url, &["dispute", JOB, "--json"]).await;
+    assert_eq!(document(&looked), json!([dispute]));
+    let refused = Stub::start(|_, _| Reply::problem(409, "dispute_too_late")).await;
+    let late = output(&refused.url, &["dispute", JOB, "--reason", "41"]).await;
+    assert_eq!(late.status.code(), Some(1));
+    assert!(text(&late.stderr).contains("dispute_too_late happened\ntry: "), "{}", text(&late.stderr));
+}
+
 #[tokio::test]
 async fn json_is_what_the_api_said() {
     let page = json!({ "items": [job("running", None)], "next": null });
@@ -303,9 +409,13 @@ async fn up_becomes_naved_with_everything_that_follows() {
 
 #[tokio::test]
 async fn wrong_usage_exits_with_2() {
-    for args in
-        [&["run"][..], &["frobnicate"], &["logs", "not-a-job"], &["run", "--memory", "1", "--", "true"]]
-    {
+    for args in [
+        &["run"][..],
+        &["frobnicate"],
+        &["run", "--replicas", "6", "--", "true"],
+        &["logs", "not-a-job"],
+        &["run", "--memory", "1", "--", "true"],
+    ] {
         assert_eq!(output("http://127.0.0.1:1", args).await.status.code(), Some(2), "{args:?}");
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Every test runs in [`market::open`], which audits the books when it is over.
 
+mod apart;
 mod blob;
 mod cancel;
 mod challenge;
 mod clock;
+mod dispute;
 mod enrol;
 mod epoch;
 mod fence;

@@ -6,7 +6,7 @@ use nave_domain::{
     ChallengeId, HostId, Millis,
     verdict::{Cause, Kind},
 };
-use nave_store::{Decision, Drawing, StoreError, Transfer, TransferRoute};
+use nave_store::{Decision, Drawing, Measured, StoreError, Transfer, TransferRoute};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -97,15 +97,27 @@ async fn a_host_has_a_part_in_one_transfer_at_a_time() {
 async fn what_came_is_remembered_for_both_hosts_the_newest_first() {
     open(async |market| {
         let [one, two, three] = hosts(market).await;
-        for (host, source, rate) in [(one, two, Some(5)), (three, one, Some(0)), (two, three, None)] {
+        let came = Measured { bytes_per_s: Some(5), is_reached: Some(true) };
+        let in_vain = Measured { bytes_per_s: Some(0), is_reached: Some(false) };
+        for (host, source, measured) in
+            [(one, two, came), (three, one, in_vain), (two, three, Measured::default())]
+        {
             let challenge = draw(market, host, source).await.expect("drawn");
-            market.store.transfer_measured(challenge, rate).await.expect("written down");
+            market.store.transfer_measured(challenge, measured).await.expect("written down");
             decide(market, challenge).await;
         }
-        let transfer = |source, host, bytes_per_s| Transfer { source, host, bytes_per_s };
+        let miner = |host| {
+            let number = [one, two, three].iter().position(|one| *one == host).expect("one of them") + 1;
+            format!("hotkey of host {number}")
+        };
+        let transfer = |source, host, measured| {
+            let (source_hotkey, hotkey) = (miner(source), miner(host));
+            Transfer { source, source_hotkey, host, hotkey, measured }
+        };
         let of_one = market.store.transfers_of(&[one]).await.expect("rows");
-        assert_eq!(of_one, [transfer(one, three, Some(0)), transfer(two, one, Some(5))]);
-        assert_eq!(market.store.transfers_of(&[two]).await.expect("rows")[0], transfer(three, two, None));
+        assert_eq!(of_one, [transfer(one, three, in_vain), transfer(two, one, came)]);
+        let of_two = market.store.transfers_of(&[two]).await.expect("rows");
+        assert_eq!(of_two[0], transfer(three, two, Measured::default()));
     })
     .await;
 }

@@ -151,7 +151,7 @@ pub enum Reason {
     RuntimeBroken,
     /// Transfers from several other hosts were too slow.
     TransferTooSlow,
-    /// A port that the host offers cannot be reached.
+    /// Hosts of several other miners could not connect to it in the mesh.
     PortUnreachable,
 }
 

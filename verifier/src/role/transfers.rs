@@ -86,8 +86,8 @@ pub(super) async fn settle(store: &Store, open: &OpenChallenge, ruling: Ruling) 
     if open.kind != Kind::Transfer {
         return Ok(ruling);
     }
-    let rate = transfer::measured(&ruling);
-    store.transfer_measured(open.challenge, rate).await.context("write down what came")?;
+    let measured = transfer::measured(&ruling);
+    store.transfer_measured(open.challenge, measured).await.context("write down what came")?;
     let hosts = store.hosts_linked().await.context("load hosts that reach one another")?;
     let recent = store.transfers_of(&[open.host]).await.context("load recent transfers")?;
     let least = Floors::embedded().map_or(0, Floors::transfer_bytes_per_s);

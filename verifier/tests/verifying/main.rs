@@ -3,6 +3,7 @@
 mod cheating;
 mod claims;
 mod devices;
+mod disputes;
 mod killed;
 mod market;
 mod silence;

@@ -133,6 +133,13 @@ impl Host {
         heard.expect("a report");
     }
 
+    /// Has its GPUs deceive from now on.
+    pub fn deceive(&mut self, how: &[Dishonesty]) {
+        for (_, known) in &mut self.models {
+            *known = how.to_vec();
+        }
+    }
+
     /// Its challenges, which count as sent from now on.
     pub async fn fetch_all(&self) -> Vec<Challenge> {
         let sent = self.store.challenge_send(self.id).await.expect("a spec");

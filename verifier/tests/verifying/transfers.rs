@@ -2,12 +2,18 @@
 
 use std::{collections::BTreeSet, net::Ipv6Addr};
 
-use nave_domain::{HostId, Millis, host::HostState, verdict::Kind};
+use nave_domain::{
+    ChallengeId, HostId, Millis,
+    host::HostState,
+    verdict::{Cause, Kind},
+};
 use nave_proof::{
-    Challenge, Failure, Message, Nonce, Opening, ProofReport, Proven, Reason, Task,
+    Challenge, Failure, Message, Nonce, Opening, ProofReport, Proven, Reason, Task, VERSION,
     transfer::{Content, Fetched, PIECE, reached},
 };
+use nave_store::Drawing;
 use nave_verifier::{Config, Verifier, decide::Ruling};
+use uuid::Uuid;
 
 use crate::market::{Host, Market, config, look, open};
 
@@ -47,7 +53,11 @@ async fn say(host: &Host, challenge: &Challenge, message: Message) {
 }
 
 async fn give_up(host: &Host, challenge: &Challenge) {
-    let failure = Failure { code: Reason::Aborted, message: "nobody answered".into() };
+    tell(host, challenge, Reason::Aborted).await;
+}
+
+async fn tell(host: &Host, challenge: &Challenge, code: Reason) {
+    let failure = Failure { code, message: "nobody answered".into() };
     say(host, challenge, Message::Failed(failure)).await;
 }
 
@@ -111,7 +121,7 @@ async fn what_came_is_recorded_and_the_host_takes_jobs_meanwhile() {
     assert_eq!((*bytes, *bytes_per_s), (16 << 20, 16 << 20));
     let said = market.store.transfers_of(&[source]).await.expect("rows");
     // The next one may have begun.
-    assert_eq!(said.iter().find_map(|said| said.bytes_per_s), Some(16 << 20), "of both");
+    assert_eq!(said.iter().find_map(|said| said.measured.bytes_per_s), Some(16 << 20), "of both");
 }
 
 #[tokio::test]
@@ -167,6 +177,60 @@ async fn a_host_with_which_no_transfer_succeeds_is_refused_where_that_counts_and
     let (code, message) = hosts[0].reason().await;
     assert_eq!(code, "transfer_too_slow", "{message}");
     assert!(message.contains("3 other hosts"), "{message}");
+    for host in &hosts[1..] {
+        assert_eq!(host.state().await, HostState::Ready);
+    }
+}
+
+/// Has a host fetch from another in a test that counts.
+async fn draw(market: &Market, host: &Host, source: &Host) -> Nonce {
+    let address = market.store.hosts_linked().await.expect("hosts");
+    let address = address.iter().find(|linked| linked.host == source.id).expect("a host").address;
+    let challenge = Challenge {
+        version: VERSION,
+        challenge: ChallengeId(Uuid::now_v7()),
+        host: host.id,
+        task: Task::transfer(address, 20_000),
+        nonce: Nonce([1; 32]),
+        beacon: None,
+        reveals: Vec::new(),
+    };
+    let body = serde_json::to_value(&challenge).expect("JSON");
+    let drawing = Drawing {
+        host: host.id,
+        challenge: challenge.challenge,
+        kind: Kind::Transfer,
+        cause: Cause::Random,
+        body: &body,
+        claims: &host.inventory,
+        shadow: false,
+        window: None,
+        lease: None,
+    };
+    let key = Nonce([7; 32]);
+    market.store.transfer_draw(&drawing, source.id, &key.to_string(), NEVER).await.expect("drawn");
+    key
+}
+
+#[tokio::test]
+async fn a_host_that_nobody_connects_to_is_found_from_two_miners_and_who_tried_is_not_blamed() {
+    let market = open().await;
+    let hosts = ready::<3>(&market).await;
+    let (closed, mut verifier) = (&hosts[0], market.verifier());
+    for host in &hosts[1..] {
+        // One vantage point says nothing.
+        let key = draw(&market, closed, host).await;
+        fetch(closed, &mut verifier, key).await;
+        assert_eq!((closed.last_code().await, closed.state().await), ("passed", HostState::Ready));
+        draw(&market, host, closed).await;
+        tell(host, &transfer_of(host).await.expect("a transfer"), Reason::PortUnreachable).await;
+        look(&mut verifier).await;
+        assert_eq!((host.last_code().await, host.state().await), ("void", HostState::Ready));
+    }
+    let key = draw(&market, closed, &hosts[1]).await;
+    fetch(closed, &mut verifier, key).await;
+    assert_eq!(closed.state().await, HostState::Refused);
+    assert_eq!(closed.reason().await.0, "port_unreachable");
     for host in &hosts[1..] {
         assert_eq!(host.state().await, HostState::Ready);
     }
