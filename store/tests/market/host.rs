@@ -45,7 +45,7 @@ async fn an_owner_changes_the_price_and_nothing_else() {
         let host = market.host("alpha").await;
         let rate = Rate { vcpu_hour: MicroUsd(1), ..RATE };
         let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
-        let foreign = market.store.host_patch("eve", host, dearer).await;
+        let foreign = market.store.host_patch("eve", host, dearer.clone()).await;
         assert!(matches!(foreign, Err(StoreError::NotFound("host"))), "{foreign:?}");
         market.store.host_patch("hotkey of alpha", host, dearer).await.expect("another price");
         let listed = market.store.host_list().await.expect("list");

@@ -3,6 +3,7 @@
 //! Every test runs in [`market::open`], which audits the books when it is over.
 
 mod apart;
+mod baseline;
 mod blob;
 mod cancel;
 mod challenge;
@@ -21,6 +22,7 @@ mod market;
 mod mesh;
 mod miner;
 mod place;
+mod quote;
 mod release;
 mod requeue;
 mod storm;

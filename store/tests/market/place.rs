@@ -1,7 +1,13 @@
 //! Placing: only what is still as the planner saw it, and only once.
 
-use nave_domain::{MicroUsd, MilliCpu, job::JobState, lease::LeaseState, rate::Rate};
-use nave_store::{HostPatch, StoreError};
+use nave_domain::{
+    MicroUsd, MilliCpu,
+    host::Trust,
+    job::{Isolation, JobRequest, JobState},
+    lease::{ChosenFor, LeaseState},
+    rate::Rate,
+};
+use nave_store::{Grounds, HostPatch, Placement, StoreError};
 use tokio::task::JoinSet;
 
 use crate::market::{EXITED, RATE, device, inventory, open, request};
@@ -310,6 +316,90 @@ async fn a_customer_with_thousands_of_jobs_does_not_hide_those_of_others() {
         assert!(waiting.is_sorted(), "oldest first");
         assert!(of_ada.iter().all(|job| waiting.contains(job)));
         assert!(!waiting.contains(&first), "eve's newest waits for the next snapshot");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gang_is_placed_as_a_whole_or_not_at_all() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let [alpha, beta] = [market.host("alpha").await, market.host("beta").await];
+        let member = JobRequest { group: Some("g".into()), gang: Some(3), ..request() };
+        let mut jobs = Vec::new();
+        for _ in 0..3 {
+            jobs.push(market.submit(customer, &member).await);
+        }
+        let mut gang = Vec::new();
+        for (job, host) in jobs.iter().zip([beta, alpha, beta]) {
+            gang.push(Placement { gang: Some(jobs[0]), ..market.placement(*job, host).await });
+        }
+        gang[2].generation += 1;
+        let mut broken = gang.clone();
+        broken[1].generation += 1;
+        let before = market.state().await;
+        let refused = market.store.gang_place(&broken).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        assert_eq!(market.state().await, before, "nobody has begun");
+
+        let leases = market.store.gang_place(&gang).await.expect("place");
+        assert_eq!(leases.len(), 3);
+        for (job, host) in jobs.iter().zip([beta, alpha, beta]) {
+            assert_eq!(
+                (market.job(customer, *job).await.state, market.attempt(*job).await.host),
+                (JobState::Placed, host)
+            );
+        }
+        let spec = market.store.host_spec(alpha).await.expect("spec");
+        let order = spec.orders.values().next().expect("an order");
+        assert_eq!(order.peers.len(), 2, "they know one another");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn it_is_written_down_why_a_host_was_chosen_and_what_was_known_then() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let job = market.submit(customer, &request()).await;
+        let grounds = Grounds {
+            reason: ChosenFor::Cheapest,
+            trust: Trust::Verified,
+            baseline: Some(MicroUsd(2_490_000)),
+        };
+        let placement = Placement { grounds: grounds.clone(), ..market.placement(job, host).await };
+        market.store.job_place(&placement).await.expect("place");
+        assert_eq!(market.attempt(job).await.grounds, grounds);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_on_which_terms_hosts_are_there_and_who_is_on_them() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let mut with_gpu = inventory();
+        with_gpu.devices = vec![device("GPU-a")];
+        let [plain, gpu] = [market.host("plain").await, market.host_with("gpu", RATE, &with_gpu).await];
+        let patch = HostPatch {
+            region: "eu-1".parse().ok(),
+            term: Some(nave_domain::host::Term::Spot),
+            ..HostPatch::default()
+        };
+        market.store.host_patch("hotkey of plain", plain, patch).await.expect("patched");
+        let alone = JobRequest { isolation: Isolation::Host, ..request() };
+        market.run(customer, plain, &alone).await;
+        let hosts = market.store.snapshot().await.expect("snapshot").hosts;
+        let terms = &hosts[&plain].terms;
+        assert_eq!(terms.region.as_ref().map(nave_domain::wish::Region::as_str), Some("eu-1"));
+        assert_eq!((terms.term, terms.trust), (nave_domain::host::Term::Spot, Trust::Verified));
+        assert_eq!((hosts[&plain].reserved, hosts[&plain].tenants.len()), (Some(customer), 1));
+        assert_eq!(
+            (hosts[&gpu].terms.trust, hosts[&gpu].reserved),
+            (Trust::Unrated, None),
+            "its GPU has proven nothing"
+        );
     })
     .await;
 }

@@ -1,0 +1,371 @@
+//! Quotes: capacity that is held at its price, for one job, until it expires.
+
+use nave_domain::{
+    CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId,
+    job::{Isolation, JobRequest, JobState},
+    lease::ChosenFor,
+    rate::Rate,
+};
+use nave_store::{
+    Asking, Grounds, HostPatch, Placement, QUOTES_MAX, QuoteAnswer, QuoteFault, StoreError, SupplyHost,
+};
+use tokio::task::JoinSet;
+
+use crate::market::{Market, RATE, hash, inventory, open, request};
+
+const HOLD: Option<Millis> = Some(Millis(60_000));
+
+async fn ask(
+    market: &Market,
+    customer: CustomerId,
+    key: &str,
+    hold: Option<Millis>,
+) -> Result<QuoteId, StoreError> {
+    ask_for(market, customer, key, &request(), hold).await
+}
+
+async fn ask_for(
+    market: &Market,
+    customer: CustomerId,
+    key: &str,
+    request: &JobRequest,
+    hold: Option<Millis>,
+) -> Result<QuoteId, StoreError> {
+    let hash = hash(&serde_json::to_string(request).expect("serialise"));
+    market.store.quote_ask(&Asking { customer, key, hash, request, hold }).await
+}
+
+/// What a planner would answer: this host, as of now.
+async fn place(market: &Market, quote: QuoteId, host: HostId) -> Placement {
+    let snapshot = market.store.snapshot().await.expect("snapshot");
+    let asked = snapshot.quotes.iter().find(|asked| asked.quote == quote).expect("it waits for an answer");
+    let supply = &snapshot.hosts[&host];
+    Placement {
+        job: JobId(quote.0),
+        host,
+        generation: supply.generation,
+        size: asked.request.resources.size(),
+        disk: asked.request.resources.disk,
+        devices: Vec::new(),
+        rate: supply.rate,
+        run_max: asked.request.limits.run_ms,
+        capped_by_spend: false,
+        grounds: Grounds { reason: ChosenFor::Cheapest, ..Grounds::default() },
+        gang: None,
+    }
+}
+
+async fn answer(market: &Market, quote: QuoteId, placement: Placement) -> Result<(), StoreError> {
+    market.store.quote_answer(quote, &QuoteAnswer::Place(Box::new(placement)), &[]).await
+}
+
+/// A quote that holds a place on a host.
+async fn held(market: &Market, customer: CustomerId, host: HostId) -> QuoteId {
+    let quote = ask(market, customer, &QuoteId(uuid::Uuid::now_v7()).to_string(), HOLD).await.expect("asked");
+    let placement = place(market, quote, host).await;
+    answer(market, quote, placement).await.expect("answered");
+    quote
+}
+
+fn on(quote: QuoteId) -> JobRequest {
+    JobRequest { quote: Some(quote), ..request() }
+}
+
+async fn supply(market: &Market, host: HostId) -> SupplyHost {
+    market.store.snapshot().await.expect("snapshot").hosts[&host].clone()
+}
+
+async fn expire(market: &Market, quote: QuoteId) {
+    sqlx::query("update quotes set expires_at_ms = now_ms() - 1 where quote_id = $1")
+        .bind(quote.0)
+        .execute(&market.sql)
+        .await
+        .expect("expired");
+}
+
+fn fault<T: std::fmt::Debug>(answer: Result<T, StoreError>) -> QuoteFault {
+    match answer {
+        Err(StoreError::Quote(fault)) => fault,
+        other => panic!("not the fault of a quote: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_quote_holds_its_place_until_it_expires_and_nothing_needs_to_happen_then() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let busy = supply(market, host).await;
+        let wanted = request().resources;
+        assert_eq!(
+            (busy.milli_cpu_used, busy.memory_used, busy.disk_used),
+            (wanted.milli_cpu, wanted.memory, wanted.disk)
+        );
+        assert_eq!((busy.tenants, busy.reserved), ([customer].into(), None));
+        assert!(market.store.hosts_occupied().await.expect("occupied").contains_key(&host));
+        let row = market.store.quote_get(customer, quote).await.expect("the quote");
+        assert!(row.expires_at.is_some() && !row.is_expired && row.job.is_none());
+        assert_eq!(market.money(customer).await, (10_000_000, 0), "no money is held");
+
+        expire(market, quote).await;
+        let free = supply(market, host).await;
+        assert_eq!((free.milli_cpu_used, free.tenants.len()), (MilliCpu::ZERO, 0));
+        assert!(market.store.quote_get(customer, quote).await.expect("the quote").is_expired);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_for_a_whole_host_keeps_others_off_it() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let alone = JobRequest { isolation: Isolation::Host, ..request() };
+        let quote = ask_for(market, customer, "alone", &alone, HOLD).await.expect("asked");
+        let placement = place(market, quote, host).await;
+        answer(market, quote, placement).await.expect("answered");
+        assert_eq!(supply(market, host).await.reserved, Some(customer));
+        let job = market.submit(customer, &JobRequest { quote: Some(quote), ..alone }).await;
+        assert_eq!(supply(market, host).await.reserved, Some(customer), "its job keeps them off, too");
+        assert_eq!(market.job(customer, job).await.state, JobState::Placed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_on_a_quote_is_placed_at_once_at_its_price_whatever_the_host_costs_by_then() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let rate = Rate { vcpu_hour: MicroUsd(99_000_000), ..RATE };
+        let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
+        market.store.host_patch("hotkey of alpha", host, dearer).await.expect("another price");
+        let other_command = JobRequest { argv: vec!["false".into()], retries: 3, ..on(quote) };
+        let job = market.submit(customer, &other_command).await;
+        assert_eq!(market.job(customer, job).await.state, JobState::Placed);
+        let attempt = market.attempt(job).await;
+        assert_eq!((attempt.host, attempt.rate, attempt.grounds.reason), (host, RATE, ChosenFor::Quoted));
+        assert!(market.store.host_spec(host).await.expect("spec").orders.contains_key(&attempt.lease));
+        let busy = supply(market, host).await;
+        assert_eq!(
+            busy.milli_cpu_used,
+            request().resources.milli_cpu,
+            "the lease has taken the quote's place"
+        );
+        assert_eq!(market.store.quote_get(customer, quote).await.expect("the quote").job, Some(job));
+        assert_eq!(market.money(customer).await, (9_500_000, 500_000));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_is_used_once_even_by_many_at_once_and_the_same_key_finds_the_same_job() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let mut tasks = JoinSet::new();
+        for number in 0..8_u8 {
+            let store = market.store.clone();
+            tasks.spawn(async move {
+                let request = on(quote);
+                let key = format!("key {}", number / 2);
+                let submission =
+                    nave_store::Submission { customer, key: &key, hash: [0; 32], request: &request };
+                store.job_submit(&submission).await
+            });
+        }
+        let answers = tasks.join_all().await;
+        let accepted: Vec<_> = answers.iter().flatten().collect();
+        assert_eq!(accepted.iter().filter(|submitted| submitted.fresh).count(), 1, "{answers:?}");
+        assert!((1..=2).contains(&accepted.len()), "{answers:?}");
+        assert!(accepted.iter().all(|submitted| submitted.job == accepted[0].job));
+        for refused in answers.into_iter().filter(Result::is_err) {
+            assert_eq!(
+                fault(refused),
+                QuoteFault::Used(
+                    market.store.quote_get(customer, quote).await.expect("the quote").job.expect("used")
+                )
+            );
+        }
+        assert_eq!(market.money(customer).await, (9_500_000, 500_000));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_expired_empty_foreign_or_for_something_else_places_nothing() {
+    open(async |market| {
+        let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
+        let host = market.host("alpha").await;
+        let quote = held(market, ada, host).await;
+        let foreign = market.try_submit(eve, "steal", &on(quote)).await;
+        assert!(matches!(foreign, Err(StoreError::NotFound("quote"))), "{foreign:?}");
+        let mut larger = on(quote);
+        larger.resources.milli_cpu = MilliCpu(2_000);
+        assert_eq!(
+            fault(market.try_submit(ada, "larger", &larger).await),
+            QuoteFault::Differs("resources".into())
+        );
+        let dearer = JobRequest { max_spend: MicroUsd(600_000), ..on(quote) };
+        assert_eq!(
+            fault(market.try_submit(ada, "dearer", &dearer).await),
+            QuoteFault::Differs("max_spend".into())
+        );
+        expire(market, quote).await;
+        assert_eq!(fault(market.try_submit(ada, "late", &on(quote)).await), QuoteFault::Expired);
+        let open = ask(market, ada, "open", HOLD).await.expect("asked");
+        assert_eq!(fault(market.try_submit(ada, "hasty", &on(open)).await), QuoteFault::Empty);
+        assert_eq!(market.money(ada).await, (10_000_000, 0));
+        let jobs = market.store.job_list(ada, None, None, 10).await.expect("jobs");
+        assert_eq!(jobs.len(), 0, "and no job is left behind");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_on_a_host_that_takes_no_jobs_any_more_is_void() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let [paused, shrunk] = [market.host("paused").await, market.host("shrunk").await];
+        let quotes = [held(market, customer, paused).await, held(market, customer, shrunk).await];
+        let pause = HostPatch { paused: Some(true), ..HostPatch::default() };
+        market.store.host_patch("hotkey of paused", paused, pause).await.expect("paused");
+        market.settle(shrunk).await;
+        let mut less = inventory();
+        less.milli_cpu = MilliCpu(500);
+        market.store.host_hear(shrunk, 1, 1_000, 0, &less).await.expect("hear");
+        for (key, quote) in ["one", "two"].into_iter().zip(quotes) {
+            assert_eq!(fault(market.try_submit(customer, key, &on(quote)).await), QuoteFault::Void, "{key}");
+        }
+        assert_eq!(market.money(customer).await, (10_000_000, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn asking_again_is_asking_once() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let first = ask(market, customer, "key", HOLD).await.expect("asked");
+        assert_eq!(ask(market, customer, "key", HOLD).await.expect("again"), first);
+        let other = JobRequest { retries: 1, ..request() };
+        let reused = ask_for(market, customer, "key", &other, HOLD).await;
+        assert!(matches!(reused, Err(StoreError::KeyReused)), "{reused:?}");
+        assert_eq!(market.store.snapshot().await.expect("snapshot").quotes.len(), 1);
+        let eve = market.customer("eve").await;
+        assert_ne!(ask(market, eve, "key", HOLD).await.expect("hers"), first);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_customer_has_a_few_open_quotes_at_most_and_can_pay_for_each() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let dear = JobRequest { max_spend: MicroUsd(10_000_001), ..request() };
+        let poor = ask_for(market, customer, "dear", &dear, HOLD).await;
+        assert!(matches!(poor, Err(StoreError::BalanceTooLow)), "{poor:?}");
+        let looking = ask_for(market, customer, "look", &dear, None).await.expect("looking is free");
+        let nothing = QuoteAnswer::None("no_hosts".into(), "no host is ready".into());
+        market.store.quote_answer(looking, &nothing, &[]).await.expect("answered");
+        let mut quotes = Vec::new();
+        for _ in 0..QUOTES_MAX {
+            quotes.push(held(market, customer, host).await);
+        }
+        assert_eq!(fault(ask(market, customer, "more", HOLD).await), QuoteFault::TooMany);
+        expire(market, quotes[0]).await;
+        ask(market, customer, "more", HOLD).await.expect("room again");
+        assert_eq!(fault(ask(market, customer, "yet more", HOLD).await), QuoteFault::TooMany);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_only_looks_holds_nothing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = ask(market, customer, "look", None).await.expect("asked");
+        let before = supply(market, host).await;
+        let placement = place(market, quote, host).await;
+        answer(market, quote, placement).await.expect("answered");
+        assert_eq!(supply(market, host).await, before);
+        let row = market.store.quote_get(customer, quote).await.expect("the quote");
+        assert!(matches!(row.answer, Some(QuoteAnswer::Place(_))) && row.expires_at.is_none());
+        assert_eq!(fault(market.try_submit(customer, "use", &on(quote)).await), QuoteFault::Empty);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_is_answered_once_and_only_as_the_host_was_seen() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quotes = [ask(market, customer, "1", HOLD).await, ask(market, customer, "2", HOLD).await];
+        let [first, second] = quotes.map(|quote| quote.expect("asked"));
+        let placements = [place(market, first, host).await, place(market, second, host).await];
+        let [one, stale] = placements;
+        let job = market.submit(customer, &request()).await;
+        let planned = market.placement(job, host).await;
+        answer(market, first, one.clone()).await.expect("answered");
+        let again = answer(market, first, one).await;
+        assert!(matches!(again, Err(StoreError::Stale("quote"))), "{again:?}");
+        let late = answer(market, second, stale).await;
+        assert!(matches!(late, Err(StoreError::Stale("host"))), "{late:?}");
+        let planned = market.store.job_place(&planned).await;
+        assert!(
+            matches!(planned, Err(StoreError::Stale("host"))),
+            "a job that did not see the quote: {planned:?}"
+        );
+        assert_eq!(
+            market.store.snapshot().await.expect("snapshot").quotes.len(),
+            1,
+            "the second still waits"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_plan_that_saw_a_quote_expire_is_stale_once_a_job_has_used_it() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let waiting = market.submit(customer, &request()).await;
+        let planned = market.placement(waiting, host).await;
+        market.submit(customer, &on(quote)).await;
+        let late = market.store.job_place(&planned).await;
+        assert!(matches!(late, Err(StoreError::Stale("host"))), "{late:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_nobody_answers_lapses_and_what_nobody_used_is_forgotten() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let quote = ask(market, customer, "old", HOLD).await.expect("asked");
+        let age = async |ms: i64| {
+            sqlx::query("update quotes set asked_at_ms = asked_at_ms - $2 where quote_id = $1")
+                .bind(quote.0)
+                .bind(ms)
+                .execute(&market.sql)
+                .await
+                .expect("aged");
+        };
+        age(30_001).await;
+        assert!(market.store.quote_get(customer, quote).await.expect("the quote").is_lapsed);
+        assert_eq!(market.store.snapshot().await.expect("snapshot").quotes, []);
+        age(86_400_000).await;
+        ask(market, customer, "new", HOLD).await.expect("asked");
+        let gone = market.store.quote_get(customer, quote).await;
+        assert!(matches!(gone, Err(StoreError::NotFound("quote"))), "{gone:?}");
+    })
+    .await;
+}
