@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use crate::{Result, Store, device, error};
 
 /// For how long a ban makes the next one longer, on the control clock.
-const REMEMBERED_MS: i64 = 90 * 86_400_000;
+pub(crate) const REMEMBERED_MS: i64 = 90 * 86_400_000;
 
 /// A ban that counts or counted against a host.
 #[derive(Debug, Clone, PartialEq, Eq)]

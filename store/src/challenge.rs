@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     Result, Store, StoreError, ban, device, dispute,
     error::{self, readable},
-    host as hosts,
+    evidence, host as hosts, look,
     notify::{Changes, announce},
     suite, transfer,
 };
@@ -72,6 +72,8 @@ pub struct OpenChallenge {
     pub challenge: ChallengeId,
     /// Who is tested.
     pub host: HostId,
+    /// Who owns it.
+    pub hotkey: String,
     /// What is tested.
     pub kind: Kind,
     /// Why.
@@ -94,7 +96,8 @@ pub struct OpenChallenge {
     pub steps: Vec<StepRow>,
     /// Failed proofs of this host in a row.
     pub refusals: u32,
-    /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since.
+    /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since; or the
+    /// same of a host of its miner that has left since that test.
     pub was_in_doubt: bool,
     /// Now, on both clocks, or when its verdict was written down.
     pub now: Moment,
@@ -237,9 +240,16 @@ impl Store {
         let steps: Vec<i32> =
             rows.iter().map(|row| i32::try_from(row.reveals.len()).unwrap_or(i32::MAX)).collect();
         sqlx::query!(
-            "update challenge_steps s set sent_at_ms = now_ms(), sent_up_ms = control_ms()
-             from unnest($1::uuid[], $2::int[]) as read (challenge_id, steps)
-             where s.challenge_id = read.challenge_id and s.sent_at_ms is null and s.step < read.steps",
+            "with sent as (
+                update challenge_steps s set sent_at_ms = now_ms(), sent_up_ms = control_ms()
+                from unnest($1::uuid[], $2::int[]) as read (challenge_id, steps)
+                where s.challenge_id = read.challenge_id and s.sent_at_ms is null and s.step < read.steps
+                returning s.challenge_id),
+             news as (
+                select challenge_id from challenge_looks where challenge_id in (select challenge_id from sent)
+                order by challenge_id for update)
+             update challenge_looks l set look_up_ms = control_ms(), news = l.news + 1
+             from news where l.challenge_id = news.challenge_id",
             &ids,
             &steps
         )
@@ -281,6 +291,7 @@ impl Store {
         .await?;
         let news = done.rows_affected() == 1;
         if news {
+            look::came(&mut tx, challenge).await?;
             announce(&mut tx, Changes::Challenges).await?;
         }
         crash_point!("store.challenge_answer.before_commit");
@@ -288,23 +299,29 @@ impl Store {
         Ok(news)
     }
 
-    /// Every challenge without a verdict.
+    /// Those of these challenges that have no verdict.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn challenges_open(&self) -> Result<Vec<OpenChallenge>> {
-        let ids = sqlx::query_scalar!("select challenge_id from challenges where verdict is null");
+    pub async fn challenges_undecided(&self, challenges: &[ChallengeId]) -> Result<Vec<OpenChallenge>> {
+        let ids: Vec<Uuid> = challenges.iter().map(|challenge| challenge.0).collect();
+        let ids = sqlx::query_scalar!(
+            "select challenge_id from challenges where challenge_id = any($1) and verdict is null",
+            &ids
+        );
         self.challenges(&ids.fetch_all(&self.pool).await?).await
     }
 
-    /// Every verdict that is to be reached again because its host's owner has asked for it, as
-    /// its challenge was before.
+    /// Verdicts that are to be reached again because their hosts' owners have asked for it, as
+    /// their challenges were before; the oldest first, `limit` at most.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn challenges_appealed(&self) -> Result<Vec<OpenChallenge>> {
+    pub async fn challenges_appealed(&self, limit: i64) -> Result<Vec<OpenChallenge>> {
         let ids = sqlx::query_scalar!(
-            "select challenge_id from challenges where appealed_at_ms is not null and appeal is null"
+            "select challenge_id from challenges where appealed_at_ms is not null and appeal is null
+             order by appealed_at_ms limit $1",
+            limit
         );
         self.challenges(&ids.fetch_all(&self.pool).await?).await
     }
@@ -318,10 +335,11 @@ impl Store {
         self.challenges(&[challenge.0]).await?.pop().ok_or(StoreError::NotFound("challenge"))
     }
 
-    async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
+    pub(crate) async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
-            r#"select c.challenge_id, c.host_id, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge, c.claims,
-                    c.drawn_at_ms, h.state, h.refusals, h.doubt is not null as "in_doubt!", h.enrolled_at_ms, 
+            r#"select c.challenge_id, c.host_id, h.hotkey, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge,
+                    c.claims, c.drawn_at_ms, h.state, h.refusals, h.enrolled_at_ms,
+                    h.doubt is not null or exists (select from doubts_of(h.host_id)) as "in_doubt!",
                     case when c.decided_up_ms is null then now_ms() else c.decided_at_ms end as "now_ms!",
                     coalesce(c.decided_up_ms, control_ms()) as "up_ms!"
                from challenges c join hosts h using (host_id)
@@ -335,6 +353,7 @@ impl Store {
             Ok(OpenChallenge {
                 challenge: row.challenge_id.into(),
                 host: row.host_id.into(),
+                hotkey: row.hotkey,
                 kind: error::read_name("a kind of test", row.kind)?,
                 cause: error::read_name("the cause of a test", row.cause)?,
                 shadow: row.shadow,
@@ -409,11 +428,13 @@ impl Store {
         let source = transfer::lock(&mut tx, challenge).await?;
         let from = Some(host_lock(&mut tx, host).await?);
         let of_this_machine = sqlx::query_scalar!(
-            r#"update challenges c set verdict = $2, decided_at_ms = now_ms(), decided_up_ms = control_ms() from hosts h
-               where c.challenge_id = $1 and h.host_id = c.host_id
+            r#"update challenges c set verdict = $2, decided_at_ms = now_ms(), decided_up_ms = control_ms(),
+                    sweep_at_ms = now_ms() + $3
+               from hosts h where c.challenge_id = $1 and h.host_id = c.host_id
                returning c.drawn_at_ms >= h.enrolled_at_ms as "is!""#,
             challenge.0,
-            verdict
+            verdict,
+            evidence::KEPT_MS
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -424,6 +445,7 @@ impl Store {
         if let Some(source) = source {
             transfer::ended(&mut tx, source).await?;
         }
+        look::end(&mut tx, challenge).await?;
         announce(&mut tx, Changes::Supply).await?;
         announce(&mut tx, Changes::Challenges).await?;
         crash_point!("store.challenge_decide.before_commit");
@@ -438,7 +460,8 @@ async fn mistrust(tx: &mut PgConnection, challenge: ChallengeId, decision: &Deci
         Decision::Stays | Decision::Holds { .. } | Decision::Doubted | Decision::Refused { .. } => Ok(()),
         Decision::Mistrusted { .. } | Decision::Banned { .. } => {
             sqlx::query!(
-                "update hosts h set doubt = case when h.doubt = 'window' or c.cause = 'window' then 'window' else 'test' end
+                "update hosts h set doubt = case when h.doubt = 'window' or c.cause = 'window' then 'window' else 'test' end,
+                    doubted_by = c.challenge_id
                  from challenges c where c.challenge_id = $1 and h.host_id = c.host_id",
                 challenge.0
             )
@@ -500,7 +523,7 @@ pub(crate) async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Resu
         return Err(StoreError::Stale("host"));
     }
     step_insert(tx, drawing.challenge, 0, None).await?;
-    Ok(())
+    look::begin(tx, drawing.challenge, drawing.host).await
 }
 
 /// Locks an open challenge and returns its host.

@@ -1,8 +1,8 @@
 //! The control clock: time during which hosts could reach a gateway, through the hub.
 
-use nave_domain::Millis;
+use nave_domain::{Millis, Timestamp};
 
-use crate::{Result, Store};
+use crate::{Moment, Result, Store};
 
 /// Longest stretch one beat adds; a gateway beats twice as often.
 const BEAT_MS_MAX: i64 = 1_000;
@@ -38,6 +38,16 @@ impl Store {
     pub async fn hub_beat(&self) -> Result<()> {
         sqlx::query!("update control_clock set hub_at_ms = now_ms()").execute(&self.pool).await?;
         Ok(())
+    }
+
+    /// Now, on both clocks.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn clock_now(&self) -> Result<Moment> {
+        let now = sqlx::query!(r#"select now_ms() as "at!", control_ms() as "up!""#);
+        let now = now.fetch_one(&self.pool).await?;
+        Ok(Moment { at: Timestamp(now.at), up: Millis(now.up) })
     }
 
     /// Total uptime, for comparing with an earlier reading.

@@ -12,7 +12,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error,
+    Result, Store, StoreError, error, look,
     notify::{Changes, announce},
 };
 
@@ -208,8 +208,9 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
         name,
         joining.region.map(Region::as_str)
     )
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
+    look::host_changed(tx, host).await?;
     Ok(Joined { host, name, address })
 }
 

@@ -13,7 +13,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error, group,
+    Result, Store, StoreError, error, group, look,
     notify::{Changes, announce},
     schedule::{self, Occupied},
 };
@@ -142,7 +142,11 @@ pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> 
     )
     .execute(&mut *tx)
     .await?;
-    if left.rows_affected() == 0 { Ok(()) } else { announce(tx, Changes::Mesh).await }
+    if left.rows_affected() == 0 {
+        return Ok(());
+    }
+    look::host_changed(tx, host).await?;
+    announce(tx, Changes::Mesh).await
 }
 
 /// Whether a host claims clearly less than it was last tested for, and nothing more.

@@ -8,7 +8,7 @@ use nave_domain::{
 };
 
 use crate::{
-    Result, Store, StoreError, error, host as hosts,
+    Result, Store, StoreError, error, host as hosts, look,
     notify::{Changes, announce},
 };
 
@@ -139,6 +139,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         hosts::bump(&mut tx, host).await?;
+        look::host_changed(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;
         announce(&mut tx, Changes::Mesh).await?;
         tx.commit().await?;

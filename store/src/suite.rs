@@ -159,10 +159,9 @@ impl Store {
         let to = host::next(from, HostEvent::Proved).filter(|to| *to == HostState::Ready);
         let to = to.filter(|_| row.generation.cast_unsigned() == seen && covers);
         let to = to.ok_or(StoreError::Stale("host"))?;
+        redeem(&mut tx, host).await?;
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
-                -- Who evades windows passes between them, too.
-                doubt = case when doubt = 'window' and suite_cause is distinct from 'window' then doubt end,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null
              where host_id = $1",
             host.0,
@@ -234,7 +233,7 @@ impl Store {
         let to = host::next(from, event).filter(|to| *to == HostState::Verifying);
         let to = to.ok_or(StoreError::Stale("host"))?;
         sqlx::query!(
-            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null, doubt = null,
+            "update hosts set state = $2, proven = null, refusals = 0, retry_up_ms = null, doubt = null, doubted_by = null,
                 suite_cause = 'operator', suite_at_ms = now_ms()
              where host_id = $1",
             host.0,
@@ -248,6 +247,31 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// What a host proves ends its own doubt, and that of one host of its miner that has left; but who evades
+/// windows passes between them, too.
+async fn redeem(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    sqlx::query!(
+        "update hosts set doubt = null, doubted_by = null
+         where host_id = $1 and (doubt = 'test' or suite_cause = 'window')",
+        host.0
+    )
+    .execute(&mut *tx)
+    .await?;
+    // Whoever has a part in another test just now holds up nobody.
+    sqlx::query!(
+        "with left_in_doubt as (
+            select g.host_id from hosts g where g.host_id in (
+                select d.host_id from doubts_of($1) d join hosts h on h.host_id = $1
+                where d.doubt = 'test' or h.suite_cause = 'window')
+            order by g.host_id limit 1 for update skip locked)
+         update hosts g set doubt = null, doubted_by = null from left_in_doubt l where g.host_id = l.host_id",
+        host.0
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Takes a host out until it has proven everything again, once its leases have ended.

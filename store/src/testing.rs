@@ -19,7 +19,7 @@ use nave_domain::{
     verdict::{Cause, Kind},
 };
 
-use crate::{Drawing, Result, Store, StoreError, embedded::Postgres, error};
+use crate::{Drawing, OpenChallenge, Result, Store, StoreError, embedded::Postgres, error};
 
 static SERVER: OnceLock<Postgres> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -154,7 +154,7 @@ impl Store {
         )
         .execute(&self.pool)
         .await?;
-        Ok(())
+        self.look_now(challenge).await
     }
 
     /// Advances the control clock, as if hosts could have reached the control plane for `span`.
@@ -193,12 +193,32 @@ impl Store {
         rows.collect()
     }
 
+    /// Every challenge without a verdict.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn challenges_open(&self) -> Result<Vec<OpenChallenge>> {
+        let ids = sqlx::query_scalar!("select challenge_id from challenges where verdict is null");
+        self.challenges(&ids.fetch_all(&self.pool).await?).await
+    }
+
     /// Lets the time come of the window that is ahead.
     ///
     /// # Errors
     /// When the database refuses.
     pub async fn window_come(&self) -> Result<()> {
         sqlx::query!("update windows set opens_up_ms = 0 where opened_at_ms is null")
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Lets time pass since windows opened.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn windows_age(&self, span: Millis) -> Result<()> {
+        sqlx::query!("update windows set opened_at_ms = opened_at_ms - $1", span.0)
             .execute(&self.pool)
             .await?;
         Ok(())

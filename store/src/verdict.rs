@@ -1,7 +1,7 @@
 //! Verdicts: what was tested of a host and what came of it, for whoever wants to know, and
 //! judged again where its owner objects.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis, Timestamp,
@@ -16,15 +16,6 @@ use crate::{
     Result, Store, StoreError, ban, dispute, error, host as hosts,
     notify::{Changes, announce},
 };
-
-/// How many openings of each kind are kept of a host, whatever came of them.
-const KEPT_OF_KIND: i64 = 2;
-/// How many openings are kept of a host that failed, over all kinds.
-const KEPT_FAILED: i64 = 16;
-/// For how long openings are kept that failed.
-const FAILED_MS: i64 = 30 * 86_400_000;
-/// For how long every opening is kept.
-const KEPT_MS: i64 = 3_600_000;
 
 /// A challenge of a host with what came of it, if it is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +51,7 @@ pub struct VerdictRow {
     /// The ban that followed from it.
     pub ban: Option<VerdictBan>,
     /// The host's GPUs, as they are proven by now.
-    pub devices: BTreeMap<String, ProvenDevice>,
+    pub devices: Arc<BTreeMap<String, ProvenDevice>>,
 }
 
 /// A ban, as its verdict shows it.
@@ -172,8 +163,8 @@ impl Store {
             r#"select c.challenge_id, c.kind, c.cause, c.shadow, c.window_id as "window_id?", c.lease_id as "lease_id?",
                     c.challenge, c.claims -> 'devices' as "claimed!", c.drawn_at_ms, c.verdict, c.decided_at_ms, c.code,
                     c.forgotten_at_ms, c.appealed_at_ms, c.appeal, b.until_up_ms - b.since_up_ms as "ban_ms?",
-                    b.until_up_ms <= control_ms() as "ban_over?", b.lifted_by as "lifted_by?", h.proven -> 'devices' as devices
-               from challenges c join hosts h using (host_id) left join bans b using (challenge_id)
+                    b.until_up_ms <= control_ms() as "ban_over?", b.lifted_by as "lifted_by?"
+               from challenges c left join bans b using (challenge_id)
                where c.host_id = $1 and ($2::uuid is null or c.challenge_id < $2)
                    and ($4::uuid is null or c.challenge_id = $4) and (c.verdict is not null or not $5::bool)
                order by c.challenge_id desc limit $3"#,
@@ -187,11 +178,10 @@ impl Store {
         .await?;
         let ids: Vec<Uuid> = rows.iter().map(|row| row.challenge_id).collect();
         let mut exchanges = self.exchanges(&ids).await?;
+        let devices = Arc::new(self.proven_devices(wanted.host).await?);
         let rows = rows.into_iter().map(|row| {
             let is_over = row.ban_over.unwrap_or_default() || row.lifted_by.is_some();
             let ban = row.ban_ms.map(|ms| VerdictBan { span: Millis(ms), is_over, lifted_by: row.lifted_by });
-            let devices = row.devices.filter(|devices| !devices.is_null());
-            let devices = devices.map(|devices| error::read_json("proven devices", devices)).transpose()?;
             Ok(VerdictRow {
                 challenge: row.challenge_id.into(),
                 kind: error::read_name("a kind of test", row.kind)?,
@@ -208,10 +198,20 @@ impl Store {
                 forgotten_at: row.forgotten_at_ms.map(Timestamp),
                 appeal: row.appealed_at_ms.map(|at| (Timestamp(at), row.appeal)),
                 ban,
-                devices: devices.unwrap_or_default(),
+                devices: devices.clone(),
             })
         });
         rows.collect()
+    }
+
+    async fn proven_devices(&self, host: HostId) -> Result<BTreeMap<String, ProvenDevice>> {
+        let devices = sqlx::query_scalar!(
+            r#"select proven -> 'devices' as "devices!" from hosts where host_id = $1 and proven -> 'devices' <> 'null'"#,
+            host.0
+        );
+        let devices = devices.fetch_optional(&self.pool).await?;
+        let devices = devices.map(|devices| error::read_json("proven devices", devices)).transpose()?;
+        Ok(devices.unwrap_or_default())
     }
 
     async fn exchanges(&self, challenges: &[Uuid]) -> Result<BTreeMap<Uuid, Vec<ExchangeRow>>> {
@@ -297,47 +297,21 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
-
-    /// Removes openings that nobody needs any more, `limit` at most; returns how many challenges
-    /// they were of. Kept are those of the last hour, the last of each kind of a host, and of
-    /// what a host failed the newest for a month.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn evidence_forget(&self, limit: i64) -> Result<u64> {
-        let done = sqlx::query!(
-            "with old as (
-                select c.challenge_id from challenges c
-                where c.decided_at_ms < now_ms() - $1::bigint and c.forgotten_at_ms is null
-                  and (c.appealed_at_ms is null or c.appeal is not null)
-                  and (select count(*) from challenges n where n.host_id = c.host_id and n.kind = c.kind
-                       and n.challenge_id > c.challenge_id and n.verdict is not null) >= $2
-                  and (c.code in ('passed', 'void') or c.decided_at_ms < now_ms() - $3::bigint
-                       or (select count(*) from challenges n where n.host_id = c.host_id and n.challenge_id > c.challenge_id
-                           and n.code not in ('passed', 'void')) >= $4)
-                order by c.decided_at_ms limit $5 for update skip locked),
-             steps as (
-                update challenge_steps s set answer = jsonb_build_object('forgotten', true) from old
-                where s.challenge_id = old.challenge_id and s.answer ? 'opening')
-             update challenges c set forgotten_at_ms = now_ms() from old where c.challenge_id = old.challenge_id",
-            KEPT_MS,
-            KEPT_OF_KIND,
-            FAILED_MS,
-            KEPT_FAILED,
-            limit
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(done.rows_affected())
-    }
 }
 
-/// Ends the pause that followed from a verdict, where the host is still refused because of it.
+/// Takes back what followed from a verdict for its host: the doubt, wherever the host is by now, and
+/// the pause, where it is still refused because of it.
 async fn acquit(tx: &mut PgConnection, host: HostId, challenge: ChallengeId) -> Result<()> {
     let done = sqlx::query!(
-        "update hosts set retry_up_ms = control_ms(), refusals = greatest(0, refusals - 1), suite_cause = 'appeal',
-            doubt = null
+        "update hosts set retry_up_ms = control_ms(), refusals = greatest(0, refusals - 1), suite_cause = 'appeal'
          where host_id = $1 and state = 'refused' and refused_by = $2",
+        host.0,
+        challenge.0
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query!(
+        "update hosts set doubt = null, doubted_by = null where host_id = $1 and doubted_by = $2",
         host.0,
         challenge.0
     )

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    HostId, LeaseId, Millis, Timestamp,
+    HostId, LeaseId, Millis,
     host::{HostState, Inventory, Proven},
     lease::LeaseState,
     verdict::Kind,
@@ -89,6 +89,8 @@ pub struct Watch {
     pub ahead: Option<(Uuid, Millis)>,
     /// The window that has just opened.
     pub opened: Option<OpenWindow>,
+    /// The last window, where it is over and no verifier was there to draw everyone into it.
+    pub missed: Option<Uuid>,
 }
 
 impl Store {
@@ -97,8 +99,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn hosts_watched(&self) -> Result<Watch> {
-        let now =
-            sqlx::query!(r#"select now_ms() as "at!", control_ms() as "up!""#).fetch_one(&self.pool).await?;
+        let now = self.clock_now().await?;
         let ahead =
             sqlx::query!("select window_id, opens_up_ms from windows where opened_at_ms is null limit 1")
                 .fetch_optional(&self.pool)
@@ -110,12 +111,20 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
+        let missed = sqlx::query_scalar!(
+            "select window_id from windows where done_at_ms is null and opened_at_ms <= now_ms() - $1::bigint
+             order by window_id desc limit 1",
+            OPENED_MS
+        )
+        .fetch_optional(&self.pool)
+        .await?;
         let opened = opened.map(|row| OpenWindow { window: row.window_id, beacon: row.beacon });
         Ok(Watch {
-            now: Moment { at: Timestamp(now.at), up: Millis(now.up) },
+            now,
             hosts: self.watched(opened.as_ref().map(|opened| opened.window)).await?,
             ahead: ahead.map(|row| (row.window_id, Millis(row.opens_up_ms))),
             opened,
+            missed,
         })
     }
 
@@ -216,6 +225,49 @@ impl Store {
             "insert into windows (window_id, opens_up_ms) values ($1, $2) on conflict do nothing",
             window,
             opens_up.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Has a window opened by `opens_up` at the latest, in place of one that was missed, and all before it.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when another verifier has done so.
+    pub async fn window_replace(&self, missed: Uuid, window: Uuid, opens_up: Millis) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let done = sqlx::query!(
+            "update windows set done_at_ms = now_ms()
+             where opened_at_ms is not null and done_at_ms is null and window_id <= $1",
+            missed
+        )
+        .execute(&mut *tx)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::Stale("window"));
+        }
+        sqlx::query!(
+            "insert into windows (window_id, opens_up_ms) values ($1, $2)
+             on conflict ((true)) where opened_at_ms is null
+             do update set opens_up_ms = least(windows.opens_up_ms, excluded.opens_up_ms)",
+            window,
+            opens_up.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Everyone was drawn into a window who was free for it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn window_done(&self, window: Uuid) -> Result<()> {
+        sqlx::query!(
+            "update windows set done_at_ms = now_ms() where window_id = $1 and done_at_ms is null",
+            window
         )
         .execute(&self.pool)
         .await?;

@@ -93,8 +93,10 @@ pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
         Some(why) => match decide_again(open, silent) {
             // Nobody leaves to evade the verdict on what is shown already, or would be next.
             Next::Judge(case) => Next::Judge(case),
-            Next::Wait | Next::Reveal(_) | Next::Rule(_) if is_again(open) && knows_its_samples(open) => {
-                fail(Reason::Aborted, "the host joined again when it was to show its work".into())
+            Next::Wait | Next::Reveal(_) | Next::Rule(_)
+                if is_away(open) && knows_its_samples(open) && open.lease.is_none() =>
+            {
+                fail(Reason::Aborted, format!("{why} when it was to show its work"))
             }
             Next::Wait | Next::Reveal(_) | Next::Rule(_) => void(why),
         },
@@ -102,8 +104,27 @@ pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
     }
 }
 
-fn is_again(open: &OpenChallenge) -> bool {
-    open.host_state == HostState::Enrolled || open.drawn_at < open.joined_at
+/// Until when on the control clock nothing can be done about a challenge, unless something comes: when the host has
+/// had its time for what it is to do next. None where that is for another version to know.
+#[must_use]
+pub fn waits_until(open: &OpenChallenge, silent: Millis) -> Option<Millis> {
+    let challenge = read_challenge(&open.body)?;
+    let next = open.steps.iter().enumerate().find(|(_, step)| step.answer.is_none());
+    let (from, span) = match next.map(|(number, step)| (number, step.sent, step.drawn_up)) {
+        // It is told the next nonce now.
+        None => (open.now.up, silent.0),
+        Some((_, None, drawn_up)) => (drawn_up, silent.0),
+        Some((number, Some(sent), _)) => {
+            let left = challenge.task.patience(number).0.saturating_sub(open.now.at.since(sent.at).0);
+            (open.now.up, left.max(0))
+        }
+    };
+    Some(Millis(from.0.saturating_add(span).saturating_add(1)))
+}
+
+/// Whether its owner has taken the host out, or had it join again, since.
+fn is_away(open: &OpenChallenge) -> bool {
+    matches!(open.host_state, HostState::Enrolled | HostState::Gone) || open.drawn_at < open.joined_at
 }
 
 /// As [`decide`], wherever the host is by now: for a verdict that is to be reached again.
@@ -131,11 +152,13 @@ pub fn is_newer(open: &OpenChallenge) -> bool {
 /// Why the host is not the one that is tested, if it is not.
 fn is_elsewhere(open: &OpenChallenge) -> Option<&'static str> {
     match open.host_state {
-        HostState::Draining | HostState::Gone | HostState::Banned => Some("the host leaves the market"),
+        HostState::Gone | HostState::Banned => Some("the host left the market"),
         HostState::Enrolled => Some("the host joined again"),
-        HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {
-            (open.drawn_at < open.joined_at).then_some("the host joined again")
-        }
+        HostState::Verifying
+        | HostState::Ready
+        | HostState::Suspect
+        | HostState::Refused
+        | HostState::Draining => (open.drawn_at < open.joined_at).then_some("the host joined again"),
     }
 }
 
@@ -315,12 +338,11 @@ impl<'a> Standing<'a> {
     /// Where the host of a challenge stands.
     #[must_use]
     pub fn of(open: &OpenChallenge, bans: &'a [Millis]) -> Self {
-        let is_away = is_again(open);
         Self {
             refusals: open.refusals,
             was_in_doubt: open.was_in_doubt,
             knew: open.cause == Cause::Window || knows_its_samples(open),
-            gave_up: gave_up(open) || is_away,
+            gave_up: gave_up(open) || is_away(open),
             shadow: open.shadow,
             beside_jobs: open.lease.is_some(),
             bans,

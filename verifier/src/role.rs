@@ -1,12 +1,12 @@
 //! The verifying role: a thin shell around what is decided.
 
+mod judging;
 mod transfers;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     num::NonZeroUsize,
-    sync::Arc,
     thread::available_parallelism,
     time::Duration,
 };
@@ -18,28 +18,34 @@ use nave_domain::{
     host::Inventory,
     verdict::{Cause, Kind},
 };
-use nave_proof::{Challenge, Failure, Nonce, OPENING_MAX, Opening, Reason, Task};
-use nave_store::{Changes, Drawing, DueHost, OpenChallenge, OpenWindow, Store, StoreError};
+use nave_proof::{Challenge, Nonce, Task};
+use nave_store::{Changes, Drawing, DueHost, Look, OpenChallenge, OpenWindow, Store, StoreError};
 use tokio::{
-    sync::{Semaphore, broadcast},
-    task::{AbortHandle, JoinSet, spawn_blocking},
+    sync::broadcast,
     time::{Instant, timeout},
 };
 use uuid::Uuid;
 
+use self::judging::{Court, End, write_appeal_down};
 use crate::{
-    decide::{CANNOT_BE_JUDGED, Case, Next, Ruling, Standing, Written, decide, decide_again, is_newer},
+    decide::{
+        CANNOT_BE_JUDGED, Next, Ruling, Standing, Written, decide, decide_again, is_newer, waits_until,
+    },
     draw::{self, Due, Rules, due},
     schedule::{Action, Means, Probe, plan},
 };
 
 /// Longest time between two looks at what is open.
 const TICK: Duration = Duration::from_secs(1);
-/// Time between two rounds of removing evidence, and how much goes in one.
+/// Time between two rounds of removing evidence, unless there is more of it than goes in one.
 const SWEEP: Duration = Duration::from_secs(60);
 const SWEPT_MAX: i64 = 500;
-/// Why a challenge is void where the judge is to blame.
-const BROKE_OFF: &str = "the judge broke off";
+/// How many challenges are loaded at once.
+const PAGE: usize = 256;
+/// How many appeals are heard in one look.
+const APPEALS_MAX: i64 = 64;
+/// How long what is to be judged is left to the verifier that has it, on the control clock.
+const JUDGING: Millis = Millis(60_000);
 const HOUR: i64 = 3_600_000;
 
 /// How hosts are tested.
@@ -108,8 +114,9 @@ pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()
 
 async fn challenges_changed(changes: &mut broadcast::Receiver<Changes>) {
     let others = async {
-        while let Ok(Changes::Supply | Changes::Job(_) | Changes::Host(_) | Changes::Quote(_) | Changes::Mesh) =
-            changes.recv().await
+        while let Ok(
+            Changes::Supply | Changes::Job(_) | Changes::Host(_) | Changes::Quote(_) | Changes::Mesh,
+        ) = changes.recv().await
         {}
     };
     drop(timeout(TICK, others).await);
@@ -121,11 +128,9 @@ async fn challenges_changed(changes: &mut broadcast::Receiver<Changes>) {
 pub struct Verifier {
     config: Config,
     store: Store,
-    /// Whoever judges holds one: that takes a core, and up to an opening's bytes.
-    seats: Arc<Semaphore>,
-    judging: BTreeMap<ChallengeId, AbortHandle>,
-    /// Ends with the verifier.
-    judgements: JoinSet<()>,
+    court: Court,
+    /// Whether it has looked at everything once: what another one was about to do is its own from then on.
+    looked: bool,
     swept: Instant,
 }
 
@@ -133,35 +138,66 @@ impl Verifier {
     /// Starts with nothing to do.
     #[must_use]
     pub fn new(config: Config, store: Store) -> Self {
-        let seats = Arc::new(Semaphore::new(config.judges.get()));
-        let (judging, judgements) = (BTreeMap::new(), JoinSet::new());
-        Self { config, store, seats, judging, judgements, swept: Instant::now() }
+        let court = Court::new(config.clone(), store.clone());
+        Self { config, store, court, looked: false, swept: Instant::now() }
     }
 
-    /// Looks once at every open challenge and every host that is to be tested. What is to be
-    /// judged is judged on the side: however much that is, others get their nonces at once.
+    /// Looks once at every open challenge that something can be done about, and every host that is to
+    /// be tested. What is to be judged is judged on the side: however much that is, others get their nonces at once.
     ///
     /// # Errors
     /// When the database does not answer, or the system has no randomness.
     pub async fn look(&mut self) -> anyhow::Result<()> {
-        while self.judgements.try_join_next().is_some() {}
-        self.judging.retain(|_, judging| !judging.is_finished());
-        for open in self.store.challenges_open().await.context("load open challenges")? {
-            passable(self.go_on(open).await)?;
-        }
-        for appealed in self.store.challenges_appealed().await.context("load appeals")? {
+        self.go_on_with_all().await?;
+        for appealed in self.store.challenges_appealed(APPEALS_MAX).await.context("load appeals")? {
             passable(self.hear_appeal(appealed).await)?;
         }
+        self.court.sit();
         self.keep_watch().await?;
         self.plan_transfers().await?;
         for due in self.store.hosts_to_test().await.context("load hosts to test")? {
             passable(self.go_through(&due).await)?;
         }
+        self.sweep().await
+    }
+
+    async fn sweep(&mut self) -> anyhow::Result<()> {
         if self.swept.elapsed() > SWEEP {
-            self.swept = Instant::now();
-            self.store.evidence_forget(SWEPT_MAX).await.context("remove old evidence")?;
+            let swept = self.store.evidence_sweep(SWEPT_MAX).await.context("remove old evidence")?;
+            if i64::try_from(swept.seen).unwrap_or(i64::MAX) < SWEPT_MAX {
+                self.swept = Instant::now();
+            }
         }
         Ok(())
+    }
+
+    /// Goes on with each challenge at which something has come, or whose time is over.
+    async fn go_on_with_all(&mut self) -> anyhow::Result<()> {
+        let now = self.store.clock_now().await.context("read the clocks")?.up;
+        let until = if self.looked { now } else { Millis(i64::MAX) };
+        let due = self.store.looks_due(until).await.context("load what is to be looked at")?;
+        let (called, due): (Vec<Look>, Vec<Look>) =
+            due.into_iter().partition(|look| self.court.knows(look.challenge));
+        let called: Vec<(Look, Millis)> = called.into_iter().map(|look| (look, judged_by(now))).collect();
+        self.store.looks_defer(&called).await.context("leave what is judged")?;
+        for looks in due.chunks(PAGE) {
+            self.go_on_with(looks).await?;
+        }
+        self.looked = true;
+        Ok(())
+    }
+
+    async fn go_on_with(&mut self, looks: &[Look]) -> anyhow::Result<()> {
+        let news: BTreeMap<ChallengeId, Look> = looks.iter().map(|look| (look.challenge, *look)).collect();
+        let ids: Vec<ChallengeId> = news.keys().copied().collect();
+        let mut later = Vec::new();
+        for open in self.store.challenges_undecided(&ids).await.context("load open challenges")? {
+            let look = news.get(&open.challenge).copied();
+            let mut until = None;
+            passable(self.go_on(&open).await.map(|up| until = up))?;
+            later.extend(look.zip(until));
+        }
+        self.store.looks_defer(&later).await.context("put off what waits for hosts")
     }
 
     fn rules(&self) -> Rules {
@@ -189,8 +225,19 @@ impl Verifier {
                 Action::PlanWindow(up) => {
                     self.store.window_plan(Uuid::now_v7(), up).await.map_err(Into::into)
                 }
+                Action::ReplaceWindow(missed, up) => self.replace_window(missed, up).await,
                 Action::OpenWindow(window) => self.open_window(window).await,
             })?;
+        }
+        match watch.opened {
+            Some(opened) => self.store.window_done(opened.window).await.context("end a window"),
+            None => Ok(()),
+        }
+    }
+
+    async fn replace_window(&self, missed: Uuid, up: Millis) -> anyhow::Result<()> {
+        if is_news(self.store.window_replace(missed, Uuid::now_v7(), up).await)? {
+            tracing::info!(window.id = %missed, "no verifier was there to draw hosts into a window; another one opens soon");
         }
         Ok(())
     }
@@ -237,7 +284,7 @@ impl Verifier {
 
     /// Waits until all is judged that was to be judged.
     pub async fn settle(&mut self) {
-        while self.judgements.join_next().await.is_some() {}
+        self.court.settle().await;
     }
 
     /// Takes a host one step further through its suite.
@@ -288,41 +335,37 @@ impl Verifier {
         Ok(())
     }
 
-    async fn go_on(&mut self, open: OpenChallenge) -> anyhow::Result<()> {
-        let id = open.challenge;
-        if self.judging.contains_key(&id) {
-            return Ok(());
-        }
-        match decide(&open, self.silent(&open)) {
-            Next::Wait => Ok(()),
+    /// Goes on with a challenge; says until when on the control clock nothing can be done about it unless
+    /// something comes, if that is so.
+    async fn go_on(&mut self, open: &OpenChallenge) -> anyhow::Result<Option<Millis>> {
+        let (id, silent) = (open.challenge, silent(&self.config, open));
+        match decide(open, silent) {
+            Next::Wait => Ok(waits_until(open, silent)),
             Next::Reveal(step) => {
-                let nonce = transfers::reveal(&self.store, &open, step).await?;
+                let nonce = transfers::reveal(&self.store, open, step).await?;
                 crash_point!("verifier.reveal.before_store");
                 let revealed = self.store.challenge_reveal(id, step, &nonce.to_string()).await;
-                is_news(revealed).map(drop).with_context(|| format!("reveal step {step} of {id}"))
+                is_news(revealed).with_context(|| format!("reveal step {step} of {id}"))?;
+                Ok(waits_until(open, silent))
             }
             Next::Rule(ruling) => {
-                let ruling = transfers::settle(&self.store, &open, ruling).await?;
-                write_down(&self.store, &open, ruling, &self.config.bans).await
+                let ruling = transfers::settle(&self.store, open, ruling).await?;
+                write_down(&self.store, open, ruling, &self.config.bans).await?;
+                Ok(None)
             }
-            Next::Judge(case) => {
-                self.judge(open, case, End::Verdict);
-                Ok(())
+            Next::Judge(_) => {
+                self.court.call(open, End::Verdict);
+                Ok(Some(judged_by(open.now.up)))
             }
         }
-    }
-
-    /// How long a host may be silent before that is its answer.
-    fn silent(&self, open: &OpenChallenge) -> Millis {
-        if open.cause == Cause::Window { self.config.together } else { self.config.silent }
     }
 
     /// Reaches a verdict again.
     async fn hear_appeal(&mut self, open: OpenChallenge) -> anyhow::Result<()> {
-        if self.judging.contains_key(&open.challenge) {
+        if self.court.knows(open.challenge) {
             return Ok(());
         }
-        match decide_again(&open, self.silent(&open)) {
+        match decide_again(&open, silent(&self.config, &open)) {
             // A newer verifier will know what to do.
             Next::Wait if is_newer(&open) => Ok(()),
             Next::Wait => {
@@ -337,41 +380,22 @@ impl Verifier {
                 let ruling = transfers::settle(&self.store, &open, ruling).await?;
                 write_appeal_down(&self.store, &open, ruling).await
             }
-            Next::Judge(case) => {
-                self.judge(open, case, End::Appeal);
+            Next::Judge(_) => {
+                self.court.call(&open, End::Appeal);
                 Ok(())
             }
         }
     }
-
-    /// Judges on the side.
-    fn judge(&mut self, open: OpenChallenge, case: Box<Case>, end: End) {
-        let (store, seats, bans) = (self.store.clone(), self.seats.clone(), self.config.bans.clone());
-        let id = open.challenge;
-        let judgement = self.judgements.spawn(async move {
-            let judged = async {
-                let ruling = try_case(&store, &seats, &open, case).await?;
-                let ruling = transfers::settle(&store, &open, ruling).await?;
-                crash_point!("verifier.judge.before_store");
-                match end {
-                    End::Verdict => write_down(&store, &open, ruling, &bans).await,
-                    End::Appeal => write_appeal_down(&store, &open, ruling).await,
-                }
-            };
-            if let Err(error) = judged.await {
-                let error = format!("{error:#}");
-                tracing::warn!(challenge.id = %id, error, "could not judge a challenge; trying again");
-            }
-        });
-        self.judging.insert(id, judgement);
-    }
 }
 
-/// What a judgement is for.
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Verdict,
-    Appeal,
+/// How long a host may be silent before that is its answer.
+fn silent(config: &Config, open: &OpenChallenge) -> Millis {
+    if open.cause == Cause::Window { config.together } else { config.silent }
+}
+
+/// Until when others leave what is to be judged to the verifier that has it.
+fn judged_by(now: Millis) -> Millis {
+    Millis(now.0.saturating_add(JUDGING.0))
 }
 
 /// Why a host in its suite is tested.
@@ -386,22 +410,6 @@ fn challenge(host: HostId, task: Task, window: Option<&OpenWindow>) -> anyhow::R
     Ok(Challenge { beacon: beacon.context("read a beacon")?, ..challenge })
 }
 
-async fn try_case(
-    store: &Store,
-    seats: &Semaphore,
-    open: &OpenChallenge,
-    case: Box<Case>,
-) -> anyhow::Result<Ruling> {
-    let _seat = seats.acquire().await.context("take a judge's seat")?;
-    let opening = fetch(store, &case.opening).await?;
-    let judged = spawn_blocking(move || case.rule(opening)).await;
-    // What breaks the judge would break it again: it is our fault, and not the host's.
-    Ok(judged.unwrap_or_else(|error| {
-        tracing::error!(challenge.id = %open.challenge, %error, "a judge broke off");
-        Ruling::Void(BROKE_OFF.into())
-    }))
-}
-
 /// What is written down of a ruling, for which it may matter whose GPUs those are that were shown.
 async fn written(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow::Result<Written> {
     let holders = match ruling.devices() {
@@ -409,37 +417,6 @@ async fn written(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow:
         devices => store.device_holders(open.host, &devices).await.context("see whose GPUs these are")?,
     };
     Ok(ruling.written(holders))
-}
-
-/// The bytes of an opening, or why there are none that could be right.
-async fn fetch(store: &Store, opening: &Opening) -> anyhow::Result<Result<Vec<u8>, Failure>> {
-    let malformed = |message: String| Failure { code: Reason::EvidenceMalformed, message };
-    match opening {
-        Opening::Inline(bytes) => Ok(Ok(bytes.clone())),
-        Opening::Blob { size, .. } if *size > OPENING_MAX as u64 => {
-            Ok(Err(malformed(format!("an opening has {size} bytes, at most {OPENING_MAX}"))))
-        }
-        Opening::Blob { sha256, .. } => {
-            let bytes = store.blob_get(&sha256.0).await.context("load an opening")?;
-            Ok(bytes.ok_or_else(|| malformed(format!("the opening {sha256} was never stored"))))
-        }
-    }
-}
-
-async fn write_appeal_down(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow::Result<()> {
-    let written = written(store, open, ruling).await?;
-    let verdict = serde_json::to_value(&written).context("write a verdict as JSON")?;
-    let is_right = match &written.ruling {
-        Ruling::Passed(_) => true,
-        // That nobody can tell is no reason to take a verdict back.
-        Ruling::Void(why) => why != CANNOT_BE_JUDGED && why != BROKE_OFF,
-        Ruling::Failed(_) => false,
-    };
-    if is_news(store.appeal_decide(open.challenge, &verdict, is_right).await)? {
-        let (host, id, code) = (open.host, open.challenge, written.ruling.code());
-        tracing::info!(host.id = %host, challenge.id = %id, code, "a verdict was reached again");
-    }
-    Ok(())
 }
 
 async fn write_down(

@@ -16,6 +16,9 @@ use uuid::Uuid;
 
 use crate::draw::Rules;
 
+/// Time until the window that takes the place of one that was missed, on average and on the control clock.
+const SOON: Millis = Millis(60_000);
+
 /// How often, on average and on the control clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Means {
@@ -40,6 +43,8 @@ pub enum Action {
     Probe(Probe),
     /// Remember when the next window opens.
     PlanWindow(Millis),
+    /// The same, sooner, since this one was missed.
+    ReplaceWindow(Uuid, Millis),
     /// Open it.
     OpenWindow(Uuid),
 }
@@ -61,11 +66,7 @@ pub struct Probe {
 pub fn plan(watch: &Watch, rules: &Rules, means: &Means, draw: &mut dyn FnMut() -> u64) -> Vec<Action> {
     let mut actions = Vec::new();
     if rules.has(Kind::Devices) {
-        match watch.ahead {
-            None => actions.push(Action::PlanWindow(next(watch.now.up, means.window, draw()))),
-            Some((window, opens)) if opens <= watch.now.up => actions.push(Action::OpenWindow(window)),
-            Some(_) => {}
-        }
+        actions.extend(of_windows(watch, means, draw));
     }
     for host in &watch.hosts {
         if let Some(action) = of_host(watch, host, rules) {
@@ -82,6 +83,17 @@ pub fn plan(watch: &Watch, rules: &Rules, means: &Means, draw: &mut dyn FnMut() 
         }
     }
     actions
+}
+
+/// What is to be done about windows: one that nobody was there to draw hosts into is soon followed by
+/// another, and nobody knows when.
+fn of_windows(watch: &Watch, means: &Means, draw: &mut dyn FnMut() -> u64) -> Option<Action> {
+    let mut after = |mean| next(watch.now.up, mean, draw());
+    match (watch.missed, watch.ahead) {
+        (Some(missed), _) => Some(Action::ReplaceWindow(missed, after(means.window.min(SOON)))),
+        (None, None) => Some(Action::PlanWindow(after(means.window))),
+        (None, Some((window, opens))) => (opens <= watch.now.up).then_some(Action::OpenWindow(window)),
+    }
 }
 
 /// The one test that a host is given now, if any.

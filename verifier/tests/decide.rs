@@ -14,7 +14,7 @@ use nave_proof::{
 use nave_rules::{Gravity, gravity};
 use nave_store::{Decided, Decision, DueHost, Holder, Moment, OpenChallenge, StepRow};
 use nave_verifier::{
-    decide::{Next, Ruling, Standing, decide},
+    decide::{Next, Ruling, Standing, decide, waits_until},
     draw::{Due, Rules, due},
 };
 use proptest::prelude::*;
@@ -57,6 +57,7 @@ fn open(task: Task) -> OpenChallenge {
     OpenChallenge {
         challenge: challenge.challenge,
         host: challenge.host,
+        hotkey: "a miner".into(),
         host_state: HostState::Verifying,
         body: serde_json::to_value(&challenge).expect("JSON"),
         kind: Kind::Cpu,
@@ -321,6 +322,24 @@ fn time_in_which_hosts_could_not_reach_the_control_plane_is_not_counted_against_
 }
 
 #[test]
+fn a_challenge_is_left_alone_until_its_host_has_had_its_time() {
+    let waits = |open: &OpenChallenge| waits_until(open, SILENT).map(|up| up.0 - moment(0).up.0);
+    let mut fresh = open(cpu());
+    assert_eq!(waits(&fresh), Some(SILENT.0 + 1), "it may be silent for so long");
+    fresh.now = moment(1_000);
+    assert_eq!(waits(&fresh), Some(SILENT.0 + 1), "since it was drawn");
+    fresh.steps[0].sent = Some(moment(400));
+    let patience = cpu().patience(0).0;
+    assert_eq!(waits(&fresh), Some(400 + patience + 1));
+    fresh.now = moment(400 + patience + 1);
+    assert_eq!(reason(&decide(&fresh, SILENT)), Some(Reason::TooLate), "and then its time is over");
+    let committed = answered(open(cpu()), commitment(), 5);
+    assert_eq!(waits(&committed), Some(5 + SILENT.0 + 1), "from when it is told the next nonce");
+    let newer = OpenChallenge { body: json!({ "version": VERSION + 1 }), ..open(cpu()) };
+    assert_eq!(waits(&newer), None);
+}
+
+#[test]
 fn a_clock_that_was_set_back_proves_nothing() {
     let mut answered = answered(open(cpu()), commitment(), 5_000);
     let received = &mut answered.steps[0].answer.as_mut().expect("answered").1;
@@ -335,8 +354,12 @@ fn a_host_that_leaves_or_joined_again_is_not_judged() {
         answered.host_state = state;
         let next = decide(&answered, SILENT);
         let is_tested = match state {
-            HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => true,
-            HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => false,
+            HostState::Verifying
+            | HostState::Ready
+            | HostState::Suspect
+            | HostState::Refused
+            | HostState::Draining => true,
+            HostState::Enrolled | HostState::Gone | HostState::Banned => false,
         };
         assert_eq!(is_void(&next), !is_tested, "{state:?}: {next:?}");
     }
@@ -361,9 +384,19 @@ fn who_stops_once_it_knows_what_to_show_is_mistrusted() {
     assert_eq!(means(Reason::TooLate, &Standing::of(&silent, &BANS)), 'r', "it has not fetched it");
     silent.steps[1].sent = Some(silent.now);
     assert_eq!(means(Reason::TooLate, &Standing::of(&silent, &BANS)), 'm');
-    silent.joined_at = moment(1).at;
-    assert_eq!(reason(&decide(&silent, SILENT)), Some(Reason::Aborted), "joining again is no way out");
-    assert_eq!(means(Reason::Aborted, &Standing::of(&silent, &BANS)), 'm');
+    let joined_again = OpenChallenge { joined_at: moment(1).at, ..silent.clone() };
+    let left = OpenChallenge { host_state: HostState::Gone, ..silent.clone() };
+    for away in [joined_again, left] {
+        assert_eq!(reason(&decide(&away, SILENT)), Some(Reason::Aborted), "that is no way out: {away:?}");
+        assert_eq!(means(Reason::Aborted, &Standing::of(&away, &BANS)), 'm');
+    }
+    let sent_away = OpenChallenge { host_state: HostState::Banned, ..silent.clone() };
+    assert!(is_void(&decide(&sent_away, SILENT)), "it was not its own wish");
+    let drained = OpenChallenge { host_state: HostState::Draining, ..silent.clone() };
+    assert_eq!(decide(&drained, SILENT), Next::Wait, "it has time to show its work");
+    let lease = Some(nave_domain::LeaseId(Uuid::from_u128(3)));
+    let emptied = OpenChallenge { host_state: HostState::Gone, lease, ..silent };
+    assert!(is_void(&decide(&emptied, SILENT)), "its last job has ended meanwhile");
     let early = answered(open(cpu()), said(Reason::DeviceBusy), 5);
     assert_eq!(means(Reason::DeviceBusy, &Standing::of(&early, &BANS)), 'r');
     let window = OpenChallenge { cause: Cause::Window, ..early };

@@ -88,7 +88,7 @@ fn leased(lease: WatchedLease) -> WatchedHost {
 
 fn watch(hosts: Vec<WatchedHost>) -> Watch {
     let now = Moment { at: Timestamp(0), up: NOW };
-    Watch { now, hosts, ahead: Some((Uuid::from_u128(9), Millis(NOW.0 + 1))), opened: None }
+    Watch { now, hosts, ahead: Some((Uuid::from_u128(9), Millis(NOW.0 + 1))), opened: None, missed: None }
 }
 
 fn opened() -> Option<OpenWindow> {
@@ -106,7 +106,11 @@ fn of(host: WatchedHost) -> Vec<Action> {
 fn causes(actions: &[Action]) -> Vec<Cause> {
     let cause = |action: &Action| match action {
         Action::Retest(_, _, cause) | Action::Probe(Probe { cause, .. }) => Some(*cause),
-        Action::RetestAt(..) | Action::ProbeAt(..) | Action::PlanWindow(_) | Action::OpenWindow(_) => None,
+        Action::RetestAt(..)
+        | Action::ProbeAt(..)
+        | Action::PlanWindow(_)
+        | Action::ReplaceWindow(..)
+        | Action::OpenWindow(_) => None,
     };
     actions.iter().filter_map(cause).collect()
 }
@@ -218,6 +222,19 @@ fn all_gpus_are_tested_in_a_window_and_nobody_knows_when_the_next_one_is() {
 }
 
 #[test]
+fn a_window_that_was_missed_is_soon_followed_by_another_and_nobody_knows_when() {
+    let missed = Uuid::from_u128(7);
+    let soon = Action::ReplaceWindow(missed, Millis(NOW.0 + 41_588));
+    for ahead in [None, Some((Uuid::from_u128(9), NOW)), Some((Uuid::from_u128(9), Millis(NOW.0 + HOUR)))] {
+        let watch = Watch { ahead, missed: Some(missed), ..watch(Vec::new()) };
+        assert_eq!(actions(&watch, &all()), std::slice::from_ref(&soon), "ln 2 times a minute");
+        let often = Means { window: Millis(1_000), ..MEANS };
+        let sooner = plan(&watch, &all(), &often, &mut || 1 << 63);
+        assert_eq!(sooner, [Action::ReplaceWindow(missed, Millis(NOW.0 + 693))], "never later than usual");
+    }
+}
+
+#[test]
 fn a_host_that_draws_a_transfer_out_escapes_no_window_with_it() {
     let fetching = WatchedHost { open: BTreeSet::from([Kind::Transfer]), ..host(1, 1) };
     let mut open = watch(vec![fetching.clone()]);
@@ -251,7 +268,11 @@ proptest! {
             let tests = planned.iter().filter(|action| match action {
                 Action::Retest(of, ..) => *of == host.host,
                 Action::Probe(probe) => probe.host == host.host,
-                Action::RetestAt(..) | Action::ProbeAt(..) | Action::PlanWindow(_) | Action::OpenWindow(_) => false,
+                Action::RetestAt(..)
+                | Action::ProbeAt(..)
+                | Action::PlanWindow(_)
+                | Action::ReplaceWindow(..)
+                | Action::OpenWindow(_) => false,
             });
             let tests: Vec<&Action> = tests.collect();
             prop_assert!(tests.len() <= 1, "{tests:?}");

@@ -125,6 +125,71 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
 }
 
 #[tokio::test]
+async fn a_challenge_is_looked_at_when_something_came_or_its_time_is_over() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let now = async || market.store.clock_now().await.expect("clock").up;
+        let due = async || market.store.looks_due(now().await).await.expect("due");
+        let challenge = draw(market, host).await;
+        let put_off = async |span| {
+            let looks = due().await;
+            assert!(looks.len() == 1 && looks[0].challenge == challenge, "{looks:?}");
+            let later = Millis(now().await.0 + span);
+            market.store.looks_defer(&[(looks[0], later)]).await.expect("put off");
+            looks[0]
+        };
+        let drawn = put_off(60_000).await;
+        assert_eq!(due().await, []);
+        market.store.challenge_send(host).await.expect("send");
+        put_off(60_000).await;
+        market.store.challenge_send(host).await.expect("send");
+        assert_eq!(due().await, [], "it was sent before");
+        assert!(answer(market, host, challenge, 0, json!("first")).await);
+        market.store.looks_defer(&[(drawn, Millis(1 << 40))]).await.expect("nothing");
+        put_off(60_000).await;
+        assert!(!answer(market, host, challenge, 0, json!("again")).await);
+        assert_eq!(due().await, []);
+        advance(market, 61_000).await;
+        put_off(60_000).await;
+        market.store.host_depart(None, host, nave_store::Departure::Leave).await.expect("leave");
+        put_off(60_000).await;
+        market.store.look_now(challenge).await.expect("look");
+        assert_eq!(due().await.len(), 1);
+        market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
+        assert_eq!(market.store.looks_due(Millis(i64::MAX)).await.expect("due"), []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_joins_again_or_is_emptied_is_looked_at() {
+    open(async |market| {
+        let due = async || {
+            let now = market.store.clock_now().await.expect("clock").up;
+            let looks = market.store.looks_due(now).await.expect("due");
+            let later = looks.iter().map(|look| (*look, Millis(1 << 40))).collect::<Vec<_>>();
+            market.store.looks_defer(&later).await.expect("put off");
+            looks.len()
+        };
+        let host = claiming(market, 1).await;
+        draw(market, host).await;
+        assert_eq!((due().await, due().await), (1, 0));
+        let again = Joining { replaces: Some(host), ..wish(2) };
+        market.store.host_join(&again).await.expect("join again");
+        assert_eq!(due().await, 1);
+        let busy = market.host("busy").await;
+        let customer = market.customer("c").await;
+        let (_, lease) = market.run(customer, busy, &crate::market::request()).await;
+        draw(market, busy).await;
+        market.store.host_depart(None, busy, nave_store::Departure::Drain).await.expect("drain");
+        due().await;
+        market.finish(busy, lease, crate::market::EXITED).await;
+        assert_eq!((state_of(market, busy).await, due().await), (HostState::Gone, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_refused_host_is_tested_again_after_its_pause_if_it_is_there() {
     open(async |market| {
         let host = claiming(market, 1).await;

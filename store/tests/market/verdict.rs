@@ -22,6 +22,11 @@ fn banned() -> Decision {
     Decision::Banned { code: "evidence_wrong".into(), message: "made up".into(), spans }
 }
 
+fn mistrusted() -> Decision {
+    let pause = Millis(10_000);
+    Decision::Mistrusted { code: "vram_missing".into(), message: "half of it".into(), pause }
+}
+
 fn failed() -> Value {
     json!({ "failed": { "code": "evidence_wrong", "message": "made up" } })
 }
@@ -57,6 +62,18 @@ async fn holds(market: &Market, host: HostId, devices: &[&str]) -> Result<(), St
     market.store.challenge_give(host, id, Kind::Devices, &json!({}), &claims).await.expect("draw");
     let devices = devices.iter().map(|device| (*device).to_owned()).collect();
     market.store.challenge_decide(id, &json!({ "passed": {} }), &Decision::Holds { devices }).await
+}
+
+/// Whether one more failure of this host that is more than trouble is a ban; draws a test to see.
+async fn is_in_doubt(market: &Market, host: HostId) -> bool {
+    let challenge = draw(market, host).await;
+    let doubt = market.store.challenge_get(challenge).await.expect("open").was_in_doubt;
+    market
+        .store
+        .challenge_decide(challenge, &json!({ "void": "why" }), &Decision::Stays)
+        .await
+        .expect("decide");
+    doubt
 }
 
 /// How long a refused host waits for its next test.
@@ -251,13 +268,13 @@ async fn who_is_right_about_a_verdict_is_tested_again_and_asks_once() {
         assert!(matches!(appeal("another").await, Err(StoreError::NotFound("verdict"))));
         assert_eq!(appeal("miner").await.expect("asked"), Appeal::Taken);
         assert_eq!(appeal("miner").await.expect("asked"), Appeal::Again);
-        let asked = market.store.challenges_appealed().await.expect("appeals");
+        let asked = market.store.challenges_appealed(9).await.expect("appeals");
         assert_eq!((asked.len(), asked[0].challenge), (1, challenge));
         let passed = json!({ "passed": {} });
         market.store.appeal_decide(challenge, &passed, true).await.expect("decide");
         let twice = market.store.appeal_decide(challenge, &failed(), false).await;
         assert!(matches!(twice, Err(StoreError::Stale("challenge"))), "{twice:?}");
-        assert_eq!(market.store.challenges_appealed().await.expect("appeals"), []);
+        assert_eq!(market.store.challenges_appealed(9).await.expect("appeals"), []);
         for host in [host, other] {
             market.store.host_hear(host, 1, 9, 0, &inventory()).await.expect("hear");
         }
@@ -289,6 +306,109 @@ async fn who_is_wrong_about_a_verdict_stays_banned_and_only_failures_are_judged_
             .await
             .expect("decide");
         assert_eq!(market.store.verdict_appeal("miner", passed).await.expect("asked"), Appeal::NotFailed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_joins_again_waits_as_long_and_is_trusted_as_little_as_before() {
+    open(async |market| {
+        let host = host_of(market, 1, "miner", &[]).await;
+        for n in 2..4 {
+            let challenge = draw(market, host).await;
+            market.store.challenge_decide(challenge, &failed(), &mistrusted()).await.expect("decide");
+            advance(market, 20_000).await;
+            hear(market, host, n, &[]).await;
+            assert_eq!(due(market).await, [host]);
+        }
+        let challenge = draw(market, host).await;
+        let pause = Millis(600_000);
+        let refused = Decision::Refused { code: "too_late".into(), message: "silent".into(), pause };
+        market.store.challenge_decide(challenge, &failed(), &refused).await.expect("decide");
+        let before = wait(market, host).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let again = Joining { hotkey: "miner", replaces: Some(host), ..wish(2) };
+        market.store.host_join(&again).await.expect("join again");
+        hear(market, host, 1, &[]).await;
+        assert_eq!((wait(market, host).await, due(market).await), (before, Vec::new()));
+        let next = draw(market, host).await;
+        let seen = market.store.challenge_get(next).await.expect("open");
+        assert_eq!((seen.refusals, seen.was_in_doubt), (3, true));
+        market.store.challenge_decide(next, &failed(), &banned()).await.expect("decide");
+        let left = wait(market, host).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let once_more = Joining { hotkey: "miner", replaces: Some(host), ..wish(3) };
+        market.store.host_join(&once_more).await.expect("join again");
+        hear(market, host, 1, &[]).await;
+        assert_eq!(due(market).await, []);
+        assert!((left - 2_000..=left).contains(&wait(market, host).await), "its ban");
+        assert_eq!(market.store.bans_of_host(host).await.expect("bans").len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn doubt_about_a_host_that_left_is_doubt_about_what_its_miner_has_join_next() {
+    open(async |market| {
+        let before = host_of(market, 1, "miner", &[]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let host = host_of(market, 2, "miner", &[]).await;
+        let challenge = draw(market, host).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        market.store.host_depart(None, host, nave_store::Departure::Leave).await.expect("leave");
+        // It is back under another name before anybody has noticed.
+        let quick = host_of(market, 3, "miner", &[]).await;
+        market.store.challenge_decide(challenge, &failed(), &mistrusted()).await.expect("decide");
+        let later = host_of(market, 4, "miner", &[]).await;
+        let stranger = host_of(market, 5, "another", &[]).await;
+        for (host, expected) in [(before, false), (quick, true), (later, true), (stranger, false)] {
+            assert_eq!(is_in_doubt(market, host).await, expected);
+        }
+        // One that proves itself makes up for one that left.
+        market.store.host_passed(quick).await.expect("prove");
+        for host in [quick, later] {
+            assert!(!is_in_doubt(market, host).await);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_appeal_takes_back_what_followed_from_its_own_verdict_and_no_other_of_the_same_reason() {
+    open(async |market| {
+        let host = host_of(market, 1, "miner", &[]).await;
+        let fail = async |sequence| {
+            let challenge = draw(market, host).await;
+            market.store.challenge_decide(challenge, &failed(), &mistrusted()).await.expect("decide");
+            if sequence == 2 {
+                advance(market, 20_000).await;
+                hear(market, host, sequence, &[]).await;
+                assert_eq!(due(market).await, [host]);
+            }
+            challenge
+        };
+        let (first, second) = (fail(2).await, fail(3).await);
+        let appeal = async |challenge| {
+            market.store.verdict_appeal("miner", challenge).await.expect("asked");
+            let passed = json!({ "passed": {} });
+            market.store.appeal_decide(challenge, &passed, true).await.expect("decide");
+            hear(market, host, 4, &[]).await;
+            due(market).await
+        };
+        let standing = async || {
+            let challenge = draw(market, host).await;
+            let seen = market.store.challenge_get(challenge).await.expect("open");
+            market
+                .store
+                .challenge_decide(challenge, &json!({ "void": "why" }), &Decision::Stays)
+                .await
+                .expect("void");
+            (seen.refusals, seen.was_in_doubt)
+        };
+        assert_eq!(appeal(first).await, [], "it is the second that it waits for");
+        assert_eq!((wait(market, host).await > 5_000, standing().await), (true, (2, true)));
+        assert_eq!(appeal(second).await, [host]);
+        assert_eq!(standing().await, (1, false));
     })
     .await;
 }
@@ -351,6 +471,25 @@ async fn a_history_shows_what_was_asked_what_came_back_when_and_what_came_of_it(
     .await;
 }
 
+/// Lets days pass since all that was decided, after which everything is seen again.
+async fn age(market: &Market, days: i64) {
+    let query = "update challenges set decided_at_ms = decided_at_ms - $1 * 86400000, sweep_at_ms = 0";
+    sqlx::query(query).bind(days).execute(&market.sql).await.expect("age");
+    let query = "update blobs set stored_at_ms = stored_at_ms - $1 * 86400000";
+    sqlx::query(query).bind(days).execute(&market.sql).await.expect("age");
+}
+
+/// Of how many challenges the openings went, and how many went as a whole.
+async fn sweep(market: &Market) -> (usize, usize) {
+    let swept = market.store.evidence_sweep(1_000).await.expect("sweep");
+    (swept.forgotten, swept.deleted)
+}
+
+async fn listed(market: &Market, host: HostId) -> Vec<ChallengeId> {
+    let history = market.store.verdicts_of_host(host, None, 200).await.expect("verdicts");
+    history.into_iter().map(|row| row.challenge).collect()
+}
+
 #[tokio::test]
 async fn evidence_is_kept_as_long_as_somebody_may_want_to_judge_it_again() {
     open(async |market| {
@@ -360,34 +499,139 @@ async fn evidence_is_kept_as_long_as_somebody_may_want_to_judge_it_again() {
         for verdict in [&passed, &wrong, &passed, &passed, &passed] {
             challenges.push(judged(market, host, verdict).await);
         }
-        assert_eq!(market.store.evidence_forget(10).await.expect("forget"), 0, "it is fresh");
-        let age = async |days: i64| {
-            let query = "update challenges set decided_at_ms = decided_at_ms - $1 * 86400000";
-            sqlx::query(query).bind(days).execute(&market.sql).await.expect("age");
-            let query = "update blobs set stored_at_ms = stored_at_ms - $1 * 86400000";
-            sqlx::query(query).bind(days).execute(&market.sql).await.expect("age");
-        };
-        age(2).await;
-        assert_eq!(market.store.evidence_forget(1).await.expect("forget"), 1, "as much as was allowed");
-        assert_eq!(market.store.evidence_forget(10).await.expect("forget"), 1);
-        assert_eq!(market.store.evidence_forget(10).await.expect("forget"), 0);
+        let seen = async |limit| market.store.evidence_sweep(limit).await.expect("sweep").seen;
+        assert_eq!(seen(10).await, 0, "it is fresh");
+        age(market, 0).await;
+        assert_eq!((seen(2).await, sweep(market).await), (2, (0, 0)), "as much as was allowed");
+        age(market, 2).await;
+        assert_eq!(sweep(market).await, (2, 0));
+        assert_eq!(seen(10).await, 0, "nothing is seen again before it may go");
         let kept = async || {
             let history = market.store.verdicts_of_host(host, None, 10).await.expect("verdicts");
             let kept = history.into_iter().filter(|row| row.forgotten_at.is_none());
             kept.map(|row| row.challenge).collect::<Vec<_>>()
         };
-        assert_eq!(
-            kept().await,
-            [challenges[4], challenges[3], challenges[1]],
-            "the last ones, and what failed"
-        );
+        let last = [challenges[4], challenges[3], challenges[1]];
+        assert_eq!(kept().await, last, "the last ones, and what failed");
         assert_eq!(market.store.blobs_forget().await.expect("forget"), 2);
-        age(30).await;
-        assert_eq!(market.store.evidence_forget(10).await.expect("forget"), 1);
+        age(market, 30).await;
+        assert_eq!(sweep(market).await, (1, 0));
         assert_eq!(market.store.blobs_forget().await.expect("forget"), 1);
         let hotkey = market.store.host_list().await.expect("hosts")[0].hotkey.clone();
         let late = market.store.verdict_appeal(&hotkey, challenges[1]).await.expect("asked");
         assert_eq!(late, Appeal::Forgotten);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_old_challenges_the_last_twenty_of_each_kind_are_kept_and_those_that_failed_for_longer() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let mut challenges = vec![judged(market, host, &failed()).await];
+        for _ in 0..22 {
+            challenges.push(judged(market, host, &json!({ "passed": 1 })).await);
+        }
+        age(market, 29).await;
+        assert_eq!(sweep(market).await, (20, 0), "two of its kind and the one that failed are kept");
+        age(market, 2).await;
+        assert_eq!(sweep(market).await, (1, 2));
+        challenges.drain(1..3);
+        challenges.reverse();
+        assert_eq!(listed(market, host).await, challenges);
+        age(market, 148).await;
+        assert_eq!(sweep(market).await, (0, 0));
+        age(market, 2).await;
+        assert_eq!(sweep(market).await, (0, 1));
+        let rows = "select (select count(*) from challenges) * 1000 + (select count(*) from challenge_steps)";
+        let rows: i64 = sqlx::query_scalar(rows).fetch_one(&market.sql).await.expect("count");
+        assert_eq!(rows, 20_040, "with their exchanges");
+        // Nobody asks after the last ones of a host that has left.
+        market.store.host_depart(None, host, nave_store::Departure::Leave).await.expect("leave");
+        age(market, 0).await;
+        assert_eq!(sweep(market).await, (0, 20));
+        assert_eq!(listed(market, host).await, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_goes_that_something_rests_on_and_no_decision_changes_with_what_goes() {
+    open(async |market| {
+        let leave = async |host| {
+            market.store.host_depart(None, host, nave_store::Departure::Leave).await.expect("leave");
+        };
+        let banned = host_of(market, 1, "cheater", &[]).await;
+        let ban = ban(market, banned, &[]).await;
+        leave(banned).await;
+        let doubted = host_of(market, 2, "doubtful", &[]).await;
+        let doubt = draw(market, doubted).await;
+        market.store.challenge_decide(doubt, &failed(), &mistrusted()).await.expect("decide");
+        leave(doubted).await;
+        let refused = host_of(market, 3, "miner", &[]).await;
+        let refusal = draw(market, refused).await;
+        market.store.challenge_decide(refusal, &failed(), &mistrusted()).await.expect("decide");
+        let appellant = host_of(market, 4, "appellant", &[]).await;
+        let appeal = draw(market, appellant).await;
+        market.store.challenge_decide(appeal, &failed(), &Decision::Stays).await.expect("decide");
+        market.store.verdict_appeal("appellant", appeal).await.expect("asked");
+        leave(appellant).await;
+        age(market, 400).await;
+        assert_eq!(sweep(market).await, (2, 0), "openings of those who left, and of no open appeal");
+        for (host, kept) in [(banned, ban), (doubted, doubt), (refused, refusal), (appellant, appeal)] {
+            assert_eq!(listed(market, host).await, [kept]);
+        }
+        let newcomer = host_of(market, 5, "cheater", &[]).await;
+        assert!(!due(market).await.contains(&newcomer));
+        let other = host_of(market, 6, "doubtful", &[]).await;
+        assert!(is_in_doubt(market, other).await);
+
+        // Long afterwards, and once the appeal was heard.
+        advance(market, 91 * 24 * HOUR).await;
+        hear(market, newcomer, 2, &[]).await;
+        assert!(due(market).await.contains(&newcomer));
+        market.store.appeal_decide(appeal, &failed(), false).await.expect("decide");
+        for proven in [newcomer, other] {
+            market.store.host_passed(proven).await.expect("prove");
+        }
+        age(market, 1).await;
+        assert_eq!(sweep(market).await, (0, 3), "one is refused to this day");
+        assert_eq!(listed(market, refused).await, [refusal]);
+        assert_eq!(market.store.bans_of_host(banned).await.expect("bans"), []);
+        let next = draw(market, refused).await;
+        let seen = market.store.challenge_get(next).await.expect("open");
+        assert_eq!((seen.refusals, seen.was_in_doubt), (1, true));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_first_test_of_a_lease_is_known_as_long_as_that_is_open() {
+    open(async |market| {
+        let claims = with_devices(&["GPU-1"]);
+        let host = market.host_with("a", crate::market::RATE, &claims).await;
+        let customer = market.customer("c").await;
+        let (_, lease) = market.run(customer, host, &crate::market::request()).await;
+        let (body, passed) = (json!({}), json!({ "passed": 1 }));
+        let mut drawing = crate::challenge::drawing(host, Kind::Devices, &body, &claims);
+        (drawing.cause, drawing.lease) = (Cause::LeaseStart, Some(lease));
+        market.store.challenge_draw(&drawing).await.expect("draw");
+        market.store.challenge_decide(drawing.challenge, &passed, &Decision::Stays).await.expect("decide");
+        for _ in 0..20 {
+            (drawing.cause, drawing.challenge) = (Cause::Lease, ChallengeId(Uuid::now_v7()));
+            market.store.challenge_draw(&drawing).await.expect("draw");
+            market
+                .store
+                .challenge_decide(drawing.challenge, &passed, &Decision::Stays)
+                .await
+                .expect("decide");
+        }
+        age(market, 31).await;
+        assert_eq!(sweep(market).await.1, 0);
+        assert!(market.store.hosts_watched().await.expect("watch").hosts[0].leases[0].start_probed);
+        market.finish(host, lease, crate::market::EXITED).await;
+        age(market, 0).await;
+        assert_eq!(sweep(market).await.1, 1);
     })
     .await;
 }

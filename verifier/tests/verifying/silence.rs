@@ -204,7 +204,7 @@ async fn an_appeal_is_heard_as_of_its_verdict_and_what_nobody_reads_is_not_taken
     market.store.challenge_decide(challenge, &verdict, &banned).await.expect("decide");
     market.store.verdict_appeal("miner of alpha", challenge).await.expect("asked");
     market.store.clock_advance(LONG).await.expect("advance");
-    let asked = market.store.challenges_appealed().await.expect("appeals").remove(0);
+    let asked = market.store.challenges_appealed(9).await.expect("appeals").remove(0);
     let now = market.store.clock_up().await.expect("clock");
     assert!(now.0 - asked.now.up.0 > LONG.0 - 10_000, "as of its verdict");
     look(&mut verifier).await;
