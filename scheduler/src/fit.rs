@@ -3,7 +3,7 @@
 use nave_domain::{
     MicroUsd,
     host::Device,
-    job::{Egress, GpuRequest, Isolation},
+    job::{Egress, GpuRequest, Isolation, JobRequest},
     wish::{Unmet, is_model, unmet},
 };
 use nave_store::{Baselines, QueuedJob, SupplyHost};
@@ -58,6 +58,11 @@ impl Lack {
             Self::Gpus => "enough GPUs with that much memory",
         }
     }
+}
+
+/// The models of GPUs to try for a request, one after the other; none stands for any.
+pub(crate) fn models(request: &JobRequest) -> Vec<Option<&str>> {
+    request.resources.gpu.as_ref().map_or_else(|| vec![None], |gpu| gpu.choices().collect())
 }
 
 /// The first thing a host does not have enough of for a job, whose GPUs are of `model` if that is named.

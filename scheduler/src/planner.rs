@@ -23,7 +23,7 @@ use nave_store::{
 use uuid::Uuid;
 
 use crate::{
-    fit::{baseline, devices, lack},
+    fit::{baseline, devices, lack, models},
     wait::explain,
 };
 
@@ -185,9 +185,7 @@ impl<'a> Market<'a> {
             return choice;
         }
         let job = &*self.kept_apart(job);
-        let gpu = job.request.resources.gpu.as_ref();
-        let models: Vec<Option<&str>> = gpu.map_or_else(|| vec![None], |gpu| gpu.choices().collect());
-        for model in models {
+        for model in models(&job.request) {
             let scores = self.scores(job, model);
             if let Some(best) = scores.iter().min()
                 && let Some(host) = self.hosts.get(&best.host)
@@ -306,8 +304,7 @@ impl<'a> Market<'a> {
         if self.empty.is_empty() {
             return wait("no_hosts", "no host is ready; see `nave hosts`".into());
         }
-        let gpu = job.request.resources.gpu.as_ref();
-        let models: Vec<Option<&str>> = gpu.map_or_else(|| vec![None], |gpu| gpu.choices().collect());
+        let models = models(&job.request);
         let fits = |host: &&SupplyHost| models.iter().any(|model| lack(host, job, *model).is_none());
         let mut fitting = self.empty.iter().filter(fits).peekable();
         if fitting.peek().is_none() {
@@ -351,8 +348,7 @@ impl<'a> Market<'a> {
 
     /// The hosts that were not chosen: those that fit, cheapest first, then the others.
     fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
-        let gpu = job.request.resources.gpu.as_ref();
-        let model = gpu.and_then(|gpu| gpu.choices().next()).flatten();
+        let model = models(&job.request).first().copied().flatten();
         let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
         let mut considered: Vec<(bool, Considered)> = others
             .filter_map(|(id, host)| {

@@ -12,7 +12,7 @@ use nave_domain::{
 use nave_store::{QueuedJob, SupplyHost};
 
 use crate::{
-    fit::{Lack, devices, lack},
+    fit::{Lack, devices, lack, models},
     planner::Reason,
 };
 
@@ -40,20 +40,22 @@ pub(crate) fn explain(empty: &[SupplyHost], job: &QueuedJob) -> Reason {
     for wish in WISHES {
         let Some(request) = wish.without(&job.request) else { continue };
         let without = QueuedJob { request, ..job.clone() };
-        let fits = empty.iter().filter(|host| lack(host, &without, None).is_none());
-        let price = |host: &&SupplyHost| hourly(without.request.resources.size(), host.rate).ok();
-        if let Some(nearest) = fits.min_by_key(price) {
+        let models = models(&without.request);
+        let fitting =
+            |host| Some((host, *models.iter().find(|model| lack(host, &without, **model).is_none())?));
+        let price = |(host, _): &(&SupplyHost, _)| hourly(without.request.resources.size(), host.rate).ok();
+        if let Some((nearest, model)) = empty.iter().filter_map(fitting).min_by_key(price) {
             let message = format!(
                 "no host has {}{}; nearest: {}{}",
                 wanted(&job.request),
                 wish.words(&job.request),
-                offered(nearest, &without.request),
+                offered(nearest, &without.request, model),
                 wish.remedy(&job.request, nearest)
             );
             return Reason { code: wish.code(), message };
         }
     }
-    let model = job.request.resources.gpu.as_ref().and_then(|gpu| gpu.choices().next()).flatten();
+    let model = models(&job.request).first().copied().flatten();
     let lacks: BTreeSet<Lack> = empty.iter().filter_map(|host| lack(host, job, model)).collect();
     let lacks: Vec<&str> = lacks.into_iter().map(Lack::words).collect();
     let message = format!("no host has {}; see `nave offers`", lacks.join(" or "));
@@ -148,7 +150,7 @@ fn wanted(request: &JobRequest) -> String {
 }
 
 /// What a host offers for a request, as in "2 x A100 80 GiB at $1.49 an hour each in us".
-fn offered(host: &SupplyHost, request: &JobRequest) -> String {
+fn offered(host: &SupplyHost, request: &JobRequest, model: Option<&str>) -> String {
     let region = host.terms.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default();
     let price = |amount: MicroUsd, each: &str| format!(" at {amount} an hour{each}{region}");
     let term = host.terms.term.as_str().replace('_', " ");
@@ -156,7 +158,7 @@ fn offered(host: &SupplyHost, request: &JobRequest) -> String {
         let amount = hourly(request.resources.size(), host.rate).unwrap_or_default();
         return format!("the same{}, {term}", price(amount, ""));
     };
-    let first: Option<&Device> = devices(host, gpu, None).first().copied();
+    let first: Option<&Device> = devices(host, gpu, model).first().copied();
     let label = first.map(|device| format!("{} {}", device.label(), device.vram)).unwrap_or_default();
     let (rate, trust) = (price(host.rate.gpu_hour, " each"), host.terms.trust.as_str());
     format!("{} x {label}{rate}, {term}, {trust}", gpu.count)

@@ -5,3 +5,4 @@ mod properties;
 mod role;
 mod supply;
 mod watch;
+mod wishes;
