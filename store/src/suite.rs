@@ -57,8 +57,8 @@ pub struct Decided {
 pub(crate) const HEARD_MS_MAX: i64 = 10_000;
 
 impl Store {
-    /// Hosts to be tested: they claim more than they have proven or are to prove it again, and
-    /// run nothing. Who joins again waits as long as before. Refused hosts whose pause has passed are among them again once they are
+    /// Hosts to be tested: they claim more than they have proven or are to prove it again, run nothing, and
+    /// have no tests open but transfers. Who joins again waits as long as before. Refused hosts whose pause has passed are among them again once they are
     /// heard; hosts that a ban counts against are refused instead.
     ///
     /// # Errors
@@ -87,6 +87,8 @@ impl Store {
                     order by window_id desc limit 1) w on true
                where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= control_ms()
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
+                 and not exists (select from challenges c
+                    where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer')
                order by h.host_id"#
         )
         .fetch_all(&self.pool)

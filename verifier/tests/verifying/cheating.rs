@@ -170,3 +170,33 @@ async fn a_flood_of_evidence_does_not_keep_others_from_their_nonces() {
         assert_eq!(host.last_code().await, "passed");
     }
 }
+
+#[tokio::test]
+async fn openings_of_one_miner_do_not_keep_those_of_another_waiting() {
+    let market = open().await;
+    let one = Config { judges: std::num::NonZeroUsize::MIN, ..config() };
+    let mut verifier = Verifier::new(one, market.store.clone());
+    let mut crowd = Vec::new();
+    for number in 0..6 {
+        crowd.push(market.host_of("many", &format!("crowd {number}"), 1_000).await);
+    }
+    let mut last = market.host("last", 1_000).await;
+    for host in crowd.iter_mut().chain([&mut last]) {
+        committed(host, &mut verifier).await;
+    }
+    for host in crowd.iter_mut().chain([&mut last]) {
+        host.work().await;
+    }
+    look(&mut verifier).await;
+    let theirs = decided_at(&last).await;
+    let mut before = 0;
+    for host in &crowd {
+        before += usize::from(decided_at(host).await < theirs);
+    }
+    assert!(before <= 1, "{before} of six were judged before the one of another miner");
+}
+
+async fn decided_at(host: &Host) -> nave_domain::Timestamp {
+    let last = host.store.verdict_list(host.id, None, 1).await.expect("verdicts").remove(0);
+    last.verdict.expect("a verdict").1
+}

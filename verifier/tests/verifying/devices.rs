@@ -259,6 +259,42 @@ async fn who_waits_in_a_window_shows_nothing() {
     }
 }
 
+#[tokio::test]
+async fn a_window_that_no_verifier_was_there_for_is_soon_followed_by_another_and_harms_nobody() {
+    let market = open().await;
+    let mut drawn = ready(&market, "drawn", "SIM-1").await;
+    let missed = ready(&market, "missed", "SIM-2").await;
+    let watch = async || market.store.hosts_watched().await.expect("watch");
+    let mut first = verifier(&market, NO_SOONER);
+    look(&mut first).await;
+    market.store.window_come().await.expect("its time comes");
+    look(&mut first).await;
+    drop(first);
+    // One was to be tested, and no more, when the verifier died.
+    let seen = market.store.host_generation(drawn.id).await.expect("generation");
+    market.store.suite_begin(drawn.id, seen, Cause::Window).await.expect("begin");
+    market.store.windows_age(Millis(31_000)).await.expect("half a minute passes");
+    assert!(watch().await.missed.is_some());
+    let mut second = verifier(&market, NO_SOONER);
+    drawn.prove_all(&mut second).await;
+    assert_eq!((drawn.state().await, drawn.last_code().await), (HostState::Ready, "passed"));
+    assert_eq!((missed.state().await, missed.challenges().await.len()), (HostState::Ready, 3));
+    let (_, opens) = watch().await.ahead.expect("another window");
+    let now = market.store.clock_now().await.expect("clock").up;
+    assert!(opens.0 - now.0 < 60_000 * 45, "soon: {}", opens.0 - now.0);
+    assert_eq!(watch().await.missed, None, "one takes its place");
+    for host in [&drawn, &missed] {
+        assert_eq!(market.store.bans_of_host(host.id).await.expect("bans"), []);
+    }
+    market.store.window_come().await.expect("its time comes");
+    for _ in 0..3 {
+        look(&mut second).await;
+    }
+    assert_eq!(last_cause(&missed).await, Cause::Window);
+    market.store.windows_age(Millis(31_000)).await.expect("half a minute passes");
+    assert_eq!(watch().await.missed, None, "everyone was drawn into it");
+}
+
 /// What a host with a job answers to the small test of its GPU.
 async fn probed(host: &Host, verifier: &mut Verifier, code: Reason) {
     look(verifier).await;

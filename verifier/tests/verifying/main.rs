@@ -2,6 +2,7 @@
 
 mod cheating;
 mod claims;
+mod crowd;
 mod devices;
 mod disputes;
 mod killed;

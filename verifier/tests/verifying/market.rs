@@ -67,9 +67,14 @@ impl Market {
 
     /// A host that has joined and was heard once.
     pub async fn host(&self, name: &str, milli_cpu: i64) -> Host {
+        self.host_of(&format!("miner of {name}"), name, milli_cpu).await
+    }
+
+    /// The same, of a certain miner.
+    pub async fn host_of(&self, hotkey: &str, name: &str, milli_cpu: i64) -> Host {
         let id = HostId(Uuid::now_v7());
         let zero = Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO };
-        let new = NewHost { host: id, name, hotkey: &format!("miner of {name}"), rate: zero };
+        let new = NewHost { host: id, name, hotkey, rate: zero };
         self.store.host_enrol(&new).await.expect("enrol");
         let inventory = inventory(milli_cpu);
         let store = self.store.clone();

@@ -134,6 +134,40 @@ async fn a_host_that_leaves_is_not_judged() {
     }
 }
 
+#[tokio::test]
+async fn who_leaves_once_it_knows_its_samples_has_failed_and_its_miners_next_host_is_in_doubt() {
+    let market = open().await;
+    let mut verifier = market.verifier();
+    let mut host = market.host_of("miner", "first", 1_000).await;
+    look(&mut verifier).await;
+    host.work_within(EFFORT).await;
+    look(&mut verifier).await;
+    assert_eq!(host.fetch().await.expect("a challenge").step(), 1, "it knows what to show");
+    market.store.host_depart(None, host.id, Departure::Leave).await.expect("leave");
+    let mut next = market.host_of("miner", "second", 1_000).await;
+    look(&mut verifier).await;
+    let ruling = host.rulings().await.remove(0).expect("a ruling");
+    let told = "the host left the market when it was to show its work";
+    assert_eq!(
+        ruling,
+        nave_verifier::decide::Ruling::Failed(nave_proof::Failure {
+            code: nave_proof::Reason::Aborted,
+            message: told.into(),
+        })
+    );
+    // The second time is no accident.
+    look(&mut verifier).await;
+    next.work_within(EFFORT).await;
+    look(&mut verifier).await;
+    next.fetch().await.expect("a challenge");
+    market.store.host_depart(None, next.id, Departure::Drain).await.expect("drain what is free: leave");
+    look(&mut verifier).await;
+    assert_eq!(market.store.bans_of_host(next.id).await.expect("bans").len(), 1);
+    let third = market.host_of("miner", "third", 1_000).await;
+    look(&mut verifier).await;
+    assert_eq!(third.state().await, HostState::Refused);
+}
+
 async fn rejoin(market: &Market, host: &Host) {
     // What happens within one millisecond happens at the same time.
     tokio::time::sleep(std::time::Duration::from_millis(5)).await;

@@ -1,0 +1,65 @@
+//! What a look costs while many challenges are open.
+
+use std::time::{Duration, Instant};
+
+use nave_domain::Millis;
+use nave_verifier::Verifier;
+use tokio::task::JoinSet;
+
+use crate::market::{EFFORT, Host, Market, open};
+
+/// How many hosts are tested at the same time.
+const HOSTS: usize = 10_000;
+/// How many of them are at work at the same time here, to get them there.
+const AT_ONCE: usize = 8;
+
+/// Hosts that have joined and were heard.
+async fn crowd(market: &Market, hosts: usize) -> Vec<Host> {
+    let mut all = JoinSet::new();
+    for part in 0..AT_ONCE {
+        let market = Market { store: market.store.clone(), url: market.url.clone() };
+        all.spawn(async move {
+            let mut joined = Vec::new();
+            for number in (part..hosts).step_by(AT_ONCE) {
+                joined.push(market.host(&format!("host {number}"), 1_000).await);
+            }
+            joined
+        });
+    }
+    all.join_all().await.into_iter().flatten().collect()
+}
+
+async fn timed(what: &str, verifier: &mut Verifier) -> Duration {
+    let begin = Instant::now();
+    verifier.look().await.expect("look");
+    let took = begin.elapsed();
+    println!("{what}: {} ms", took.as_millis());
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement of some minutes: cargo test --release -p nave-verifier --test verifying crowd -- --ignored --nocapture"]
+async fn a_look_costs_what_has_changed_and_not_what_is_open() {
+    let market = open().await;
+    let mut hosts = crowd(&market, HOSTS).await;
+    let mut verifier = market.verifier();
+    timed("a look that draws all challenges", &mut verifier).await;
+    for host in &hosts[..1_000] {
+        host.fetch().await.expect("a challenge");
+    }
+    timed("a look at all that is open, as every look was once", &mut verifier).await;
+    timed("a verifier's first look", &mut market.verifier()).await;
+    for _ in 0..3 {
+        timed("a look when nothing came", &mut verifier).await;
+    }
+    for host in &mut hosts[..100] {
+        host.work_within(EFFORT).await;
+    }
+    timed("a look when a hundred answers came", &mut verifier).await;
+    for host in &hosts[..100] {
+        assert_eq!(host.fetch().await.expect("a challenge").step(), 1);
+    }
+    market.store.clock_advance(Millis(61_000)).await.expect("advance");
+    timed("a look when the time of nine thousand is over", &mut verifier).await;
+    assert_eq!(hosts[HOSTS - 1].last_code().await, "too_late");
+}
