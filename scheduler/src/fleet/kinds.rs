@@ -95,6 +95,20 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// The hosts where the lasting cost is least, not more than that many.
+    pub fn cheap(&self, most: usize) -> Vec<usize> {
+        let fit = self.costs.iter().enumerate().filter(|(_, cost)| **cost != UNFIT);
+        let mut fit: Vec<(i64, usize)> = fit.map(|(at, cost)| (*cost, at)).collect();
+        if fit.len() > most {
+            fit.select_nth_unstable(most);
+            fit.truncate(most);
+        }
+        fit.sort_unstable();
+        fit.into_iter().map(|(_, at)| at).collect()
+    }
+}
+
 /// The cost as it is kept: with whether the request takes an untouched device for a share.
 pub(super) fn kept(cost: i64, untouched: bool) -> i64 {
     cost.saturating_mul(2).saturating_add(untouched.into()).min(UNFIT - 1)

@@ -11,15 +11,19 @@
 //! moves with everything; it is never negative, so it is computed only for hosts that could
 //! still be the best.
 
+mod batch;
 mod demand;
 mod kinds;
+mod queue;
 mod request;
 mod room;
 mod scarcity;
 mod sorts;
 mod stranding;
 
+pub use batch::{Gang, Places};
 pub use demand::Demand;
+pub use queue::{Plan, SpotLease, Waiting};
 pub use request::{DEVICE_MILLI, Gpus, Request};
 pub use room::{CLASSES_MAX, DEVICES_MAX, Host, Rate};
 
@@ -205,20 +209,49 @@ impl Fleet {
         let (cost, at) = best?;
         let room = self.rooms.get(at)?.as_ref()?;
         let devices = match request.gpus {
-            Gpus::None => Vec::new(),
             Gpus::Share { milli, vram_mib } => {
                 let (device, _) = self.share(room, milli, vram_mib)?;
                 vec![u8::try_from(device).ok()?]
             }
-            Gpus::Whole { count, vram_mib } => {
-                let mut devices = room.whole_devices(vram_mib);
-                devices.truncate(usize::from(count));
-                devices.sort_unstable();
-                devices
-            }
+            Gpus::None | Gpus::Whole { .. } => room.places(request).pop()?,
         };
         let host = Handle(u32::try_from(at).ok()?);
         Some(Choice { host, devices, hourly: room.host.hourly(request), cost })
+    }
+
+    /// What a request costs at a place; `None` where that is not to be had.
+    fn choice(&self, host: Handle, request: &Request, devices: &[u8], whose: u64) -> Option<Choice> {
+        let room = self.room(host).filter(|room| room.claim.is_none_or(|claim| claim == whose))?;
+        let mut after = room.clone();
+        if !room.admits(request) || !after.take(request, devices) {
+            return None;
+        }
+        let money = self.expected(room, request)?;
+        let untouched = request.whole() == 0 && after.whole < room.whole;
+        let sort = self.sorts.of(host.0 as usize).1;
+        let apart = i64::from(request.gpus == Gpus::None && room.devices() > 0);
+        let stranded = self.stranded_on(&after) - self.stranded_on(room);
+        let cost = money + stranded + apart + self.scarce(sort, request, untouched, after.milli_cpu);
+        Some(Choice { host, devices: devices.to_vec(), hourly: room.host.hourly(request), cost })
+    }
+
+    /// The cheapest hosts for a request, with each device that a share may have there.
+    fn options(&mut self, request: &Request, whose: u64, most: usize) -> Vec<(Handle, Vec<u8>)> {
+        let (place, mut kind) = self.kinds.take(request);
+        self.refresh(request, &mut kind);
+        let hosts = kind.cheap(most);
+        self.kinds.put(place, kind);
+        let places = hosts.into_iter().filter_map(|at| {
+            let room = self.rooms[at].as_ref()?;
+            let host = Handle(u32::try_from(at).ok()?);
+            Some(room.places(request).into_iter().map(move |devices| (host, devices)))
+        });
+        let priced =
+            places.flatten().filter_map(|(host, devices)| self.choice(host, request, &devices, whose));
+        let mut priced: Vec<Choice> = priced.collect();
+        priced.sort_by_key(|choice| (choice.cost, choice.host));
+        priced.truncate(most);
+        priced.into_iter().map(|choice| (choice.host, choice.devices)).collect()
     }
 
     /// Occupies what a choice found; `false` and nothing changed where it is not free any more.
@@ -231,6 +264,21 @@ impl Fleet {
     /// Gives back what a placement occupied.
     pub fn release(&mut self, handle: Handle, request: &Request, devices: &[u8]) {
         self.alter(handle, |room| room.give(request, devices));
+    }
+
+    /// What the device time is worth that is expected to stay unused, in micro-USD an hour.
+    #[must_use]
+    pub fn stranded(&self) -> i64 {
+        self.rooms.iter().flatten().map(|room| self.stranded_on(room)).sum()
+    }
+
+    fn stranded_on(&self, room: &Room) -> i64 {
+        let class = usize::from(room.host.class);
+        self.stranding[class].as_ref().map_or(0, |stranding| {
+            let devices: i64 = room.usable().iter().map(|usable| stranding.of_device(*usable)).sum();
+            let host = stranding.of_host(room.usable_milli, room.milli_cpu, room.memory_mib);
+            Stranding::worth(devices + host, self.gpu_hours[class])
+        })
     }
 
     /// Memory that the fleet occupies, about, in bytes.

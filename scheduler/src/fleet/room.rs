@@ -139,6 +139,14 @@ impl Room {
         }
     }
 
+    /// How much is taken: thousandths of devices, or of cores where it has none.
+    pub fn occupied(&self) -> u32 {
+        match self.devices {
+            0 => self.host.milli_cpu - self.milli_cpu,
+            devices => u32::from(devices) * u32::from(DEVICE_MILLI) - self.usable_milli,
+        }
+    }
+
     /// Whether everything but devices suffices.
     pub fn admits(&self, request: &Request) -> bool {
         self.milli_cpu >= request.milli_cpu
@@ -166,14 +174,28 @@ impl Room {
         usable(self.milli[device] - milli, self.vram_mib[device] - vram_mib, self.total_mib[device])
     }
 
-    /// The untouched devices with that much memory, smallest first.
-    pub fn whole_devices(&self, vram_mib: u32) -> Vec<u8> {
-        let mut found: Vec<u8> = (0..self.devices())
-            .filter(|device| self.is_whole(*device) && self.total_mib[*device] >= vram_mib)
-            .filter_map(|device| u8::try_from(device).ok())
-            .collect();
-        found.sort_by_key(|device| (self.total_mib[usize::from(*device)], *device));
-        found
+    /// The devices that a request may have, where it fits: for a share each that has it, for
+    /// whole devices the smallest that suffice.
+    pub fn places(&self, request: &Request) -> Vec<Vec<u8>> {
+        let number = |device: usize| u8::try_from(device).unwrap_or(u8::MAX);
+        match request.gpus {
+            Gpus::None => vec![Vec::new()],
+            Gpus::Share { milli, vram_mib } => {
+                let fit = (0..self.devices()).filter(|device| self.has_share(*device, milli, vram_mib));
+                fit.map(|device| vec![number(device)]).collect()
+            }
+            Gpus::Whole { count, vram_mib } => {
+                let large = |device: &usize| self.is_whole(*device) && self.total_mib[*device] >= vram_mib;
+                let mut devices: Vec<usize> = (0..self.devices()).filter(large).collect();
+                devices.sort_by_key(|device| (self.total_mib[*device], *device));
+                devices.truncate(usize::from(count));
+                devices.sort_unstable();
+                if devices.len() < usize::from(count) {
+                    return Vec::new();
+                }
+                vec![devices.into_iter().map(number).collect()]
+            }
+        }
     }
 
     /// Whether that many untouched devices with that much memory are there.

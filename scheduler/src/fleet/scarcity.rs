@@ -84,14 +84,14 @@ impl Scarcity {
 
     /// Devices that are together on a host with that many untouched and that much CPU.
     pub fn together(&self, whole: u8, milli_cpu: u32) -> Together {
-        let mut together = [0; LEVEL_COUNT];
-        for (level, devices) in LEVELS.into_iter().enumerate().skip(1) {
-            if whole >= devices && !self.demands[level].is_empty() {
-                let by_cpu = u8::try_from(milli_cpu / self.milli_cpu[level]).unwrap_or(u8::MAX);
-                together[level] = (whole / devices).min(by_cpu) * devices;
+        std::array::from_fn(|level| {
+            let devices = LEVELS[level];
+            if level == 0 || whole < devices || self.demands[level].is_empty() {
+                return 0;
             }
-        }
-        together
+            let by_cpu = u8::try_from(milli_cpu / self.milli_cpu[level]).unwrap_or(u8::MAX);
+            (whole / devices).min(by_cpu) * devices
+        })
     }
 
     /// Counts a room in.

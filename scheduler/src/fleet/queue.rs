@@ -1,0 +1,241 @@
+//! Who waits, and what is done so that nobody waits for ever: claims, and spot leases that yield.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Choice, Fleet, Handle,
+    batch::{Gang, Places},
+    request::Request,
+    room::Room,
+};
+
+/// A gang that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// What it asks for.
+    pub gang: Gang,
+    /// Since when, in milliseconds of one clock.
+    pub since_ms: i64,
+    /// Whether spot leases yield to it; spot gangs wait for others to end.
+    pub on_demand: bool,
+}
+
+/// A lease that yields to those that are on demand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpotLease {
+    /// Known to the caller.
+    pub id: u64,
+    /// Where it runs.
+    pub host: Handle,
+    /// What it occupies there.
+    pub request: Request,
+    /// On which devices.
+    pub devices: Vec<u8>,
+    /// Whether it was given notice already: it ends anyway.
+    pub noticed: bool,
+}
+
+/// What is to be done now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Gangs that are placed; the fleet has them already.
+    pub placed: Vec<(u64, Places)>,
+    /// Spot leases to give notice to, and to whom each yields.
+    pub notices: Vec<(u64, u64)>,
+    /// Gangs that wait on.
+    pub waiting: Vec<u64>,
+}
+
+/// What it takes to make room on a host.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Yield {
+    /// What the leases that end have done in vain, in micro-USD.
+    cost: i64,
+    host: Handle,
+    leases: Vec<u64>,
+}
+
+impl Fleet {
+    /// Plans for everybody who waits. Those that waited longer than `patience_ms` come first,
+    /// oldest first, and others only after them. For whoever is on demand and fits nowhere,
+    /// spot leases get notice; for the oldest that was patient for too long, hosts are
+    /// claimed, so that what ends there is not taken by others. As leases end, the oldest
+    /// is placed, then the next one: nobody starves.
+    pub fn plan(&mut self, waiting: &[Waiting], spot: &[SpotLease], now_ms: i64, patience_ms: i64) -> Plan {
+        let mut plan = Plan::default();
+        let mut oldest: Vec<&Waiting> = waiting.iter().collect();
+        oldest.sort_by_key(|waiting| (waiting.since_ms, waiting.gang.id));
+        self.keep_claims(waiting);
+        let tired = |waiting: &&Waiting| now_ms.saturating_sub(waiting.since_ms) > patience_ms;
+        let (tired, patient): (Vec<_>, Vec<_>) = oldest.into_iter().partition(tired);
+        let mut without: Vec<&Waiting> = Vec::new();
+        for waiting in &tired {
+            match self.place_gang(&waiting.gang) {
+                Some(places) => self.placed(waiting, places, &mut plan),
+                None => without.push(waiting),
+            }
+        }
+        if let Some(first) = without.first() {
+            self.claim_for(&first.gang);
+        }
+        let gangs: Vec<Gang> = patient.iter().map(|waiting| waiting.gang.clone()).collect();
+        let places = self.place_batch(&gangs);
+        for (waiting, places) in patient.iter().zip(places) {
+            match places {
+                Some(places) => self.placed(waiting, places, &mut plan),
+                None => without.push(waiting),
+            }
+        }
+        let mut spot: Vec<SpotLease> = spot.to_vec();
+        for waiting in without {
+            if waiting.on_demand {
+                self.give_notice(&waiting.gang, &mut spot, &mut plan);
+            }
+            plan.waiting.push(waiting.gang.id);
+        }
+        plan
+    }
+
+    fn placed(&mut self, waiting: &Waiting, places: Vec<Choice>, plan: &mut Plan) {
+        self.drop_claims(waiting.gang.id);
+        plan.placed.push((waiting.gang.id, places));
+    }
+
+    /// Drops what is claimed for others than these.
+    fn keep_claims(&mut self, waiting: &[Waiting]) {
+        for room in self.rooms.iter_mut().flatten() {
+            let kept = |claim: u64| waiting.iter().any(|waiting| waiting.gang.id == claim);
+            room.claim = room.claim.filter(|claim| kept(*claim));
+        }
+    }
+
+    fn drop_claims(&mut self, whose: u64) {
+        for room in self.rooms.iter_mut().flatten() {
+            room.claim = room.claim.filter(|claim| *claim != whose);
+        }
+    }
+
+    /// Keeps hosts free for a gang: its own already, then those where the least must end until
+    /// its members fit, then those that somebody younger has claimed. None where the gang
+    /// would not fit even so.
+    fn claim_for(&mut self, gang: &Gang) {
+        let open = |(at, room)| Some((at, Option::as_ref(room).filter(|room: &&Room| room.open)?));
+        let mut empty: Vec<((u8, u32), usize, Room)> = self
+            .rooms
+            .iter()
+            .enumerate()
+            .filter_map(open)
+            .map(|(at, room)| {
+                let turn = match room.claim {
+                    Some(claim) if claim == gang.id => 0,
+                    None => 1,
+                    Some(_) => 2,
+                };
+                ((turn, room.occupied()), at, Room::new(room.host.clone()))
+            })
+            .collect();
+        empty.sort_by_key(|(turn, at, _)| (*turn, *at));
+        let mut claimed = Vec::new();
+        for member in &gang.members {
+            let found = empty.iter_mut().find_map(|(_, at, room)| fill(room, member).then_some(*at));
+            match found {
+                Some(at) => claimed.push(at),
+                None => return,
+            }
+        }
+        self.drop_claims(gang.id);
+        for at in claimed {
+            if let Some(room) = &mut self.rooms[at] {
+                room.claim = Some(gang.id);
+            }
+        }
+    }
+
+    /// Gives notice to the spot leases whose end costs the least, so that a gang fits, and
+    /// keeps their hosts for it.
+    fn give_notice(&mut self, gang: &Gang, spot: &mut [SpotLease], plan: &mut Plan) {
+        let mut rooms: BTreeMap<Handle, Room> = BTreeMap::new();
+        let mut ends: Vec<u64> = Vec::new();
+        for member in &gang.members {
+            let Some(found) = self.yields(gang.id, member, spot, &rooms) else { return };
+            let room = rooms.remove(&found.host).or_else(|| self.room(found.host).cloned());
+            let Some(mut room) = room else { return };
+            for lease in spot.iter().filter(|lease| found.leases.contains(&lease.id)) {
+                room.give(&lease.request, &lease.devices);
+            }
+            fill(&mut room, member);
+            rooms.insert(found.host, room);
+            ends.extend(found.leases);
+        }
+        for host in rooms.keys() {
+            if let Some(Some(room)) = self.rooms.get_mut(host.0 as usize) {
+                room.claim = Some(gang.id);
+            }
+        }
+        for lease in spot.iter_mut().filter(|lease| ends.contains(&lease.id) && !lease.noticed) {
+            lease.noticed = true;
+            plan.notices.push((lease.id, gang.id));
+        }
+    }
+
+    /// The cheapest leases to end so that a request fits, where `rooms` are as they are to be.
+    fn yields(
+        &self,
+        whose: u64,
+        request: &Request,
+        spot: &[SpotLease],
+        rooms: &BTreeMap<Handle, Room>,
+    ) -> Option<Yield> {
+        let mut by_host: BTreeMap<Handle, Vec<&SpotLease>> = BTreeMap::new();
+        for lease in spot {
+            by_host.entry(lease.host).or_default().push(lease);
+        }
+        let options = (0..self.rooms.len()).filter_map(|at| {
+            let host = Handle(u32::try_from(at).ok()?);
+            // A lease that ends for an earlier member does not end again.
+            let changed = rooms.get(&host);
+            let leases =
+                if changed.is_some() { Vec::new() } else { by_host.remove(&host).unwrap_or_default() };
+            let room = changed.or_else(|| self.room(host))?;
+            let free = room.open && room.claim.is_none_or(|claim| claim == whose);
+            if free { fewest(host, room, request, leases) } else { None }
+        });
+        options.min()
+    }
+}
+
+/// The leases that must end on a host, none of them in vain.
+fn fewest(host: Handle, room: &Room, request: &Request, mut leases: Vec<&SpotLease>) -> Option<Yield> {
+    let lost = |lease: &SpotLease| match lease.noticed {
+        true => 0,
+        false => room.host.hourly(&lease.request).saturating_mul(lease.request.redo_minutes.into()) / 60 + 1,
+    };
+    let fits = |ending: &[&SpotLease]| {
+        let mut room = room.clone();
+        ending.iter().for_each(|lease| room.give(&lease.request, &lease.devices));
+        fill(&mut room, request)
+    };
+    leases.sort_by_key(|lease| (lost(lease), lease.id));
+    let enough = (0..=leases.len()).find(|count| fits(&leases[..*count]))?;
+    leases.truncate(enough);
+    // The dearest first: spare whoever need not end.
+    for at in (0..leases.len()).rev() {
+        let spared = leases.remove(at);
+        if !fits(&leases) {
+            leases.insert(at, spared);
+        }
+    }
+    let cost = leases.iter().map(|lease| lost(lease)).sum();
+    Some(Yield { cost, host, leases: leases.iter().map(|lease| lease.id).collect() })
+}
+
+/// Occupies a room anywhere; `false` where the request does not fit or cannot pay.
+fn fill(room: &mut Room, request: &Request) -> bool {
+    if !room.admits(request) || room.host.hourly(request) > request.hourly_max {
+        return false;
+    }
+    let tightness =
+        |devices: &Vec<u8>| devices.iter().map(|device| room.usable()[usize::from(*device)]).min();
+    let devices = room.places(request).into_iter().min_by_key(tightness);
+    devices.is_some_and(|devices| room.take(request, &devices))
+}

@@ -1,0 +1,129 @@
+use nave_scheduler::fleet::{Fleet, Gang, Places, Plan, Request, SpotLease, Waiting};
+
+use super::{fleet, host, share, whole};
+
+const PATIENCE: i64 = 60_000;
+
+fn gang(id: u64, members: &[Request]) -> Gang {
+    Gang { id, members: members.to_vec() }
+}
+
+fn waiting(id: u64, members: &[Request], since_ms: i64) -> Waiting {
+    Waiting { gang: gang(id, members), since_ms, on_demand: false }
+}
+
+fn on_demand(id: u64, members: &[Request]) -> Waiting {
+    Waiting { on_demand: true, ..waiting(id, members, 0) }
+}
+
+fn spot(fleet: &mut Fleet, id: u64, request: Request) -> SpotLease {
+    let choice = fleet.decide(&request).expect("a place");
+    assert!(fleet.place(choice.host, &request, &choice.devices));
+    SpotLease { id, host: choice.host, request, devices: choice.devices, noticed: false }
+}
+
+#[test]
+fn a_gang_is_placed_whole_or_not_at_all() {
+    let (mut fleet, _) = fleet([host(2), host(1)]);
+    let places = fleet.place_gang(&gang(1, &[whole(1), whole(2)])).expect("a place for both");
+    assert_eq!(places.iter().map(|choice| choice.devices.len()).collect::<Vec<_>>(), [1, 2]);
+    fleet.release_gang(&gang(1, &[whole(1), whole(2)]), &places);
+    assert!(fleet.place_gang(&gang(2, &[whole(2), whole(2)])).is_none());
+    assert!(fleet.place_gang(&gang(3, &[whole(1); 3])).is_some(), "what was refused occupies nothing");
+}
+
+#[test]
+fn a_batch_leaves_the_only_place_to_whoever_has_no_other() {
+    // The first would take the cheap host, which alone has two devices.
+    let mut cheap = host(2);
+    cheap.rate.gpu_hour /= 2;
+    let (mut fleet, handles) = fleet([cheap, host(1)]);
+    let places = fleet.place_batch(&[gang(1, &[whole(1)]), gang(2, &[whole(2)])]);
+    let host = |places: &Option<Places>| places.as_ref().expect("a place")[0].host;
+    assert_eq!((host(&places[0]), host(&places[1])), (handles[1], handles[0]));
+}
+
+#[test]
+fn spot_yields_to_on_demand_after_notice_and_no_more_of_it_than_must() {
+    let (mut fleet, _) = fleet([host(2)]);
+    let small = spot(&mut fleet, 7, whole(1));
+    let dear = spot(&mut fleet, 8, Request { redo_minutes: 60, ..whole(1) });
+    let mut leases = vec![dear, small];
+    let plan = fleet.plan(&[on_demand(1, &[whole(1)])], &leases, 0, PATIENCE);
+    assert_eq!(plan, Plan { notices: vec![(7, 1)], waiting: vec![1], ..Plan::default() });
+    // While the notice runs nobody else gets notice, and nobody else gets the place.
+    leases[1].noticed = true;
+    let both = [on_demand(1, &[whole(1)]), waiting(2, &[whole(1)], 0)];
+    let plan = fleet.plan(&both, &leases, 10, PATIENCE);
+    assert_eq!(plan, Plan { waiting: vec![1, 2], ..Plan::default() });
+    let ended = leases.remove(1);
+    fleet.release(ended.host, &ended.request, &ended.devices);
+    assert!(fleet.decide(&whole(1)).is_none(), "it is kept for the one that it yields to");
+    let plan = fleet.plan(&both, &leases, 20, PATIENCE);
+    assert_eq!(plan.placed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1]);
+    assert_eq!((plan.notices, plan.waiting), (vec![], vec![2]));
+}
+
+#[test]
+fn spot_does_not_yield_to_spot_nor_where_it_would_not_help() {
+    let (mut fleet, _) = fleet([host(1)]);
+    let leases = [spot(&mut fleet, 7, whole(1))];
+    let plan = fleet.plan(&[waiting(1, &[whole(1)], 0)], &leases, 0, PATIENCE);
+    assert_eq!(plan.notices, []);
+    let plan =
+        fleet.plan(&[on_demand(2, &[whole(2)]), on_demand(3, &[whole(1), whole(1)])], &leases, 0, PATIENCE);
+    assert_eq!((plan.notices, plan.waiting), (vec![], vec![2, 3]));
+}
+
+#[test]
+fn a_gang_on_demand_counts_free_places_before_it_ends_anybody() {
+    let (mut fleet, _) = fleet([host(1), host(1), host(1)]);
+    let leases = [spot(&mut fleet, 7, whole(1)), spot(&mut fleet, 8, whole(1))];
+    let plan = fleet.plan(&[on_demand(1, &[whole(1), whole(1)])], &leases, 0, PATIENCE);
+    assert_eq!(plan.notices, [(7, 1)]);
+    assert!(fleet.decide(&whole(1)).is_none(), "the free place is kept for it, too");
+}
+
+#[test]
+fn a_claim_ends_with_the_wait() {
+    let (mut fleet, _) = fleet([host(1)]);
+    let leases = [spot(&mut fleet, 7, share(500))];
+    fleet.plan(&[on_demand(1, &[whole(1)])], &leases, 0, PATIENCE);
+    assert!(fleet.decide(&share(500)).is_none());
+    // Who asked has cancelled.
+    fleet.plan(&[], &leases, 1, PATIENCE);
+    assert!(fleet.decide(&share(500)).is_some());
+}
+
+/// One job wants a whole host, and small ones come all the time and would fill every gap.
+#[test]
+fn nobody_starves() {
+    let (mut fleet, _) = fleet([host(4), host(4)]);
+    let mut running: Vec<(i64, Gang, Places)> = Vec::new();
+    let mut queue = vec![waiting(0, &[whole(4), whole(4)], 0)];
+    for at in 0..16 {
+        // Small jobs were there first and end one after the other.
+        let small = gang(1_000 + at, &[whole(1)]);
+        if let Some(places) = fleet.place_gang(&small) {
+            running.push((i64::try_from(at).expect("small") * 7_000, small, places));
+        }
+    }
+    for step in 0_i64..200 {
+        let now = step * 5_000;
+        let ended: Vec<_> = running.extract_if(.., |(until, _, _)| *until <= now).collect();
+        ended.iter().for_each(|(_, gang, places)| fleet.release_gang(gang, places));
+        for at in 0..2 {
+            queue.push(waiting(u64::try_from(1 + step * 2 + at).expect("positive"), &[whole(1)], now));
+        }
+        let plan = fleet.plan(&queue, &[], now, PATIENCE);
+        for (id, places) in plan.placed {
+            let at = queue.iter().position(|waiting| waiting.gang.id == id).expect("it waited");
+            let gang = queue.remove(at).gang;
+            if id == 0 {
+                return;
+            }
+            running.push((now + 30_000, gang, places));
+        }
+    }
+    panic!("the gang waits for ever");
+}
