@@ -23,7 +23,7 @@ pub enum Kind {
         /// How long it wants not to be asked.
         after: Millis,
     },
-    /// It does not know our key, or the key may not do this.
+    /// It does not know our key, or the session is over.
     Unauthorised,
     /// It has nothing by that id.
     NotFound,
@@ -109,7 +109,7 @@ impl std::error::Error for CloudError {}
 #[must_use]
 pub fn of_status(status: u16) -> Kind {
     match status {
-        401 | 403 => Kind::Unauthorised,
+        401 => Kind::Unauthorised,
         402 => Kind::NoBalance,
         404 => Kind::NotFound,
         408 => Kind::TimedOut,

@@ -143,7 +143,7 @@ pub struct Site {
     pub now: Timestamp,
     /// What goes wrong.
     pub faults: Faults,
-    /// What the next calls do, before chance says.
+    /// What goes wrong with the next launches, before chance says.
     pub script: Vec<Fault>,
     /// Machines by number, also those that are gone.
     pub machines: BTreeMap<u64, Real>,
@@ -192,7 +192,7 @@ impl Site {
     /// Whether and what goes wrong with a call, and whether it has its effect all the same.
     pub fn draw(&mut self, is_launch: bool) -> Option<(Fault, bool)> {
         let (faults, after) = (self.faults, self.numbers.permille(500));
-        if !self.script.is_empty() {
+        if is_launch && !self.script.is_empty() {
             return Some((self.script.remove(0), after));
         }
         let refusals = [Fault::OutOfStock, Fault::OutOfStock, Fault::Quota, Fault::NoBalance];
@@ -260,7 +260,8 @@ impl Site {
     /// Why it cannot be.
     pub fn delete(&mut self, number: u64, ours: &dyn Fn(&str) -> bool) -> Result<(), Fault> {
         let ends = self.now.after(Millis(self.numbers.between(0, 90_000)));
-        let (is_forgotten, is_strict) = (self.numbers.permille(self.faults.forgotten), self.numbers.permille(700));
+        let (is_forgotten, is_strict) =
+            (self.numbers.permille(self.faults.forgotten), self.numbers.permille(700));
         let Some(real) = self.machines.get_mut(&number).filter(|real| real.gone_at.is_none()) else {
             return Err(Fault::NotFound);
         };
@@ -279,7 +280,9 @@ impl Site {
     /// What the list shows, or with its number what is shown of one machine.
     #[must_use]
     pub fn shown(&self, real: &Real, in_list: bool) -> Option<Shown> {
-        if let Some((_, _, lie)) = real.lie.filter(|(from, to, _)| *from <= self.now && self.now < *to && real.gone_at.is_none()) {
+        if let Some((_, _, lie)) =
+            real.lie.filter(|(from, to, _)| *from <= self.now && self.now < *to && real.gone_at.is_none())
+        {
             return match lie {
                 Lie::Gone => Some(Shown::Gone).filter(|_| !in_list),
                 Lie::Missing => None,
@@ -307,7 +310,8 @@ impl Site {
     pub fn cost(&self, owner: &Owner) -> MicroUsd {
         let ours = self.machines.values().filter(|real| owner.reads(&real.name).is_some());
         let billing = self.cloud.terms().billing;
-        let each = ours.map(|real| cost(real.price, real.gone_at.unwrap_or(self.now).since(real.created_at), billing).0);
+        let each = ours
+            .map(|real| cost(real.price, real.gone_at.unwrap_or(self.now).since(real.created_at), billing).0);
         MicroUsd(each.sum())
     }
 

@@ -72,7 +72,11 @@ impl Double {
         match fault {
             Fault::Silent => {
                 self.site.pass(PATIENCE);
-                Err(if has_effect || self.site.numbers().permille(700) { Broken::Unknown } else { Broken::NotSent })
+                Err(if has_effect || self.site.numbers().permille(700) {
+                    Broken::Unknown
+                } else {
+                    Broken::NotSent
+                })
             }
             Fault::Garbled => Ok(reply(200, "<html>{\"oops\":")),
             Fault::RateLimited => {

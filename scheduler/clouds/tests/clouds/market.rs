@@ -51,8 +51,13 @@ impl Market {
     pub fn new(cloud: Cloud, seed: u64, faults: Faults) -> Self {
         let site = Site::new(cloud, seed, faults, BEGIN);
         let double = Arc::new(Mutex::new(Double::new(site, owner())));
-        let mut market =
-            Self { cloud, double, journal: Arc::default(), offer: Default::default(), ids: Numbers::new(seed ^ 0xfeed) };
+        let mut market = Self {
+            cloud,
+            double,
+            journal: Arc::default(),
+            offer: Default::default(),
+            ids: Numbers::new(seed ^ 0xfeed),
+        };
         market.choose();
         market
     }
@@ -98,7 +103,8 @@ impl Market {
         let id = MachineId(Uuid::from_u64_pair(self.ids.next(), self.ids.next()));
         let (now, price) = (self.now(), MicroUsd(2_000_000));
         let most = MicroUsd(price.0 * 3 / 2);
-        let row = Row::intend(id, self.cloud, self.offer.clone(), price, most, now, now.after(Millis(86_400_000)));
+        let row =
+            Row::intend(id, self.cloud, self.offer.clone(), price, most, now, now.after(Millis(86_400_000)));
         assert!(self.journal().write(&row));
         id
     }
@@ -127,7 +133,11 @@ impl Market {
             running.extend(owner().reads(&real.name).filter(|_| real.ready_at <= now && !real.is_broken));
         }
         for id in running {
-            let is_new = self.journal().rows.get(&id).is_some_and(|row| row.enrolled_at.is_none() && row.ending.is_none());
+            let is_new = self
+                .journal()
+                .rows
+                .get(&id)
+                .is_some_and(|row| row.enrolled_at.is_none() && row.ending.is_none());
             if is_new {
                 self.change(id, |row| row.enrolled_at = Some(now));
             }

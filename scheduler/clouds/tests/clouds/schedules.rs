@@ -124,7 +124,8 @@ impl Schedule {
     /// Each need has the one machine that its row keeps, and there is no other.
     fn is_served(&self) -> bool {
         let double = self.market.double();
-        let mut living: Vec<_> = double.site.living(&owner()).iter().filter_map(|real| owner().reads(&real.name)).collect();
+        let mut living: Vec<_> =
+            double.site.living(&owner()).iter().filter_map(|real| owner().reads(&real.name)).collect();
         let mut rows: Vec<_> = self.needs.iter().filter_map(|need| need.row).collect();
         living.sort_unstable();
         rows.sort_unstable();
@@ -160,7 +161,9 @@ impl Schedule {
         for row in journal.rows.values() {
             *sum.endings.entry(row.ending.map_or("", |ending| ending.why.name())).or_default() += 1;
             sum.twice += u64::from(row.held.len() > 1);
-            sum.again += row.held.values().filter(|held| held.returned.is_some_and(|(_, times)| times > 1)).count() as u64;
+            sum.again +=
+                row.held.values().filter(|held| held.returned.is_some_and(|(_, times)| times > 1)).count()
+                    as u64;
         }
         for error in journal.attempts.iter().filter_map(|attempt| attempt.error.as_ref()) {
             *sum.errors.entry(error.kind.name()).or_default() += 1;
@@ -243,8 +246,24 @@ fn over_a_thousand_schedules_of_faults_and_kills_no_machine_is_leaked_and_none_i
         }
     });
     let schedules = SCHEDULES_EACH * 7;
-    assert!(sum.kills > schedules * 5 && sum.twice > 50 && sum.again > 50, "{} {} {}", sum.kills, sum.twice, sum.again);
-    for why in ["released", "too_dear", "broke", "never_launched", "out_of_stock", "quota", "no_balance", "idle", "lost"] {
+    assert!(
+        sum.kills > schedules * 5 && sum.twice > 50 && sum.again > 50,
+        "{} {} {}",
+        sum.kills,
+        sum.twice,
+        sum.again
+    );
+    for why in [
+        "released",
+        "too_dear",
+        "broke",
+        "never_launched",
+        "out_of_stock",
+        "quota",
+        "no_balance",
+        "idle",
+        "lost",
+    ] {
         assert!(sum.endings.contains_key(why), "{why} of {:?}", sum.endings);
     }
     for why in ["rate_limited", "unavailable", "timed_out", "not_sent", "malformed", "refused", "not_found"] {

@@ -34,7 +34,8 @@ impl Shape for Hyperstack {
             ("GET", ["core", "virtual-machines", id]) => Asked::Get(id.parse().ok()),
             ("DELETE", ["core", "virtual-machines", id]) => Asked::Delete(id.parse().ok()),
             ("POST", ["core", "virtual-machines"]) => {
-                (body.get("count")?.as_u64()? == 1 && text(body, "/environment_name") == "default-CANADA-1").then_some(())?;
+                (body.get("count")?.as_u64()? == 1 && text(body, "/environment_name") == "default-CANADA-1")
+                    .then_some(())?;
                 Asked::Launch { name: text(body, "/name"), script: text(body, "/user_data"), dead_man: None }
             }
             _ => return None,
@@ -57,8 +58,10 @@ impl Shape for Hyperstack {
             "id": 4, "name": "n3-H100x1", "display_name": null, "region_name": "CANADA-1", "cpu": 28, "ram": 180.0,
             "disk": 100, "ephemeral": 750, "gpu": "H100-80G-PCIe", "gpu_count": 1, "stock_available": true,
         });
-        let cpu_only = json!({ "name": "n1-cpu-small", "region_name": "CANADA-1", "gpu": "", "gpu_count": 0 });
-        let group = json!({ "gpu": "H100-80G-PCIe", "region_name": "CANADA-1", "flavors": [flavor, cpu_only] });
+        let cpu_only =
+            json!({ "name": "n1-cpu-small", "region_name": "CANADA-1", "gpu": "", "gpu_count": 0 });
+        let group =
+            json!({ "gpu": "H100-80G-PCIe", "region_name": "CANADA-1", "flavors": [flavor, cpu_only] });
         reply(200, json!({ "status": true, "message": "Getting flavors successful", "data": [group] }))
     }
 
@@ -76,7 +79,8 @@ impl Shape for Hyperstack {
 
     fn list(&self, shown: &[(&Real, Shown)], page: &str) -> Reply {
         let is_first = page.split('&').any(|part| part == "page=1");
-        let all: Vec<Value> = shown.iter().filter(|_| is_first).map(|(real, shown)| info(real, *shown)).collect();
+        let all: Vec<Value> =
+            shown.iter().filter(|_| is_first).map(|(real, shown)| info(real, *shown)).collect();
         reply(200, json!({ "status": true, "instances": all, "count": all.len() }))
     }
 
@@ -90,7 +94,9 @@ impl Shape for Hyperstack {
             Fault::Quota => (400, "bad_request", "Quota exceeded"),
             Fault::NoBalance => (400, "bad_request", "Insufficient balance to create the resource"),
             Fault::RateLimited => (429, "rate_limited", "Too many requests"),
-            Fault::Provisioning => (400, "bad_request", "The virtual machine cannot be deleted while it is building"),
+            Fault::Provisioning => {
+                (400, "bad_request", "The virtual machine cannot be deleted while it is building")
+            }
             Fault::NotFound => (404, "not_found", "Virtual machine does not exist"),
             Fault::Unauthorised => (401, "unauthorized", "Unauthorized"),
             // The old shape of a failure has no reason.

@@ -89,9 +89,11 @@ impl Shape for Lambda {
 
     fn fault(&self, fault: Fault) -> Reply {
         let (status, code, words) = match fault {
-            Fault::OutOfStock => {
-                (400, "instance-operations/launch/insufficient-capacity", "Not enough capacity to fulfill launch request.")
-            }
+            Fault::OutOfStock => (
+                400,
+                "instance-operations/launch/insufficient-capacity",
+                "Not enough capacity to fulfill launch request.",
+            ),
             Fault::Quota => (400, "global/quota-exceeded", "Quota exceeded."),
             Fault::NoBalance => (403, "global/account-inactive", "Your balance is overdue."),
             Fault::RateLimited => (429, "global/rate-limited", "Too many requests."),

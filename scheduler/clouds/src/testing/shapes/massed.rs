@@ -47,10 +47,16 @@ impl Shape for Massed {
             ("GET", ["gpu-inventory"]) => Asked::Offers(""),
             ("GET", ["instance"]) => Asked::List(String::new()),
             ("GET", ["instance", id]) => Asked::Get(number(id, "8b52a46b-")),
-            ("POST", ["instance", "terminate"]) => Asked::Delete(number(&text(body, "/instanceUuids/0"), "8b52a46b-")),
+            ("POST", ["instance", "terminate"]) => {
+                Asked::Delete(number(&text(body, "/instanceUuids/0"), "8b52a46b-"))
+            }
             ("POST", ["instance", "launch"]) => {
                 body.get("imageId")?.as_u64()?;
-                Asked::Launch { name: text(body, "/instanceName"), script: text(body, "/command"), dead_man: None }
+                Asked::Launch {
+                    name: text(body, "/instanceName"),
+                    script: text(body, "/command"),
+                    dead_man: None,
+                }
             }
             _ => return None,
         })
@@ -99,7 +105,9 @@ impl Shape for Massed {
             Fault::Provisioning => (400, "The VM is still being provisioned"),
             Fault::NotFound => (400, "No valid VMs found"),
             Fault::Unauthorised => (401, "Authentication not correct."),
-            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => (502, "Failed to launch instance"),
+            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => {
+                (502, "Failed to launch instance")
+            }
         };
         reply(status, json!({ "message": words }))
     }

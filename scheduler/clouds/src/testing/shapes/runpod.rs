@@ -32,8 +32,13 @@ impl Shape for Runpod {
             ("GET", ["pods", id]) => Asked::Get(number(id, "pod")),
             ("DELETE", ["pods", id]) => Asked::Delete(number(id, "pod")),
             ("POST", ["pods"]) => {
-                (body.pointer("/gpu/count")?.as_u64()? == 1 && !text(body, "/image").is_empty()).then_some(())?;
-                Asked::Launch { name: text(body, "/name"), script: text(body, "/env/NAVE_BOOT"), dead_man: None }
+                (body.pointer("/gpu/count")?.as_u64()? == 1 && !text(body, "/image").is_empty())
+                    .then_some(())?;
+                Asked::Launch {
+                    name: text(body, "/name"),
+                    script: text(body, "/env/NAVE_BOOT"),
+                    dead_man: None,
+                }
             }
             _ => return None,
         })
@@ -80,7 +85,9 @@ impl Shape for Runpod {
             Fault::Provisioning => (409, "Conflict", "the pod is being provisioned"),
             Fault::NotFound => (404, "Not Found", "resource not found"),
             Fault::Unauthorised => (401, "Unauthorized", "missing bearer token"),
-            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => (500, "Internal Server Error", "failed"),
+            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => {
+                (500, "Internal Server Error", "failed")
+            }
         };
         reply(status, json!({ "title": title, "status": status, "detail": words }))
     }

@@ -35,7 +35,8 @@ impl Shape for Shadeform {
             ("GET", ["instances", id, "info"]) => Asked::Get(number(id, "d290f1ee-")),
             ("POST", ["instances", id, "delete"]) => Asked::Delete(number(id, "d290f1ee-")),
             ("POST", ["instances", "create"]) => {
-                let script = STANDARD.decode(text(body, "/launch_configuration/script_configuration/base64_script"));
+                let script =
+                    STANDARD.decode(text(body, "/launch_configuration/script_configuration/base64_script"));
                 let dead_man = body.pointer("/auto_delete/date_threshold")?.clone();
                 // It costs money beyond this: a launch without it is none of ours.
                 body.pointer("/auto_delete/spend_threshold")?.as_str()?;
@@ -95,7 +96,9 @@ impl Shape for Shadeform {
             Fault::Provisioning => (409, "CONFLICT", "the instance must be active before it can be deleted"),
             Fault::NotFound => (404, "NOT_FOUND", "instance not found"),
             Fault::Unauthorised => (401, "UNAUTHORIZED", "invalid API key"),
-            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => (500, "INTERNAL", "internal error"),
+            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => {
+                (500, "INTERNAL", "internal error")
+            }
         };
         reply(status, json!({ "error_code": code, "error": words }))
     }

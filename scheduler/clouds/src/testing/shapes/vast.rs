@@ -65,10 +65,15 @@ impl Shape for Vast {
 
     fn list(&self, shown: &[(&Real, Shown)], page: &str) -> Reply {
         let token = page.split('&').find_map(|part| part.strip_prefix("next_token="));
-        let from = token.and_then(|token| token.strip_prefix("t-")).and_then(|from| from.parse().ok()).unwrap_or(0);
-        let all: Vec<Value> = shown.iter().skip(from).take(PAGE).map(|(real, shown)| info(real, *shown)).collect();
+        let from =
+            token.and_then(|token| token.strip_prefix("t-")).and_then(|from| from.parse().ok()).unwrap_or(0);
+        let all: Vec<Value> =
+            shown.iter().skip(from).take(PAGE).map(|(real, shown)| info(real, *shown)).collect();
         let next = (from + PAGE < shown.len()).then(|| format!("t-{}", from + PAGE));
-        reply(200, json!({ "success": true, "instances_found": all.len(), "instances": all, "next_token": next }))
+        reply(
+            200,
+            json!({ "success": true, "instances_found": all.len(), "instances": all, "next_token": next }),
+        )
     }
 
     fn deleted(&self) -> Reply {
@@ -77,11 +82,17 @@ impl Shape for Vast {
 
     fn fault(&self, fault: Fault) -> Reply {
         let (status, code, words) = match fault {
-            Fault::OutOfStock => (410, "no_such_ask", "error 410/3907: no_such_ask Instance type 77 is no longer available."),
+            Fault::OutOfStock => {
+                (410, "no_such_ask", "error 410/3907: no_such_ask Instance type 77 is no longer available.")
+            }
             // Some refusals come with status 200.
             Fault::Quota => (200, "quota", "quota exceeded"),
-            Fault::NoBalance => (400, "insufficient_credit", "Your account lacks credit; see the billing page."),
-            Fault::RateLimited => return reply(429, json!({ "detail": "API requests too frequent endpoint threshold=4.5" })),
+            Fault::NoBalance => {
+                (400, "insufficient_credit", "Your account lacks credit; see the billing page.")
+            }
+            Fault::RateLimited => {
+                return reply(429, json!({ "detail": "API requests too frequent endpoint threshold=4.5" }));
+            }
             Fault::Provisioning => (200, "busy", "The instance is being created"),
             Fault::NotFound => (404, "no_such_instance", "Instance not found"),
             Fault::Unauthorised => (401, "auth_error", "Invalid user key"),

@@ -35,7 +35,8 @@ impl Shape for Verda {
         let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
         Some(match (method, parts.as_slice()) {
             ("POST", ["oauth2", "token"]) => {
-                (text(body, "/client_secret") == KEY && text(body, "/grant_type") == "client_credentials").then_some(())?;
+                (text(body, "/client_secret") == KEY && text(body, "/grant_type") == "client_credentials")
+                    .then_some(())?;
                 Asked::Session
             }
             ("GET", ["instance-types"]) => Asked::Offers("types"),
@@ -107,7 +108,9 @@ impl Shape for Verda {
             Fault::Provisioning => (400, "invalid_request", "the instance is provisioning"),
             Fault::NotFound => (404, "not_found", "no such instance"),
             Fault::Unauthorised => (401, "unauthorized_request", "the token is not valid"),
-            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => (503, "service_unavailable", "down"),
+            Fault::Failed | Fault::Silent | Fault::Garbled | Fault::Dearer => {
+                (503, "service_unavailable", "down")
+            }
         };
         reply(status, json!({ "code": code, "message": words }))
     }
