@@ -203,19 +203,37 @@ impl Market {
     /// A host of its own that joins this market on this machine and acts jobs out. The
     /// market's local hosts must have namespaces: a network has one way into a mesh.
     pub fn stranger(&self, name: &str, offer: &[&str]) -> Stranger {
-        let data = self.dir.path().join(name);
         let ticket = succeed(&mut self.miner(&["ticket", "--name", name]));
+        self.stranger_with(&ticket, name, offer)
+    }
+
+    /// The same with a ticket of any miner's.
+    pub fn stranger_with(&self, ticket: &str, name: &str, offer: &[&str]) -> Stranger {
+        let data = self.dir.path().join(name);
         let mut enrol = self.program("miner-agent");
         enrol.args(["enrol", ticket.trim(), "--runtime", "simulated", "--data"]).arg(&data).args(offer);
         succeed(&mut enrol);
         let enrolment = read_json(&fs::read(data.join("agent/enrolment.json")).expect("an enrolment"));
         let id = enrolment["place"]["host"].as_str().expect("an id").to_owned();
         assert!(self.hosts().len() > 1, "the machine itself is a host already");
-        let log = fs::File::create(data.join("log")).expect("a log");
+        let process = self.agent(&id, &data, offer);
+        Stranger { id, data, process }
+    }
+
+    fn agent(&self, id: &str, data: &Path, offer: &[&str]) -> std::process::Child {
+        let log = fs::File::options().create(true).append(true).open(data.join("log")).expect("a log");
         let mut run = self.program("miner-agent");
-        run.args(["run", "--runtime", "simulated", "--mesh-interface", &stranger_interface(&id)]);
-        run.arg("--data").arg(&data).args(offer).stderr(log);
-        Stranger { id, data, process: run.spawn().expect("run an agent") }
+        run.args(["run", "--runtime", "simulated", "--mesh-interface", &stranger_interface(id)]);
+        run.arg("--data").arg(data).args(offer).stderr(log);
+        run.spawn().expect("run an agent")
+    }
+
+    /// Kills the agent of a host, does something with what it keeps, and starts it again.
+    pub fn tamper(&self, host: &mut Stranger, offer: &[&str], what: impl FnOnce(&Path)) {
+        host.process.kill().expect("kill an agent");
+        host.process.wait().expect("its end");
+        what(&host.data);
+        host.process = self.agent(&host.id, &host.data, offer);
     }
 
     /// Runs a job and returns its final document, whatever its state.
