@@ -74,7 +74,9 @@ pub fn judge_again(record: &VerdictRecord) -> Again {
         return untold("the market says that the test counts neither for nor against the host");
     }
     if let Some(Reason::TransferTooSlow | Reason::PortUnreachable) = code(ruling) {
-        return untold("it follows from the last transfers with several others, of which this is one at most");
+        return untold(
+            "it follows from the last transfers with several others, of which this is one at most",
+        );
     }
     if let Some(again) = unanswered(record, test, ruling) {
         return again;
@@ -97,10 +99,20 @@ pub fn judge_again(record: &VerdictRecord) -> Again {
 
 /// A test that ended before its opening: it was none, or the host gave up or came too late.
 fn unanswered(record: &VerdictRecord, test: &Challenge, ruling: &Ruling) -> Option<Again> {
-    let is =
-        |found: String, reason| Some(if code(ruling) == Some(reason) { same(found) } else { differs(found) });
+    let knew = record.exchanges.get(test.task.commitments()).is_some_and(|last| last.sent_at.is_some());
+    let is = |found: String, reason| {
+        Some(match code(ruling) {
+            Some(theirs) if Some(theirs) == reason => same(found),
+            // Who leaves once it knows what it would have to show has failed.
+            Some(Reason::Aborted) if knew => Again::Untold {
+                why: "whether the host left the market or joined again meanwhile is not in the file".into(),
+                found: Some(found),
+            },
+            Some(_) | None => differs(found),
+        })
+    };
     if let Err(why) = test.task.check() {
-        return is(format!("what was claimed cannot be tested: {why} (aborted)"), Reason::Aborted);
+        return is(format!("what was claimed cannot be tested: {why} (aborted)"), Some(Reason::Aborted));
     }
     for (step, exchange) in record.exchanges.iter().enumerate() {
         let Some(sent) = exchange.sent_at else {
@@ -110,17 +122,17 @@ fn unanswered(record: &VerdictRecord, test: &Challenge, ruling: &Ruling) -> Opti
         let most = test.task.patience(step);
         if took > most {
             let found = format!("there was no answer to step {step} within {most}, but for {took}");
-            return is(found, Reason::TooLate);
+            return is(found, Some(Reason::TooLate));
         }
         if let Some(Failure { code, message }) = &exchange.gave_up {
-            return is(format!("the host gave up by itself: {message} ({})", code.as_str()), told(*code));
-        }
-        if exchange.answered_at.is_none() && code(ruling) == Some(Reason::Aborted) {
-            return Some(untold("that the host joined again meanwhile is not in the file"));
+            return is(
+                format!("the host gave up by itself: {message} ({})", code.as_str()),
+                Some(told(*code)),
+            );
         }
         if exchange.answered_at.is_none() {
             let found = format!("step {step} was not answered within {took}, and had time until {most}");
-            return Some(differs(found));
+            return is(found, None);
         }
     }
     None
@@ -165,8 +177,16 @@ fn no_opening(state: OpeningState) -> &'static str {
 /// What the rules say of what the evidence shows, beside what the market says.
 fn by_rules(record: &VerdictRecord, test: &Challenge, ruling: &Ruling, proven: Proven) -> Again {
     let found = passed(&proven);
+    let rests_on_more = match ruling {
+        Ruling::Passed(theirs) => theirs.as_ref().is_none_or(|theirs| *theirs == proven),
+        Ruling::Failed(failure) => is_of_rules(failure.code) || failure.code == Reason::DeviceElsewhere,
+        Ruling::Void(_) => false,
+    };
+    if !rests_on_more {
+        return differs(found);
+    }
     let because = |why: String| Again::Untold { why, found: Some(found.clone()) };
-    if rests_on_rules(record.verdict.kind) && record.rules != Some(digest()) {
+    if rests_on_rules(test.task.kind()) && record.rules != Some(digest()) {
         let theirs = record.rules.map_or("rules that it does not name".to_owned(), |rules| rules.to_string());
         return because(format!(
             "the evidence holds, and the market judged it by other rules: by {theirs}, where this program has {}",
@@ -179,6 +199,35 @@ fn by_rules(record: &VerdictRecord, test: &Challenge, ruling: &Ruling, proven: P
     match (code(ruling), weigh(&test.task, &record.claimed, proven)) {
         (Some(Reason::DeviceElsewhere), Verdict::Passed(_)) => elsewhere(record, test, found),
         (_, again) => compare(ruling, &again),
+    }
+}
+
+/// Whether it is the catalogue or the floors that refuse a host for it.
+fn is_of_rules(code: Reason) -> bool {
+    match code {
+        Reason::DeviceMismatch
+        | Reason::DeviceThrottled
+        | Reason::DeviceBusy
+        | Reason::VramMissing
+        | Reason::ReturnTooSlow
+        | Reason::DiskTooSlow
+        | Reason::SoftwareOutdated
+        | Reason::DriverTampered
+        | Reason::RuntimeBroken => true,
+        Reason::CpuOverclaimed
+        | Reason::MemoryMissing
+        | Reason::MemoryUnavailable
+        | Reason::EvidenceWrong
+        | Reason::EvidenceMalformed
+        | Reason::BindingWrong
+        | Reason::TooLate
+        | Reason::Aborted
+        | Reason::VersionUnknown
+        | Reason::DeviceUnavailable
+        | Reason::DeviceElsewhere
+        | Reason::DiskMissing
+        | Reason::TransferTooSlow
+        | Reason::PortUnreachable => false,
     }
 }
 

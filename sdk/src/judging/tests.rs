@@ -255,14 +255,20 @@ fn a_host_that_gives_up_does_not_say_of_itself_that_it_cheats() {
 }
 
 #[test]
-fn that_a_host_joined_again_is_nothing_that_its_evidence_shows() {
+fn that_a_host_left_or_joined_again_is_nothing_that_its_evidence_shows() {
     let mut record = tested(1);
     record.exchanges[1].answered_at = None;
-    record.verdict.decided_at = Timestamp(20_001);
     ruled(&mut record, Reason::Aborted);
-    assert!(matches!(judge_again(&record), Again::Untold { .. }));
+    for decided_at in [20_001, 50_000_000] {
+        record.verdict.decided_at = Timestamp(decided_at);
+        assert!(matches!(judge_again(&record), Again::Untold { .. }), "it knew what it would have to show");
+    }
     ruled(&mut record, Reason::EvidenceWrong);
     assert!(matches!(judge_again(&record), Again::Differs { .. }));
+    record.exchanges.truncate(1);
+    (record.exchanges[0].answered_at, record.verdict.decided_at) = (None, Timestamp(1_001));
+    ruled(&mut record, Reason::Aborted);
+    assert!(matches!(judge_again(&record), Again::Differs { .. }), "it knew nothing yet");
 }
 
 #[test]
@@ -320,6 +326,10 @@ fn what_was_judged_by_other_rules_is_not_judged_again_by_these() {
         let mut forged = VerdictRecord { rules, ..examined(1) };
         forged.exchanges[0].commitment = Some(Digest([0; 32]));
         assert!(matches!(judge_again(&forged), Again::Differs { .. }), "nor of evidence that is wrong");
+        let mut framed = VerdictRecord { rules, ..examined(1) };
+        framed.verdict.kind = Kind::Cpu;
+        ruled(&mut framed, Reason::EvidenceWrong);
+        assert!(matches!(judge_again(&framed), Again::Differs { .. }), "or is said to be");
     }
 }
 
