@@ -61,7 +61,7 @@ pub(crate) struct ListQuery {
     before: Option<ChallengeId>,
 }
 
-/// What came of the tests of a host, newest first. Nobody needs a key: verification is open.
+/// What came of the tests of a host, newest first: a month of them, half a year of what failed, and the last 20 of each kind. Nobody needs a key: verification is open.
 #[utoipa::path(get, path = "/v1/hosts/{host}/verdicts", tag = "market", operation_id = "verdicts_list",
     params(("host" = String, Path, description = "The host's id"), ListQuery),
     responses((status = 200, description = "A page of verdicts", body = Page<HostVerdict>)))]
