@@ -1,11 +1,14 @@
 //! Offers: capacity that can be rented now.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use axum::{Json, extract::State, http::StatusCode};
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu,
-    host::{Device, HostState, Inventory},
+    host::{Device, HostState, Inventory, Trust},
     job::{GpuRequest, Isolation, JobRequest, TermWish},
     wish::{Region, Terms, is_model, unmet},
 };
@@ -67,6 +70,7 @@ pub(crate) struct OffersQuery {
 /// What somebody looks for.
 struct Wanted {
     request: JobRequest,
+    trust: BTreeSet<Trust>,
     milli_cpu: i64,
     memory: Bytes,
     disk: Bytes,
@@ -92,15 +96,17 @@ impl OffersQuery {
         request.term = self.term;
         request.isolation = self.isolation;
         request.max_price = self.max_price;
-        request.trust = match self.trust {
+        request.trust = Trust::ALL.into();
+        let trust = match self.trust {
             Some(trust) => list("trust", Some(&trust))?.into_iter().collect(),
-            None => nave_domain::host::Trust::ALL.into(),
+            None => request.trust.clone(),
         };
         request.check().map_err(|bad| bad_query(&bad.to_string()))?;
         Ok(Wanted {
             milli_cpu: self.milli_cpu.unwrap_or(MilliCpu(1)).0,
             memory: self.memory.unwrap_or(Bytes(1)),
             disk: self.disk.unwrap_or(Bytes(1)),
+            trust,
             request,
         })
     }
@@ -163,7 +169,9 @@ fn is_wanted(offer: &Offer, wanted: &Wanted) -> bool {
     let room = offer.free.milli_cpu >= wanted.milli_cpu
         && offer.free.memory >= wanted.memory
         && offer.free.disk >= wanted.disk;
-    room && devices && isolation && unmet(&wanted.request, &terms, offer.rate).is_none()
+    // An offer is shown with what is known of its GPUs, whatever a job needs of them.
+    let trust = wanted.trust.contains(&offer.trust);
+    room && devices && isolation && trust && unmet(&wanted.request, &terms, offer.rate).is_none()
 }
 
 /// Order among offers: the price of one of each thing that is offered, dearer ones

@@ -18,6 +18,7 @@ mod logs;
 mod miner;
 mod openapi;
 mod proofs;
+mod quotes;
 mod receipts;
 mod requests;
 mod serving;

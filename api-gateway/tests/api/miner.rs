@@ -66,7 +66,7 @@ async fn owners_see_their_own_hosts_and_nobody_elses() {
     let listed = owner.list(&market).await;
     assert_eq!(listed.iter().map(|host| host.name.as_str()).collect::<Vec<_>>(), ["mine"]);
     assert_eq!(owner.fetch(&market, &mine).await, listed[0]);
-    assert_eq!(listed[0].actions, ["pause", "price", "term", "drain", "leave"]);
+    assert_eq!(listed[0].actions, ["pause", "price", "term", "region", "drain", "leave"]);
     let path = format!("/v1/miner/hosts/{}", mine.id());
     refused(other.call(&market, Method::GET, &path, b"").await, 404, "host_not_found").await;
     let body = json(&json!({"paused": true}));

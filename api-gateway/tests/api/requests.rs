@@ -118,6 +118,7 @@ async fn an_unknown_query_parameter_is_refused_by_name_everywhere() {
         let path = path.replace("{job}", &job.to_string()).replace("{epoch}", "1");
         let path = path.replace("{host}", &format!("host_{}", "0".repeat(32)));
         let path = path.replace("{challenge}", &format!("challenge_{}", "0".repeat(32)));
+        let path = path.replace("{quote}", &format!("quote_{}", "0".repeat(32)));
         let problem = refused(market.get(&format!("{path}?limti=3")), 400, "query_invalid").await;
         assert!(problem.detail.contains("limti"), "{path}: {problem:?}");
     }

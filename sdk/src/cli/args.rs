@@ -121,7 +121,7 @@ pub struct Run {
     #[arg(long, value_name = "QUOTE", conflicts_with_all = PLACING)]
     pub quote: Option<QuoteId>,
     /// Say where it would run and for what price; nothing is spent or held
-    #[arg(long, conflicts_with_all = ["detach", "out", "quote"])]
+    #[arg(long, conflicts_with_all = ["detach", "out", "quote", "replicas"])]
     pub dry_run: bool,
     /// Run it with so many different miners and compare exit codes, stdout and result files; each costs
     /// as much as one
@@ -143,7 +143,7 @@ pub struct Run {
 }
 
 /// Options that say where a job may run: a quote has said so already.
-const PLACING: [&str; 19] = [
+const PLACING: [&str; 20] = [
     "vram",
     "gpu",
     "gpus",
@@ -163,6 +163,7 @@ const PLACING: [&str; 19] = [
     "run_limit",
     "expect",
     "max_spend",
+    "replicas",
 ];
 
 /// What a job is like, whatever it runs.

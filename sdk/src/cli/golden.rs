@@ -201,7 +201,7 @@ pub fn offers() -> Vec<Offer> {
         "devices": { "model": "H100", "class": "h100", "vram": 85_899_345_920_i64, "free": 1, "total": 2 },
         "isolation": "device"
     }, {
-        "host": id("host", 2), "host_name": "local-2", "runtime": "docker", "rate": rate, "trust": "verified",
+        "host": id("host", 2), "host_name": "local-2", "runtime": "simulated", "rate": rate, "trust": "verified",
         "free": capacity(json!({}), 1_500, 1_073_741_824), "total": capacity(json!({}), 1_500, 3_221_225_472)
     }]))
 }
@@ -246,6 +246,11 @@ pub fn receipt() -> Receipt {
     };
     let metered = |number: u32, runtime: &str, devices: Value, outcome: Value| {
         let mut attempt = attempt();
+        if number == 2 {
+            attempt["reason"] = json!("failed_elsewhere");
+            attempt["baseline"] = json!(2_490_000);
+            attempt["saving"] = json!(490_000);
+        }
         attempt["attempt"] = json!(number);
         attempt["charged"] = json!(if number == 1 { 0 } else { 123 });
         attempt["outcome"] = outcome;

@@ -53,22 +53,19 @@ fn attempt(metered: &Metered) -> String {
         ("from", or_dash(attempt.started_at)),
         ("to", or_dash(attempt.ended_at)),
         ("chosen", word(&attempt.reason).replace('_', " ")),
-        ("baseline", baseline(attempt)),
         ("metered", format!("{} at {} per hour", attempt.used_ms, attempt.hourly)),
         ("outcome", attempt.outcome.as_ref().map_or_else(|| "open".to_owned(), outcome)),
         ("cost", attempt.charged.to_string()),
     ];
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().chain(baseline(attempt)) {
         let _ = writeln!(text, "  {name:<8} {value}");
     }
     text
 }
 
-fn baseline(attempt: &Attempt) -> String {
-    match (attempt.baseline, attempt.saving) {
-        (Some(baseline), Some(saving)) => format!("{baseline} per GPU-hour in clouds, {saving} saved"),
-        (Some(_), None) | (None, _) => "not known".to_owned(),
-    }
+fn baseline(attempt: &Attempt) -> Option<(&'static str, String)> {
+    let (baseline, saving) = attempt.baseline.zip(attempt.saving)?;
+    Some(("clouds", format!("{baseline} per GPU-hour, {saving} more than here")))
 }
 
 fn devices(uuids: &[String]) -> String {

@@ -137,7 +137,11 @@ fn offer_row(offer: &Offer) -> Vec<String> {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let devices = offer.devices.as_ref();
     vec![
-        offer.host_name.clone(),
+        if offer.runtime == SIMULATED {
+            format!("{} ({SIMULATED})", offer.host_name)
+        } else {
+            offer.host_name.clone()
+        },
         or_dash(devices.map(|group| format!("{} of {} x {}", group.free, group.total, group.model))),
         or_dash(devices.map(|group| size(group.vram))),
         of(cores(offer.free.milli_cpu), cores(offer.total.milli_cpu)),
