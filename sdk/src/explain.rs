@@ -78,9 +78,7 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::RuntimeBroken => {
             "make the Docker Engine run a container, with GPUs where there are any: `miner-agent doctor` says what is missing"
         }
-        Reason::TransferTooSlow => {
-            "see what else uses the network, and that no limit or tunnel slows it down"
-        }
+        Reason::TransferTooSlow => "see what else uses the network, and that nothing else slows it down",
         Reason::PortUnreachable => {
             "let nothing on this machine filter the mesh interface or hold ports 20000 to 29999 of it; no port to the outside \
              is needed"
