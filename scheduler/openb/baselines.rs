@@ -2,6 +2,8 @@
 //!
 //! Each gives a host that fits a score, and the greatest is chosen; ties go to the least rank.
 
+use std::collections::BTreeMap;
+
 use crate::{
     fgd::Fgd,
     random::Random,
@@ -146,6 +148,9 @@ fn packed(host: &Host, room: &Room, pod: &Pod, tight: usize) -> i64 {
     }
 }
 
+/// A score and a GPU for a share; `None` where the pod does not fit.
+type Scored = Option<(i64, usize)>;
+
 /// A run of a policy over hosts. A score is kept until its host changes.
 pub struct Run<'a> {
     policy: Policy,
@@ -155,8 +160,8 @@ pub struct Run<'a> {
     rooms: Vec<Room>,
     tenants: Vec<[u16; 3]>,
     versions: Vec<u32>,
-    /// For each kind of pod and host: the version it was scored at, the score, the GPU.
-    kept: std::collections::BTreeMap<Pod, Vec<(u32, Option<(i64, usize)>)>>,
+    /// For each kind of pod and host what came out, and at which version of the host.
+    kept: BTreeMap<Pod, Vec<(u32, Scored)>>,
 }
 
 impl<'a> Run<'a> {
@@ -170,43 +175,26 @@ impl<'a> Run<'a> {
             rooms: hosts.iter().map(Room::of).collect(),
             tenants: vec![[0; 3]; hosts.len()],
             versions: vec![1; hosts.len()],
-            kept: std::collections::BTreeMap::new(),
+            kept: BTreeMap::new(),
         }
     }
 
     pub fn place(&mut self, at: usize, pod: &Pod) -> Option<Placed> {
         let kept = self.kept.entry(*pod).or_insert_with(|| vec![(0, None); self.hosts.len()]);
-        for host in 0..self.hosts.len() {
-            if kept[host].0 != self.versions[host] {
-                let room = &self.rooms[host];
-                let score = || self.policy.score(&self.hosts[host], room, self.tenants[host], pod);
-                kept[host] = (self.versions[host], room.fits(pod).then(score));
-            }
+        for (host, kept) in kept.iter_mut().enumerate().filter(|(host, kept)| kept.0 != self.versions[*host])
+        {
+            let room = &self.rooms[host];
+            let score = || self.policy.score(&self.hosts[host], room, self.tenants[host], pod);
+            *kept = (self.versions[host], room.fits(pod).then(score));
         }
         let (host, gpu) = match &mut self.policy {
-            Policy::Random(random) => {
-                let fitting: Vec<usize> =
-                    (0..self.hosts.len()).filter(|host| kept[*host].1.is_some()).collect();
-                if fitting.is_empty() {
-                    return None;
-                }
-                let host = fitting[random.below(fitting.len())];
-                let gpus: Vec<usize> =
-                    (0..GPUS_MAX).filter(|gpu| self.rooms[host].gpus[*gpu] >= pod.gpu_milli.max(1)).collect();
-                (host, if gpus.is_empty() { 0 } else { gpus[random.below(gpus.len())] })
-            }
-            _ => {
-                let mut best: Option<(i64, usize, usize)> = None;
-                for host in &self.order {
-                    if let Some((score, gpu)) = kept[*host].1
-                        && best.is_none_or(|(than, _, _)| score > than)
-                    {
-                        best = Some((score, *host, gpu));
-                    }
-                }
-                let (_, host, gpu) = best?;
-                (host, gpu)
-            }
+            Policy::Random(random) => any(random, kept, &self.rooms, pod)?,
+            Policy::FirstFit
+            | Policy::BestFit
+            | Policy::DotProduct
+            | Policy::Packing
+            | Policy::Clustering
+            | Policy::Fgd(_) => best(kept, &self.order)?,
         };
         self.versions[host] += 1;
         if pod.gpus > 0 {
@@ -214,4 +202,26 @@ impl<'a> Run<'a> {
         }
         Some(Placed { pod: at, host, gpus: self.rooms[host].take(pod, gpu) })
     }
+}
+
+/// Any host that fits, and any of its GPUs that do.
+fn any(random: &mut Random, kept: &[(u32, Scored)], rooms: &[Room], pod: &Pod) -> Option<(usize, usize)> {
+    let fitting: Vec<usize> = (0..kept.len()).filter(|host| kept[*host].1.is_some()).collect();
+    let host = *fitting.get(random.below(fitting.len().max(1)))?;
+    let gpus = (0..GPUS_MAX).filter(|gpu| rooms[host].gpus[*gpu] >= pod.gpu_milli.max(1));
+    let gpus: Vec<usize> = gpus.collect();
+    Some((host, gpus.get(random.below(gpus.len().max(1))).copied().unwrap_or(0)))
+}
+
+/// The host with the greatest score, and the first of these in the order.
+fn best(kept: &[(u32, Scored)], order: &[usize]) -> Option<(usize, usize)> {
+    let mut best: Option<(i64, usize, usize)> = None;
+    for host in order {
+        if let Some((score, gpu)) = kept[*host].1
+            && best.is_none_or(|(than, _, _)| score > than)
+        {
+            best = Some((score, *host, gpu));
+        }
+    }
+    best.map(|(_, host, gpu)| (host, gpu))
 }

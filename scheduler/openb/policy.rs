@@ -9,13 +9,13 @@ use crate::{
 /// Whoever places pods.
 pub enum Runner<'a> {
     Baseline(baselines::Run<'a>),
-    Planner(Planner),
+    Planner(Box<Planner>),
 }
 
 impl<'a> Runner<'a> {
     pub fn named(name: &str, hosts: &'a [Host], history: &[Pod], seed: u64) -> Option<Self> {
         if name == "nave" {
-            return Planner::new(hosts, history).map(Self::Planner);
+            return Planner::new(hosts, history).map(|planner| Self::Planner(Box::new(planner)));
         }
         let policy = Policy::named(name, history, seed)?;
         Some(Self::Baseline(baselines::Run::new(policy, hosts)))

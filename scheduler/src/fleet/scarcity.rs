@@ -110,9 +110,10 @@ impl Scarcity {
         }
         let class = usize::from(room.host.class);
         let together = self.together(room.whole, room.milli_cpu);
-        self.supply[0][class] = change(self.supply[0][class], room.usable_milli.into());
-        for level in 1..LEVEL_COUNT {
-            self.supply[level][class] = change(self.supply[level][class], u64::from(together[level]) * 1_000);
+        let milli = together.map(|devices| u64::from(devices) * 1_000);
+        let milli = std::iter::once(room.usable_milli.into()).chain(milli.into_iter().skip(1));
+        for (supply, milli) in self.supply.iter_mut().zip(milli) {
+            supply[class] = change(supply[class], milli);
         }
     }
 
