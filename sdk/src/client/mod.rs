@@ -38,7 +38,8 @@ pub use self::{
 use crate::wire::{
     quote::{Quote, QuoteRequest},
     rest::{
-        Balance, Dispute, DisputeRequest, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs, NewKey, Offer, Page, Receipt,
+        Balance, Dispute, DisputeRequest, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs,
+        NewKey, Offer, Page, Receipt,
     },
 };
 
