@@ -271,6 +271,7 @@ mod tests {
 
     #[test]
     fn the_list_can_be_read_and_every_price_has_its_day_and_its_doubts() {
+        let catalogue = include_str!("../../../verifier/rules/catalogue.toml");
         assert!(price_list().class.len() >= 16);
         for class in &price_list().class {
             assert!(
@@ -280,6 +281,7 @@ mod tests {
             );
             assert!(class.read_at() > Timestamp(1_767_225_600_000), "{}", class.name);
             assert!(class.source.contains("unverified"), "{}", class.name);
+            assert!(catalogue.contains(&format!("name = \"{}\"", class.name)), "{}", class.name);
         }
     }
 

@@ -26,12 +26,6 @@ pub struct Keeper<'a> {
     quiet_until: AtomicI64,
 }
 
-/// What a row is worked on with: all that was seen before.
-struct Seen {
-    listing: Option<Listing>,
-    offers: Option<Vec<CloudOffer>>,
-}
-
 impl<'a> Keeper<'a> {
     /// A keeper of what is `owner`'s at a cloud.
     #[must_use]
@@ -61,13 +55,13 @@ impl<'a> Keeper<'a> {
         if (self.now)().0 < self.quiet_until.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let mut seen = Seen { listing: self.list().await?, offers: None };
+        let listing = self.list().await?;
         let mut rows = self.ledger.open(self.provider.cloud()).await?;
-        if let Some(listing) = &seen.listing {
+        if let Some(listing) = &listing {
             rows.extend(self.turned_up(listing, &rows).await?);
         }
         for row in rows {
-            self.keep(row, &mut seen).await?;
+            self.keep(row, listing.as_ref()).await?;
         }
         Ok(())
     }
@@ -99,10 +93,10 @@ impl<'a> Keeper<'a> {
     }
 
     /// One row: what was seen is written, then what follows is done.
-    async fn keep(&self, mut row: Row, seen: &mut Seen) -> Result<(), Broken> {
+    async fn keep(&self, mut row: Row, listing: Option<&Listing>) -> Result<(), Broken> {
         let terms = self.provider.cloud().terms();
         let before = row.clone();
-        if let Some(listing) = &seen.listing {
+        if let Some(listing) = listing {
             let is_mine = |name: &str| self.owner.reads(name) == Some(row.id);
             let mine: Vec<_> = listing.machines.iter().filter(|machine| is_mine(&machine.name)).collect();
             row.listed(&mine, listing.asked_at, &terms);
@@ -114,7 +108,7 @@ impl<'a> Keeper<'a> {
         }
         for step in row.steps((self.now)(), &self.rules) {
             let goes_on = match step {
-                Step::Launch => self.launch(&mut row, seen).await?,
+                Step::Launch => self.launch(&mut row).await?,
                 Step::Return(id) => self.give_back(&mut row, &id).await?,
                 Step::Look(id) => self.look(&mut row, &id).await?,
             };
@@ -126,14 +120,14 @@ impl<'a> Keeper<'a> {
     }
 
     /// Quotes again, writes that the cloud is asked, and asks: in this order.
-    async fn launch(&self, row: &mut Row, seen: &mut Seen) -> Result<bool, Broken> {
+    async fn launch(&self, row: &mut Row) -> Result<bool, Broken> {
         let terms = self.provider.cloud().terms();
         let last = self.ledger.last_asked(row.cloud).await?;
         if last.is_some_and(|last| (self.now)().since(last) < terms.pace) {
             return Ok(true);
         }
         let asked_at = (self.now)();
-        let offer = match self.quote(row, seen).await {
+        let offer = match self.quote(row).await {
             Ok(offer) => offer,
             Err(error) => {
                 row.refused(&error, (self.now)(), &self.rules);
@@ -162,12 +156,8 @@ impl<'a> Keeper<'a> {
     }
 
     /// The row's offer at its present price, if that is still within bounds.
-    async fn quote(&self, row: &Row, seen: &mut Seen) -> Result<CloudOffer, CloudError> {
-        let offers = match seen.offers.take() {
-            Some(offers) => offers,
-            None => self.provider.list_offers((self.now)()).await?,
-        };
-        let offers = seen.offers.insert(offers);
+    async fn quote(&self, row: &Row) -> Result<CloudOffer, CloudError> {
+        let offers = self.provider.list_offers((self.now)()).await?;
         let is_it = |offer: &&CloudOffer| (&offer.id, &offer.region) == (&row.offer.0, &row.offer.1);
         let refused = |kind, words: &str| Err(CloudError::new(kind, "quote", words));
         match offers.iter().find(is_it) {

@@ -164,11 +164,11 @@ impl Provider for Lambda {
     fn list_offers(&self, now: Timestamp) -> Answer<'_, Vec<CloudOffer>> {
         Box::pin(async move {
             let types: Data<BTreeMap<String, Box<RawValue>>> = self.api.get("/instance-types").await?;
-            let read = |(name, raw): (&String, &Box<RawValue>)| {
-                let entry = serde_json::from_str::<Entry>(raw.get());
-                entry.map_or_else(|_| Vec::new(), |entry| offers_of(name, &entry, raw.get(), now))
-            };
-            Ok(types.data.iter().flat_map(read).collect())
+            let types = types.data.iter().filter_map(|(name, raw)| {
+                let entry = serde_json::from_str::<Entry>(raw.get()).ok()?;
+                Some(offers_of(name, &entry, raw.get(), now))
+            });
+            Ok(types.flatten().collect())
         })
     }
 

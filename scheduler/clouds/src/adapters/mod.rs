@@ -74,7 +74,7 @@ pub fn base_url(cloud: Cloud) -> &'static str {
     }
 }
 
-/// The script of a machine that turns itself off at `dead_man`, however its work goes.
+/// The shell script of a machine that turns itself off at `dead_man`, however its work goes.
 ///
 /// Where the cloud deletes the machine itself this is not needed, and does no harm. The timer is the
 /// machine's own: it does not survive a reboot, and a machine that is off is mostly still paid for, so
@@ -83,11 +83,12 @@ pub fn base_url(cloud: Cloud) -> &'static str {
 pub fn with_dead_man(script: &Secret, now: Timestamp, dead_man: Timestamp) -> Secret {
     let Millis(left) = dead_man.since(now);
     let minutes = (left / 60_000).max(1);
-    let body = script.reveal();
-    let body = body.strip_prefix("#!").and_then(|rest| rest.split_once('\n')).map_or(body, |(_, rest)| rest);
-    Secret::new(format!(
-        "#!/bin/sh\nshutdown -P +{minutes} || (sleep $(({minutes} * 60)); kill -TERM 1) &\n{body}"
-    ))
+    let (first, rest) = match script.reveal().split_once('\n') {
+        Some((first, rest)) if first.starts_with("#!") => (first, rest),
+        Some(_) | None => ("#!/bin/sh", script.reveal()),
+    };
+    let timer = format!("shutdown -P +{minutes} || (sleep $(({minutes} * 60)); kill -TERM 1) &");
+    Secret::new(format!("{first}\n{timer}\n{rest}"))
 }
 
 #[cfg(test)]
@@ -100,7 +101,7 @@ mod tests {
         let (now, dead_man) = (Timestamp(1_000_000), Timestamp(1_000_000 + 90 * 60_000));
         let timed = with_dead_man(&script, now, dead_man);
         let lines: Vec<&str> = timed.reveal().lines().collect();
-        assert_eq!(lines[0], "#!/bin/sh");
+        assert_eq!(lines[0], "#!/bin/bash");
         assert!(lines[1].starts_with("shutdown -P +90 "));
         assert_eq!(lines[2], "join");
         assert!(

@@ -27,8 +27,7 @@ pub fn readable<T: DeserializeOwned>(pieces: &Pieces) -> impl Iterator<Item = (T
 /// # Errors
 /// `Malformed` if there is one that cannot be read.
 pub fn all<T: DeserializeOwned>(pieces: &Pieces) -> Result<Vec<T>, CloudError> {
-    let piece = |piece: &Box<RawValue>| serde_json::from_str(piece.get()).map_err(|_| malformed("a machine"));
-    pieces.iter().map(piece).collect()
+    pieces.iter().map(|piece| serde_json::from_str(piece.get()).map_err(|_| malformed("a machine"))).collect()
 }
 
 /// An id that a cloud wrote as text or as a number.

@@ -191,7 +191,8 @@ fn an_idle_machine_goes_back_when_what_is_paid_for_is_used_up() {
 
 #[test]
 fn a_machine_goes_back_for_whatever_makes_it_useless() {
-    let cases: [(Why, i64, &dyn Fn(&mut Row)); 5] = [
+    type Change<'a> = &'a dyn Fn(&mut Row);
+    let cases: [(Why, i64, Change); 5] = [
         (Why::NotEnrolled, 1_200, &|row| row.enrolled_at = None),
         (Why::TooDear, 100, &|row| row.price_max = MicroUsd(1_999_999)),
         (Why::Broke, 100, &|row| row.listed(&[&machine("m1", MachineState::Stopped)], at(90), &terms())),

@@ -10,13 +10,13 @@ impl Numbers {
     pub fn new(seed: u64) -> Self {
         let mut numbers = Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         for _ in 0..8 {
-            numbers.next();
+            numbers.draw();
         }
         numbers
     }
 
     /// The next one.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -25,7 +25,7 @@ impl Numbers {
 
     /// One below `count`, or zero.
     pub fn below(&mut self, count: u64) -> u64 {
-        self.next() % count.max(1)
+        self.draw() % count.max(1)
     }
 
     /// One from `least` to `most`.

@@ -1,7 +1,6 @@
-//! The clouds' doubles against the adapters and the keeper: shapes, faults, crashes, and what strangers send.
+//! The clouds' doubles against the adapters and the keeper: shapes, faults, and crashes.
 
 mod faults;
-mod foreign;
 mod market;
 mod schedules;
 mod shapes;

@@ -1,5 +1,7 @@
 //! A market that rents machines from one double, in processes that may be killed.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{
     future::Future,
     pin::Pin,
@@ -100,7 +102,7 @@ impl Market {
 
     /// Writes down that a machine is wanted.
     pub fn want(&mut self) -> MachineId {
-        let id = MachineId(Uuid::from_u64_pair(self.ids.next(), self.ids.next()));
+        let id = MachineId(Uuid::from_u64_pair(self.ids.draw(), self.ids.draw()));
         let (now, price) = (self.now(), MicroUsd(2_000_000));
         let most = MicroUsd(price.0 * 3 / 2);
         let row =

@@ -3,6 +3,11 @@
 //!
 //! A fuzzer of mutations with a fixed budget: the same inputs in every run, made from honest answers.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics at the unexpected says where")]
+
+#[path = "clouds/market.rs"]
+mod market;
+
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
@@ -17,7 +22,7 @@ use nave_clouds::{
 use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis};
 use uuid::Uuid;
 
-use crate::market::{BEGIN, Market, owner, settings};
+use market::{BEGIN, Market, owner, settings};
 
 /// Rounds of all five calls for each cloud.
 const BUDGET: usize = 700;
@@ -62,7 +67,7 @@ fn mutated(numbers: &mut Numbers, original: &[u8], other: &[u8]) -> Vec<u8> {
         let range = at.min(end)..at.max(end).min(at.min(end) + 200);
         match numbers.below(7) {
             0 if !bytes.is_empty() => bytes[at] ^= 1 << numbers.below(8),
-            1 if !bytes.is_empty() => bytes[at] = numbers.next() as u8,
+            1 if !bytes.is_empty() => bytes[at] = numbers.draw() as u8,
             2 => drop(bytes.drain(range)),
             3 => {
                 let piece = bytes[range].to_vec();
@@ -74,7 +79,7 @@ fn mutated(numbers: &mut Numbers, original: &[u8], other: &[u8]) -> Vec<u8> {
                 let piece = other[from..other.len().min(from + 64)].to_vec();
                 bytes.splice(at..at, piece);
             }
-            _ => bytes.resize(bytes.len() + below(numbers, 96), numbers.next() as u8),
+            _ => bytes.resize(bytes.len() + below(numbers, 96), numbers.draw() as u8),
         }
     }
     bytes
