@@ -8,7 +8,7 @@ use super::{Choice, Fleet, Handle, request::Request};
 /// Requests that are placed all together or not at all; mostly one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gang {
-    /// Whose they are; claims are known by it.
+    /// Whose they are; hosts may be kept for it.
     pub id: u64,
     /// One for each member.
     pub members: Vec<Request>,

@@ -109,19 +109,19 @@ impl Kind {
     }
 }
 
-/// The cost as it is kept: with whether the request takes an untouched device for a share.
-pub(super) fn kept(cost: i64, untouched: bool) -> i64 {
+/// The cost as it is remembered: with whether the request takes an untouched device for a share.
+pub(super) fn packed(cost: i64, untouched: bool) -> i64 {
     cost.saturating_mul(2).saturating_add(untouched.into()).min(UNFIT - 1)
 }
 
-/// The cost that is kept.
-fn lasting(kept: i64) -> i64 {
-    kept >> 1
+/// The cost that is remembered.
+fn lasting(packed: i64) -> i64 {
+    packed >> 1
 }
 
 /// Whether it takes an untouched device for a share.
-fn untouched(kept: i64) -> bool {
-    kept & 1 == 1
+fn untouched(packed: i64) -> bool {
+    packed & 1 == 1
 }
 
 fn least(costs: &[i64]) -> i64 {

@@ -27,7 +27,9 @@ pub use queue::{Plan, SpotLease, Waiting};
 pub use request::{DEVICE_MILLI, Gpus, Request};
 pub use room::{CLASSES_MAX, DEVICES_MAX, Host, Rate};
 
-use kinds::{Kind, Kinds, UNFIT, kept};
+use std::collections::BTreeSet;
+
+use kinds::{Kind, Kinds, UNFIT, packed};
 use room::Room;
 use scarcity::Scarcity;
 use sorts::{Sort, Sorts};
@@ -66,6 +68,8 @@ pub struct Fleet {
     stranding: Vec<Option<Stranding>>,
     scarcity: Scarcity,
     kinds: Kinds,
+    /// For whom hosts are kept free.
+    keepers: BTreeSet<u64>,
     /// Hosts in the order in which they changed; the first of them is change number `logged`.
     log: Vec<u32>,
     logged: u64,
@@ -92,6 +96,7 @@ impl Fleet {
             stranding: vec![None; CLASSES_MAX],
             scarcity: Scarcity::default(),
             kinds: Kinds::new(KINDS_MAX),
+            keepers: BTreeSet::new(),
             log: Vec::new(),
             logged: 0,
             priced: 0,
@@ -195,7 +200,7 @@ impl Fleet {
         self.decide_for(request, None)
     }
 
-    /// As [`decide`](Self::decide), for somebody who may have a claim on a host.
+    /// As [`decide`](Self::decide), for somebody for whom hosts may be kept free.
     pub fn decide_for(&mut self, request: &Request, whose: Option<u64>) -> Option<Choice> {
         let now = self.logged + self.log.len() as u64;
         if now >= self.priced + PRICED_EVERY {
@@ -221,7 +226,7 @@ impl Fleet {
 
     /// What a request costs at a place; `None` where that is not to be had.
     fn choice(&self, host: Handle, request: &Request, devices: &[u8], whose: u64) -> Option<Choice> {
-        let room = self.room(host).filter(|room| room.claim.is_none_or(|claim| claim == whose))?;
+        let room = self.room(host).filter(|room| room.kept_for.is_none_or(|id| id == whose))?;
         let mut after = room.clone();
         if !room.admits(request) || !after.take(request, devices) {
             return None;
@@ -229,9 +234,9 @@ impl Fleet {
         let money = self.expected(room, request)?;
         let untouched = request.whole() == 0 && after.whole < room.whole;
         let sort = self.sorts.of(host.0 as usize).1;
-        let apart = i64::from(request.gpus == Gpus::None && room.devices() > 0);
+        let courtesy = i64::from(request.gpus == Gpus::None && room.devices() > 0);
         let stranded = self.stranded_on(&after) - self.stranded_on(room);
-        let cost = money + stranded + apart + self.scarce(sort, request, untouched, after.milli_cpu);
+        let cost = money + stranded + courtesy + self.scarce(sort, request, untouched, after.milli_cpu);
         Some(Choice { host, devices: devices.to_vec(), hourly: room.host.hourly(request), cost })
     }
 
@@ -337,7 +342,7 @@ impl Fleet {
         let Some(room) = room.filter(|room| room.admits(request)) else { return UNFIT };
         if room.devices() == 0 {
             return match request.gpus {
-                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| kept(money, false)),
+                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| packed(money, false)),
                 Gpus::Share { .. } | Gpus::Whole { .. } => UNFIT,
             };
         }
@@ -367,8 +372,8 @@ impl Fleet {
         });
         let Some(money) = self.expected(room, request) else { return UNFIT };
         let worth = Stranding::worth(device + host, self.gpu_hours[usize::from(room.host.class)]);
-        let apart = i64::from(request.gpus == Gpus::None);
-        kept(money.saturating_add(worth).saturating_add(apart), takes_untouched)
+        let courtesy = i64::from(request.gpus == Gpus::None);
+        packed(money.saturating_add(worth).saturating_add(courtesy), takes_untouched)
     }
 
     /// What the host is expected to cost, where the request can pay it.
@@ -407,7 +412,7 @@ impl Fleet {
         };
         let beyond = |at: usize, untouched: bool| {
             let room = self.rooms[at].as_ref()?;
-            let free = room.claim.is_none_or(|claim| whose == Some(claim));
+            let free = room.kept_for.is_none_or(|id| whose == Some(id));
             let left = room.milli_cpu - request.milli_cpu;
             free.then(|| self.scarce(self.sorts.of(at).1, request, untouched, left))
         };

@@ -1,4 +1,5 @@
-//! Who waits, and what is done so that nobody waits for ever: claims, and spot leases that yield.
+//! Who waits, and what is done so that nobody waits for ever: hosts are kept for those that
+//! waited too long, and spot leases yield to those on demand.
 
 use std::collections::BTreeMap;
 
@@ -59,13 +60,13 @@ impl Fleet {
     /// Plans for everybody who waits. Those that waited longer than `patience_ms` come first,
     /// oldest first, and others only after them. For whoever is on demand and fits nowhere,
     /// spot leases get notice; for the oldest that was patient for too long, hosts are
-    /// claimed, so that what ends there is not taken by others. As leases end, the oldest
+    /// kept free, so that what ends there is not taken by others. As leases end, the oldest
     /// is placed, then the next one: nobody starves.
     pub fn plan(&mut self, waiting: &[Waiting], spot: &[SpotLease], now_ms: i64, patience_ms: i64) -> Plan {
         let mut plan = Plan::default();
         let mut oldest: Vec<&Waiting> = waiting.iter().collect();
         oldest.sort_by_key(|waiting| (waiting.since_ms, waiting.gang.id));
-        self.keep_claims(waiting);
+        self.free_kept(waiting);
         let tired = |waiting: &&Waiting| now_ms.saturating_sub(waiting.since_ms) > patience_ms;
         let (tired, patient): (Vec<_>, Vec<_>) = oldest.into_iter().partition(tired);
         let mut without: Vec<&Waiting> = Vec::new();
@@ -75,9 +76,8 @@ impl Fleet {
                 None => without.push(waiting),
             }
         }
-        if let Some(first) = without.first() {
-            self.claim_for(&first.gang);
-        }
+        // One that would fit nowhere even then keeps nothing from the next.
+        let _ = without.iter().any(|waiting| self.keep_for(&waiting.gang));
         let gangs: Vec<Gang> = patient.iter().map(|waiting| waiting.gang.clone()).collect();
         let places = self.place_batch(&gangs);
         for (waiting, places) in patient.iter().zip(places) {
@@ -97,28 +97,37 @@ impl Fleet {
     }
 
     fn placed(&mut self, waiting: &Waiting, places: Vec<Choice>, plan: &mut Plan) {
-        self.drop_claims(waiting.gang.id);
+        self.let_go(waiting.gang.id);
         plan.placed.push((waiting.gang.id, places));
     }
 
-    /// Drops what is claimed for others than these.
-    fn keep_claims(&mut self, waiting: &[Waiting]) {
-        for room in self.rooms.iter_mut().flatten() {
-            let kept = |claim: u64| waiting.iter().any(|waiting| waiting.gang.id == claim);
-            room.claim = room.claim.filter(|claim| kept(*claim));
+    /// Frees hosts that are kept for others than these.
+    fn free_kept(&mut self, waiting: &[Waiting]) {
+        let gone = self.keepers.iter().filter(|id| !waiting.iter().any(|waiting| waiting.gang.id == **id));
+        for id in gone.copied().collect::<Vec<u64>>() {
+            self.let_go(id);
         }
     }
 
-    fn drop_claims(&mut self, whose: u64) {
-        for room in self.rooms.iter_mut().flatten() {
-            room.claim = room.claim.filter(|claim| *claim != whose);
+    fn let_go(&mut self, whose: u64) {
+        if self.keepers.remove(&whose) {
+            for room in self.rooms.iter_mut().flatten() {
+                room.kept_for = room.kept_for.filter(|id| *id != whose);
+            }
+        }
+    }
+
+    fn keep(&mut self, at: usize, whose: u64) {
+        if let Some(Some(room)) = self.rooms.get_mut(at) {
+            room.kept_for = Some(whose);
+            self.keepers.insert(whose);
         }
     }
 
     /// Keeps hosts free for a gang: its own already, then those where the least must end until
-    /// its members fit, then those that somebody younger has claimed. None where the gang
-    /// would not fit even so.
-    fn claim_for(&mut self, gang: &Gang) {
+    /// its members fit, then those that are kept for somebody younger. `false` and none where
+    /// the gang would not fit even so.
+    fn keep_for(&mut self, gang: &Gang) -> bool {
         let open = |(at, room)| Some((at, Option::as_ref(room).filter(|room: &&Room| room.open)?));
         let mut empty: Vec<((u8, u32), usize, Room)> = self
             .rooms
@@ -126,8 +135,8 @@ impl Fleet {
             .enumerate()
             .filter_map(open)
             .map(|(at, room)| {
-                let turn = match room.claim {
-                    Some(claim) if claim == gang.id => 0,
+                let turn = match room.kept_for {
+                    Some(id) if id == gang.id => 0,
                     None => 1,
                     Some(_) => 2,
                 };
@@ -135,20 +144,17 @@ impl Fleet {
             })
             .collect();
         empty.sort_by_key(|(turn, at, _)| (*turn, *at));
-        let mut claimed = Vec::new();
+        let mut found_at = Vec::new();
         for member in &gang.members {
             let found = empty.iter_mut().find_map(|(_, at, room)| fill(room, member).then_some(*at));
             match found {
-                Some(at) => claimed.push(at),
-                None => return,
+                Some(at) => found_at.push(at),
+                None => return false,
             }
         }
-        self.drop_claims(gang.id);
-        for at in claimed {
-            if let Some(room) = &mut self.rooms[at] {
-                room.claim = Some(gang.id);
-            }
-        }
+        self.let_go(gang.id);
+        found_at.into_iter().for_each(|at| self.keep(at, gang.id));
+        true
     }
 
     /// Gives notice to the spot leases whose end costs the least, so that a gang fits, and
@@ -167,11 +173,7 @@ impl Fleet {
             rooms.insert(found.host, room);
             ends.extend(found.leases);
         }
-        for host in rooms.keys() {
-            if let Some(Some(room)) = self.rooms.get_mut(host.0 as usize) {
-                room.claim = Some(gang.id);
-            }
-        }
+        rooms.keys().for_each(|host| self.keep(host.0 as usize, gang.id));
         for lease in spot.iter_mut().filter(|lease| ends.contains(&lease.id) && !lease.noticed) {
             lease.noticed = true;
             plan.notices.push((lease.id, gang.id));
@@ -197,7 +199,7 @@ impl Fleet {
             let leases =
                 if changed.is_some() { Vec::new() } else { by_host.remove(&host).unwrap_or_default() };
             let room = changed.or_else(|| self.room(host))?;
-            let free = room.open && room.claim.is_none_or(|claim| claim == whose);
+            let free = room.open && room.kept_for.is_none_or(|id| id == whose);
             if free { fewest(host, room, request, leases) } else { None }
         });
         options.min()

@@ -73,7 +73,7 @@ pub(super) struct Room {
     /// Whether it takes new placements.
     pub open: bool,
     /// For whom it is kept free, if for somebody.
-    pub claim: Option<u64>,
+    pub kept_for: Option<u64>,
     pub milli_cpu: u32,
     pub memory_mib: u32,
     pub disk_mib: u32,
@@ -94,7 +94,7 @@ impl Room {
     pub fn new(host: Host) -> Self {
         let mut room = Self {
             open: true,
-            claim: None,
+            kept_for: None,
             milli_cpu: host.milli_cpu,
             memory_mib: host.memory_mib,
             disk_mib: host.disk_mib,

@@ -85,7 +85,7 @@ fn a_gang_on_demand_counts_free_places_before_it_ends_anybody() {
 }
 
 #[test]
-fn a_claim_ends_with_the_wait() {
+fn a_host_is_kept_no_longer_than_the_wait() {
     let (mut fleet, _) = fleet([host(1)]);
     let leases = [spot(&mut fleet, 7, share(500))];
     fleet.plan(&[on_demand(1, &[whole(1)])], &leases, 0, PATIENCE);
@@ -95,7 +95,16 @@ fn a_claim_ends_with_the_wait() {
     assert!(fleet.decide(&share(500)).is_some());
 }
 
-/// One job wants a whole host, and small ones come all the time and would fill every gap.
+#[test]
+fn one_that_can_never_fit_does_not_keep_the_next_from_its_turn() {
+    let (mut fleet, handles) = fleet([host(2)]);
+    assert!(fleet.place(handles[0], &whole(1), &[0]));
+    let old = [waiting(1, &[whole(3)], 0), waiting(2, &[whole(2)], 1)];
+    fleet.plan(&old, &[], PATIENCE * 2, PATIENCE);
+    assert!(fleet.decide(&whole(1)).is_none(), "it is kept for the second");
+}
+
+/// A gang wants all hosts, and small jobs come all the time and would fill every gap.
 #[test]
 fn nobody_starves() {
     let (mut fleet, _) = fleet([host(4), host(4)]);
