@@ -32,7 +32,8 @@ struct Types {
 #[derive(Deserialize)]
 struct Type {
     cloud: String,
-    shade_instance_type: String,
+    #[serde(rename = "shade_instance_type")]
+    kind: String,
     hourly_price: Box<RawValue>,
     #[serde(default)]
     deployment_type: Option<String>,
@@ -118,7 +119,7 @@ fn offers_of(found: &Type, raw: &str, now: Timestamp) -> Vec<CloudOffer> {
     let vram_each = shapes::some_gib(&of.vram_per_gpu_in_gb);
     let offer = |place: &Place| CloudOffer {
         cloud: Cloud::Shadeform,
-        id: format!("{}/{}", found.cloud, found.shade_instance_type),
+        id: format!("{}/{}", found.cloud, found.kind),
         region: place.region.clone(),
         model: model.trim().to_owned(),
         class: class_of(&model, vram_each),
