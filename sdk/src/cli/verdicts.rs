@@ -79,7 +79,7 @@ async fn host_of(client: &Client, text: &str) -> Result<HostId, Failure> {
 #[must_use]
 pub fn in_words(page: &Page<HostVerdict>, now: Timestamp) -> String {
     let rows: Vec<Vec<String>> = page.items.iter().map(|verdict| row(verdict, now)).collect();
-    let mut text = table(&["AGE>", "TESTED", "CODE", "VERDICT"], &rows);
+    let mut text = table(&["AGE>", "TESTED", "CAUSE", "CODE", "VERDICT"], &rows);
     if page.items.is_empty() {
         text += "\nthis host has no verdict yet\n";
     }
@@ -100,6 +100,7 @@ fn row(verdict: &HostVerdict, now: Timestamp) -> Vec<String> {
     vec![
         age(now.since(verdict.decided_at)),
         explain::tested(verdict.kind).to_owned(),
+        verdict.cause.as_str().to_owned(),
         format!("{}{shadow}", verdict.code),
         verdict.challenge.to_string(),
     ]
