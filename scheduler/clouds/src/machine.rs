@@ -3,9 +3,9 @@
 //! A [`Row`] is written before any cloud is asked, and its id is the machine's name. From then on three
 //! rules keep machines from being leaked or doubled, whatever a cloud does and wherever we are killed:
 //!
-//! - **One row asks for one launch, once.** A launch whose outcome is not known is looked for in the
-//!   cloud's list until that must show it; it is never repeated. Whoever still needs a machine then
-//!   makes another row.
+//! - **One row makes one launch.** It is asked for again only where the cloud did nothing for sure. A launch
+//!   whose outcome is not known is looked for in the cloud's list until that must show it, and never
+//!   repeated: whoever still needs a machine then makes another row.
 //! - **Everything that bears a row's name belongs to the row,** also a second machine that the cloud made
 //!   by mistake, and one that turns up after the row was closed. What the row does not keep is given back.
 //! - **A machine is gone when the cloud says so twice:** it is missing in the list for a while, and asked
