@@ -77,7 +77,11 @@ impl Fleet {
             }
         }
         // One that would fit nowhere even then keeps nothing from the next.
-        let _ = without.iter().any(|waiting| self.keep_for(&waiting.gang));
+        for waiting in &without {
+            if self.keep_for(&waiting.gang) {
+                break;
+            }
+        }
         let gangs: Vec<Gang> = patient.iter().map(|waiting| waiting.gang.clone()).collect();
         let places = self.place_batch(&gangs);
         for (waiting, places) in patient.iter().zip(places) {
