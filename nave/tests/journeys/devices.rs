@@ -80,7 +80,10 @@ fn local_hosts_with_simulated_gpus_become_ready_and_keep_them() {
     let limits = market.up_json()["limits"].to_string();
     assert!(limits.contains("simulated GPUs"), "{limits}");
     let image = format!("example.org/none@sha256:{}", "0".repeat(64));
-    let job = market.submit(&["--gpus", "2", "--trust", "verified,unrated", "--cpu", "0.1", "--image", &image], &["true"]);
+    let job = market.submit(
+        &["--gpus", "2", "--trust", "verified,unrated", "--cpu", "0.1", "--image", &image],
+        &["true"],
+    );
     let done = market.await_final(&job);
     assert_eq!(done["state"], "succeeded", "jobs that are acted out get simulated GPUs: {done}");
     let receipt = succeed(&mut market.nave(&["receipt", &job]));
