@@ -167,7 +167,7 @@ impl Fleet {
         let mut rooms: BTreeMap<Handle, Room> = BTreeMap::new();
         let mut ends: Vec<u64> = Vec::new();
         for member in &gang.members {
-            let Some(found) = self.yields(gang.id, member, spot, &rooms) else { return };
+            let Some(found) = self.yields(gang.id, member, &rooms, spot, &ends) else { return };
             let room = rooms.remove(&found.host).or_else(|| self.room(found.host).cloned());
             let Some(mut room) = room else { return };
             for lease in spot.iter().filter(|lease| found.leases.contains(&lease.id)) {
@@ -184,25 +184,24 @@ impl Fleet {
         }
     }
 
-    /// The cheapest leases to end so that a request fits, where `rooms` are as they are to be.
+    /// The cheapest leases to end so that a request fits, where `rooms` are as they are to be
+    /// when the leases in `ends` have ended.
     fn yields(
         &self,
         whose: u64,
         request: &Request,
-        spot: &[SpotLease],
         rooms: &BTreeMap<Handle, Room>,
+        spot: &[SpotLease],
+        ends: &[u64],
     ) -> Option<Yield> {
         let mut by_host: BTreeMap<Handle, Vec<&SpotLease>> = BTreeMap::new();
-        for lease in spot {
+        for lease in spot.iter().filter(|lease| !ends.contains(&lease.id)) {
             by_host.entry(lease.host).or_default().push(lease);
         }
         let options = (0..self.rooms.len()).filter_map(|at| {
             let host = Handle(u32::try_from(at).ok()?);
-            // A lease that ends for an earlier member does not end again.
-            let changed = rooms.get(&host);
-            let leases =
-                if changed.is_some() { Vec::new() } else { by_host.remove(&host).unwrap_or_default() };
-            let room = changed.or_else(|| self.room(host))?;
+            let room = rooms.get(&host).or_else(|| self.room(host))?;
+            let leases = by_host.remove(&host).unwrap_or_default();
             let free = room.open && room.kept_for.is_none_or(|id| id == whose);
             if free { fewest(host, room, request, leases) } else { None }
         });

@@ -85,6 +85,14 @@ fn a_gang_on_demand_counts_free_places_before_it_ends_anybody() {
 }
 
 #[test]
+fn spot_leases_of_one_host_yield_to_all_members_of_a_gang() {
+    let (mut fleet, _) = fleet([host(3)]);
+    let leases = [7, 8, 9].map(|id| spot(&mut fleet, id, whole(1)));
+    let plan = fleet.plan(&[on_demand(1, &[whole(1), whole(1)])], &leases, 0, PATIENCE);
+    assert_eq!(plan.notices, [(7, 1), (8, 1)]);
+}
+
+#[test]
 fn a_host_is_kept_no_longer_than_the_wait() {
     let (mut fleet, _) = fleet([host(1)]);
     let leases = [spot(&mut fleet, 7, share(500))];
