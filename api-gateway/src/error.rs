@@ -163,7 +163,9 @@ fn quote_fault(fault: &QuoteFault, message: String) -> ApiError {
         QuoteFault::Expired => (StatusCode::CONFLICT, "quote_expired", "ask for another quote"),
         QuoteFault::Used(_) => (StatusCode::CONFLICT, "quote_used", "ask for another quote"),
         QuoteFault::Empty => (StatusCode::CONFLICT, "quote_empty", "ask for a quote without dry_run"),
-        QuoteFault::Void => (StatusCode::CONFLICT, "quote_void", "ask for another quote"),
+        QuoteFault::Void => {
+            (StatusCode::CONFLICT, "quote_void", "try again in a moment, or ask for another quote")
+        }
         QuoteFault::Differs(_) => (
             StatusCode::UNPROCESSABLE_ENTITY,
             "quote_differs",
@@ -173,7 +175,9 @@ fn quote_fault(fault: &QuoteFault, message: String) -> ApiError {
             (StatusCode::CONFLICT, "too_many_quotes", "use one of them, or wait until one expires")
         }
     };
-    ApiError::new(status, code, message).suggest(suggestion)
+    let error = ApiError::new(status, code, message).suggest(suggestion);
+    // A host that is silent for a moment takes jobs again soon, and its quote is still there.
+    if *fault == QuoteFault::Void { error.retry_in(1) } else { error }
 }
 
 impl From<Overflow> for ApiError {

@@ -116,8 +116,8 @@ pub enum QuoteFault {
     /// It is for another request.
     #[error("the quote is for another request: {0} differs")]
     Differs(String),
-    /// Its host takes no jobs any more.
-    #[error("the host of the quote cannot take the job any more")]
+    /// Its host takes no jobs now.
+    #[error("the host of the quote cannot take the job now")]
     Void,
     /// The customer has as many as they may have.
     #[error("there are {OPEN_MAX} open quotes, which is the most a customer can have")]

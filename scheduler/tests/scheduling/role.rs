@@ -11,7 +11,7 @@ use nave_domain::{
 };
 use nave_scheduler::{planner::plan, role::carry_out, watch::Patience};
 use nave_store::{
-    AttemptRow, HostPatch, Store, Submission,
+    Asking, AttemptRow, HostPatch, QuoteAnswer, QuoteFault, Store, StoreError, Submission,
     testing::{self, NewHost},
 };
 use tokio::{
@@ -194,13 +194,15 @@ async fn a_host_that_falls_silent_is_suspect_then_lost_and_its_job_runs_elsewher
 #[tokio::test(flavor = "multi_thread")]
 async fn while_no_gateway_listens_no_host_is_lost() {
     let mut market = Market::open(1).await;
-    let host = market.silent_host("alpha").await;
+    let host = market.host("alpha").await;
     let job = market.submit().await;
     let lease = market.attempt(job, 1).await.lease;
     market.store.lease_started(host, lease).await.expect("started");
-    let clock = market.tasks.pop().expect("the clock");
-    clock.abort();
-    drop(clock.await);
+    for what in ["the host's reports", "the clock"] {
+        let task = market.tasks.pop().expect(what);
+        task.abort();
+        drop(task.await);
+    }
     let up = market.store.clock_up().await.expect("up");
     sleep(Duration::from_millis(1_500)).await;
     assert_eq!(market.store.clock_up().await.expect("up"), up);
@@ -225,6 +227,73 @@ async fn what_is_left_of_a_plan_for_a_host_that_moved_on_is_dropped() {
     carry_out(&market.store, &plan.placements[1..]).await.expect("carry out");
     for placement in &plan.placements[1..] {
         assert_eq!(market.attempts(placement.job).await.len(), 0, "placed at a price that has changed");
+    }
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_a_quote_is_answered_and_a_job_takes_its_place() {
+    let mut market = Market::open(2).await;
+    let host = market.host("alpha").await;
+    let request = supply::job(0).request;
+    let (customer, hold) = (market.customer, Some(Millis(60_000)));
+    let asking = Asking { customer, key: "quote", hash: [0; 32], request: &request, hold };
+    let quote = market.store.quote_ask(&asking).await.expect("asked");
+    let answered = async {
+        loop {
+            let row = market.store.quote_get(customer, quote).await.expect("the quote");
+            match row.answer {
+                Some(answer) => return answer,
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let answer = timeout(Duration::from_secs(20), answered).await.expect("answered in time");
+    let QuoteAnswer::Place(place) = answer else { panic!("a place: {answer:?}") };
+    assert_eq!((place.host, place.rate), (host, supply::RATE));
+    let on_quote = JobRequest { quote: Some(quote), ..request };
+    let submission = Submission { customer, key: "job", hash: [0; 32], request: &on_quote };
+    let submitted = async {
+        loop {
+            match market.store.job_submit(&submission).await {
+                // A busy machine lets the host seem silent for a moment; the quote is still there then.
+                Err(StoreError::Quote(QuoteFault::Void)) => {
+                    let state = market.store.host_spec(host).await.expect("spec").state;
+                    assert!([HostState::Suspect, HostState::Ready].contains(&state), "{state:?}");
+                    sleep(Duration::from_millis(20)).await;
+                }
+                submitted => return submitted.expect("submit").job,
+            }
+        }
+    };
+    let job = timeout(Duration::from_secs(20), submitted).await.expect("in time");
+    assert_eq!(market.attempts(job).await.len(), 1, "it need not wait for anybody");
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gang_begins_once_all_of_it_is_queued() {
+    let mut market = Market::open(1).await;
+    market.host("alpha").await;
+    let member = JobRequest { group: Some("g".into()), gang: Some(2), ..supply::job(0).request };
+    let submit = async |key: &str| {
+        let submission = Submission { customer: market.customer, key, hash: [0; 32], request: &member };
+        market.store.job_submit(&submission).await.expect("submit").job
+    };
+    let first = submit("first").await;
+    let told = async {
+        loop {
+            let row = market.store.job_get(market.customer, first).await.expect("the job");
+            match row.reason {
+                Some((code, _)) if code == "gang_incomplete" => return,
+                Some(_) | None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), told).await.expect("told in time");
+    let second = submit("second").await;
+    for job in [first, second] {
+        market.attempt(job, 1).await;
     }
     market.close().await;
 }
