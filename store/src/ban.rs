@@ -96,10 +96,17 @@ pub(crate) async fn begin(
 /// Refuses hosts that are to be tested while a ban counts against them, until it is over.
 pub(crate) async fn enforce(store: &Store) -> Result<()> {
     sqlx::query!(
-        "with banned as (
+        "with counting as materialized (
+            select hotkey, devices from bans
+            where lifted_at_ms is null and until_up_ms > (select control_ms())),
+         -- Most hosts have nothing in common with any of them.
+         banned as (
             select h.host_id, b.challenge_id, b.code, b.message, b.until_up_ms from hosts h cross join lateral (
                 select * from bans_of(h.host_id) where until_up_ms > control_ms() order by until_up_ms desc limit 1) b
-            where h.state = 'verifying' order by h.host_id for update of h)
+            where h.state = 'verifying' and (h.hotkey in (select hotkey from counting) or exists (
+                select from jsonb_array_elements(h.inventory -> 'devices') device
+                where device ->> 'uuid' in (select unnest(devices) from counting)))
+            order by h.host_id for update of h)
          update hosts h set state = 'refused', proven = null, generation = generation + 1, retry_up_ms = b.until_up_ms, refused_by = b.challenge_id,
             reason_code = b.code, reason_message = 'a ban counts against it: ' || b.message, reason_at_ms = now_ms()
          from banned b where h.host_id = b.host_id"

@@ -68,7 +68,7 @@ impl Store {
         sqlx::query!(
             "with due as (
                 select host_id from hosts
-                where state = 'refused' and retry_up_ms <= control_ms() and heard_up_ms > control_ms() - $1
+                where state = 'refused' and retry_up_ms <= (select control_ms()) and heard_up_ms > (select control_ms()) - $1
                   and not exists (select from bans_of(host_id) b where b.until_up_ms > control_ms())
                 order by host_id for update)
              update hosts h set state = 'verifying', generation = generation + 1, suite_at_ms = now_ms()
@@ -85,10 +85,11 @@ impl Store {
                from hosts h left join lateral (
                     select window_id, beacon from windows where h.suite_cause = 'window' and opened_at_ms is not null
                     order by window_id desc limit 1) w on true
-               where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= control_ms()
+               where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= (select control_ms())
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
-                 and not exists (select from challenges c
-                    where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer')
+                 -- Counted, so that each host is looked up by the index and never all of them with all.
+                 and (select count(*) from challenges c
+                    where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer') = 0
                order by h.host_id"#
         )
         .fetch_all(&self.pool)

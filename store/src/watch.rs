@@ -133,7 +133,7 @@ impl Store {
         let disputed = self.hosts_disputed().await?;
         let rows = sqlx::query!(
             r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms,
-                    coalesce(h.heard_up_ms > control_ms() - $2, false) as "is_heard!",
+                    coalesce(h.heard_up_ms > (select control_ms()) - $2, false) as "is_heard!",
                     array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
                     exists (select from challenges c where c.host_id = h.host_id and c.window_id = $1) as "in_window!"
                from hosts h

@@ -174,11 +174,7 @@ impl Bench {
 
     async fn judge(&self, entry: &Entry) {
         let id = entry.challenge;
-        let judged = match entry.end {
-            End::Verdict => self.reach_verdict(id).await,
-            End::Appeal => self.reach_again(id).await,
-        };
-        if let Err(error) = judged {
+        if let Err(error) = self.reach(id, entry.end).await {
             let error = format!("{error:#}");
             tracing::warn!(challenge.id = %id, error, "could not judge a challenge; trying again");
         }
@@ -188,21 +184,25 @@ impl Bench {
         }
     }
 
-    async fn reach_verdict(&self, id: ChallengeId) -> anyhow::Result<()> {
-        let open = self.store.challenges_undecided(&[id]).await.context("load a challenge")?.pop();
+    /// Reaches a verdict, unless there is nothing to judge any more.
+    async fn reach(&self, id: ChallengeId, end: End) -> anyhow::Result<()> {
+        let open = match end {
+            End::Verdict => self.store.challenges_undecided(&[id]).await.context("load a challenge")?.pop(),
+            End::Appeal => Some(self.store.challenge_get(id).await.context("load an appeal")?),
+        };
         let Some(open) = open else { return Ok(()) };
-        let Next::Judge(case) = decide(&open, silent(&self.config, &open)) else { return Ok(()) };
+        let silent = silent(&self.config, &open);
+        let next = match end {
+            End::Verdict => decide(&open, silent),
+            End::Appeal => decide_again(&open, silent),
+        };
+        let Next::Judge(case) = next else { return Ok(()) };
         let ruling = self.try_case(&open, case).await?;
         crash_point!("verifier.judge.before_store");
-        write_down(&self.store, &open, ruling, &self.config.bans).await
-    }
-
-    async fn reach_again(&self, id: ChallengeId) -> anyhow::Result<()> {
-        let open = self.store.challenge_get(id).await.context("load an appeal")?;
-        let Next::Judge(case) = decide_again(&open, silent(&self.config, &open)) else { return Ok(()) };
-        let ruling = self.try_case(&open, case).await?;
-        crash_point!("verifier.judge.before_store");
-        write_appeal_down(&self.store, &open, ruling).await
+        match end {
+            End::Verdict => write_down(&self.store, &open, ruling, &self.config.bans).await,
+            End::Appeal => write_appeal_down(&self.store, &open, ruling).await,
+        }
     }
 
     async fn try_case(&self, open: &OpenChallenge, case: Box<Case>) -> anyhow::Result<Ruling> {
