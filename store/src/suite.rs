@@ -87,9 +87,8 @@ impl Store {
                     order by window_id desc limit 1) w on true
                where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= (select control_ms())
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
-                 -- Counted, so that each host is looked up by the index and never all of them with all.
-                 and (select count(*) from challenges c
-                    where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer') = 0
+                 and not exists (select from challenges c
+                    where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer')
                order by h.host_id"#
         )
         .fetch_all(&self.pool)
