@@ -11,6 +11,7 @@ pub mod image;
 pub mod network;
 pub mod outages;
 pub mod sigterm;
+mod strays;
 mod trial;
 pub mod workdir;
 

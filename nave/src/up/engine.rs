@@ -142,8 +142,9 @@ pub fn unmount_leftovers(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Ends the processes that stood between private engines below `dir` and their containers. A containerd that
-/// is killed at a bad moment forgets those; the containers themselves have been removed.
+/// Ends the processes that stood between private engines below `dir` and their containers, and those that were to
+/// become a container's. A containerd that is killed at a bad moment forgets those; the containers themselves
+/// have been removed.
 pub fn end_shims(dir: &Path) {
     let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
     for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
@@ -152,9 +153,17 @@ pub fn end_shims(dir: &Path) {
         let is_shim = words.next().is_some_and(|name| {
             Path::new(name).file_name().is_some_and(|name| name.as_bytes().starts_with(b"containerd-shim"))
         });
-        if is_shim && words.any(|word| Path::new(word).starts_with(dir)) {
+        if is_shim && words.any(|word| Path::new(word).starts_with(dir)) || is_made_below(dir, pid) {
             // It may end by itself just now.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// Whether runc made a process for a container of an engine below `dir`, and it waits to be started.
+fn is_made_below(dir: &Path, pid: i32) -> bool {
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let mut variables = environ.split(|byte| *byte == 0);
+    let state = variables.find_map(|variable| variable.strip_prefix(b"_LIBCONTAINER_STATEDIR="));
+    state.is_some_and(|state| Path::new(OsStr::from_bytes(state)).starts_with(dir))
 }
