@@ -19,7 +19,11 @@ pub fn end(image: &Path) {
     for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()) {
         // A process that has ended meanwhile has nothing to read, and nothing mounted.
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
-        if mounts_one(&read("mountinfo"), &devices) && is_of_container(&read("cgroup")) {
+        let mounts = read("mountinfo");
+        // A device that nobody holds any more is soon another file's, and another lease's. It is still this
+        // file's after the process was seen to hold it: then it was so all the time.
+        let is_held = || mounts_one(&mounts, &devices) && mounts_one(&mounts, &loops_of(image));
+        if is_held() && is_of_container(&read("cgroup")) {
             tracing::warn!(pid, image = %image.display(), "ending a process that the engine forgot");
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
