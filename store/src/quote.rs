@@ -237,18 +237,26 @@ impl LockedQuote {
         Ok(Placement { job, grounds, gang: None, ..placement.clone() })
     }
 
-    /// Notes which job has used it, once that has its lease.
+    /// Notes which job has used it, once that has its lease and thereby the lock of the host. Only now
+    /// is it known that no plan saw the place free: one that did comes after this and is stale.
     ///
     /// # Errors
-    /// [`StoreError::Quote`] when its host has less by now than it had.
+    /// [`StoreError::Quote`] when it expired meanwhile, or its host has less by now than it had.
     pub(crate) async fn used(&self, tx: &mut PgConnection, placement: &Placement) -> Result<()> {
-        if !is_there(tx, placement).await? {
-            return Err(QuoteFault::Void.into());
+        let used = sqlx::query!(
+            "update quotes set job_id = $2 where quote_id = $1 and expires_at_ms > now_ms()",
+            self.quote.0,
+            placement.job.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        if used.rows_affected() == 0 {
+            return Err(QuoteFault::Expired.into());
         }
-        sqlx::query!("update quotes set job_id = $2 where quote_id = $1", self.quote.0, placement.job.0)
-            .execute(tx)
-            .await?;
-        Ok(())
+        if is_there(tx, placement).await? && is_alone(tx, placement).await? {
+            return Ok(());
+        }
+        Err(QuoteFault::Void.into())
     }
 }
 
@@ -277,6 +285,25 @@ async fn is_there(tx: &mut PgConnection, placement: &Placement) -> Result<bool> 
         && row.memory <= inventory.memory.0
         && row.disk <= inventory.disk.0
         && placement.devices.iter().all(has))
+}
+
+/// Whether no other open lease of a host, which is locked, is in the way of a new one: none has one of its
+/// devices, and where one of two customers is to be alone, there is only one.
+async fn is_alone(tx: &mut PgConnection, placement: &Placement) -> Result<bool> {
+    let is_alone = sqlx::query_scalar!(
+        r#"select not exists (
+             select from leases l join jobs other using (job_id), jobs own
+             where own.job_id = $1 and l.host_id = $2 and l.job_id <> $1 and l.state <> 'closed'
+               and (l.devices && $3::text[]
+                    or other.customer_id <> own.customer_id
+                       and 'host' in (other.request ->> 'isolation', own.request ->> 'isolation'))) as "is_alone!""#,
+        placement.job.0,
+        placement.host.0,
+        &placement.devices
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(is_alone)
 }
 
 async fn find_by_key(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<Option<QuoteId>> {

@@ -2,6 +2,7 @@
 
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId,
+    host::Inventory,
     job::{Isolation, JobRequest, JobState},
     lease::ChosenFor,
     rate::Rate,
@@ -11,7 +12,7 @@ use nave_store::{
 };
 use tokio::task::JoinSet;
 
-use crate::market::{Market, RATE, hash, inventory, open, request};
+use crate::market::{Market, RATE, device, hash, inventory, open, request};
 
 const HOLD: Option<Millis> = Some(Millis(60_000));
 
@@ -76,8 +77,13 @@ async fn supply(market: &Market, host: HostId) -> SupplyHost {
 }
 
 async fn expire(market: &Market, quote: QuoteId) {
-    sqlx::query("update quotes set expires_at_ms = now_ms() - 1 where quote_id = $1")
+    expire_in(market, quote, -1).await;
+}
+
+async fn expire_in(market: &Market, quote: QuoteId, ms: i64) {
+    sqlx::query("update quotes set expires_at_ms = now_ms() + $2 where quote_id = $1")
         .bind(quote.0)
+        .bind(ms)
         .execute(&market.sql)
         .await
         .expect("expired");
@@ -241,6 +247,82 @@ async fn a_quote_on_a_host_that_takes_no_jobs_any_more_is_void() {
             assert_eq!(fault(market.try_submit(customer, key, &on(quote)).await), QuoteFault::Void, "{key}");
         }
         assert_eq!(market.money(customer).await, (10_000_000, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_that_expires_while_its_job_waits_for_the_host_places_nothing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let mut busy = market.sql.begin().await.expect("begin");
+        sqlx::query("select from hosts where host_id = $1 for update")
+            .bind(host.0)
+            .execute(&mut *busy)
+            .await
+            .expect("somebody has the host");
+        expire_in(market, quote, 1_000).await;
+        let until_over = async {
+            let is_over = "select expires_at_ms <= now_ms() from quotes where quote_id = $1";
+            while !sqlx::query_scalar::<_, bool>(is_over)
+                .bind(quote.0)
+                .fetch_one(&market.sql)
+                .await
+                .expect("looked")
+            {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+            busy.commit().await.expect("lets go of it");
+        };
+        let request = on(quote);
+        let (late, ()) = tokio::join!(market.try_submit(customer, "late", &request), until_over);
+        assert_eq!(fault(late), QuoteFault::Expired);
+        assert_eq!(supply(market, host).await.milli_cpu_used, MilliCpu::ZERO);
+        assert_eq!(market.money(customer).await, (10_000_000, 0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_whose_devices_somebody_leases_is_void() {
+    open(async |market| {
+        let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
+        let devices = vec![device("GPU-1"), device("GPU-2")];
+        let host = market.host_with("alpha", RATE, &Inventory { devices, ..inventory() }).await;
+        let quote = ask(market, ada, "quote", HOLD).await.expect("asked");
+        let of = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let held = Placement { devices: of(&["GPU-1", "GPU-2"]), ..place(market, quote, host).await };
+        answer(market, quote, held).await.expect("answered");
+        expire(market, quote).await;
+        let job = market.submit(eve, &request()).await;
+        let placed = Placement { devices: of(&["GPU-2"]), ..market.placement(job, host).await };
+        market.store.job_place(&placed).await.expect("a plan that saw it expire");
+        expire_in(market, quote, 60_000).await;
+        assert_eq!(fault(market.try_submit(ada, "late", &on(quote)).await), QuoteFault::Void);
+        assert_eq!(supply(market, host).await.tenants, [ada, eve].into(), "its quote, and her lease");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_for_a_whole_host_is_void_while_others_are_on_it_and_so_is_one_beside_such_a_job() {
+    open(async |market| {
+        let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
+        let alone = JobRequest { isolation: Isolation::Host, ..request() };
+        for (name, his, hers) in [("alpha", &alone, &request()), ("beta", &request(), &alone)] {
+            let host = market.host(name).await;
+            let quote = ask_for(market, ada, name, his, HOLD).await.expect("asked");
+            let placement = place(market, quote, host).await;
+            answer(market, quote, placement).await.expect("answered");
+            expire(market, quote).await;
+            let job = market.submit(eve, hers).await;
+            market.place(job, host).await;
+            expire_in(market, quote, 60_000).await;
+            let on_it = JobRequest { quote: Some(quote), ..his.clone() };
+            assert_eq!(fault(market.try_submit(ada, name, &on_it).await), QuoteFault::Void, "{name}");
+        }
     })
     .await;
 }
