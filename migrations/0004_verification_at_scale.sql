@@ -30,14 +30,15 @@ alter table hosts
 update hosts set doubted_by = refused_by where doubt is not null;
 create index hosts_refused_by on hosts (refused_by) where refused_by is not null;
 create index hosts_doubted_by on hosts (doubted_by) where doubted_by is not null;
-create index hosts_left_in_doubt on hosts (hotkey) where state = 'gone' and doubt is not null;
+create index hosts_in_doubt on hosts (hotkey) where doubt is not null;
 comment on column hosts.doubted_by is 'The verdict that the doubt came from';
 
--- Hosts that left in doubt: it counts against those that their miner has join since, as bans do.
+-- Hosts in doubt, whether they have left or are just not heard any more: it counts against those that their miner has
+-- join since, as bans do.
 create function doubts_of(host uuid) returns table (host_id uuid, doubt text) language sql stable
     begin atomic
         select g.host_id, g.doubt from hosts h join hosts g on g.hotkey = h.hotkey
-        where h.host_id = host and g.state = 'gone' and g.doubt is not null and h.enrolled_at_ms >= (
+        where h.host_id = host and g.host_id <> h.host_id and g.doubt is not null and h.enrolled_at_ms >= (
             select drawn_at_ms from challenges c where c.challenge_id = g.doubted_by);
     end;
 

@@ -274,8 +274,9 @@ pub(crate) async fn passed(tx: &mut PgConnection, host: HostId) -> Result<()> {
 pub(crate) async fn judged(tx: &mut PgConnection, challenge: ChallengeId) -> Result<()> {
     sqlx::query!(
         "update disputes d set outcome = 'failed', decided_at_ms = now_ms(), challenge_id = c.challenge_id
-         from challenges c
+         from challenges c join hosts h on h.host_id = c.host_id
          where c.challenge_id = $1 and d.host_id = c.host_id and d.outcome is null and d.suite_at_ms <= c.drawn_at_ms
+           and h.enrolled_at_ms <= d.opened_at_ms
            and not c.shadow and c.lease_id is null and c.kind <> 'transfer' and c.code not in ('passed', 'void')",
         challenge.0
     )

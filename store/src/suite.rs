@@ -264,7 +264,7 @@ async fn redeem(tx: &mut PgConnection, host: HostId) -> Result<()> {
     // Whoever has a part in another test just now holds up nobody.
     sqlx::query!(
         "with left_in_doubt as (
-            select g.host_id from hosts g where g.host_id in (
+            select g.host_id from hosts g where g.state = 'gone' and g.host_id in (
                 select d.host_id from doubts_of($1) d join hosts h on h.host_id = $1
                 where d.doubt = 'test' or h.suite_cause = 'window')
             order by g.host_id limit 1 for update skip locked)

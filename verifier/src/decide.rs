@@ -94,7 +94,9 @@ pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
             // Nobody leaves to evade the verdict on what is shown already, or would be next.
             Next::Judge(case) => Next::Judge(case),
             Next::Wait | Next::Reveal(_) | Next::Rule(_)
-                if is_away(open) && knows_its_samples(open) && open.lease.is_none() =>
+                if is_away(open)
+                    && (open.cause == Cause::Window || knows_its_samples(open))
+                    && open.lease.is_none() =>
             {
                 fail(Reason::Aborted, format!("{why} when it was to show its work"))
             }

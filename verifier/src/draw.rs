@@ -173,7 +173,8 @@ pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
         Kind::Cpu => Ok(Task::cpu(claims.milli_cpu, rules.effort)),
         Kind::Memory => Ok(Task::memory(claims.memory, claims.milli_cpu)),
         Kind::Devices => {
-            let purpose = Purpose::Full { onboarding: host.proven.is_none() };
+            let knows = |proven: &Proven| proven.devices.is_some() && proven.covers(claims);
+            let purpose = Purpose::Full { onboarding: !host.proven.as_ref().is_some_and(knows) };
             size(Catalogue::embedded()?, &claims.devices, claims.memory, purpose)
         }
         Kind::Storage => Ok(Task::storage(claims.disk)),

@@ -7,13 +7,15 @@ use serde_json::Value;
 use crate::support::{Market, succeed, wait_for};
 
 const OFFER: [&str; 6] = ["--cpu", "0.5", "--memory", "64MiB", "--disk", "1GiB"];
+/// Acted out, and never fetched.
+const IMAGE: &str = "example.org/none@sha256:0000000000000000000000000000000000000000000000000000000000000000";
 /// Another miner than that of the local hosts.
 const BOB: [&str; 2] = ["--hotkey-uri", "//Bob"];
 
 /// Two replicas of a job that leaves a file with this text, and runs for so long.
 fn replicas(text: &str, ms: &str) -> Vec<String> {
     let env = [format!("NAVE_SIM_OUT={text}"), format!("NAVE_SIM_MS={ms}")];
-    let small = ["--cpu", "0.1", "--memory", "32MiB", "--disk", "32MiB"];
+    let small = ["--cpu", "0.1", "--memory", "32MiB", "--disk", "32MiB", "--image", IMAGE];
     let run = ["run", "--json", "--replicas", "2", "-e", &env[0], "-e", &env[1]];
     run.iter().chain(&small).chain(&["--", "true"]).map(|word| (*word).to_owned()).collect()
 }
