@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
 use nave_crash_point::crash_point;
-use nave_store::{Changes, OpenLease, Placement, Store, StoreError};
+use nave_store::{Changes, OpenLease, Placement, QuoteAnswer, Store, StoreError};
 use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
-    planner::{Quoted, Reason, plan},
+    planner::{Plan, Quoted, Reason, plan},
     watch::{Decision, Patience, watch},
 };
 
@@ -50,8 +50,7 @@ async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
 async fn place(store: &Store) -> Result<(), StoreError> {
     let plan = plan(&store.snapshot().await?);
     crash_point!("scheduler.plan.before_place");
-    carry_out(store, &plan.placements).await?;
-    answer(store, &plan.quotes).await?;
+    carry_out(store, &plan).await?;
     for (job, Reason { code, message }) in &plan.waiting {
         store.job_waits(*job, code, message).await?;
     }
@@ -66,18 +65,28 @@ async fn place(store: &Store) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Places what a plan decided. Where a placement on a host fails, the later ones there are
-/// dropped: they count on its generation, which somebody else's change may have reached instead.
-/// A gang is placed as a whole or not at all.
+/// Places what a plan decided, then answers those who ask for quotes. Where that fails for a host, whatever
+/// follows there is left to the next look: it counts on the host's generation, which somebody else's
+/// change may have reached instead. A gang is placed as a whole or not at all.
 ///
 /// # Errors
 /// When the database does not answer.
-pub async fn carry_out(store: &Store, placements: &[Placement]) -> Result<(), StoreError> {
+pub async fn carry_out(store: &Store, plan: &Plan) -> Result<(), StoreError> {
     let mut moved = BTreeSet::new();
-    for together in placements.chunk_by(|one, next| one.gang.is_some() && one.gang == next.gang) {
+    for together in plan.placements.chunk_by(|one, next| one.gang.is_some() && one.gang == next.gang) {
         let hosts = together.iter().map(|placement| placement.host);
         if hosts.clone().any(|host| moved.contains(&host)) || !place_together(store, together).await? {
             moved.extend(hosts);
+        }
+    }
+    for quoted in &plan.quotes {
+        let host = match &quoted.answer {
+            QuoteAnswer::Place(placement) => Some(placement.host),
+            QuoteAnswer::None(..) => None,
+        };
+        let has_moved = host.is_some_and(|host| moved.contains(&host));
+        if !has_moved && !answer(store, quoted).await? {
+            moved.extend(host);
         }
     }
     Ok(())
@@ -102,16 +111,15 @@ async fn place_together(store: &Store, placements: &[Placement]) -> Result<bool,
     Ok(false)
 }
 
-/// Answers those who ask for quotes; what the market moved on for is looked at again.
-async fn answer(store: &Store, quotes: &[Quoted]) -> Result<(), StoreError> {
-    for Quoted { quote, answer, considered } in quotes {
-        match store.quote_answer(*quote, answer, considered).await {
-            Ok(()) | Err(StoreError::Stale(_)) => {}
-            Err(error @ StoreError::Database(_)) => return Err(error),
-            Err(error) => tracing::error!(quote.id = %quote, %error, "could not answer a quote"),
-        }
+/// Whether a wish for a quote was answered.
+async fn answer(store: &Store, Quoted { quote, answer, considered }: &Quoted) -> Result<bool, StoreError> {
+    match store.quote_answer(*quote, answer, considered).await {
+        Ok(()) => return Ok(true),
+        Err(StoreError::Stale(_)) => {}
+        Err(error @ StoreError::Database(_)) => return Err(error),
+        Err(error) => tracing::error!(quote.id = %quote, %error, "could not answer a quote"),
     }
-    Ok(())
+    Ok(false)
 }
 
 async fn guard(store: &Store, patience: &Patience) -> Result<(), StoreError> {

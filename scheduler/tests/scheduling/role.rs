@@ -51,6 +51,14 @@ impl Market {
         market
     }
 
+    /// Another price for a host, and thereby another generation.
+    async fn reprice(&self, host: HostId) {
+        let rate = self.store.snapshot().await.expect("snapshot").hosts[&host].rate;
+        let rate = Rate { vcpu_hour: MicroUsd(rate.vcpu_hour.0 + 1), ..rate };
+        let patch = HostPatch { rate: Some(rate), ..HostPatch::default() };
+        self.store.host_patch("miner", host, patch).await.expect("another price");
+    }
+
     /// A host that reports as often as it should.
     async fn host(&mut self, name: &str) -> HostId {
         let host = self.silent_host(name).await;
@@ -218,15 +226,55 @@ async fn what_is_left_of_a_plan_for_a_host_that_moved_on_is_dropped() {
     for _ in 0..4 {
         market.submit().await;
     }
-    let plan = plan(&market.store.snapshot().await.expect("snapshot"));
+    let mut plan = plan(&market.store.snapshot().await.expect("snapshot"));
     assert_eq!(plan.placements.len(), 4);
-    market.store.job_place(&plan.placements[0]).await.expect("place");
-    let rate = Rate { vcpu_hour: MicroUsd(1), ..supply::RATE };
-    let dearer = HostPatch { rate: Some(rate), ..HostPatch::default() };
-    market.store.host_patch("miner", host, dearer).await.expect("another price");
-    carry_out(&market.store, &plan.placements[1..]).await.expect("carry out");
-    for placement in &plan.placements[1..] {
+    market.store.job_place(&plan.placements.remove(0)).await.expect("place");
+    market.reprice(host).await;
+    carry_out(&market.store, &plan).await.expect("carry out");
+    for placement in &plan.placements {
         assert_eq!(market.attempts(placement.job).await.len(), 0, "placed at a price that has changed");
+    }
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quotes_of_a_host_that_moved_on_are_answered_at_the_next_look() {
+    let mut market = Market::open(0).await;
+    let host = market.host("alpha").await;
+    for has_job in [true, false] {
+        let request = supply::job(0).request;
+        let mut quotes = Vec::new();
+        for number in 0..2 {
+            let key = &format!("{has_job} {number}");
+            let asking = Asking {
+                customer: market.customer,
+                key,
+                hash: [0; 32],
+                request: &request,
+                hold: Some(Millis(60_000)),
+            };
+            quotes.push(market.store.quote_ask(&asking).await.expect("asked"));
+        }
+        if has_job {
+            market.submit().await;
+        }
+        let stale = plan(&market.store.snapshot().await.expect("snapshot"));
+        assert_eq!((stale.placements.len(), stale.quotes.len()), (usize::from(has_job), 2));
+        // The generation that what comes second counts on.
+        market.reprice(host).await;
+        carry_out(&market.store, &stale).await.expect("carry out");
+        let is_answered = async |quote| {
+            let row = market.store.quote_get(market.customer, quote).await.expect("the quote");
+            row.answer.is_some()
+        };
+        for quote in &quotes {
+            assert!(!is_answered(*quote).await, "held as the host was before");
+        }
+        let fresh = plan(&market.store.snapshot().await.expect("snapshot"));
+        carry_out(&market.store, &fresh).await.expect("carry out");
+        for quote in &quotes {
+            assert!(is_answered(*quote).await);
+        }
     }
     market.close().await;
 }
