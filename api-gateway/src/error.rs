@@ -174,10 +174,21 @@ fn quote_fault(fault: &QuoteFault, message: String) -> ApiError {
         QuoteFault::TooMany => {
             (StatusCode::CONFLICT, "too_many_quotes", "use one of them, or wait until one expires")
         }
+        QuoteFault::TooOften => {
+            (StatusCode::TOO_MANY_REQUESTS, "quotes_too_often", "wait a minute, then ask again")
+        }
     };
     let error = ApiError::new(status, code, message).suggest(suggestion);
-    // A host that is silent for a moment takes jobs again soon, and its quote is still there.
-    if *fault == QuoteFault::Void { error.retry_in(1) } else { error }
+    match fault {
+        // A host that is silent for a moment takes jobs again soon, and its quote is still there.
+        QuoteFault::Void => error.retry_in(1),
+        QuoteFault::TooOften => error.retry_in(60),
+        QuoteFault::Expired
+        | QuoteFault::Used(_)
+        | QuoteFault::Empty
+        | QuoteFault::Differs(_)
+        | QuoteFault::TooMany => error,
+    }
 }
 
 impl From<Overflow> for ApiError {

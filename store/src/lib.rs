@@ -71,7 +71,10 @@ pub use mesh::{HubRow, MeshPeer};
 pub use miner::{Departure, HostPatch};
 pub use notify::{Changes, Listener};
 pub use place::{Grounds, ORDERS_BYTES_MAX, Placement};
-pub use quote::{AskedQuote, Asking, Considered, OPEN_MAX as QUOTES_MAX, QuoteAnswer, QuoteFault, QuoteRow};
+pub use quote::{
+    AskedQuote, Asking, Considered, OPEN_MAX as QUOTES_MAX, QuoteAnswer, QuoteFault, QuoteRow,
+    RECENT_MAX as QUOTES_RECENT_MAX,
+};
 pub use release::{NewRelease, ReleaseRow};
 pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost};
 pub use suite::{Decided, DueHost};

@@ -3,9 +3,11 @@
 //! A customer asks, the scheduler answers, a job takes the place. Between the answer and its expiry
 //! the capacity counts as used; nothing needs to happen when it expires.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp, host::Inventory, job::JobRequest,
-    lease::ChosenFor, ledger::Account,
+    lease::ChosenFor, ledger::Account, rate,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -83,7 +85,7 @@ struct Answered {
 pub struct QuoteRow {
     /// Its id.
     pub quote: QuoteId,
-    /// What a job would ask for.
+    /// What a job would ask for, without the command and its variables.
     pub request: JobRequest,
     /// When it was asked for.
     pub asked_at: Timestamp,
@@ -122,19 +124,27 @@ pub enum QuoteFault {
     /// The customer has as many as they may have.
     #[error("there are {OPEN_MAX} open quotes, which is the most a customer can have")]
     TooMany,
+    /// The customer has asked as often as they may.
+    #[error("{RECENT_MAX} quotes were asked for within a minute, dry runs included, which is the most")]
+    TooOften,
 }
 
 /// Most open quotes of one customer.
 pub const OPEN_MAX: i64 = 4;
+/// Most quotes that one customer asks for in a minute, dry runs included: what is kept of each is small
+/// but stays for [`KEPT_MS`].
+pub const RECENT_MAX: i64 = 30;
 /// How long a wish waits for an answer before it is given up.
 const ASKED_MS_MAX: i64 = 30_000;
 /// How long a quote that nobody used is kept.
 const KEPT_MS: i64 = 86_400_000;
+/// Most quotes that are forgotten at once; more than one, so that they grow fewer.
+const FORGOTTEN_MAX: i64 = 100;
 
 /// Wishes that wait for an answer, oldest first.
 pub(crate) async fn asked(tx: &mut PgConnection) -> Result<Vec<AskedQuote>> {
     let rows = sqlx::query!(
-        r#"select quote_id, customer_id, request || '{"argv": [], "env": {}}' as "request!", asked_at_ms, hold_ms
+        r#"select quote_id, customer_id, request, asked_at_ms, hold_ms
            from quotes where answer is null and asked_at_ms > now_ms() - $1 order by quote_id"#,
         ASKED_MS_MAX
     )
@@ -321,14 +331,17 @@ async fn find_by_key(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<Optio
     }
 }
 
-/// Refuses what the customer could not pay for or has too many of. Their money is locked.
+/// Refuses what the customer could not pay for beside their other quotes, or has too many of. Their
+/// money is locked.
 async fn admit(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<()> {
     let row = sqlx::query!(
-        r#"select count(*) as "open!",
+        r#"select count(*) filter (where is_open) as "open!", count(*) filter (where is_recent) as "recent!",
+                coalesce(sum(max_spend) filter (where is_open and hold_ms > 0), 0)::bigint as "promised!",
                 coalesce((select balance from ledger_accounts where account = $3), 0)::bigint as "available!"
-           from quotes where customer_id = $1 and job_id is null
-             and ((answer is null and asked_at_ms > now_ms() - $2)
-                  or (host_id is not null and expires_at_ms > now_ms()))"#,
+           from (select hold_ms, (request ->> 'max_spend')::bigint as max_spend, asked_at_ms > now_ms() - 60000 as is_recent,
+                        job_id is null and (answer is null and asked_at_ms > now_ms() - $2
+                                            or host_id is not null and expires_at_ms > now_ms()) as is_open
+                 from quotes where customer_id = $1) of_customer"#,
         asking.customer.0,
         ASKED_MS_MAX,
         Account::Available(asking.customer).to_string()
@@ -338,8 +351,39 @@ async fn admit(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<()> {
     if row.open >= OPEN_MAX {
         return Err(QuoteFault::TooMany.into());
     }
-    let is_covered = asking.hold.is_none() || row.available >= asking.request.max_spend.0;
+    if row.recent >= RECENT_MAX {
+        return Err(QuoteFault::TooOften.into());
+    }
+    let promised = MicroUsd(row.promised).plus(asking.request.max_spend)?;
+    let is_covered = asking.hold.is_none() || row.available >= promised.0;
     if is_covered { Ok(()) } else { Err(StoreError::BalanceTooLow) }
+}
+
+/// Forgets the oldest quotes that nobody used, whoever asked for them. Ids sort by age: only old rows are read.
+async fn forget(tx: &mut PgConnection) -> Result<()> {
+    sqlx::query!(
+        "delete from quotes where quote_id in (
+             select quote_id from quotes
+             where quote_id < (select rpad(lpad(to_hex(now_ms() - $1), 12, '0'), 32, '0')::uuid)
+               and asked_at_ms < now_ms() - $1 and job_id is null
+             order by quote_id limit $2 for update skip locked)",
+        KEPT_MS,
+        FORGOTTEN_MAX
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The answer, unless holding a place costs more than the spend cap would pay for running there as long.
+fn affordable(answer: &QuoteAnswer, hold: Millis, max_spend: MicroUsd) -> Result<QuoteAnswer> {
+    if let QuoteAnswer::Place(placement) = answer
+        && rate::charge(placement.size, hold, placement.rate)? > max_spend
+    {
+        let message = "max_spend does not pay for as long as the place is to be held";
+        return Ok(QuoteAnswer::None("max_spend_too_low".into(), message.into()));
+    }
+    Ok(answer.clone())
 }
 
 impl Store {
@@ -348,7 +392,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::KeyReused`] for another request under the same key, [`StoreError::BalanceTooLow`] when
-    /// the balance does not cover its spend cap, [`QuoteFault::TooMany`].
+    /// the balance does not cover its spend cap and those of other open quotes, [`QuoteFault::TooMany`],
+    /// [`QuoteFault::TooOften`].
     pub async fn quote_ask(&self, asking: &Asking<'_>) -> Result<QuoteId> {
         let mut tx = self.pool.begin().await?;
         ledger::lock(&mut tx, asking.customer).await?;
@@ -356,13 +401,9 @@ impl Store {
             return Ok(quote);
         }
         admit(&mut tx, asking).await?;
-        sqlx::query!(
-            "delete from quotes where customer_id = $1 and job_id is null and asked_at_ms < now_ms() - $2",
-            asking.customer.0,
-            KEPT_MS
-        )
-        .execute(&mut *tx)
-        .await?;
+        forget(&mut tx).await?;
+        // The command decides nothing, and may be long.
+        let kept = JobRequest { argv: Vec::new(), env: BTreeMap::new(), ..asking.request.clone() };
         let quote = QuoteId(Uuid::now_v7());
         sqlx::query!(
             "insert into quotes (quote_id, customer_id, idempotency_key, request_sha256, request, hold_ms)
@@ -371,7 +412,7 @@ impl Store {
             asking.customer.0,
             asking.key,
             asking.hash.as_slice(),
-            error::write_json(asking.request)?,
+            error::write_json(&kept)?,
             asking.hold.unwrap_or_default().0
         )
         .execute(&mut *tx)
@@ -392,27 +433,30 @@ impl Store {
         considered: &[Considered],
     ) -> Result<()> {
         let mut tx = self.pool.begin().await?;
-        let hold_ms = sqlx::query_scalar!(
-            "select hold_ms from quotes where quote_id = $1 and answer is null for update",
+        let asked = sqlx::query!(
+            r#"select hold_ms, (request ->> 'max_spend')::bigint as "max_spend!"
+               from quotes where quote_id = $1 and answer is null for update"#,
             quote.0
         )
         .fetch_optional(&mut *tx)
         .await?
         .ok_or(StoreError::Stale("quote"))?;
-        let held = match answer {
-            QuoteAnswer::Place(placement) if hold_ms > 0 => Some(placement),
+        let answer = affordable(answer, Millis(asked.hold_ms), MicroUsd(asked.max_spend))?;
+        let held = match &answer {
+            QuoteAnswer::Place(placement) if asked.hold_ms > 0 => Some(placement),
             QuoteAnswer::Place(_) | QuoteAnswer::None(..) => None,
         };
         if let Some(placement) = held {
             crate::place::hold(&mut tx, placement, crate::place::Basis::Snapshot).await?;
         }
+        let host = held.map(|placement| placement.host);
         sqlx::query!(
             "update quotes set answer = $2, answered_at_ms = now_ms(), host_id = $3,
                 expires_at_ms = case when $3::uuid is not null then now_ms() + hold_ms end
              where quote_id = $1",
             quote.0,
-            error::write_json(&Answered { answer: answer.clone(), considered: considered.to_vec() })?,
-            held.map(|placement| placement.host.0)
+            error::write_json(&Answered { answer, considered: considered.to_vec() })?,
+            host.map(|host| host.0)
         )
         .execute(&mut *tx)
         .await?;

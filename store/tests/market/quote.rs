@@ -8,7 +8,8 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_store::{
-    Asking, Grounds, HostPatch, Placement, QUOTES_MAX, QuoteAnswer, QuoteFault, StoreError, SupplyHost,
+    Asking, Grounds, HostPatch, Placement, QUOTES_MAX, QUOTES_RECENT_MAX, QuoteAnswer, QuoteFault,
+    StoreError, SupplyHost,
 };
 use tokio::task::JoinSet;
 
@@ -428,26 +429,91 @@ async fn a_plan_that_saw_a_quote_expire_is_stale_once_a_job_has_used_it() {
     .await;
 }
 
+/// Lets time pass since a quote was asked for, of which its id tells, too.
+async fn age(market: &Market, quote: QuoteId, ms: u32) -> QuoteId {
+    let older = QuoteId(uuid::Uuid::from_u128(quote.0.as_u128() - (u128::from(ms) << 80)));
+    sqlx::query("update quotes set quote_id = $2, asked_at_ms = asked_at_ms - $3 where quote_id = $1")
+        .bind(quote.0)
+        .bind(older.0)
+        .bind(i64::from(ms))
+        .execute(&market.sql)
+        .await
+        .expect("aged");
+    older
+}
+
 #[tokio::test]
-async fn what_nobody_answers_lapses_and_what_nobody_used_is_forgotten() {
+async fn what_nobody_answers_lapses_and_what_nobody_used_is_forgotten_whoever_asks_next() {
+    open(async |market| {
+        let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
+        let quote = ask(market, ada, "old", HOLD).await.expect("asked");
+        let quote = age(market, quote, 30_001).await;
+        assert!(market.store.quote_get(ada, quote).await.expect("the quote").is_lapsed);
+        assert_eq!(market.store.snapshot().await.expect("snapshot").quotes, []);
+        let host = market.host("alpha").await;
+        let used = held(market, ada, host).await;
+        market.submit(ada, &on(used)).await;
+        let used = age(market, used, 86_430_000).await;
+        let quote = age(market, quote, 86_400_000).await;
+        let young = ask(market, ada, "young", None).await.expect("asked");
+        let young = age(market, young, 86_000_000).await;
+        ask(market, eve, "new", HOLD).await.expect("asked");
+        let gone = market.store.quote_get(ada, quote).await;
+        assert!(matches!(gone, Err(StoreError::NotFound("quote"))), "{gone:?}");
+        for kept in [used, young] {
+            market.store.quote_get(ada, kept).await.expect("what was used, or is not old enough");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_a_wish_only_what_decides_is_kept_and_a_minute_has_few_of_them() {
     open(async |market| {
         let customer = market.customer("ada").await;
-        let quote = ask(market, customer, "old", HOLD).await.expect("asked");
-        let age = async |ms: i64| {
-            sqlx::query("update quotes set asked_at_ms = asked_at_ms - $2 where quote_id = $1")
-                .bind(quote.0)
-                .bind(ms)
-                .execute(&market.sql)
-                .await
-                .expect("aged");
-        };
-        age(30_001).await;
-        assert!(market.store.quote_get(customer, quote).await.expect("the quote").is_lapsed);
-        assert_eq!(market.store.snapshot().await.expect("snapshot").quotes, []);
-        age(86_400_000).await;
-        ask(market, customer, "new", HOLD).await.expect("asked");
-        let gone = market.store.quote_get(customer, quote).await;
-        assert!(matches!(gone, Err(StoreError::NotFound("quote"))), "{gone:?}");
+        let command = JobRequest { argv: vec!["x".repeat(200_000)], ..request() };
+        let mut quotes = Vec::new();
+        let nothing = QuoteAnswer::None("no_hosts".into(), "no host is ready".into());
+        for number in 0..QUOTES_RECENT_MAX {
+            let quote = ask_for(market, customer, &number.to_string(), &command, None).await.expect("asked");
+            market.store.quote_answer(quote, &nothing, &[]).await.expect("answered");
+            quotes.push(quote);
+        }
+        let sum = "select sum(octet_length(request::text)) from quotes";
+        let kept: i64 = sqlx::query_scalar(sum).fetch_one(&market.sql).await.expect("a sum");
+        assert!(kept < 1_000 * QUOTES_RECENT_MAX, "{kept} bytes");
+        assert_eq!(fault(ask(market, customer, "more", None).await), QuoteFault::TooOften);
+        ask_for(market, customer, "0", &command, None).await.expect("the same again is no other");
+        age(market, quotes[0], 60_000).await;
+        ask(market, customer, "more", None).await.expect("a minute later");
+        ask(market, market.customer("eve").await, "hers", None).await.expect("others ask as they like");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_quote_may_hold_is_bounded_by_what_its_customer_could_pay() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let of = |max_spend| JobRequest { max_spend: MicroUsd(max_spend), ..request() };
+        ask_for(market, customer, "six", &of(6_000_000), HOLD).await.expect("six of ten");
+        let more = ask_for(market, customer, "five", &of(5_000_000), HOLD).await;
+        assert!(matches!(more, Err(StoreError::BalanceTooLow)), "each is covered, both are not: {more:?}");
+        ask_for(market, customer, "look", &of(5_000_000), None).await.expect("looking is free");
+
+        // A minute of the host's price is 60,000.
+        for (max_spend, is_held) in [(59_999, false), (60_000, true)] {
+            let quote = ask_for(market, customer, &max_spend.to_string(), &of(max_spend), HOLD).await;
+            let quote = quote.expect("asked");
+            let placement = place(market, quote, host).await;
+            answer(market, quote, placement).await.expect("answered");
+            let row = market.store.quote_get(customer, quote).await.expect("the quote");
+            assert_eq!(row.expires_at.is_some(), is_held, "{row:?}");
+            if let Some(QuoteAnswer::None(code, _)) = row.answer {
+                assert_eq!(code, "max_spend_too_low");
+            }
+        }
     })
     .await;
 }
