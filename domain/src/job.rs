@@ -59,7 +59,8 @@ pub struct JobRequest {
     /// What is known of its host. Unless told otherwise a GPU that nobody can rate will not do.
     #[serde(default = "usual_trust", skip_serializing_if = "is_usual_trust")]
     pub trust: BTreeSet<Trust>,
-    /// The most that a GPU-hour may cost, or without GPUs an hour of the whole job.
+    /// The most that an hour may cost for each GPU of the job, its cores and memory included; without GPUs, for
+    /// the whole job.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_price: Option<MicroUsd>,
     /// How long it will run, as its customer thinks; it bounds nothing.
@@ -163,6 +164,8 @@ pub struct BadRequest {
 
 /// Largest sum of the bytes of `argv` and `env`; Linux passes at most 2 MiB.
 pub const ARGUMENT_BYTES_MAX: usize = 256 * 1024;
+/// Longest reference to an image, in bytes: twice what registries know as a name, and a digest.
+pub const IMAGE_BYTES_MAX: usize = 640;
 /// Smallest memory limit; below it a container does not start reliably.
 pub const MEMORY_MIN: Bytes = Bytes(16 * Bytes::MIB);
 /// Smallest working directory: what a file system needs for itself and a little more.
@@ -219,6 +222,7 @@ impl JobRequest {
     /// # Errors
     /// [`BadRequest`] naming the first field at fault.
     pub fn check(&self) -> Result<(), BadRequest> {
+        self.check_image()?;
         self.check_command()?;
         self.check_resources()?;
         self.check_group()?;
@@ -233,6 +237,19 @@ impl JobRequest {
         }
         within("retries", i64::from(self.retries), 0, 10)?;
         within("max_spend", self.max_spend.0, 0, 1_000_000_000_000)
+    }
+
+    fn check_image(&self) -> Result<(), BadRequest> {
+        let fits = |image: &String| {
+            image.len() <= IMAGE_BYTES_MAX && image.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match &self.image {
+            Some(image) if !fits(image) => {
+                let problem = format!("a reference of at most {IMAGE_BYTES_MAX} visible ASCII characters");
+                Err(refuse("image", &problem))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_group(&self) -> Result<(), BadRequest> {
@@ -476,7 +493,9 @@ mod tests {
         fn gpu(r: &mut JobRequest) -> &mut GpuRequest {
             r.resources.gpu.get_or_insert_default()
         }
-        let cases: [(&str, Spoil); 18] = [
+        let cases: [(&str, Spoil); 21] = [
+            ("image", |r| r.image = Some("a\0b".into())),
+            ("image", |r| r.image = Some("x".repeat(IMAGE_BYTES_MAX + 1))),
             ("argv", |r| r.argv.clear()),
             ("argv", |r| r.argv = vec!["a\0b".into()]),
             ("argv", |r| r.argv = vec!["x".repeat(ARGUMENT_BYTES_MAX)]),
@@ -490,6 +509,7 @@ mod tests {
             }),
             ("resources.gpu.share", |r| gpu(r).share = Some(1_001)),
             ("resources.gpu.models", |r| gpu(r).models = vec!["nvidia".into()]),
+            ("resources.gpu.models", |r| gpu(r).models = vec!["H100\0".into()]),
             ("resources.gpu.models", |r| gpu(r).models = vec!["H100".into(); 17]),
             ("gang", |r| r.gang = Some(2)),
             ("gang", |r| (r.group, r.gang) = (Some("g".into()), Some(1))),

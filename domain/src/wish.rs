@@ -60,7 +60,11 @@ impl GpuRequest {
         if let Some(share) = self.share {
             within("resources.gpu.share", i64::from(share), 1, 1_000)?;
         }
-        let is_odd = |model: &String| model.len() > MODEL_BYTES_MAX || words(model).next().is_none();
+        let is_odd = |model: &String| {
+            model.len() > MODEL_BYTES_MAX
+                || model.chars().any(char::is_control)
+                || words(model).next().is_none()
+        };
         if self.models.len() > MODELS_MAX || self.models.iter().any(is_odd) {
             let problem = format!(
                 "at most {MODELS_MAX} names such as \"H100\" of at most {MODEL_BYTES_MAX} bytes each"
@@ -254,15 +258,20 @@ impl Unmet {
 
 /// The first wish that a host on these terms and at this price does not meet.
 ///
-/// Prices are compared per GPU-hour, or without GPUs per hour of the whole job.
+/// Prices are of the whole job, cores and memory included: for each GPU that it has, or without GPUs for all of it.
 #[must_use]
 pub fn unmet(request: &JobRequest, terms: &Terms, rate: Rate) -> Option<Unmet> {
     let resources = &request.resources;
-    let (price, trust) = match resources.gpu {
-        Some(_) => (rate.gpu_hour, terms.trust),
+    let whole = hourly(resources.size(), rate).map_or(i64::MAX, |price| price.0);
+    let (price, trust) = match &resources.gpu {
+        Some(gpu) => {
+            let count = i64::from(gpu.count.max(1));
+            (whole.saturating_add(count - 1) / count, terms.trust)
+        }
         // Without GPUs there is nothing that a host which takes jobs has not proven.
-        None => (hourly(resources.size(), rate).unwrap_or(MicroUsd(i64::MAX)), terms.trust.without_gpus()),
+        None => (whole, terms.trust.without_gpus()),
     };
+    let price = MicroUsd(price);
     let is_unmet = |wish: &Unmet| match wish {
         Unmet::MaxPrice => request.max_price.is_some_and(|most| price > most),
         Unmet::Region => request.region.is_some() && request.region != terms.region,
@@ -323,7 +332,9 @@ mod tests {
         request.max_price = Some(MicroUsd(19_999));
         assert_eq!(unmet(&request, &terms, rate), Some(Unmet::MaxPrice), "an hour of the job is dearer");
         request.resources.gpu = Some(GpuRequest::default());
-        request.max_price = Some(MicroUsd(2_000_000));
+        assert_eq!(unmet(&request, &terms, rate), Some(Unmet::MaxPrice));
+        // Cores and memory count, so that their price is no way around the wish.
+        request.max_price = Some(MicroUsd(2_020_000));
         assert_eq!(unmet(&request, &terms, rate), Some(Unmet::Trust));
         request.trust.insert(Trust::Unrated);
         assert_eq!(unmet(&request, &terms, rate), None);

@@ -189,7 +189,7 @@ async fn offers_are_chosen_as_jobs_choose_hosts() {
         "trust=unrated",
         "isolation=host",
         "vram=100000000000&vram_max=200000000000",
-        "gpus=1&max_price=2000000",
+        "gpus=1&milli_cpu=1000&max_price=38000000",
         "milli_cpu=8000",
         "trust=unrated&gpus=1",
     ] {
@@ -201,7 +201,7 @@ async fn offers_are_chosen_as_jobs_choose_hosts() {
         "region=us",
         "term=spot",
         "vram_max=1000000000",
-        "gpus=1&max_price=1999999",
+        "gpus=1&milli_cpu=1000&max_price=37999999",
         "milli_cpu=8001",
         "trust=verified&gpus=1",
         "max_price=1",

@@ -89,9 +89,9 @@ fn each_wish_is_met_or_named_with_the_nearest_offer() {
     told(|job| job.request.region = "eu".parse().ok(), "no_host_in_region", "2 x any GPU in eu");
     told(|job| job.request.term = TermWish::OnDemand, "no_host_on_term", "2 x any GPU on demand");
     told(
-        |job| job.request.max_price = Some(MicroUsd(1_489_999)),
+        |job| job.request.max_price = Some(MicroUsd(1_490_000)),
         "no_host_at_price",
-        "2 x any GPU for $1.489999 an hour each or less",
+        "2 x any GPU for $1.490000 an hour each or less",
     );
     told(
         |job| job.request.resources.gpu.get_or_insert_default().models = vec!["H100".into()],
@@ -101,7 +101,8 @@ fn each_wish_is_met_or_named_with_the_nearest_offer() {
     let mut met = wanting(&["A100"], 2);
     met.request.region = "us".parse().ok();
     met.request.term = TermWish::Spot;
-    met.request.max_price = Some(MicroUsd(1_490_000));
+    // Cores and memory have their price, too.
+    met.request.max_price = Some(MicroUsd(2_000_000));
     assert_eq!(hosts_of(&plan_for(vec![met], vec![there.clone()])), [1]);
 }
 

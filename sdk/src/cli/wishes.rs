@@ -39,7 +39,7 @@ pub struct Wishes {
     /// What it has for itself: a part suffices, whole devices, or a host without anybody else
     #[arg(long, value_parser = isolation())]
     pub isolation: Option<Isolation>,
-    /// Most dollars that a GPU-hour may cost, or without GPUs an hour of the job
+    /// Most dollars that an hour may cost for each GPU, with its cores and memory, or without GPUs for the job
     #[arg(long, value_name = "DOLLARS")]
     pub max_price: Option<MicroUsd>,
 }

@@ -47,6 +47,9 @@ impl QuoteRequest {
         if self.request.gang.is_some() {
             return Err("request.gang: a quote holds the place of one job".into());
         }
+        if self.request.apart.is_some() {
+            return Err("request.apart: a job on a quote has its place already".into());
+        }
         if self.request.quote.is_some() {
             return Err("request.quote: a quote is not asked for on a quote".into());
         }
