@@ -8,7 +8,8 @@ use crate::support::{Market, succeed, wait_for};
 
 const OFFER: [&str; 6] = ["--cpu", "0.5", "--memory", "64MiB", "--disk", "1GiB"];
 /// Acted out, and never fetched.
-const IMAGE: &str = "example.org/none@sha256:0000000000000000000000000000000000000000000000000000000000000000";
+const IMAGE: &str =
+    "example.org/none@sha256:0000000000000000000000000000000000000000000000000000000000000000";
 /// Another miner than that of the local hosts.
 const BOB: [&str; 2] = ["--hotkey-uri", "//Bob"];
 
