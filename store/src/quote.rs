@@ -6,8 +6,13 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp, host::Inventory, job::JobRequest,
-    lease::ChosenFor, ledger::Account, rate,
+    CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp,
+    host::{Device, Inventory, Proven, Trust},
+    job::JobRequest,
+    lease::ChosenFor,
+    ledger::Account,
+    rate,
+    wish::{self, Terms},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -247,11 +252,11 @@ impl LockedQuote {
         Ok(Placement { job, grounds, gang: None, ..placement.clone() })
     }
 
-    /// Notes which job has used it, once that has its lease and thereby the lock of the host. Only now
-    /// is it known that no plan saw the place free: one that did comes after this and is stale.
+    /// Notes which job has used it, once that has its lease and thereby the lock of the host: a plan that
+    /// sees the quote expire from now on is stale.
     ///
     /// # Errors
-    /// [`StoreError::Quote`] when it expired meanwhile, or its host has less by now than it had.
+    /// [`StoreError::Quote`] when it expired meanwhile, or its host is no longer what it was but for its price.
     pub(crate) async fn used(&self, tx: &mut PgConnection, placement: &Placement) -> Result<()> {
         let used = sqlx::query!(
             "update quotes set job_id = $2 where quote_id = $1 and expires_at_ms > now_ms()",
@@ -263,7 +268,7 @@ impl LockedQuote {
         if used.rows_affected() == 0 {
             return Err(QuoteFault::Expired.into());
         }
-        if is_there(tx, placement).await? && is_alone(tx, placement).await? {
+        if is_there(tx, placement, &self.request).await? && is_alone(tx, placement).await? {
             return Ok(());
         }
         Err(QuoteFault::Void.into())
@@ -279,22 +284,52 @@ fn differs(quoted: &JobRequest, asked: &JobRequest) -> Result<Option<String>> {
     Ok(names.into_iter().find(|name| quoted.get(*name) != asked.get(*name)).cloned())
 }
 
-/// Whether a host, which is locked, still has what its leases need.
-async fn is_there(tx: &mut PgConnection, placement: &Placement) -> Result<bool> {
+/// Whether a host, which is locked, still has what its leases need and is what a request asks for.
+async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobRequest) -> Result<bool> {
     let row = sqlx::query!(
-        r#"select h.inventory as "inventory!", sum(l.milli_cpu)::bigint as "milli_cpu!", sum(l.memory)::bigint as "memory!",
-                sum(l.disk)::bigint as "disk!"
+        r#"select h.inventory as "inventory!", h.proven, h.term, h.region, sum(l.milli_cpu)::bigint as "milli_cpu!",
+                sum(l.memory)::bigint as "memory!", sum(l.disk)::bigint as "disk!"
            from hosts h join leases l using (host_id) where h.host_id = $1 and l.state <> 'closed' group by h.host_id"#,
         placement.host.0
     )
     .fetch_one(tx)
     .await?;
     let inventory: Inventory = error::read_json("an inventory", row.inventory)?;
-    let has = |uuid: &String| inventory.rentable_devices().any(|device| device.uuid == *uuid);
+    let proven: Option<Proven> =
+        row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
+    let terms = Terms {
+        term: error::read_name("a term", row.term)?,
+        region: row.region.map(|name| error::read_name("a region", name)).transpose()?,
+        trust: Trust::of(Some(&inventory), proven.as_ref()),
+    };
+    let at_any_price = JobRequest { max_price: None, ..request.clone() };
     Ok(row.milli_cpu <= inventory.milli_cpu.0
         && row.memory <= inventory.memory.0
         && row.disk <= inventory.disk.0
-        && placement.devices.iter().all(has))
+        && has_devices(&inventory, proven.as_ref(), placement, request)
+        && wish::unmet(&at_any_price, &terms, placement.rate).is_none())
+}
+
+/// Whether the devices of a placement are there, and all of one model that the request names.
+fn has_devices(
+    inventory: &Inventory,
+    proven: Option<&Proven>,
+    placement: &Placement,
+    request: &JobRequest,
+) -> bool {
+    let classes: BTreeMap<_, _> = proven.iter().flat_map(|proven| proven.classes()).collect();
+    let all_are = |wanted: &dyn Fn(&Device) -> bool| {
+        let is_one =
+            |uuid: &String| inventory.rentable_devices().any(|device| device.uuid == *uuid && wanted(device));
+        placement.devices.iter().all(is_one)
+    };
+    let Some(gpu) = &request.resources.gpu else { return all_are(&|_| true) };
+    gpu.choices().any(|model| {
+        all_are(&|device| {
+            let class = classes.get(&device.uuid).map(String::as_str);
+            gpu.fits(device.vram) && model.is_none_or(|model| wish::is_model(model, &device.model, class))
+        })
+    })
 }
 
 /// Whether no other open lease of a host, which is locked, is in the way of a new one: none has one of its

@@ -2,10 +2,11 @@
 
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId,
-    host::Inventory,
-    job::{Isolation, JobRequest, JobState},
+    host::{Inventory, Trust},
+    job::{Isolation, JobRequest, JobState, Resources},
     lease::ChosenFor,
     rate::Rate,
+    wish::{GpuRequest, TermWish},
 };
 use nave_store::{
     Asking, Grounds, HostPatch, Placement, QUOTES_MAX, QUOTES_RECENT_MAX, QuoteAnswer, QuoteFault,
@@ -425,6 +426,49 @@ async fn a_plan_that_saw_a_quote_expire_is_stale_once_a_job_has_used_it() {
         market.submit(customer, &on(quote)).await;
         let late = market.store.job_place(&planned).await;
         assert!(matches!(late, Err(StoreError::Stale("host"))), "{late:?}");
+    })
+    .await;
+}
+
+/// Gives a host another region, term, price and model of GPU.
+async fn become_of(market: &Market, host: HostId, region: &str, term: &str, model: &str) {
+    let change = "update hosts set region = $2, term = $3, vcpu_hour = 9000000,
+            inventory = jsonb_set(inventory, '{devices,0,model}', to_jsonb($4::text)) where host_id = $1";
+    let change = sqlx::query(change).bind(host.0).bind(region).bind(term).bind(model);
+    change.execute(&market.sql).await.expect("changed");
+}
+
+#[tokio::test]
+async fn a_quote_is_void_once_its_host_is_not_what_was_asked_for_but_for_its_price() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let devices = vec![device("GPU-1")];
+        let host = market.host_with("alpha", RATE, &Inventory { devices, ..inventory() }).await;
+        let gpu = GpuRequest { models: vec!["A100".into(), "test".into()], ..GpuRequest::default() };
+        let resources = Resources { gpu: Some(gpu), ..request().resources };
+        let wish = JobRequest {
+            resources,
+            region: "eu".parse().ok(),
+            term: TermWish::OnDemand,
+            trust: [Trust::Unrated].into(),
+            max_price: Some(MicroUsd(3_600_000)),
+            ..request()
+        };
+        let quote = ask_for(market, customer, "quote", &wish, HOLD).await.expect("asked");
+        let held = Placement { devices: vec!["GPU-1".into()], ..place(market, quote, host).await };
+        answer(market, quote, held).await.expect("answered");
+        let on_it = JobRequest { quote: Some(quote), ..wish };
+        let good = ("eu", "on_demand", "test");
+        for (region, term, model) in
+            [("us", good.1, good.2), (good.0, "spot", good.2), (good.0, good.1, "L4")]
+        {
+            become_of(market, host, region, term, model).await;
+            let late = market.try_submit(customer, "job", &on_it).await;
+            assert_eq!(fault(late), QuoteFault::Void, "{region} {term} {model}");
+        }
+        become_of(market, host, good.0, good.1, good.2).await;
+        let job = market.submit(customer, &on_it).await;
+        assert_eq!(market.attempt(job).await.rate, RATE, "it was there all the time, at its price");
     })
     .await;
 }
