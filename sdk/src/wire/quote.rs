@@ -105,7 +105,7 @@ pub struct Quote {
     pub quote: QuoteId,
     /// Where it stands.
     pub state: QuoteState,
-    /// What a job would ask for.
+    /// What a job would ask for, without its command and variables, which are not kept.
     pub request: JobRequest,
     /// When it was asked for.
     pub asked_at: Timestamp,
