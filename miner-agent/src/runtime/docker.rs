@@ -11,7 +11,6 @@ pub mod image;
 pub mod network;
 pub mod outages;
 pub mod sigterm;
-mod strays;
 mod trial;
 pub mod workdir;
 

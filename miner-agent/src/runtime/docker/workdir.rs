@@ -19,7 +19,6 @@ use nix::{
     mount::{MntFlags, umount2},
 };
 
-use super::strays;
 use crate::command;
 
 /// One inode for this many bytes: enough for source trees, and little to write at the start.
@@ -122,7 +121,6 @@ impl WorkDirs {
     pub async fn remove(&self, lease: LeaseId) -> anyhow::Result<()> {
         let point = self.mount_point(lease);
         unmount(&point).with_context(|| format!("unmount {}", point.display()))?;
-        strays::end(&self.image(lease));
         let dir = self.dir(lease);
         tokio::task::spawn_blocking(move || match fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
