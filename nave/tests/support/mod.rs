@@ -228,14 +228,6 @@ impl Market {
         run.spawn().expect("run an agent")
     }
 
-    /// Kills the agent of a host, does something with what it keeps, and starts it again.
-    pub fn tamper(&self, host: &mut Stranger, offer: &[&str], what: impl FnOnce(&Path)) {
-        host.process.kill().expect("kill an agent");
-        host.process.wait().expect("its end");
-        what(&host.data);
-        host.process = self.agent(&host.id, &host.data, offer);
-    }
-
     /// Runs a job and returns its final document, whatever its state.
     pub fn run(&self, options: &[&str], argv: &[&str]) -> Value {
         let output = self.run_output(options, argv);
