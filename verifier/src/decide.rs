@@ -94,9 +94,7 @@ pub fn decide(open: &OpenChallenge, silent: Millis) -> Next {
             // Nobody leaves to evade the verdict on what is shown already, or would be next.
             Next::Judge(case) => Next::Judge(case),
             Next::Wait | Next::Reveal(_) | Next::Rule(_)
-                if is_away(open)
-                    && (open.cause == Cause::Window || knows_its_samples(open))
-                    && open.lease.is_none() =>
+                if is_away(open) && knew(open) && open.lease.is_none() =>
             {
                 fail(Reason::Aborted, format!("{why} when it was to show its work"))
             }
@@ -343,13 +341,18 @@ impl<'a> Standing<'a> {
         Self {
             refusals: open.refusals,
             was_in_doubt: open.was_in_doubt,
-            knew: open.cause == Cause::Window || knows_its_samples(open),
+            knew: knew(open),
             gave_up: gave_up(open) || is_away(open),
             shadow: open.shadow,
             beside_jobs: open.lease.is_some(),
             bans,
         }
     }
+}
+
+/// Whether the host was tested when all were, or knew what it would have to show.
+fn knew(open: &OpenChallenge) -> bool {
+    open.cause == Cause::Window || knows_its_samples(open)
 }
 
 /// Whether the last nonce was handed to the host: it knows then what it would have to show. In
