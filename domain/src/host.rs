@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    fraction::{Division, Slice},
     job::Egress,
     units::{Bytes, MilliCpu},
     verdict::Kind,
@@ -68,6 +69,9 @@ pub struct Device {
     /// description allows. Its identifier begins with [`Device::SIMULATED`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub simulated: bool,
+    /// How it is leased.
+    #[serde(default, skip_serializing_if = "Division::is_whole")]
+    pub division: Division,
 }
 
 impl Device {
@@ -93,8 +97,22 @@ pub const DEVICES_MAX: usize = 64;
 pub const TEXT_MAX: usize = 256;
 
 impl Inventory {
-    /// The devices that jobs can get: simulated ones only where jobs are simulated, too.
+    /// The devices that jobs can get whole: simulated ones only where jobs are simulated, too.
     pub fn rentable_devices(&self) -> impl Iterator<Item = &Device> {
+        self.usable_devices().filter(|device| match device.division {
+            Division::Whole | Division::Shares => true,
+            Division::Slices(_) => false,
+        })
+    }
+
+    /// The slices that jobs can get, with their devices.
+    pub fn rentable_slices(&self) -> impl Iterator<Item = (&Device, &Slice)> {
+        self.usable_devices()
+            .flat_map(|device| device.division.slices().iter().map(move |slice| (device, slice)))
+    }
+
+    /// The devices of which jobs can get something.
+    fn usable_devices(&self) -> impl Iterator<Item = &Device> {
         let acted_out = match &self.runtime {
             Runtime::Simulated => true,
             Runtime::Docker { .. } => false,
@@ -117,7 +135,9 @@ impl Inventory {
         if self.egress.len() > 8 {
             return Err("egress: more policies than exist".into());
         }
-        let mut uuids: Vec<&str> = self.devices.iter().map(|device| device.uuid.as_str()).collect();
+        let slices = || self.devices.iter().flat_map(|device| device.division.slices());
+        let devices = self.devices.iter().map(|device| device.uuid.as_str());
+        let mut uuids: Vec<&str> = devices.chain(slices().map(|slice| slice.uuid.as_str())).collect();
         uuids.sort_unstable();
         if uuids.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("devices: one uuid stands twice".into());
@@ -128,6 +148,9 @@ impl Inventory {
         if self.devices.iter().any(|device| !(0..=1 << 42).contains(&device.vram.0)) {
             return Err("devices: vram is out of range".into());
         }
+        for device in &self.devices {
+            device.division.check(device.vram).map_err(|problem| format!("devices: {problem}"))?;
+        }
         self.check_texts()
     }
 
@@ -137,7 +160,12 @@ impl Inventory {
             Runtime::Simulated => "",
         };
         let of_devices = self.devices.iter().flat_map(|device| [&device.uuid, &device.model, &device.driver]);
-        let all = [&self.cpu_model, &self.os, &self.kernel, &self.agent].into_iter().chain(of_devices);
+        let slices = self.devices.iter().flat_map(|device| device.division.slices());
+        let of_slices = slices.flat_map(|slice| [&slice.uuid, &slice.profile]);
+        let all = [&self.cpu_model, &self.os, &self.kernel, &self.agent]
+            .into_iter()
+            .chain(of_devices)
+            .chain(of_slices);
         match all
             .map(String::as_str)
             .chain([version])
@@ -470,7 +498,7 @@ impl Trust {
     pub fn of(claims: Option<&Inventory>, proven: Option<&Proven>) -> Self {
         let (Some(claims), Some(proven)) = (claims, proven) else { return Self::Unrated };
         let is_rated = |device: &Device| proven.device(&device.uuid).is_some_and(|of| of.class.is_some());
-        let all = proven.covers(claims) && claims.rentable_devices().all(is_rated);
+        let all = proven.covers(claims) && claims.usable_devices().all(is_rated);
         if all { Self::Verified } else { Self::Unrated }
     }
 
@@ -490,7 +518,8 @@ mod tests {
 
     fn device(uuid: &str, simulated: bool) -> Device {
         let (model, driver) = ("any".to_owned(), "1".to_owned());
-        Device { uuid: uuid.to_owned(), model, vram: Bytes(1 << 30), driver, simulated }
+        let division = Division::default();
+        Device { uuid: uuid.to_owned(), model, vram: Bytes(1 << 30), driver, simulated, division }
     }
 
     fn inventory(runtime: Runtime, devices: Vec<Device>) -> Inventory {

@@ -450,7 +450,9 @@ pub const HOST_TRIES_MAX: u32 = 6;
 pub fn after(outcome: &Outcome, tries: Tries, retries: u8) -> JobEvent {
     match outcome {
         Outcome::Exited { code: 0 } => JobEvent::Succeed,
-        Outcome::Exited { .. } | Outcome::OutOfMemory if tries.command <= u32::from(retries) => {
+        Outcome::Exited { .. } | Outcome::OutOfMemory | Outcome::OutOfGpuMemory { .. }
+            if tries.command <= u32::from(retries) =>
+        {
             JobEvent::Requeue
         }
         Outcome::HostLost | Outcome::StartFailed { .. } | Outcome::Killed if tries.host < HOST_TRIES_MAX => {
@@ -458,6 +460,7 @@ pub fn after(outcome: &Outcome, tries: Tries, retries: u8) -> JobEvent {
         }
         Outcome::Exited { .. }
         | Outcome::OutOfMemory
+        | Outcome::OutOfGpuMemory { .. }
         | Outcome::HostLost
         | Outcome::StartFailed { .. }
         | Outcome::Killed

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::units::Bytes;
+
 /// Where a lease stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -162,6 +164,13 @@ pub enum Outcome {
     },
     /// The command used more memory than its limit and was ended by the kernel.
     OutOfMemory,
+    /// The command used more memory of its share of a GPU than it had asked for, and its host ended it.
+    OutOfGpuMemory {
+        /// What it had asked for.
+        asked: Bytes,
+        /// What it was seen to use.
+        used: Bytes,
+    },
     /// Something outside the container killed the command.
     Killed,
     /// The container could not be started.
@@ -199,7 +208,7 @@ impl Outcome {
     pub fn exit_code(&self) -> Option<i32> {
         match self {
             Self::Exited { code } => Some(*code),
-            Self::OutOfMemory | Self::Killed => Some(137),
+            Self::OutOfMemory | Self::OutOfGpuMemory { .. } | Self::Killed => Some(137),
             Self::StartFailed { .. }
             | Self::StartTimeout
             | Self::RunTimeout

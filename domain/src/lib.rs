@@ -6,6 +6,7 @@
 
 pub mod dispute;
 pub mod epoch;
+pub mod fraction;
 pub mod host;
 pub mod ids;
 pub mod job;

@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, fmt::Debug, fs, path::Path};
 
 use nave_domain::{
+    Bytes,
     epoch::EpochState,
     host::{self, HostEvent, HostState, Term},
     job::{self, HOST_TRIES_MAX, JobEvent, JobState, Tries},
@@ -54,6 +55,7 @@ fn outcomes() -> Vec<Outcome> {
         Outcome::Exited { code: 0 },
         Outcome::Exited { code: 1 },
         Outcome::OutOfMemory,
+        Outcome::OutOfGpuMemory { asked: Bytes(1), used: Bytes(2) },
         Outcome::Killed,
         Outcome::StartFailed { detail: String::new() },
         Outcome::StartTimeout,
@@ -67,6 +69,7 @@ fn outcomes() -> Vec<Outcome> {
         match outcome {
             Outcome::Exited { .. }
             | Outcome::OutOfMemory
+            | Outcome::OutOfGpuMemory { .. }
             | Outcome::Killed
             | Outcome::StartFailed { .. }
             | Outcome::StartTimeout
@@ -83,6 +86,7 @@ fn name(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Exited { code } => format!("Exited {code}"),
         Outcome::StartFailed { .. } => "StartFailed".into(),
+        Outcome::OutOfGpuMemory { .. } => "OutOfGpuMemory".into(),
         other @ (Outcome::OutOfMemory
         | Outcome::Killed
         | Outcome::StartTimeout

@@ -115,6 +115,7 @@ mod tests {
             memory: Bytes(1),
             disk: Bytes(1),
             devices: vec![],
+            share: None,
             egress: Egress::None,
             address,
             peers: peers.iter().map(|(n, address)| (job(*n), *address)).collect(),

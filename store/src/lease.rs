@@ -291,7 +291,10 @@ async fn close(
 }
 
 async fn settle_job(tx: &mut PgConnection, job: &mut LockedJob, outcome: &Outcome) -> Result<()> {
-    let by_command = matches!(outcome, Outcome::Exited { .. } | Outcome::OutOfMemory);
+    let by_command = matches!(
+        outcome,
+        Outcome::Exited { .. } | Outcome::OutOfMemory | Outcome::OutOfGpuMemory { .. }
+    );
     let (command, host) = (u32::from(by_command), u32::from(outcome.is_hosts_fault()));
     job.tries.command += command;
     job.tries.host += host;
@@ -316,6 +319,10 @@ fn why(outcome: &Outcome) -> Option<Why> {
         Outcome::Exited { code: 0 } => return None,
         Outcome::Exited { code } => ("exited", format!("the command exited with code {code}")),
         Outcome::OutOfMemory => ("out_of_memory", "the command used more memory than it asked for".into()),
+        Outcome::OutOfGpuMemory { asked, used } => (
+            "out_of_gpu_memory",
+            format!("the command used {used} of the memory of its GPU, and had asked for {asked}"),
+        ),
         Outcome::Killed => ("killed", "something on the host killed the command".into()),
         Outcome::StartFailed { detail } => ("start_failed", format!("the container did not start: {detail}")),
         Outcome::StartTimeout => {

@@ -194,7 +194,15 @@ fn claims_that_changed_are_tested_from_the_start() {
 
 fn gpu(uuid: &str) -> Device {
     let (model, driver) = ("a GPU".to_owned(), "1".to_owned());
-    Device { uuid: uuid.into(), model, vram: Bytes(16 * Bytes::GIB), driver, simulated: false }
+    let (uuid, vram) = (uuid.into(), Bytes(16 * Bytes::GIB));
+    Device {
+        uuid,
+        model,
+        vram,
+        driver,
+        simulated: false,
+        division: nave_domain::fraction::Division::default(),
+    }
 }
 
 /// A verdict on a kind whose content does not matter.

@@ -37,6 +37,7 @@ fn claims(devices: u8) -> Inventory {
         vram: Bytes(Bytes::GIB),
         driver: "1".into(),
         simulated: false,
+        division: nave_domain::fraction::Division::default(),
     };
     Inventory {
         milli_cpu: MilliCpu(1_000),

@@ -98,7 +98,10 @@ fn exited(exit: &Exit, held: HeldLease) -> Vec<Effect> {
 
 /// A command may run and end between two reports.
 fn has_run(exit: &Exit, held: HeldLease) -> Vec<Effect> {
-    let has_run = matches!(exit, Exit::Code { .. } | Exit::OutOfMemory | Exit::Killed);
+    let has_run = matches!(
+        exit,
+        Exit::Code { .. } | Exit::OutOfMemory | Exit::OutOfGpuMemory { .. } | Exit::Killed
+    );
     if has_run && !held.started { vec![Effect::Started] } else { Vec::new() }
 }
 
@@ -108,6 +111,7 @@ fn outcome(exit: Exit) -> Option<Outcome> {
     match exit {
         Exit::Code { code } => Some(Outcome::Exited { code }),
         Exit::OutOfMemory => Some(Outcome::OutOfMemory),
+        Exit::OutOfGpuMemory { asked, used } => Some(Outcome::OutOfGpuMemory { asked, used }),
         Exit::Killed => Some(Outcome::Killed),
         Exit::Stopped | Exit::Fenced => None,
         Exit::StartFailed { detail } => {

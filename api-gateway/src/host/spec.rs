@@ -148,6 +148,7 @@ fn order(prefix: Prefix, lease: LeaseId, row: OrderRow) -> Order {
         memory: row.memory,
         disk: row.disk,
         devices: row.devices,
+        share: None,
         egress: row.request.egress,
     }
 }
@@ -172,6 +173,7 @@ mod tests {
             memory: Bytes(1),
             disk: Bytes(1),
             devices: Vec::new(),
+            share: None,
             egress: Egress::None,
             address: None,
             peers: BTreeMap::new(),

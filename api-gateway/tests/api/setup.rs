@@ -306,6 +306,7 @@ pub fn inventory() -> Inventory {
             vram: Bytes(140 * Bytes::GIB),
             driver: "580".to_owned(),
             simulated: false,
+            division: nave_domain::fraction::Division::default(),
         }],
         cpu_model: "test".to_owned(),
         os: "test".to_owned(),

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use nave_domain::{
     Bytes,
+    fraction::Division,
     host::{DEVICES_MAX, Device},
 };
 use nave_proof::{DeviceTask, Failure, device};
@@ -57,7 +58,8 @@ fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
     let device = nvml.device_by_index(index)?;
     let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
     let (uuid, model) = (device.uuid()?, device.name()?);
-    Ok(Device { uuid, model, vram: Bytes(vram), driver: driver.to_owned(), simulated: false })
+    let driver = driver.to_owned();
+    Ok(Device { uuid, model, vram: Bytes(vram), driver, simulated: false, division: Division::default() })
 }
 
 /// Opens the device of a task, simulated or not.

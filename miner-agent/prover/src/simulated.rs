@@ -7,11 +7,11 @@
 //!    "ops_per_s": 67108864, "bytes_per_s": 524288, "reads_per_s": 131072,
 //!    "hashes_per_s": 524288, "return_bytes_per_s": 262144,
 //!    "dishonesty": [{ "skip": { "per_mille": 50 } }, { "shared": { "with": "one" } }],
-//!    "replays": false }]
+//!    "replays": false, "division": "shares" }]
 //! ```
 //!
-//! Everything but `uuid` and `replays` is a [`SoftwareModel`], where the ways to deceive are listed; both
-//! `dishonesty` and `replays` may be left out. A host with a device that replays answers each
+//! Everything but `uuid`, `replays` and `division` (see [`Division`]) is a [`SoftwareModel`], where the ways to
+//! deceive are listed; those two and `dishonesty` may be left out. A host with a device that replays answers each
 //! challenge of its devices after the first with what it answered to that one, which lies
 //! beside the file, with `.answers` behind its name.
 //!
@@ -22,7 +22,7 @@
 
 use std::{fs, path::Path};
 
-use nave_domain::host::Device;
+use nave_domain::{fraction::Division, host::Device};
 use nave_proof::{
     DeviceTask, Failure, Reason, device,
     software::{Sleeping, SoftwareDevice, SoftwareModel, Turns},
@@ -46,6 +46,7 @@ struct Entry {
     uuid: String,
     model: SoftwareModel,
     replays: bool,
+    division: Division,
 }
 
 impl TryFrom<Map<String, Value>> for Entry {
@@ -61,8 +62,12 @@ impl TryFrom<Map<String, Value>> for Entry {
             Some(Value::Bool(replays)) => replays,
             Some(_) => return Err(format!("{uuid}: `replays` is neither true nor false")),
         };
+        let division = match fields.remove("division").map(serde_json::from_value) {
+            None => Division::default(),
+            Some(division) => division.map_err(|error| format!("{uuid}: `division`: {error}"))?,
+        };
         let model = serde_json::from_value(Value::Object(fields));
-        Ok(Self { model: model.map_err(|error| format!("{uuid}: {error}"))?, uuid, replays })
+        Ok(Self { model: model.map_err(|error| format!("{uuid}: {error}"))?, uuid, replays, division })
     }
 }
 
@@ -80,12 +85,13 @@ impl Simulated {
 
     /// The devices as the inventory lists them.
     pub fn list(&self) -> impl Iterator<Item = Device> {
-        self.devices.iter().map(|Entry { uuid, model, .. }| Device {
+        self.devices.iter().map(|Entry { uuid, model, division, .. }| Device {
             uuid: uuid.clone(),
             model: model.model.clone(),
             vram: model.vram,
             driver: DRIVER.to_owned(),
             simulated: true,
+            division: division.clone(),
         })
     }
 

@@ -203,6 +203,9 @@ fn exit_words(exit: &Exit) -> String {
     match exit {
         Exit::Code { code } => format!("exit code {code}"),
         Exit::OutOfMemory => "it needed more memory than it has".to_owned(),
+        Exit::OutOfGpuMemory { asked, used } => {
+            format!("it used {used} of the memory of its GPU and had asked for {asked}")
+        }
         Exit::Killed => "something on this machine killed it".to_owned(),
         Exit::Stopped => "the market had it stopped".to_owned(),
         Exit::Fenced => "the market was not heard in time".to_owned(),

@@ -31,6 +31,7 @@ fn order(stop: Option<StopReason>) -> Order {
         memory: Bytes(1 << 26),
         disk: Bytes(1 << 26),
         devices: vec![],
+        share: None,
         egress: Egress::None,
         address: None,
         peers: BTreeMap::new(),

@@ -71,6 +71,7 @@ pub fn order(argv: &[&str]) -> Order {
         memory: Bytes(128 << 20),
         disk: Bytes(64 << 20),
         devices: vec![],
+        share: None,
         egress: Egress::None,
         address: None,
         peers: BTreeMap::new(),

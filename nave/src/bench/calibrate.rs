@@ -92,6 +92,7 @@ fn device(slot: u16) -> Device {
         vram,
         driver: String::new(),
         simulated: true,
+        division: nave_domain::fraction::Division::default(),
     }
 }
 

@@ -35,6 +35,7 @@ pub fn of(class: &str, memory: Bytes, onboarding: bool) -> anyhow::Result<Device
         vram: Bytes(vram_mib * Bytes::MIB),
         driver: String::new(),
         simulated: class.simulated,
+        division: nave_domain::fraction::Division::default(),
     };
     match size(catalogue, &[device], memory, Purpose::Full { onboarding }).map_err(anyhow::Error::msg)? {
         Task::Devices(task) => Ok(task),

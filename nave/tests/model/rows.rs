@@ -552,7 +552,8 @@ impl Rows {
 
     fn settle_job(&mut self, id: JobId, outcome: &Outcome) {
         let job = self.jobs.get_mut(&id).expect("a job");
-        let by_command = matches!(outcome, Outcome::Exited { .. } | Outcome::OutOfMemory);
+        let by_command =
+            matches!(outcome, Outcome::Exited { .. } | Outcome::OutOfMemory | Outcome::OutOfGpuMemory { .. });
         job.tries.command += u32::from(by_command);
         job.tries.host += u32::from(outcome.is_hosts_fault());
         let event = job::after(outcome, job.tries, job.request.retries);

@@ -488,6 +488,7 @@ fn inventory(n: u32) -> Inventory {
         vram: Bytes(24 * Bytes::GIB),
         driver: "1".into(),
         simulated: false,
+        division: nave_domain::fraction::Division::default(),
     };
     Inventory {
         milli_cpu: MilliCpu(2_000),

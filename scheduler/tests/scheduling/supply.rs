@@ -74,6 +74,7 @@ pub fn device(number: usize, gib: i64) -> Device {
         vram: Bytes(gib * Bytes::GIB),
         driver: "test".into(),
         simulated: false,
+        division: nave_domain::fraction::Division::default(),
     }
 }
 

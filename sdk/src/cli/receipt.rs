@@ -91,6 +91,9 @@ pub fn outcome(outcome: &nave_domain::lease::Outcome) -> String {
     match outcome {
         O::Exited { code } => format!("exited with code {code}"),
         O::OutOfMemory => "ended for using more memory than its limit".to_owned(),
+        O::OutOfGpuMemory { asked, used } => {
+            format!("ended for using {used} of the memory of its GPU: it had asked for {asked}")
+        }
         O::Killed => "killed from outside its container".to_owned(),
         O::StartFailed { detail } => format!("could not be started: {}", clean(detail)),
         O::StartTimeout => "did not start within its start limit".to_owned(),

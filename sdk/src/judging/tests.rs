@@ -96,7 +96,8 @@ fn examined(part: u64) -> VerdictRecord {
     let uuid = format!("{}1", Device::SIMULATED);
     let vram = Bytes(64 * Bytes::MIB);
     let (model, driver) = ("Nave Simulated".to_owned(), String::new());
-    let claim = Device { uuid, model, vram, driver, simulated: true };
+    let division = nave_domain::fraction::Division::default();
+    let claim = Device { uuid, model, vram, driver, simulated: true, division };
     let does = SoftwareModel {
         model: claim.model.clone(),
         vram,

@@ -18,6 +18,7 @@ use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use nave_domain::{
     Bytes, ChallengeId, HostId, JobId, LeaseId, MilliCpu, Millis,
+    fraction::Share,
     host::{HostState, Inventory},
     job::Egress,
     lease::StopReason,
@@ -119,8 +120,11 @@ pub struct Order {
     pub memory: Bytes,
     /// Size of the working directory.
     pub disk: Bytes,
-    /// UUIDs of the GPUs it gets, whole.
+    /// UUIDs of the GPUs it gets, or of slices that their hardware separates.
     pub devices: Vec<String>,
+    /// Set where it gets a share of its one GPU and not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Share>,
     /// Which addresses it may reach.
     pub egress: Egress,
     /// Its address in the mesh, where its job has a group.
@@ -209,6 +213,13 @@ pub enum Exit {
     },
     /// The kernel ended it for its memory limit.
     OutOfMemory,
+    /// The agent ended it because it used more memory of its share of a GPU than it had asked for.
+    OutOfGpuMemory {
+        /// What it had asked for.
+        asked: Bytes,
+        /// What it was seen to use.
+        used: Bytes,
+    },
     /// Something that was neither the agent nor the kernel's memory limit killed it.
     Killed,
     /// The agent ended it because the spec said so.

@@ -68,7 +68,8 @@ pub fn inventory() -> Inventory {
 /// A GPU.
 pub fn device(uuid: &str) -> Device {
     let (model, driver, vram) = ("test".into(), "test".into(), Bytes(80 * Bytes::GIB));
-    Device { uuid: uuid.into(), model, vram, driver, simulated: false }
+    let division = nave_domain::fraction::Division::default();
+    Device { uuid: uuid.into(), model, vram, driver, simulated: false, division }
 }
 
 pub fn hash(text: &str) -> [u8; 32] {

@@ -39,6 +39,7 @@ fn device(slot: usize, model: &str, mib: i64) -> Device {
         vram: Bytes(mib * Bytes::MIB),
         driver: "570.1".into(),
         simulated: false,
+        division: nave_domain::fraction::Division::default(),
     }
 }
 

@@ -51,7 +51,15 @@ fn that(model: SoftwareModel, way: Dishonesty) -> SoftwareModel {
 /// What is claimed: a name and a memory.
 fn called(model: &str, vram_kib: i64) -> Device {
     let (uuid, driver) = (String::new(), "1".to_owned());
-    Device { uuid, model: model.to_owned(), vram: Bytes(vram_kib * KIB), driver, simulated: true }
+    let (model, vram) = (model.to_owned(), Bytes(vram_kib * KIB));
+    Device {
+        uuid,
+        model,
+        vram,
+        driver,
+        simulated: true,
+        division: nave_domain::fraction::Division::default(),
+    }
 }
 
 /// Two classes, each with bands around what its devices do.

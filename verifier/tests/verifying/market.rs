@@ -104,7 +104,8 @@ pub async fn look(verifier: &mut Verifier) {
 /// A GPU that is computed on the processor.
 pub fn device(uuid: &str) -> Device {
     let (model, driver) = ("Nave Simulated".to_owned(), "1".to_owned());
-    Device { uuid: uuid.to_owned(), model, vram: Bytes(64 * Bytes::MIB), driver, simulated: true }
+    let (uuid, vram) = (uuid.to_owned(), Bytes(64 * Bytes::MIB));
+    Device { uuid, model, vram, driver, simulated: true, division: nave_domain::fraction::Division::default() }
 }
 
 fn model(dishonesty: &[Dishonesty]) -> SoftwareModel {

@@ -243,6 +243,7 @@ mod tests {
             memory: Bytes(64 << 20),
             disk: Bytes(16 << 20),
             devices: vec![],
+            share: None,
             egress: Egress::Public,
             address: None,
             peers: BTreeMap::new(),
