@@ -52,10 +52,12 @@ pub enum Cloud {
     Vast,
     /// Verda, formerly `DataCrunch`.
     Verda,
+    /// Parts of one machine, which stand for a cloud: its prices are made up.
+    Local,
 }
 
 impl Cloud {
-    /// All of them, in the order in which they are asked.
+    /// Those of others, in the order in which they are asked. What they ask for is a market price.
     pub const ALL: [Self; 7] = [
         Self::Shadeform,
         Self::Massed,
@@ -77,13 +79,14 @@ impl Cloud {
             Self::Runpod => "runpod",
             Self::Vast => "vast",
             Self::Verda => "verda",
+            Self::Local => "local",
         }
     }
 
     /// The cloud of that name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|cloud| cloud.name() == name)
+        Self::ALL.into_iter().chain([Self::Local]).find(|cloud| cloud.name() == name)
     }
 
     /// How it must be dealt with.
@@ -108,6 +111,14 @@ impl Cloud {
             Self::Verda => {
                 Terms { billing: Billing { unit: Millis(600_000), least: Millis(600_000) }, ..usual }
             }
+            // What is in a directory is listed at once; the rest is for launches that stand still for a moment.
+            Self::Local => Terms {
+                pace: Millis(0),
+                settling: Millis(10_000),
+                billing: Billing { unit: Millis(1_000), least: Millis(1_000) },
+                dead_man: DeadMan::Cloud,
+                ..usual
+            },
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod hyperstack;
 mod lambda;
+pub mod local;
 mod massed;
 mod runpod;
 mod shadeform;
@@ -23,7 +24,7 @@ use crate::{
 /// What an account at a cloud needs to be used.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the API is, if it is not where the cloud has it.
+    /// Where the API is, if it is not where the cloud has it; of the local cloud its directory.
     pub base_url: Option<String>,
     /// The name that belongs to the key, where there is one: Verda's client id.
     pub key_id: String,
@@ -46,7 +47,7 @@ pub fn open(cloud: Cloud, settings: Settings, transport: Arc<dyn Transport>) -> 
         Cloud::Hyperstack => Some(("api_key", key.clone())),
         Cloud::Massed | Cloud::Lambda | Cloud::Runpod | Cloud::Vast => bearer(),
         // Verda's key is for a token, which each call needs.
-        Cloud::Verda => None,
+        Cloud::Verda | Cloud::Local => None,
     };
     let api = Api::new(&base, auth, &key, transport);
     match cloud {
@@ -57,6 +58,7 @@ pub fn open(cloud: Cloud, settings: Settings, transport: Arc<dyn Transport>) -> 
         Cloud::Runpod => Box::new(runpod::Runpod { api, settings }),
         Cloud::Vast => Box::new(vast::Vast { api, settings }),
         Cloud::Verda => Box::new(verda::Verda::new(api, settings)),
+        Cloud::Local => Box::new(local::Local::new(base)),
     }
 }
 
@@ -71,6 +73,7 @@ pub fn base_url(cloud: Cloud) -> &'static str {
         Cloud::Runpod => "https://api.runpod.io/v2",
         Cloud::Vast => "https://console.vast.ai/api",
         Cloud::Verda => "https://api.datacrunch.io/v1",
+        Cloud::Local => "/var/lib/nave/cloud",
     }
 }
 

@@ -90,6 +90,7 @@ pub fn shape_of(cloud: Cloud) -> Box<dyn Shape> {
         Cloud::Runpod => Box::new(runpod::Runpod),
         Cloud::Vast => Box::new(vast::Vast),
         Cloud::Verda => Box::new(verda::Verda),
+        Cloud::Local => unreachable!("the local cloud is a directory, and nobody answers for it"),
     }
 }
 
