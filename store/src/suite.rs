@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     HostId, Millis,
-    host::{self, HostEvent, HostState, Inventory, Proven},
+    host::{self, Device, HostEvent, HostState, Inventory, Proven},
     verdict::{Cause, Kind},
 };
 use serde_json::Value;
@@ -161,7 +161,7 @@ impl Store {
         let to = host::next(from, HostEvent::Proved).filter(|to| *to == HostState::Ready);
         let to = to.filter(|_| row.generation.cast_unsigned() == seen && covers);
         let to = to.ok_or(StoreError::Stale("host"))?;
-        redeem(&mut tx, host).await?;
+        redeem(&mut tx, host, proven).await?;
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null
@@ -251,29 +251,56 @@ impl Store {
     }
 }
 
-/// What a host proves ends its own doubt, and that of one host of its miner that has left; but who evades
-/// windows passes between them, too.
-async fn redeem(tx: &mut PgConnection, host: HostId) -> Result<()> {
-    sqlx::query!(
-        "update hosts set doubt = null, doubted_by = null
-         where host_id = $1 and (doubt = 'test' or suite_cause = 'window')",
+/// What a host proves ends its own doubt, and that of one host of its miner that has left, where it covers what
+/// had to be shown then; but who evades windows passes between them, too.
+async fn redeem(tx: &mut PgConnection, host: HostId, proven: &Proven) -> Result<()> {
+    // Whoever has a part in another test just now holds up nobody.
+    let doubts = sqlx::query!(
+        r#"select g.host_id, c.kind as "kind?", c.claims as "claims?"
+           from hosts h join hosts g on g.hotkey = h.hotkey and (g.host_id = h.host_id or g.state = 'gone')
+                left join challenges c on c.challenge_id = g.doubted_by
+           where h.host_id = $1 and g.doubt is not null and (g.doubt = 'test' or h.suite_cause = 'window')
+           order by g.host_id for update of g skip locked"#,
         host.0
     )
-    .execute(&mut *tx)
+    .fetch_all(&mut *tx)
     .await?;
-    // Whoever has a part in another test just now holds up nobody.
+    let is_ended = |kind: Option<String>, claims: Option<Value>| match kind.zip(claims) {
+        Some((kind, claims)) => {
+            let tested: Result<Inventory> = error::read_json("an inventory", claims);
+            let kind = error::read_name("a kind of test", kind);
+            kind.is_ok_and(|kind| tested.is_ok_and(|tested| makes_up(proven, kind, &tested)))
+        }
+        None => true,
+    };
+    let ended =
+        doubts.into_iter().filter_map(|doubt| is_ended(doubt.kind, doubt.claims).then_some(doubt.host_id));
+    let (own, mut left): (Vec<Uuid>, Vec<Uuid>) = ended.partition(|id| *id == host.0);
+    left.truncate(1);
     sqlx::query!(
-        "with left_in_doubt as (
-            select g.host_id from hosts g where g.state = 'gone' and g.host_id in (
-                select d.host_id from doubts_of($1) d join hosts h on h.host_id = $1
-                where d.doubt = 'test' or h.suite_cause = 'window')
-            order by g.host_id limit 1 for update skip locked)
-         update hosts g set doubt = null, doubted_by = null from left_in_doubt l where g.host_id = l.host_id",
-        host.0
+        "update hosts set doubt = null, doubted_by = null where host_id = any($1)",
+        &[own, left].concat()
     )
     .execute(tx)
     .await?;
     Ok(())
+}
+
+/// Whether what had to be shown in a test has been proven since. Of whatever kind it was, its GPUs are part of it: who
+/// leaves out one that is in doubt makes up for nothing.
+fn makes_up(proven: &Proven, kind: Kind, tested: &Inventory) -> bool {
+    let amount = match kind {
+        Kind::Cpu => tested.milli_cpu <= proven.milli_cpu,
+        Kind::Memory => tested.memory <= proven.memory,
+        // What is free of a disk changes; these two are tested together.
+        Kind::Storage | Kind::Software => proven.disk.is_none_or(|disk| tested.disk.0 / 2 <= disk.0),
+        Kind::Devices | Kind::Transfer => true,
+    };
+    let has = |claimed: &Device| {
+        let shown = proven.device(&claimed.uuid);
+        shown.is_some_and(|shown| claimed.model == shown.model && claimed.vram <= shown.vram)
+    };
+    amount && (proven.devices.is_none() || tested.devices.iter().all(has))
 }
 
 /// Takes a host out until it has proven everything again, once its leases have ended.

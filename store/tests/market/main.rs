@@ -9,6 +9,7 @@ mod cancel;
 mod challenge;
 mod clock;
 mod dispute;
+mod doubt;
 mod enrol;
 mod epoch;
 mod fence;

@@ -17,38 +17,38 @@ use crate::{
 
 const HOUR: i64 = 3_600_000;
 
-fn banned() -> Decision {
+pub fn banned() -> Decision {
     let spans = vec![Millis(HOUR), Millis(6 * HOUR)];
     Decision::Banned { code: "evidence_wrong".into(), message: "made up".into(), spans }
 }
 
-fn mistrusted() -> Decision {
+pub fn mistrusted() -> Decision {
     let pause = Millis(10_000);
     Decision::Mistrusted { code: "vram_missing".into(), message: "half of it".into(), pause }
 }
 
-fn failed() -> Value {
+pub fn failed() -> Value {
     json!({ "failed": { "code": "evidence_wrong", "message": "made up" } })
 }
 
-fn with_devices(uuids: &[&str]) -> Inventory {
+pub fn with_devices(uuids: &[&str]) -> Inventory {
     Inventory { devices: uuids.iter().map(|uuid| device(uuid)).collect(), ..inventory() }
 }
 
 /// A host of a miner that says it has these GPUs.
-async fn host_of(market: &Market, n: u16, hotkey: &str, devices: &[&str]) -> HostId {
+pub async fn host_of(market: &Market, n: u16, hotkey: &str, devices: &[&str]) -> HostId {
     let joining = Joining { hotkey, ..wish(n) };
     market.store.host_join(&joining).await.expect("join");
     hear(market, joining.host, 1, devices).await;
     joining.host
 }
 
-async fn hear(market: &Market, host: HostId, sequence: u64, devices: &[&str]) {
+pub async fn hear(market: &Market, host: HostId, sequence: u64, devices: &[&str]) {
     market.store.host_hear(host, 1, sequence, 0, &with_devices(devices)).await.expect("hear");
 }
 
 /// Has a host fail a test of the GPUs that it claims, so that it is banned.
-async fn ban(market: &Market, host: HostId, devices: &[&str]) -> ChallengeId {
+pub async fn ban(market: &Market, host: HostId, devices: &[&str]) -> ChallengeId {
     let id = ChallengeId(Uuid::now_v7());
     let claims = with_devices(devices);
     market.store.challenge_give(host, id, Kind::Devices, &json!({}), &claims).await.expect("draw");
@@ -56,7 +56,7 @@ async fn ban(market: &Market, host: HostId, devices: &[&str]) -> ChallengeId {
     id
 }
 
-async fn holds(market: &Market, host: HostId, devices: &[&str]) -> Result<(), StoreError> {
+pub async fn holds(market: &Market, host: HostId, devices: &[&str]) -> Result<(), StoreError> {
     let id = ChallengeId(Uuid::now_v7());
     let claims = with_devices(devices);
     market.store.challenge_give(host, id, Kind::Devices, &json!({}), &claims).await.expect("draw");
@@ -65,7 +65,7 @@ async fn holds(market: &Market, host: HostId, devices: &[&str]) -> Result<(), St
 }
 
 /// Whether one more failure of this host that is more than trouble is a ban; draws a test to see.
-async fn is_in_doubt(market: &Market, host: HostId) -> bool {
+pub async fn is_in_doubt(market: &Market, host: HostId) -> bool {
     let challenge = draw(market, host).await;
     let doubt = market.store.challenge_get(challenge).await.expect("open").was_in_doubt;
     market

@@ -1,0 +1,106 @@
+//! Doubt: against whom it counts, and what ends it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nave_domain::{
+    ChallengeId, HostId,
+    host::{Device, Inventory, Proven, ProvenDevice},
+    verdict::Kind,
+};
+use nave_store::Departure;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    market::{Market, open},
+    verdict::{failed, host_of, is_in_doubt, mistrusted, with_devices},
+};
+
+async fn draw(market: &Market, host: HostId, kind: Kind, devices: &[&str]) -> ChallengeId {
+    let id = ChallengeId(Uuid::now_v7());
+    let claims = with_devices(devices);
+    market.store.challenge_give(host, id, kind, &json!({}), &claims).await.expect("draw");
+    id
+}
+
+async fn decide(market: &Market, challenge: ChallengeId) {
+    market.store.challenge_decide(challenge, &failed(), &mistrusted()).await.expect("decide");
+}
+
+/// Has a host give up a test of its GPUs.
+async fn doubt(market: &Market, host: HostId, devices: &[&str]) {
+    let challenge = draw(market, host, Kind::Devices, devices).await;
+    decide(market, challenge).await;
+}
+
+/// Has a host prove these GPUs, and the rest of what hosts have here.
+async fn prove(market: &Market, host: HostId, devices: &[&str]) {
+    let claims = with_devices(devices);
+    market.settle(host).await;
+    prove_claims(market, host, &claims).await;
+}
+
+async fn prove_claims(market: &Market, host: HostId, claims: &Inventory) {
+    static SESSION: AtomicU64 = AtomicU64::new(2);
+    let session = SESSION.fetch_add(1, Ordering::Relaxed);
+    market.store.host_hear(host, session, 1, 0, claims).await.expect("hear");
+    let query = "update hosts set state = 'verifying' where host_id = $1";
+    sqlx::query(query).bind(host.0).execute(&market.sql).await.expect("its pause is over");
+    let shown = |device: &Device| (device.uuid.clone(), ProvenDevice::of(device, None));
+    let devices = Some(claims.devices.iter().map(shown).collect());
+    let proven = Proven { devices, ..Proven::of(claims) };
+    let seen = market.store.host_generation(host).await.expect("generation");
+    market.store.host_prove(host, seen, &proven).await.expect("prove");
+}
+
+#[tokio::test]
+async fn a_doubt_ends_with_a_proof_of_the_gpus_that_were_in_doubt_and_with_no_other() {
+    open(async |market| {
+        let host = host_of(market, 1, "miner", &["GPU-1", "GPU-2"]).await;
+        doubt(market, host, &["GPU-1", "GPU-2"]).await;
+        for others in [&["GPU-2"][..], &["GPU-3", "GPU-4"], &[]] {
+            prove(market, host, others).await;
+            assert!(is_in_doubt(market, host).await, "{others:?} are not all that was to be shown");
+        }
+        let mut smaller = with_devices(&["GPU-1", "GPU-2"]);
+        smaller.devices[1].vram.0 /= 2;
+        market.settle(host).await;
+        prove_claims(market, host, &smaller).await;
+        assert!(is_in_doubt(market, host).await, "half of its memory was not shown");
+        prove(market, host, &["GPU-1", "GPU-2", "GPU-3"]).await;
+        assert!(!is_in_doubt(market, host).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_doubt_about_cores_ends_with_a_proof_of_as_many() {
+    open(async |market| {
+        let host = host_of(market, 1, "miner", &[]).await;
+        let challenge = draw(market, host, Kind::Cpu, &[]).await;
+        decide(market, challenge).await;
+        let mut fewer = with_devices(&[]);
+        fewer.milli_cpu.0 /= 2;
+        market.settle(host).await;
+        prove_claims(market, host, &fewer).await;
+        assert!(is_in_doubt(market, host).await);
+        prove(market, host, &[]).await;
+        assert!(!is_in_doubt(market, host).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_makes_up_for_one_that_left_with_the_same_gpus_only() {
+    open(async |market| {
+        let left = host_of(market, 1, "miner", &["GPU-1"]).await;
+        doubt(market, left, &["GPU-1"]).await;
+        market.store.host_depart(None, left, Departure::Leave).await.expect("leave");
+        let host = host_of(market, 2, "miner", &["GPU-2"]).await;
+        prove(market, host, &["GPU-2"]).await;
+        assert!(is_in_doubt(market, host).await);
+        prove(market, host, &["GPU-1", "GPU-2"]).await;
+        assert!(!is_in_doubt(market, host).await);
+    })
+    .await;
+}
