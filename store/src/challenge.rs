@@ -20,6 +20,10 @@ use crate::{
     suite, transfer,
 };
 
+/// For how long a doubt counts that nothing makes up for, on the control clock. Openings of what was failed are kept as
+/// long, so whoever is in doubt can still object.
+const DOUBT_MS: i64 = 30 * 86_400_000;
+
 /// A challenge that is to be put into the spec of its host.
 #[derive(Debug, Clone, Copy)]
 pub struct Drawing<'a> {
@@ -96,8 +100,8 @@ pub struct OpenChallenge {
     pub steps: Vec<StepRow>,
     /// Failed proofs of this host in a row.
     pub refusals: u32,
-    /// Whether what it failed last, but for trouble, was in doubt, and nothing was proven since; or the
-    /// same of a host of its miner that has left since that test.
+    /// Whether the host was in doubt when the challenge was drawn, or another one that counts against it: what
+    /// that failed last, but for trouble, was doubt, and has not been proven since.
     pub was_in_doubt: bool,
     /// Now, on both clocks, or when its verdict was written down.
     pub now: Moment,
@@ -339,12 +343,19 @@ impl Store {
         let rows = sqlx::query!(
             r#"select c.challenge_id, c.host_id, h.hotkey, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge,
                     c.claims, c.drawn_at_ms, h.state, h.refusals, h.enrolled_at_ms,
-                    h.doubt is not null or exists (select from doubts_of(h.host_id)) as "in_doubt!",
+                    exists (
+                        select from (
+                            select h.doubted_by where h.doubt is not null
+                            union all select g.doubted_by from doubts_of(h.host_id) join hosts g using (host_id)) doubts
+                        left join challenges d on d.challenge_id = doubts.doubted_by
+                        where coalesce(d.decided_at_ms <= c.drawn_at_ms and d.decided_up_ms > control_ms() - $2, true)
+                    ) as "in_doubt!",
                     case when c.decided_up_ms is null then now_ms() else c.decided_at_ms end as "now_ms!",
                     coalesce(c.decided_up_ms, control_ms()) as "up_ms!"
                from challenges c join hosts h using (host_id)
                where c.challenge_id = any($1) order by c.challenge_id"#,
-            ids
+            ids,
+            DOUBT_MS
         )
         .fetch_all(&self.pool)
         .await?;

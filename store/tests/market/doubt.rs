@@ -7,14 +7,17 @@ use nave_domain::{
     host::{Device, Inventory, Proven, ProvenDevice},
     verdict::Kind,
 };
-use nave_store::Departure;
+use nave_store::{Decision, Departure};
 use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    challenge::advance,
     market::{Market, open},
     verdict::{failed, host_of, is_in_doubt, mistrusted, with_devices},
 };
+
+const DAY: i64 = 86_400_000;
 
 async fn draw(market: &Market, host: HostId, kind: Kind, devices: &[&str]) -> ChallengeId {
     let id = ChallengeId(Uuid::now_v7());
@@ -101,6 +104,27 @@ async fn a_host_makes_up_for_one_that_left_with_the_same_gpus_only() {
         assert!(is_in_doubt(market, host).await);
         prove(market, host, &["GPU-1", "GPU-2"]).await;
         assert!(!is_in_doubt(market, host).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_one_outage_ends_is_one_doubt_and_what_was_drawn_after_it_is_another() {
+    open(async |market| {
+        let host = host_of(market, 1, "miner", &[]).await;
+        let first = draw(market, host, Kind::Cpu, &[]).await;
+        let second = draw(market, host, Kind::Memory, &[]).await;
+        let in_doubt =
+            async |challenge| market.store.challenge_get(challenge).await.expect("a challenge").was_in_doubt;
+        decide(market, first).await;
+        assert!(!in_doubt(second).await, "it was open by then");
+        decide(market, second).await;
+        let third = draw(market, host, Kind::Cpu, &[]).await;
+        assert!(in_doubt(third).await);
+        market.store.challenge_decide(third, &json!({ "void": "" }), &Decision::Stays).await.expect("decide");
+        advance(market, 31 * DAY).await;
+        let fourth = draw(market, host, Kind::Cpu, &[]).await;
+        assert!(!in_doubt(fourth).await, "it was a month ago");
     })
     .await;
 }
