@@ -11,6 +11,10 @@ pub const POINTS: &[&str] = &[
     "store.job_place.before_commit",
     // A placement that neither the scheduler nor the host was told of: the job hangs.
     "store.job_place.after_commit",
+    // A place that is held without its quote, or a quote that holds what another plan gives away.
+    "store.quote_answer.before_commit",
+    // A place that is held and of which its customer is not told.
+    "store.quote_answer.after_commit",
     // A running lease of a job that is still placed, or time used that nobody pays.
     "store.lease_started.before_commit",
     // The rest of a report whose first effect is written down.
@@ -45,6 +49,12 @@ pub const POINTS: &[&str] = &[
     "store.host_join.before_commit",
     // A key that the hub lets in and the host's spec does not confirm.
     "store.mesh_key_adopt.before_commit",
+    // A machine that goes back while its host takes jobs, or a launch that was made and is not noted.
+    "store.machine_write.before_commit",
+    // A cloud that is not asked for what was written down.
+    "store.machine_write.after_commit",
+    // Machines that are chosen and not written down: nobody was asked, and others may be chosen.
+    "store.machines_want.before_commit",
     // A host whose spec names no challenge while it waits for one.
     "store.challenge_draw.before_commit",
     // An answer that is judged and not stored, or stored and not judged.

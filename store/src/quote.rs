@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use nave_crash_point::crash_point;
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp,
     host::{Device, Inventory, Proven, Trust},
@@ -141,7 +142,9 @@ pub const OPEN_MAX: i64 = 4;
 pub const RECENT_MAX: i64 = 30;
 /// How long a wish waits for an answer before it is given up.
 const ASKED_MS_MAX: i64 = 30_000;
-/// How long a quote that nobody used is kept.
+/// Longest time for which a place is held, as the table has it.
+const HOLD_MS_MAX: i64 = 300_000;
+/// How long a quote is kept.
 const KEPT_MS: i64 = 86_400_000;
 /// Most quotes that are forgotten at once; more than one, so that they grow fewer.
 const FORGOTTEN_MAX: i64 = 100;
@@ -376,10 +379,11 @@ async fn admit(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<()> {
            from (select hold_ms, (request ->> 'max_spend')::bigint as max_spend, asked_at_ms > now_ms() - 60000 as is_recent,
                         job_id is null and (answer is null and asked_at_ms > now_ms() - $2
                                             or host_id is not null and expires_at_ms > now_ms()) as is_open
-                 from quotes where customer_id = $1) of_customer"#,
+                 from quotes where customer_id = $1 and asked_at_ms > now_ms() - $4) of_customer"#,
         asking.customer.0,
         ASKED_MS_MAX,
-        Account::Available(asking.customer).to_string()
+        Account::Available(asking.customer).to_string(),
+        ASKED_MS_MAX + HOLD_MS_MAX
     )
     .fetch_one(tx)
     .await?;
@@ -394,13 +398,14 @@ async fn admit(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<()> {
     if is_covered { Ok(()) } else { Err(StoreError::BalanceTooLow) }
 }
 
-/// Forgets the oldest quotes that nobody used, whoever asked for them. Ids sort by age: only old rows are read.
+/// Forgets the oldest quotes, whoever asked for them: what a job has used is in its lease. Ids sort by age:
+/// only old rows are read.
 async fn forget(tx: &mut PgConnection) -> Result<()> {
     sqlx::query!(
         "delete from quotes where quote_id in (
              select quote_id from quotes
              where quote_id < (select rpad(lpad(to_hex(now_ms() - $1), 12, '0'), 32, '0')::uuid)
-               and asked_at_ms < now_ms() - $1 and job_id is null
+               and asked_at_ms < now_ms() - $1
              order by quote_id limit $2 for update skip locked)",
         KEPT_MS,
         FORGOTTEN_MAX
@@ -422,8 +427,7 @@ fn affordable(answer: &QuoteAnswer, hold: Millis, max_spend: MicroUsd) -> Result
 }
 
 impl Store {
-    /// Asks for a quote. The same key and request again give the same one; what nobody used
-    /// is forgotten a day later.
+    /// Asks for a quote. The same key and request again give the same one; it is forgotten a day later.
     ///
     /// # Errors
     /// [`StoreError::KeyReused`] for another request under the same key, [`StoreError::BalanceTooLow`] when
@@ -496,6 +500,33 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         announce(&mut tx, Changes::Quote(quote)).await?;
+        crash_point!("store.quote_answer.before_commit");
+        tx.commit().await?;
+        crash_point!("store.quote_answer.after_commit");
+        Ok(())
+    }
+
+    /// Ends a quote now, so that it holds nothing any more. Of one that holds nothing, nothing changes.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when the customer has no such quote, [`QuoteFault::Used`] when a job has used it.
+    pub async fn quote_release(&self, customer: CustomerId, quote: QuoteId) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        if let Some(job) = lock(&mut tx, customer, quote).await?.used_by {
+            return Err(QuoteFault::Used(job).into());
+        }
+        let answer = QuoteAnswer::None("released".into(), "it was released before it was answered".into());
+        sqlx::query!(
+            "update quotes set expires_at_ms = case when host_id is not null then least(expires_at_ms, now_ms()) end,
+                answer = coalesce(answer, $2), answered_at_ms = coalesce(answered_at_ms, now_ms())
+             where quote_id = $1",
+            quote.0,
+            error::write_json(&Answered { answer, considered: Vec::new() })?
+        )
+        .execute(&mut *tx)
+        .await?;
+        announce(&mut tx, Changes::Quote(quote)).await?;
+        announce(&mut tx, Changes::Supply).await?;
         Ok(tx.commit().await?)
     }
 

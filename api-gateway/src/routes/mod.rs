@@ -46,6 +46,7 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
         .routes(routes!(offers::list_offers))
         .routes(routes!(quotes::create))
         .routes(routes!(quotes::show))
+        .routes(routes!(quotes::release))
         .routes(routes!(hosts::list))
         .routes(routes!(balance::show))
         .routes(routes!(balance::ledger))

@@ -72,6 +72,21 @@ pub(crate) async fn show(
     Ok(Json(load(&app, row).await?))
 }
 
+/// Gives a quote back before it expires, so that it holds nothing any more. One that holds nothing stays as it is.
+#[utoipa::path(post, path = "/v1/quotes/{quote}/release", tag = "jobs", operation_id = "quotes_release",
+    params(("quote" = String, Path, description = "The quote's id")), security(("key" = ["jobs:write"])),
+    responses((status = 200, description = "The quote", body = Quote)))]
+pub(crate) async fn release(
+    State(app): State<App>,
+    caller: Caller<JobsWrite>,
+    Path(quote): Path<QuoteId>,
+    Query(Nothing {}): Query<Nothing>,
+) -> Result<Json<Quote>, ApiError> {
+    app.store.quote_release(caller.customer, quote).await?;
+    let row = app.store.quote_get(caller.customer, quote).await?;
+    Ok(Json(load(&app, row).await?))
+}
+
 /// The quote as soon as the scheduler has answered.
 async fn answered(app: &App, customer: CustomerId, quote: QuoteId) -> Result<QuoteRow, ApiError> {
     let end = Instant::now() + ANSWER_MAX;

@@ -93,6 +93,12 @@ async fn a_quote_is_held_at_its_price_and_a_job_takes_its_place() {
     let used: Quote = market.fetch(&format!("/v1/quotes/{}", quote.quote)).await;
     assert_eq!((used.state, used.job), (QuoteState::Used, Some(job.job)));
     refused(market.submission(&fresh("key"), &on_quote), 409, "quote_used").await;
+    refused(market.post(&format!("/v1/quotes/{}/release", quote.quote)), 409, "quote_used").await;
+
+    let unused: Quote = read(ask(&market, &fresh("key"), &wish()).send().await.expect("an answer")).await;
+    let path = format!("/v1/quotes/{}/release", unused.quote);
+    let released: Quote = read(market.post(&path).send().await.expect("an answer")).await;
+    assert_eq!(released.state, QuoteState::Expired);
     market.assert_books_balance().await;
 }
 

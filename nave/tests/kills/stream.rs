@@ -1,14 +1,18 @@
 //! Jobs of several customers, and what must have become of each.
 
 use nave_domain::{
-    CustomerId, JobId, MicroUsd,
+    CustomerId, JobId, MicroUsd, Millis, QuoteId,
     job::{HOST_TRIES_MAX, JobRequest, JobState},
     lease::Outcome,
     ledger::PostingKind,
 };
 use nave_sdk::{
     client::{Client, LogsQuery},
-    wire::{host::Stream, rest::Job},
+    wire::{
+        host::Stream,
+        quote::{QuoteRequest, QuoteState},
+        rest::Job,
+    },
 };
 use serde_json::json;
 
@@ -53,22 +57,53 @@ impl Deed {
     }
 }
 
-/// Asks for a job until it is accepted, and asks once more: it must be the same one.
+/// Asks for a job until it is accepted, some on quotes, and asks once more: it must be the same one.
 pub async fn ask(customers: &[Customer], rng: &mut Rng, deed: Deed) -> Asked {
     let customer = usize::try_from(rng.below(customers.len() as u64)).expect("small");
     let key = format!("k{:016x}", rng.next());
     let request = request(&key, deed);
     let client = &customers[customer].client;
-    let job = submit(client, &request, &key).await;
-    let again = submit(client, &request, &key).await;
+    let quote = if rng.below(4) == 0 { held(client, &request, &key).await } else { None };
+    let on_quote = JobRequest { quote, ..request.clone() };
+    let (request, job) = match submit(client, &on_quote, &key).await {
+        Ok(job) => (on_quote, job),
+        Err(code) => {
+            eprintln!("kills: {key} is not accepted on its quote: {code}");
+            let job = submit(client, &request, &key).await.expect("accepted without a quote");
+            (request, job)
+        }
+    };
+    let again = submit(client, &request, &key).await.expect("accepted before");
     assert_eq!(job, again, "one key, one job");
     Asked { customer, key, deed, job }
 }
 
-async fn submit(client: &Client, request: &JobRequest, key: &str) -> JobId {
+/// A quote for a job, if there is a place.
+async fn held(client: &Client, request: &JobRequest, key: &str) -> Option<QuoteId> {
+    let wish = QuoteRequest { request: request.clone(), hold_ms: Millis(30_000), dry_run: false };
+    let mut tries = 0;
+    let quote = patiently(async || {
+        match client.quote(&wish, &format!("{key}-{tries}")).await {
+            // Nobody answered in time: that key has no other answer any more.
+            Err(error) if error.code() == "quote_lapsed" => {
+                tries += 1;
+                Err(error)
+            }
+            answer => answer,
+        }
+    });
+    let quote = quote.await;
+    (quote.state == QuoteState::Held).then_some(quote.quote)
+}
+
+/// The job, or the code of what is the matter with its quote.
+async fn submit(client: &Client, request: &JobRequest, key: &str) -> Result<JobId, String> {
     for _ in 0..60 {
         match client.submit(request, key).await {
-            Ok(job) => return job.job,
+            Ok(job) => return Ok(job.job),
+            Err(error) if error.code().starts_with("quote_") => {
+                return Err(error.to_string());
+            }
             Err(error) => eprintln!("kills: submitting {key} again: {error}"),
         }
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;

@@ -228,6 +228,9 @@ pub struct QuoteArgs {
     /// Asking again with the same key gives the same quote
     #[arg(long, value_name = "KEY")]
     pub idempotency_key: Option<String>,
+    /// Give this quote back before it expires
+    #[arg(long, value_name = "QUOTE", exclusive = true)]
+    pub release: Option<QuoteId>,
     /// The command, which may be another one when the quote is used
     #[arg(last = true, value_name = "CMD")]
     pub argv: Vec<String>,

@@ -16,8 +16,13 @@ use super::{
     table::{clean, table},
 };
 
-/// Has a place held.
+/// Has a place held, or gives one back.
 pub async fn quote(cx: &Context, args: QuoteArgs) -> Result<u8, Failure> {
+    if let Some(quote) = args.release {
+        let quote = cx.client()?.release(quote).await.map_err(Failure::when(&format!("give {quote} back")))?;
+        answer(cx, &quote, text)?;
+        return Ok(0);
+    }
     let argv = if args.argv.is_empty() { vec!["true".to_owned()] } else { args.argv };
     let request = run::request(&args.job, argv, |name| std::env::var(name).ok())?;
     let wish = QuoteRequest { request, hold_ms: args.hold, dry_run: false };

@@ -331,6 +331,14 @@ impl Client {
         self.fetch(Call::get(&[&"quotes", &quote])).await
     }
 
+    /// Gives a quote back before it expires. The same again changes nothing, so the call is repeated.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn release(&self, quote: QuoteId) -> Result<Quote, Error> {
+        self.fetch(Call::post(&[&"quotes", &quote, &"release"], Repeat::Safe)).await
+    }
+
     /// Every host.
     ///
     /// # Errors

@@ -125,6 +125,33 @@ async fn a_quote_holds_its_place_until_it_expires_and_nothing_needs_to_happen_th
 }
 
 #[tokio::test]
+async fn a_quote_that_is_given_back_holds_nothing_and_places_nothing() {
+    open(async |market| {
+        let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
+        let host = market.host("alpha").await;
+        let quote = held(market, ada, host).await;
+        let foreign = market.store.quote_release(eve, quote).await;
+        assert!(matches!(foreign, Err(StoreError::NotFound("quote"))), "{foreign:?}");
+        for _ in 0..2 {
+            market.store.quote_release(ada, quote).await.expect("given back");
+            assert_eq!(supply(market, host).await.milli_cpu_used, MilliCpu::ZERO);
+        }
+        assert_eq!(fault(market.try_submit(ada, "given-back", &on(quote)).await), QuoteFault::Expired);
+
+        let unanswered = ask(market, ada, "unanswered", HOLD).await.expect("asked");
+        let placement = place(market, unanswered, host).await;
+        market.store.quote_release(ada, unanswered).await.expect("given back");
+        let late = answer(market, unanswered, placement).await;
+        assert!(matches!(late, Err(StoreError::Stale("quote"))), "{late:?}");
+
+        let used = held(market, ada, host).await;
+        let job = market.submit(ada, &on(used)).await;
+        assert_eq!(fault(market.store.quote_release(ada, used).await), QuoteFault::Used(job));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_quote_for_a_whole_host_keeps_others_off_it() {
     open(async |market| {
         let customer = market.customer("ada").await;
@@ -487,7 +514,7 @@ async fn age(market: &Market, quote: QuoteId, ms: u32) -> QuoteId {
 }
 
 #[tokio::test]
-async fn what_nobody_answers_lapses_and_what_nobody_used_is_forgotten_whoever_asks_next() {
+async fn what_nobody_answers_lapses_and_what_is_old_is_forgotten_whoever_asks_next() {
     open(async |market| {
         let [ada, eve] = [market.customer("ada").await, market.customer("eve").await];
         let quote = ask(market, ada, "old", HOLD).await.expect("asked");
@@ -502,11 +529,11 @@ async fn what_nobody_answers_lapses_and_what_nobody_used_is_forgotten_whoever_as
         let young = ask(market, ada, "young", None).await.expect("asked");
         let young = age(market, young, 86_000_000).await;
         ask(market, eve, "new", HOLD).await.expect("asked");
-        let gone = market.store.quote_get(ada, quote).await;
-        assert!(matches!(gone, Err(StoreError::NotFound("quote"))), "{gone:?}");
-        for kept in [used, young] {
-            market.store.quote_get(ada, kept).await.expect("what was used, or is not old enough");
+        for old in [used, quote] {
+            let gone = market.store.quote_get(ada, old).await;
+            assert!(matches!(gone, Err(StoreError::NotFound("quote"))), "{gone:?}");
         }
+        market.store.quote_get(ada, young).await.expect("not old enough");
     })
     .await;
 }
