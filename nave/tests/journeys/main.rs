@@ -5,6 +5,7 @@ mod groups;
 mod hosts;
 mod jobs;
 mod mesh;
+mod quotes;
 mod replicas;
 #[path = "../support/mod.rs"]
 mod support;
