@@ -50,6 +50,28 @@ fn read_region(name: String) -> Result<Option<Region>> {
     if name == ANYWHERE { Ok(None) } else { error::read_name("a region", name).map(Some) }
 }
 
+struct RawBaseline {
+    class: String,
+    region: String,
+    epoch: i64,
+    gpu_hour: i64,
+    source: String,
+    fetched_at_ms: i64,
+}
+
+impl RawBaseline {
+    fn read(self) -> Result<BaselineRow> {
+        Ok(BaselineRow {
+            class: self.class,
+            region: read_region(self.region)?,
+            epoch: self.epoch,
+            gpu_hour: MicroUsd(self.gpu_hour),
+            source: self.source,
+            fetched_at: Timestamp(self.fetched_at_ms),
+        })
+    }
+}
+
 /// The newest baseline of every class and region.
 pub(crate) async fn current(tx: &mut PgConnection) -> Result<Baselines> {
     let rows = sqlx::query!(
@@ -69,6 +91,20 @@ impl Store {
     /// When the database does not answer.
     pub async fn baselines(&self) -> Result<Baselines> {
         current(&mut *self.pool.acquire().await?).await
+    }
+
+    /// The newest baseline of every class and region from before an epoch.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn baselines_before(&self, epoch: i64) -> Result<Vec<BaselineRow>> {
+        let rows = sqlx::query_as!(
+            RawBaseline,
+            "select distinct on (class, region) class, region, gpu_hour, source, fetched_at_ms, epoch
+             from baselines where epoch < $1 order by class, region, epoch desc",
+            epoch
+        );
+        rows.fetch_all(&self.pool).await?.into_iter().map(RawBaseline::read).collect()
     }
 
     /// Writes baselines down; of a class and region in one epoch the last one counts.
@@ -101,23 +137,12 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn baseline_history(&self, class: &str) -> Result<Vec<BaselineRow>> {
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            RawBaseline,
             "select class, region, epoch, gpu_hour, source, fetched_at_ms from baselines
              where class = $1 order by epoch, region",
             class
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let rows = rows.into_iter().map(|row| {
-            Ok(BaselineRow {
-                class: row.class,
-                region: read_region(row.region)?,
-                epoch: row.epoch,
-                gpu_hour: MicroUsd(row.gpu_hour),
-                source: row.source,
-                fetched_at: Timestamp(row.fetched_at_ms),
-            })
-        });
-        rows.collect()
+        );
+        rows.fetch_all(&self.pool).await?.into_iter().map(RawBaseline::read).collect()
     }
 }

@@ -12,7 +12,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error, look,
+    Result, Store, StoreError, cloud, error, look,
     notify::{Changes, announce},
 };
 
@@ -63,7 +63,7 @@ impl Store {
     /// the same one with another mesh key, or its host has enrolled again since;
     /// `mesh_keys_pkey` when another host has had the mesh key, `hosts_name` when another host
     /// of the miner has the name; [`StoreError::NotFound`] when the miner has no host to be
-    /// replaced, [`StoreError::Stale`] when the host is leaving or has left.
+    /// replaced, [`StoreError::Stale`] when the host, or the machine that it is, is leaving or has left.
     pub async fn host_join(&self, joining: &Joining<'_>) -> Result<Joined> {
         let mut tx = self.pool.begin().await?;
         // One at a time: an agent that repeats itself must find what its first wish did.
@@ -81,6 +81,9 @@ impl Store {
             Some(host) => rejoin(&mut tx, joining, host).await?,
             None => join(&mut tx, joining).await?,
         };
+        if joining.replaces.is_none() {
+            cloud::joined(&mut tx, joining.ticket, joining.hotkey, joined.host).await?;
+        }
         mesh_key_claim(&mut tx, joined.host, joining.mesh_key).await?;
         sqlx::query!(
             "insert into tickets (ticket, hotkey, agent_key, host_id) values ($1, $2, $3, $4)",

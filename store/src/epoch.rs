@@ -140,6 +140,8 @@ impl Store {
             "select l.lease_id, h.hotkey, l.used_ms, l.settled_ms, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour,
                     l.vcpu_hour, l.gib_hour
              from leases l join hosts h using (host_id) where l.state = 'closed' and l.used_ms > l.settled_ms
+                -- The market pays clouds itself, and no weight for what they deliver.
+                and not exists (select from machines m where m.host_id = l.host_id)
              order by l.lease_id for update of l"
         )
         .fetch_all(&mut *tx)

@@ -13,7 +13,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error, group, look,
+    Result, Store, StoreError, cloud, error, group, look,
     notify::{Changes, announce},
     schedule::{self, Occupied},
 };
@@ -332,6 +332,7 @@ impl Store {
             r#"select h.host_id, h.name, h.hotkey, h.state, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
                     h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term, h.region,
                     host(h.mesh_address) as mesh_address, h.enrolled_at_ms,
+                    exists (select from machines m where m.host_id = h.host_id) as "is_rented!",
                     (select count(*) from leases l where l.host_id = h.host_id and l.state <> 'closed') as "leases!"
                from hosts h
                where h.hotkey = $1 or ($1::text is null and h.state not in ('gone', 'banned'))
@@ -350,7 +351,7 @@ impl Store {
                 name: row.name,
                 hotkey: row.hotkey,
                 state: error::read_name("a host's state", row.state)?,
-                trust: Trust::of(inventory.as_ref(), proven.as_ref()),
+                trust: cloud::trust(row.is_rented, inventory.as_ref(), proven.as_ref()),
                 inventory,
                 proven,
                 reason: read_reason(row.reason_code, row.reason_message, row.reason_at_ms),

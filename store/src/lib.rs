@@ -1,7 +1,7 @@
 //! The only SQL of Nave.
 //!
 //! One module per aggregate; functions are named `noun_verb`. Rows are locked in the
-//! order quote → job → lease → group → host → ledger account, so that transactions never deadlock.
+//! order quote → job → lease → group → machine → host → ledger account, so that transactions never deadlock.
 //! Every change that somebody waits for is announced with `NOTIFY`; the announcement
 //! only shortens the wait, polling finds the same.
 
@@ -12,6 +12,7 @@ mod baseline;
 mod blob;
 mod challenge;
 mod clock;
+mod cloud;
 mod device;
 mod dispute;
 pub mod embedded;
@@ -54,6 +55,10 @@ pub use ban::BanRow;
 pub use baseline::{BaselineRow, Baselines};
 pub use blob::BlobClaim;
 pub use challenge::{Decision, Drawing, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use cloud::{
+    AttemptFault, MachineAttempt, MachineDemand, MachineEnding, MachineRow, MachineWrite, NewMachine, RentSnapshot,
+    RentedMachine, WaitingJob,
+};
 pub use device::Holder;
 pub use dispute::{DisputeRow, Disputed, Disputing, JobDisputes};
 pub use enrol::{Joined, Joining};

@@ -7,6 +7,8 @@ use nave_domain::{
     wish::Region,
 };
 
+use sqlx::PgConnection;
+
 use crate::{
     Result, Store, StoreError, error, host as hosts, look,
     notify::{Changes, announce},
@@ -34,13 +36,15 @@ pub enum Departure {
     Leave,
     /// The operator, at once and for good.
     Ban,
+    /// The market, whose machine it is: that goes back to its cloud.
+    Return,
 }
 
 impl Departure {
     fn event(self) -> HostEvent {
         match self {
             Self::Drain => HostEvent::Drain,
-            Self::Leave => HostEvent::Leave,
+            Self::Leave | Self::Return => HostEvent::Leave,
             Self::Ban => HostEvent::Ban,
         }
     }
@@ -50,6 +54,7 @@ impl Departure {
             Self::Drain => ("drained", "its owner has drained it"),
             Self::Leave => ("left", "its owner has taken it out"),
             Self::Ban => ("banned", "the operator has sent it away"),
+            Self::Return => ("returned", "its machine goes back to the cloud"),
         }
     }
 }
@@ -107,42 +112,53 @@ impl Store {
         departure: Departure,
     ) -> Result<HostState> {
         let mut tx = self.pool.begin().await?;
-        let state = sqlx::query_scalar!(
-            "select state from hosts where host_id = $1 and ($2::text is null or hotkey = $2) for update",
-            host.0,
-            hotkey
-        )
-        .fetch_optional(&mut *tx)
-        .await?
-        .ok_or(StoreError::NotFound("host"))?;
-        let from: HostState = error::read_name("a host's state", state)?;
-        // Only after the lock, so that the end of its last lease is either seen here or sees this.
-        let busy = sqlx::query_scalar!(
-            r#"select exists (select from leases where host_id = $1 and state <> 'closed') as "busy!""#,
-            host.0
-        )
-        .fetch_one(&mut *tx)
-        .await?;
-        let mut to = host::next(from, departure.event()).ok_or(StoreError::Stale("host"))?;
-        if to == HostState::Draining && !busy {
-            to = host::next(to, HostEvent::Emptied).ok_or(StoreError::Stale("host"))?;
-        }
-        let (code, message) = departure.reason();
-        sqlx::query!(
-            "update hosts set state = $2, reason_code = $3, reason_message = $4, reason_at_ms = now_ms()
-             where host_id = $1",
-            host.0,
-            to.as_str(),
-            code,
-            message
-        )
-        .execute(&mut *tx)
-        .await?;
-        hosts::bump(&mut tx, host).await?;
-        look::host_changed(&mut tx, host).await?;
-        announce(&mut tx, Changes::Supply).await?;
-        announce(&mut tx, Changes::Mesh).await?;
+        let state = depart(&mut tx, hotkey, host, departure).await?;
         tx.commit().await?;
-        Ok(to)
+        Ok(state)
     }
+}
+
+/// Takes a host out, as [`Store::host_depart`] says.
+pub(crate) async fn depart(
+    tx: &mut PgConnection,
+    hotkey: Option<&str>,
+    host: HostId,
+    departure: Departure,
+) -> Result<HostState> {
+    let state = sqlx::query_scalar!(
+        "select state from hosts where host_id = $1 and ($2::text is null or hotkey = $2) for update",
+        host.0,
+        hotkey
+    )
+    .fetch_optional(&mut *tx)
+    .await?
+    .ok_or(StoreError::NotFound("host"))?;
+    let from: HostState = error::read_name("a host's state", state)?;
+    // Only after the lock, so that the end of its last lease is either seen here or sees this.
+    let busy = sqlx::query_scalar!(
+        r#"select exists (select from leases where host_id = $1 and state <> 'closed') as "busy!""#,
+        host.0
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let mut to = host::next(from, departure.event()).ok_or(StoreError::Stale("host"))?;
+    if to == HostState::Draining && !busy {
+        to = host::next(to, HostEvent::Emptied).ok_or(StoreError::Stale("host"))?;
+    }
+    let (code, message) = departure.reason();
+    sqlx::query!(
+        "update hosts set state = $2, reason_code = $3, reason_message = $4, reason_at_ms = now_ms()
+             where host_id = $1",
+        host.0,
+        to.as_str(),
+        code,
+        message
+    )
+    .execute(&mut *tx)
+    .await?;
+    hosts::bump(tx, host).await?;
+    look::host_changed(tx, host).await?;
+    announce(tx, Changes::Supply).await?;
+    announce(tx, Changes::Mesh).await?;
+    Ok(to)
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use nave_crash_point::crash_point;
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp,
-    host::{Device, Inventory, Proven, Trust},
+    host::{Device, Inventory, Proven},
     job::JobRequest,
     lease::ChosenFor,
     ledger::Account,
@@ -20,7 +20,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError,
+    Result, Store, StoreError, cloud,
     error::{self, readable},
     ledger,
     notify::{Changes, announce},
@@ -290,7 +290,8 @@ fn differs(quoted: &JobRequest, asked: &JobRequest) -> Result<Option<String>> {
 /// Whether a host, which is locked, still has what its leases need and is what a request asks for.
 async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobRequest) -> Result<bool> {
     let row = sqlx::query!(
-        r#"select h.inventory as "inventory!", h.proven, h.term, h.region, sum(l.milli_cpu)::bigint as "milli_cpu!",
+        r#"select h.inventory as "inventory!", h.proven, h.term, h.region,
+                exists (select from machines m where m.host_id = h.host_id) as "is_rented!", sum(l.milli_cpu)::bigint as "milli_cpu!",
                 sum(l.memory)::bigint as "memory!", sum(l.disk)::bigint as "disk!"
            from hosts h join leases l using (host_id) where h.host_id = $1 and l.state <> 'closed' group by h.host_id"#,
         placement.host.0
@@ -303,7 +304,7 @@ async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobReq
     let terms = Terms {
         term: error::read_name("a term", row.term)?,
         region: row.region.map(|name| error::read_name("a region", name)).transpose()?,
-        trust: Trust::of(Some(&inventory), proven.as_ref()),
+        trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
     };
     let at_any_price = JobRequest { max_price: None, ..request.clone() };
     Ok(row.milli_cpu <= inventory.milli_cpu.0

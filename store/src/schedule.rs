@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
-    host::{Inventory, Proven, Trust},
+    host::{Inventory, Proven},
     job::JobRequest,
     rate::{Rate, Size},
     wish::{Region, Terms},
@@ -14,6 +14,7 @@ use sqlx::PgConnection;
 use crate::{
     Result, Store, baseline,
     baseline::Baselines,
+    cloud,
     error::{self, readable},
     place::ORDERS_BYTES_MAX,
     quote::{self, AskedQuote},
@@ -197,7 +198,8 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
 
 async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
     let rows = sqlx::query!(
-        r#"select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven
+        r#"select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven,
+                exists (select from machines m where m.host_id = hosts.host_id) as "is_rented!"
            from hosts where state = 'ready' and not paused and inventory is not null"#
     )
     .fetch_all(&mut *tx)
@@ -211,7 +213,7 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
         let terms = Terms {
             term: error::read_name("a term", row.term)?,
             region,
-            trust: Trust::of(Some(&inventory), proven.as_ref()),
+            trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
         };
         let mut host = SupplyHost {
             hotkey: row.hotkey,
