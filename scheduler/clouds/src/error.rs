@@ -3,12 +3,14 @@
 use std::fmt;
 
 use nave_domain::Millis;
+use serde::{Deserialize, Serialize};
 
 /// The longest explanation of a cloud that is kept, in characters.
 const MESSAGE_MAX: usize = 300;
 
 /// Why, as far as what comes next depends on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// It has no such machine left.
     OutOfStock,

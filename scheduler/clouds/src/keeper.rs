@@ -6,7 +6,7 @@ use nave_domain::Timestamp;
 
 use crate::{
     error::{CloudError, Kind},
-    ledger::{Attempt, Broken, Call, Ledger},
+    ledger::{Attempt, Broken, Call, Kept, Ledger},
     machine::{Listing, Row, Rules, Step},
     provider::{Availability, CloudId, CloudOffer, Launch, MachineId, Owner, Provider},
     secret::Secret,
@@ -20,10 +20,21 @@ pub struct Keeper<'a> {
     rules: Rules,
     /// The time.
     now: &'a (dyn Fn() -> Timestamp + Sync),
-    /// The script that a row's machine boots with.
-    boot: &'a (dyn Fn(&Row) -> Secret + Sync),
+    boot: &'a dyn Boot,
     /// Until when the cloud wants not to be asked.
     quiet_until: AtomicI64,
+}
+
+/// What writes the scripts that machines boot with.
+pub trait Boot: Send + Sync {
+    /// The script that a row's machine boots with.
+    fn script<'a>(&'a self, row: &'a Row) -> Kept<'a, Secret>;
+}
+
+impl<F: Fn(&Row) -> Secret + Send + Sync> Boot for F {
+    fn script<'a>(&'a self, row: &'a Row) -> Kept<'a, Secret> {
+        Box::pin(async move { Ok(self(row)) })
+    }
 }
 
 impl<'a> Keeper<'a> {
@@ -34,7 +45,7 @@ impl<'a> Keeper<'a> {
         ledger: &'a dyn Ledger,
         owner: Owner,
         now: &'a (dyn Fn() -> Timestamp + Sync),
-        boot: &'a (dyn Fn(&Row) -> Secret + Sync),
+        boot: &'a dyn Boot,
     ) -> Self {
         Self {
             provider,
@@ -47,10 +58,16 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// The same with other patience.
+    #[must_use]
+    pub fn patient(self, rules: Rules) -> Self {
+        Self { rules, ..self }
+    }
+
     /// Looks once at everything, and does what is to be done.
     ///
     /// # Errors
-    /// When the ledger fails. What was begun is found again.
+    /// When the ledger fails, or there is no script to boot with. What was begun is found again.
     pub async fn tick(&self) -> Result<(), Broken> {
         if (self.now)().0 < self.quiet_until.load(Ordering::Relaxed) {
             return Ok(());
@@ -135,6 +152,8 @@ impl<'a> Keeper<'a> {
                 return self.write_with(row, Call::Quote, asked_at, Some(error)).await;
             }
         };
+        // Whatever fails here has asked for nothing.
+        let boot = self.boot.script(row).await?;
         row.launching(offer.price, (self.now)());
         if !self.write(row, None).await? {
             return Ok(false);
@@ -143,7 +162,7 @@ impl<'a> Keeper<'a> {
         let launch = Launch {
             tag: self.owner.tag(row.id),
             offer,
-            boot: (self.boot)(row),
+            boot,
             dead_man: row.dead_man,
             price_max: row.price_max,
         };

@@ -65,3 +65,17 @@ pub enum Call {
     /// A machine to be given back.
     Return,
 }
+
+impl Call {
+    /// For programs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quote => "quote",
+            Self::Launch => "launch",
+            Self::List => "list",
+            Self::Look => "look",
+            Self::Return => "return",
+        }
+    }
+}

@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{MicroUsd, Millis, Timestamp};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{CloudError, Kind},
@@ -56,7 +57,7 @@ impl Rules {
 const DOUBLINGS_MAX: u32 = 4;
 
 /// A machine that we want from a cloud, and all that is known of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
     /// Our id of it, and its name in the cloud.
     pub id: MachineId,
@@ -93,7 +94,8 @@ pub struct Row {
 }
 
 /// Whether a machine is needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Demand {
     /// It is waited for, or works.
     Wanted,
@@ -107,7 +109,8 @@ pub enum Demand {
 }
 
 /// How far a launch is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Nothing was asked of the cloud.
     Intended,
@@ -120,7 +123,7 @@ pub enum Stage {
 }
 
 /// Why a row ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ending {
     /// The reason.
     pub why: Why,
@@ -129,7 +132,8 @@ pub struct Ending {
 }
 
 /// The reason why a row ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Why {
     /// It is not needed any more.
     Released,
@@ -170,10 +174,26 @@ impl Why {
             Self::Stray => "stray",
         }
     }
+
+    /// Whether only a machine that has nothing to do goes back for it.
+    #[must_use]
+    pub fn is_for_want_of_work(self) -> bool {
+        match self {
+            Self::Released | Self::Idle => true,
+            Self::NotEnrolled
+            | Self::DeadMan
+            | Self::TooDear
+            | Self::Broke
+            | Self::Lost
+            | Self::Refused(_)
+            | Self::NeverLaunched
+            | Self::Stray => false,
+        }
+    }
 }
 
 /// One machine that bears a row's name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
     /// Since when it may be paid for.
     pub since: Timestamp,

@@ -7,6 +7,7 @@
 use std::{fmt, future::Future, pin::Pin};
 
 use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis, Timestamp};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{error::CloudError, secret::Secret};
@@ -36,7 +37,8 @@ pub trait Provider: Send + Sync {
 }
 
 /// The clouds there are adapters for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cloud {
     /// Shadeform, which resells many others.
     Shadeform,
@@ -172,8 +174,17 @@ pub enum Hosting {
 }
 
 /// The id that a cloud gave a machine: letters, digits and a few marks, so that it is safe in a path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct CloudId(String);
+
+impl TryFrom<String> for CloudId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::new(&text).ok_or("it is no id of a cloud")
+    }
+}
 
 impl CloudId {
     /// The id, unless it holds what no id does.
@@ -198,7 +209,7 @@ impl fmt::Display for CloudId {
 }
 
 /// Our own id of one machine that we want: it is written down before any cloud is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MachineId(pub Uuid);
 
 impl fmt::Display for MachineId {
@@ -333,7 +344,8 @@ pub struct Machine {
 }
 
 /// What a machine does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MachineState {
     /// It is being made.
     Starting,
