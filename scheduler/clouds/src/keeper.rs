@@ -51,7 +51,7 @@ impl<'a> Keeper<'a> {
             provider,
             ledger,
             owner,
-            rules: Rules::USUAL,
+            rules: Rules::of(provider.cloud()),
             now,
             boot,
             quiet_until: AtomicI64::new(i64::MIN),

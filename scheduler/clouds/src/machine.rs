@@ -51,6 +51,28 @@ impl Rules {
         confirm: Millis(60_000),
         again: Millis(30_000),
     };
+
+    /// Those of a cloud.
+    #[must_use]
+    pub fn of(cloud: Cloud) -> Self {
+        match cloud {
+            Cloud::Shadeform
+            | Cloud::Massed
+            | Cloud::Hyperstack
+            | Cloud::Lambda
+            | Cloud::Runpod
+            | Cloud::Vast
+            | Cloud::Verda => Self::USUAL,
+            // It costs nothing to ask, and somebody looks on.
+            Cloud::Local => Self {
+                boot_max: Millis(300_000),
+                idle_min: Millis(30_000),
+                confirm: Millis(5_000),
+                again: Millis(2_000),
+                ..Self::USUAL
+            },
+        }
+    }
 }
 
 /// The longest that it takes until a cloud is asked again, as a power of two of the first time.
