@@ -142,6 +142,17 @@ const PLACES: [(Region, &[&str]); 7] = [
 ];
 
 impl Region {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::NorthAmerica,
+        Self::Europe,
+        Self::Asia,
+        Self::MiddleEast,
+        Self::Oceania,
+        Self::SouthAmerica,
+        Self::Africa,
+    ];
+
     /// The region that a cloud's word for a place lies in.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {

@@ -186,27 +186,14 @@ impl Api {
         path: &str,
         body: Option<Value>,
     ) -> Result<Reply, CloudError> {
-        let extra = auth.clone().map(|(_, secret)| secret);
+        let mut hidden: Vec<Secret> = auth.iter().map(|(_, secret)| secret.clone()).collect();
+        hidden.extend(self.secrets.iter().cloned());
+        let sent = body.as_ref().map(secret::long_texts).unwrap_or_default();
         let reply = self.exchange(auth, method, path, body).await?;
         if (200..300).contains(&reply.status) {
             return Ok(reply);
         }
-        Err(self.fault(&reply, extra.as_slice()))
-    }
-
-    /// The error in a reply that is one, without any secret.
-    fn fault(&self, reply: &Reply, extra: &[Secret]) -> CloudError {
-        let text = String::from_utf8_lossy(&reply.body);
-        let (code, message) = said(&text);
-        let kind = match reply.status {
-            429 => Kind::RateLimited { after: reply.retry_after.unwrap_or(PAUSE) },
-            // A machine of that name is there already: the launch before this one may have been ours.
-            409 if code.contains("already_exist") => Kind::Unavailable,
-            status => of_status(status),
-        };
-        let code = if code.is_empty() { reply.status.to_string() } else { code };
-        let hide = |text: &str| secret::without(&secret::without(text, &self.secrets), extra);
-        CloudError::new(kind, hide(&code), &hide(&message))
+        Err(fault(&reply, |text| secret::without_parts(&secret::without(text, &hidden), &sent)))
     }
 
     async fn exchange(
@@ -223,6 +210,20 @@ impl Api {
             Broken::Unknown => CloudError::new(Kind::TimedOut, "timeout", "no answer in time"),
         })
     }
+}
+
+/// The error in a reply that is one; `hide` takes every secret out of a text.
+fn fault(reply: &Reply, hide: impl Fn(&str) -> String) -> CloudError {
+    let text = String::from_utf8_lossy(&reply.body);
+    let (code, message) = said(&text);
+    let kind = match reply.status {
+        429 => Kind::RateLimited { after: reply.retry_after.unwrap_or(PAUSE) },
+        // A machine of that name is there already: the launch before this one may have been ours.
+        409 if code.contains("already_exist") => Kind::Unavailable,
+        status => of_status(status),
+    };
+    let code = if code.is_empty() { reply.status.to_string() } else { code };
+    CloudError::new(kind, hide(&code), &hide(&message))
 }
 
 /// What an error of a launch means, in words or in its status: some clouds say the reason only in text.

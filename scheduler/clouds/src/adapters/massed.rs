@@ -153,7 +153,7 @@ impl Massed {
         let mut body = json!({
             "imageId": image,
             "productName": launch.offer.id,
-            "regionName": "any",
+            "regionName": if launch.offer.region.is_empty() { "any" } else { &launch.offer.region },
             "instanceName": launch.tag.to_string(),
             "command": script.reveal(),
         });

@@ -5,6 +5,9 @@ use crate::{http::Reply, secret::Secret};
 
 pub struct Massed;
 
+/// Where it has machines.
+const REGION: &str = "us-central-3";
+
 fn id(real: &Real) -> String {
     format!("8b52a46b-{}", real.number)
 }
@@ -35,7 +38,7 @@ fn entry(cents: i64) -> Value {
             "name": "gpu_1x_l40s", "description": "1x L40S", "price_cents_per_hour": cents,
             "specs": { "vcpu_count": 26, "memory_gib": 128, "storage_gb": 625 },
         },
-        "regions_with_capacity_available": [{ "name": "us-central-3", "description": "Kansas City" }],
+        "regions_with_capacity_available": [{ "name": REGION, "description": "Kansas City" }],
         "capacity_available": 3,
     })
 }
@@ -52,6 +55,8 @@ impl Shape for Massed {
             }
             ("POST", ["instance", "launch"]) => {
                 body.get("imageId")?.as_u64()?;
+                // Somebody chose the region with the offer.
+                (text(body, "/regionName") == REGION).then_some(())?;
                 Asked::Launch {
                     name: text(body, "/instanceName"),
                     script: text(body, "/command"),
