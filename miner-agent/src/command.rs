@@ -1,7 +1,11 @@
 //! Runs the few system programs the agent needs: by argument vector, with a
 //! time limit, bounded output and a cleared environment.
 
-use std::{ffi::OsStr, process::Stdio, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    process::Stdio,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
@@ -55,9 +59,23 @@ pub async fn run<A: AsRef<OsStr>>(program: &str, args: &[A]) -> Result<Vec<u8>, 
 /// # Errors
 /// As [`run`].
 pub async fn run_with<A: AsRef<OsStr>>(program: &str, args: &[A], input: &[u8]) -> Result<Vec<u8>, Failed> {
+    run_in(program, args, input, &[]).await
+}
+
+/// The same with variables in its environment.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_in<A: AsRef<OsStr>>(
+    program: &str,
+    args: &[A],
+    input: &[u8],
+    variables: &[(&str, OsString)],
+) -> Result<Vec<u8>, Failed> {
     let failed = |source| Failed::Run { program: program.to_owned(), source };
     let mut command = Command::new(program);
     command.args(args).env_clear().env("PATH", PATH).env("LC_ALL", "C").kill_on_drop(true);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().map_err(failed)?;
     let Ok(ended) = tokio::time::timeout(LIMIT, talk(child, input)).await else {

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, path::PathBuf, str::FromStr, time::Duration};
 use nave_domain::{Bytes, HostId, MilliCpu, mesh::Prefix};
 use nave_mesh::Name;
 
-use crate::{membership::Membership, upgrade::Record};
+use crate::{membership::Membership, share::mps::Means, upgrade::Record};
 
 /// Everything an agent is told.
 #[derive(Debug, Clone)]
@@ -107,6 +107,8 @@ pub struct DockerConfig {
     pub dns: Vec<String>,
     /// Where jobs of groups reach one another; without it they cannot.
     pub mesh: Option<MeshSide>,
+    /// With what devices are shared among jobs of one customer.
+    pub shares: Means,
 }
 
 /// The mesh as jobs of groups see it.
@@ -123,7 +125,14 @@ impl DockerConfig {
     #[must_use]
     pub fn new(socket: PathBuf) -> Self {
         let dns = ["1.1.1.1", "9.9.9.9", "2606:4700:4700::1111"].map(str::to_owned).to_vec();
-        Self { socket, prefix: BridgePrefix::default(), pools: Pools::default(), dns, mesh: None }
+        Self {
+            socket,
+            prefix: BridgePrefix::default(),
+            pools: Pools::default(),
+            dns,
+            mesh: None,
+            shares: Means::default(),
+        }
     }
 }
 

@@ -12,6 +12,8 @@ use nave_domain::{JobId, LeaseId, Millis};
 use nave_sdk::wire::host::{DETAIL_BYTES_MAX, Exit, HostSpec, LeaseReport, Order, ResultRef};
 use serde::{Deserialize, Serialize};
 
+use crate::share::Over;
+
 #[cfg(test)]
 mod tests;
 
@@ -71,6 +73,8 @@ pub struct Memory {
     /// The control plane does not know this host any more: nothing new is begun, and
     /// the fence ends the rest.
     pub dismissed: bool,
+    /// Leases that were seen to hold more than their share of a device.
+    pub over: BTreeMap<LeaseId, Over>,
     /// The task under way for a lease, in this process; a restart forgets it.
     pub busy: BTreeMap<LeaseId, Task>,
 }
@@ -95,6 +99,8 @@ pub enum Ending {
     Fenced,
     /// The machine restarted under it.
     Cut,
+    /// It held more memory than its share of a device has.
+    Over(Over),
 }
 
 impl Ending {
@@ -103,6 +109,7 @@ impl Ending {
             Self::Stopped => Exit::Stopped,
             Self::Fenced => Exit::Fenced,
             Self::Cut => Exit::Killed,
+            Self::Over(Over { asked, used }) => Exit::OutOfGpuMemory { asked, used },
         }
     }
 
@@ -112,6 +119,8 @@ impl Ending {
         match self {
             Self::Stopped | Self::Cut => STOP_GRACE,
             Self::Fenced => FENCE_GRACE,
+            // Every moment of grace is one in which it holds what is not its own.
+            Self::Over(_) => Millis::ZERO,
         }
     }
 }
@@ -195,6 +204,7 @@ pub fn decide(
             seen: observed.get(&lease).map(|seen| seen.phase),
             note: memory.notes.get(&lease).cloned().unwrap_or_default(),
             busy: memory.busy.get(&lease).copied(),
+            over: memory.over.get(&lease).copied(),
             in_touch: memory.in_touch,
             fenced,
             dismissed: memory.dismissed,
@@ -244,6 +254,7 @@ struct View<'a> {
     seen: Option<Phase>,
     note: Note,
     busy: Option<Task>,
+    over: Option<Over>,
     in_touch: bool,
     fenced: bool,
     dismissed: bool,
@@ -338,7 +349,8 @@ impl View<'_> {
     /// Why it must end, if it must. What was begun is finished for the same reason.
     fn reason(&self, order: Option<&Order>) -> Option<Ending> {
         let stopped = order.is_some_and(|order| order.stop.is_some()).then_some(Ending::Stopped);
-        self.note.ending.or(stopped).or(self.fenced.then_some(Ending::Fenced))
+        let over = self.over.map(Ending::Over);
+        self.note.ending.or(stopped).or(over).or(self.fenced.then_some(Ending::Fenced))
     }
 
     /// How a command ended that is seen like this.

@@ -51,6 +51,8 @@ pub struct Containers {
     pub gpus: Trial,
     /// The engine's identifiers of containers with jobs of this host.
     pub jobs: BTreeSet<String>,
+    /// Processes of the daemons that share devices.
+    pub daemons: BTreeSet<u32>,
 }
 
 impl Containers {
@@ -58,13 +60,14 @@ impl Containers {
     #[must_use]
     pub fn none() -> Self {
         let (container, gpus) = (Trial::NotApplicable, Trial::NotApplicable);
-        Self { engine: None, container, gpus, jobs: BTreeSet::new() }
+        Self { engine: None, container, gpus, jobs: BTreeSet::new(), daemons: BTreeSet::new() }
     }
 }
 
 /// Looks at everything, in a few seconds and without disturbing jobs.
 pub async fn look(site: &Site<'_>, nonce: Nonce) -> Findings {
-    let real = site.devices.iter().filter(|device| !device.simulated);
+    // What is cut into slices is seen by nobody as a whole.
+    let real = site.devices.iter().filter(|device| !device.simulated && device.division.slices().is_empty());
     let real: Vec<String> = real.map(|device| device.uuid.clone()).collect();
     let (containers, toolkit, seen) =
         tokio::join!(site.runtime.inspect(&real), toolkit(), driver::look(site.prover));
@@ -76,7 +79,7 @@ pub async fn look(site: &Site<'_>, nonce: Nonce) -> Findings {
         boot: Digest(sha256(read("/proc/sys/kernel/random/boot_id").trim().as_bytes()).0),
         driver: driver::version(&seen),
         mounts: driver::mounts_over(&seen),
-        holders: driver::foreign(&seen, &containers.jobs),
+        holders: driver::foreign(&seen, &containers),
         mapped: seen.mapped,
         engine: containers.engine,
         toolkit,

@@ -23,6 +23,7 @@ pub mod proof;
 pub mod purge;
 pub mod routes;
 pub mod runtime;
+pub mod share;
 pub mod shell;
 pub mod state;
 pub mod status;

@@ -2,7 +2,7 @@
 
 mod cli;
 
-use std::{io::IsTerminal as _, process::ExitCode, time::Duration};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
@@ -13,6 +13,7 @@ use nave_miner_agent::{
     config::{Config, DockerConfig, MeshSide, Reach, RuntimeChoice},
     membership::Membership,
     purge,
+    share::mps::{Means, become_daemon},
     shell::{self, Ended},
     upgrade::{self, Standing},
 };
@@ -57,6 +58,9 @@ enum Command {
     /// Serves a mesh interface for the agent that has started this.
     #[command(hide = true)]
     Tunnel(TunnelArgs),
+    /// Becomes the daemon of MPS that shares a device for the agent that has started this.
+    #[command(hide = true)]
+    Mps(MpsArgs),
 }
 
 #[derive(Debug, Args)]
@@ -100,9 +104,17 @@ struct TunnelArgs {
     namespace: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct MpsArgs {
+    /// Where the memory is that it shares with those whom it serves.
+    memory: PathBuf,
+    /// The program that controls MPS.
+    control: PathBuf,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let stays = matches!(cli.command, Command::Run(_) | Command::Tunnel(_));
+    let stays = matches!(cli.command, Command::Run(_) | Command::Tunnel(_) | Command::Mps(_));
     // What answers a person says in its answer what matters of its log.
     init_log(if stays { "info,gotatun=warn" } else { "warn" });
     // Both ring and another provider may be linked in; the choice must be explicit.
@@ -110,6 +122,8 @@ fn main() -> ExitCode {
     let done = match cli.command {
         // It brings threads of its own.
         Command::Tunnel(ref args) => tunnel(args),
+        // It leaves the machine's mounts, which a program with threads does only in part.
+        Command::Mps(ref args) => mps(args),
         Command::Run(_)
         | Command::Enrol(_)
         | Command::Key(_)
@@ -138,6 +152,11 @@ fn tunnel(args: &TunnelArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn mps(args: &MpsArgs) -> anyhow::Result<ExitCode> {
+    become_daemon(&args.memory, args.control.as_os_str())?;
+    Ok(ExitCode::FAILURE)
+}
+
 fn init_log(unless_told: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("NAVE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(unless_told));
@@ -164,6 +183,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Tunnel(args) => tunnel(&args),
+        Command::Mps(args) => mps(&args),
     }
 }
 
@@ -174,6 +194,8 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let rotate = Duration::from_secs(args.rotate_every);
     let prefix = Prefix::of_market(&member.market_key.0);
     let mesh = MeshSide { prefix, interface: args.mesh_interface.clone() };
+    let (docker, prover) = (args.docker.config(), args.offer.prover()?);
+    let shares = Means { prover: prover.program.clone(), ..docker.shares.clone() };
     let config = Config {
         member,
         reach: match args.without_mesh {
@@ -182,8 +204,8 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         },
         data: data.clone(),
         runtime: args.runtime,
-        docker: DockerConfig { mesh: Some(mesh), ..args.docker.config() },
-        prover: args.offer.prover()?,
+        docker: DockerConfig { mesh: Some(mesh), shares, ..docker },
+        prover,
         trial,
         offer: args.offer.offer(),
     };

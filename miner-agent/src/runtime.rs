@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use nave_domain::{LeaseId, Millis, host, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 
-use crate::{archive::Archive, core::Observed, inspect::Containers, routes::Routes};
+use crate::{archive::Archive, core::Observed, inspect::Containers, routes::Routes, share::Over};
 
 /// What runs jobs. The same core and the same shell drive both.
 #[derive(Debug)]
@@ -108,6 +108,21 @@ impl Runtime {
     /// Waits until a container has started or ended, or may have.
     pub async fn changed(&self) {
         either!(self, inner => inner.changed().await);
+    }
+
+    /// The leases that were seen to hold more memory than their share of a device has.
+    #[must_use]
+    pub fn over(&self) -> BTreeMap<LeaseId, Over> {
+        either!(self, inner => inner.over())
+    }
+
+    /// Whether devices can be shared with limits that hold, and shall.
+    #[must_use]
+    pub fn shares_devices(&self) -> bool {
+        match self {
+            Self::Docker(docker) => docker.shares_devices(),
+            Self::Simulated(_) => false,
+        }
     }
 
     /// How an inventory names this runtime.

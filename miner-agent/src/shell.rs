@@ -50,6 +50,7 @@ use crate::{
     proof::Proofs,
     routes::Routes,
     runtime::{Runtime, docker::Docker, simulated::Simulated},
+    share,
     state::StateDir,
     status::{Doing, Proving},
     transfer::{Crossings, serve::Serving},
@@ -173,7 +174,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
         link.take(&spec.mesh);
     }
     let egress = runtime.egress().await;
-    let inventory = inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
+    let mut inventory =
+        inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
+    inventory.devices = share::offered(inventory.devices, runtime.shares_devices());
     let (events, inbox) = mpsc::unbounded_channel();
     let (bulletin, news) = watch::channel(Bulletin::new(inventory));
     let _exchange = Exchange::spawn(state.next_session()?, plane.clone(), link.clone(), news, events.clone());
@@ -307,6 +310,7 @@ impl Agent {
                     tracing::info!("the runtime answers again");
                 }
                 self.observed = observed;
+                self.memory.over = self.runtime.over();
                 if self.memory.learn(&self.observed) {
                     self.save().await;
                 }
@@ -581,6 +585,7 @@ impl Ending {
             Self::Stopped => "the spec says so",
             Self::Fenced => "the control plane has not been heard in time",
             Self::Cut => "the machine restarted",
+            Self::Over(_) => "it held more memory than its share of a device has",
         }
     }
 }

@@ -19,7 +19,7 @@ enum Answer {
 
 /// A process that holds memory of a device.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-struct Holder {
+pub struct Holder {
     device: String,
     pid: u32,
     bytes: u64,
@@ -41,19 +41,30 @@ pub fn run() {
 }
 
 fn see(nvml: &Nvml) -> Result<Answer, NvmlError> {
-    let driver = nvml.sys_driver_version()?;
+    Ok(Answer::Seen { driver: nvml.sys_driver_version()?, holders: holders(nvml)? })
+}
+
+/// Who holds memory of devices.
+///
+/// # Errors
+/// When the driver does not list them.
+pub fn holders(nvml: &Nvml) -> Result<Vec<Holder>, NvmlError> {
     let mut holders = Vec::new();
     for index in 0..nvml.device_count()? {
         let device = nvml.device_by_index(index)?;
         let uuid = device.uuid()?;
         // A device that does not tell is no reason not to look at the others.
-        let lists = [device.running_compute_processes(), device.running_graphics_processes()];
+        let lists = [
+            device.running_compute_processes(),
+            device.running_graphics_processes(),
+            device.mps_running_compute_processes(),
+        ];
         holders.extend(lists.into_iter().flatten().flatten().map(|process| Holder::of(&uuid, &process)));
     }
     holders.sort();
     holders.dedup();
     holders.truncate(HOLDERS_MAX);
-    Ok(Answer::Seen { driver, holders })
+    Ok(holders)
 }
 
 impl Holder {

@@ -6,6 +6,8 @@
 //! - `nave-prover prove` does the work of one challenge; see [`prove`]. A test of a disk needs `--disk DIR`,
 //!   where its file is made.
 //! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
+//! - `nave-prover watch` says it twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
+//!   may compute on a device; see [`share`].
 //!
 //! With `--simulated FILE` there are the devices of that file, too; see [`simulated`].
 
@@ -15,6 +17,7 @@ mod disk;
 mod look;
 mod prove;
 mod replay;
+mod share;
 mod simulated;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -24,6 +27,9 @@ use std::{path::PathBuf, process::ExitCode};
 struct Options {
     proves: bool,
     looks: bool,
+    watches: bool,
+    /// The device whose compute mode is set, and to what.
+    mode: Option<(String, share::Mode)>,
     /// The directory for the file of a test of a disk.
     disk: Option<PathBuf>,
     /// The file with simulated devices.
@@ -38,18 +44,25 @@ impl Options {
             match argument.as_str() {
                 "prove" if !options.proves => options.proves = true,
                 "look" if !options.looks => options.looks = true,
+                "watch" if !options.watches => options.watches = true,
+                "mode" if options.mode.is_none() => {
+                    options.mode = Some((arguments.next()?, share::Mode::read(&arguments.next()?)?));
+                }
                 "--disk" => options.disk = Some(arguments.next()?.into()),
                 "--simulated" => options.simulated = Some(arguments.next()?.into()),
                 _ => return None,
             }
         }
-        (!(options.proves && options.looks)).then_some(options)
+        let tasks = [options.proves, options.looks, options.watches, options.mode.is_some()];
+        (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }
 
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
-        eprintln!("usage: nave-prover [prove | look] [--simulated FILE] [--disk DIR]");
+        eprintln!(
+            "usage: nave-prover [prove | look | watch | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
+        );
         return ExitCode::from(2);
     };
     if options.proves {
@@ -58,6 +71,13 @@ fn main() -> ExitCode {
     if options.looks {
         look::run();
         return ExitCode::SUCCESS;
+    }
+    if options.watches {
+        share::watch();
+        return ExitCode::SUCCESS;
+    }
+    if let Some((device, mode)) = options.mode {
+        return share::set_mode(&device, mode);
     }
     devices::print(options.simulated.as_deref());
     ExitCode::SUCCESS
@@ -80,6 +100,12 @@ mod tests {
         assert_eq!(read(&["prove", "--simulated", "f", "--disk", "f"]), Some(proves));
         assert_eq!(read(&["look"]), Some(Options { looks: true, ..Options::default() }));
         assert_eq!([read(&["prove", "prove"]), read(&["--simulated"]), read(&["x"])], [None, None, None]);
+        let mode = Some(("GPU-1".to_owned(), share::Mode::Exclusive));
+        assert_eq!(read(&["mode", "GPU-1", "exclusive"]), Some(Options { mode, ..Options::default() }));
+        assert_eq!(
+            [read(&["mode", "GPU-1", "x"]), read(&["mode", "GPU-1"]), read(&["watch", "look"])],
+            [None, None, None]
+        );
         assert_eq!([read(&["look", "look"]), read(&["--disk"])], [None, None]);
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 use nave_domain::{Bytes, MilliCpu};
 use nave_miner_agent::{
     config::{BridgePrefix, DockerConfig, Offer, Pools, Prover},
+    share::{self, mps::Means},
     upgrade,
 };
 
@@ -37,13 +38,21 @@ pub struct DockerArgs {
     /// Public resolvers for jobs, instead of well-known ones.
     #[arg(long, env = "NAVE_AGENT_DNS", value_delimiter = ',')]
     dns: Vec<String>,
+    /// Offers GPUs in shares, too, to jobs of one customer at a time, through NVIDIA's MPS. Nobody has tried this on a
+    /// GPU yet.
+    #[arg(long, env = "NAVE_AGENT_SHARE_GPUS")]
+    share_gpus: bool,
+    /// The program that controls MPS; by default where the system has it.
+    #[arg(long, env = "NAVE_AGENT_MPS_CONTROL", default_value = share::CONTROL, value_name = "PROGRAM", hide = true)]
+    mps_control: PathBuf,
 }
 
 impl DockerArgs {
     pub fn config(self) -> DockerConfig {
         let default = DockerConfig::new(self.docker);
         let dns = if self.dns.is_empty() { default.dns } else { self.dns };
-        DockerConfig { prefix: self.bridge_prefix, pools: Pools::numbered(self.pool), dns, ..default }
+        let shares = Means { control: self.mps_control, wanted: self.share_gpus, ..default.shares };
+        DockerConfig { prefix: self.bridge_prefix, pools: Pools::numbered(self.pool), dns, shares, ..default }
     }
 }
 

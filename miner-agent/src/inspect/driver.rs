@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    Containers,
     proc::{self, Mapping, Mounted, mappings, mount_of},
     read,
 };
@@ -226,8 +227,9 @@ fn is_of_driver(path: &Path) -> bool {
 
 /// Who holds memory of GPUs and is neither the agent's nor a job's.
 #[must_use]
-pub fn foreign(seen: &Seen, jobs: &BTreeSet<String>) -> Vec<Holder> {
-    let foreign = seen.holders.iter().filter(|held| !is_ours(held.pid, jobs));
+pub fn foreign(seen: &Seen, containers: &Containers) -> Vec<Holder> {
+    let is_ours = |pid| containers.daemons.contains(&pid) || is_ours(pid, &containers.jobs);
+    let foreign = seen.holders.iter().filter(|held| !is_ours(held.pid));
     let holder = |held: &Held| Holder {
         device: clip(&held.device),
         pid: held.pid,

@@ -10,6 +10,7 @@ pub mod ghosts;
 pub mod image;
 pub mod network;
 pub mod outages;
+pub mod shares;
 pub mod sigterm;
 mod trial;
 pub mod workdir;
@@ -42,7 +43,8 @@ use nix::unistd::{SysconfVar, sysconf};
 use tokio::{net::UnixStream, sync::Notify, task::JoinHandle};
 
 use self::{
-    firewall::Firewall, ghosts::Ghosts, image::Pinned, network::Networks, outages::Outages, workdir::WorkDirs,
+    firewall::Firewall, ghosts::Ghosts, image::Pinned, network::Networks, outages::Outages, shares::Shares,
+    workdir::WorkDirs,
 };
 use super::{Logs, StartError};
 use crate::{
@@ -52,6 +54,7 @@ use crate::{
     core::{Observed, Phase},
     inspect::Containers,
     routes::{Route, Routes},
+    share::{Over, Terms},
     state::heard_of,
 };
 
@@ -84,6 +87,7 @@ pub struct Docker {
     changed: Arc<Notify>,
     outages: Arc<Outages>,
     ghosts: Ghosts,
+    shares: Shares,
     events: JoinHandle<()>,
 }
 
@@ -126,6 +130,7 @@ impl Docker {
             ended: Mutex::default(),
             client,
             host,
+            shares: Shares::open(data, config.shares.clone(), changed.clone()),
             firewall,
             routes: tokio::sync::Mutex::default(),
             changed,
@@ -147,7 +152,7 @@ impl Docker {
     pub(super) async fn inspect(&self, devices: &[String]) -> Containers {
         let (engine, jobs) = tokio::join!(trial::engine(&self.client), trial::jobs(&self.client, self.host));
         let (container, gpus) = trial::run(&self.client, self.host, devices).await;
-        Containers { engine: Some(engine), container, gpus, jobs }
+        Containers { engine: Some(engine), container, gpus, jobs, daemons: self.shares.processes().await }
     }
 
     pub(super) async fn egress(&self) -> Vec<Egress> {
@@ -177,9 +182,10 @@ impl Docker {
         let filters = HashMap::from([("label", vec![format!("{LABEL_HOST}={}", self.host)])]);
         let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
         let listed = self.client.list_containers(Some(options)).await.context("list containers")?;
-        let mut observed = BTreeMap::new();
+        let (mut observed, mut containers) = (BTreeMap::new(), BTreeMap::new());
         for summary in &listed {
             let Some((lease, mut seen)) = read_labels(summary) else { continue };
+            containers.extend(summary.id.clone().map(|id| (id, lease)));
             seen.phase = match summary.state {
                 Some(ContainerSummaryStateEnum::CREATED | ContainerSummaryStateEnum::REMOVING) => {
                     Phase::Created
@@ -199,6 +205,7 @@ impl Docker {
             };
             observed.insert(lease, seen);
         }
+        self.shares.learn(containers);
         Ok(observed)
     }
 
@@ -235,11 +242,18 @@ impl Docker {
     async fn try_start(&self, lease: LeaseId, order: &Order) -> Result<(), StartError> {
         let began = Instant::now();
         let pinned = Pinned::parse(&order.image).map_err(StartError::Host)?;
+        let terms = Terms::of(order).map_err(StartError::Host)?;
         // Independent of each other; together they cost what the slowest costs.
-        let (volumes, (), network) = tokio::try_join!(
+        let (volumes, (), network, share) = tokio::try_join!(
             async { image::ensure(&self.client, &pinned).await.map_err(said) },
             async { self.work.create(lease, order.disk).await.map_err(said) },
             async { self.network(lease, order).await.map_err(said) },
+            async {
+                match &terms {
+                    Some(terms) => self.shares.join(lease, terms).await.map(Some).map_err(said),
+                    None => self.shares.vacate(&order.devices).await.map(|()| None).map_err(said),
+                }
+            },
         )?;
         let prepared = began.elapsed();
         let peers = self.list_peers(lease, order).await.map_err(said)?;
@@ -252,6 +266,7 @@ impl Docker {
             work: &self.work.mount_point(lease),
             volumes: &volumes,
             peers: peers.as_deref(),
+            share: share.as_ref(),
         };
         self.create(&plan).await.map_err(said)?;
         crash_point!("agent.start.after_create");
@@ -375,10 +390,11 @@ impl Docker {
         let name = container::name(lease);
         let removed = self.client.remove_container(&name, Some(options)).await;
         settle(removed, &[404]).with_context(|| format!("remove {name}"))?;
-        let (network, work) = tokio::join!(self.networks.remove(lease), self.work.remove(lease));
+        let (network, work, share) =
+            tokio::join!(self.networks.remove(lease), self.work.remove(lease), self.shares.leave(lease));
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).remove(&lease);
         self.ghosts.forget(lease);
-        network.and(work)
+        network.and(work).and(share)
     }
 
     pub(super) async fn reap(&self, known: &BTreeSet<LeaseId>) -> anyhow::Result<()> {
@@ -388,7 +404,18 @@ impl Docker {
             tracing::info!(lease.id = %lease, "clearing away what is left of a lease nobody knows");
             self.remove(*lease).await?;
         }
+        self.shares.settle(known).await?;
         trial::clear(&self.client, self.host).await
+    }
+
+    /// The leases that were seen to hold more than their share of a device.
+    pub(super) fn over(&self) -> BTreeMap<LeaseId, Over> {
+        self.shares.over()
+    }
+
+    /// Whether this host can share its devices, and shall.
+    pub(super) fn shares_devices(&self) -> bool {
+        self.shares.are_offered()
     }
 
     pub(super) fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {

@@ -1,8 +1,9 @@
 //! Acts commands out and says so: nothing is executed.
 //!
-//! Three environment variables of the job direct the play: `NAVE_SIM_MS` is how
-//! long it runs in milliseconds (100), `NAVE_SIM_EXIT` its exit code (0), and
-//! `NAVE_SIM_OUT` the text of its one result file, `simulated.txt` (none).
+//! Four environment variables of the job direct the play: `NAVE_SIM_MS` is how
+//! long it runs in milliseconds (100), `NAVE_SIM_EXIT` its exit code (0),
+//! `NAVE_SIM_OUT` the text of its one result file, `simulated.txt` (none), and
+//! `NAVE_SIM_VRAM` the bytes that it holds of its share of a device (none).
 //! What runs is written down, so a restarted agent finds it again.
 
 use std::{
@@ -19,9 +20,9 @@ use std::{
 };
 
 use anyhow::Context as _;
-use bytes::Bytes;
+use bytes::Bytes as Piece;
 use futures_util::{StreamExt as _, stream};
-use nave_domain::{JobId, LeaseId, Millis};
+use nave_domain::{Bytes, JobId, LeaseId, Millis};
 use nave_sdk::wire::host::{Order, Stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -31,6 +32,7 @@ use crate::{
     archive::{self, Archive},
     clock,
     core::{Observed, Phase},
+    share::{self, Held, Over},
 };
 
 /// Exit code of a command that SIGTERM ended.
@@ -56,6 +58,9 @@ struct Play {
     #[serde(default)]
     address: Option<Ipv6Addr>,
     result: Option<String>,
+    /// Its share of a device in bytes and what it holds of it.
+    #[serde(default)]
+    vram: Option<(Bytes, u64)>,
     /// When it ends, on the boot clock.
     ends: Millis,
     code: i32,
@@ -71,6 +76,9 @@ impl Play {
             argv: order.argv.clone(),
             address: order.address,
             result: order.env.get("NAVE_SIM_OUT").cloned(),
+            vram: order.share.map(|share| {
+                (share.part.vram, number("NAVE_SIM_VRAM").and_then(|held| held.try_into().ok()).unwrap_or(0))
+            }),
             ends: Millis(now.0.saturating_add(runs)),
             code: number("NAVE_SIM_EXIT").and_then(|code| i32::try_from(code).ok()).unwrap_or(0),
         }
@@ -142,6 +150,23 @@ impl Simulated {
         self.save(&plays)
     }
 
+    /// The leases that would be seen to hold more than their share, if they ran.
+    pub(super) fn over(&self) -> BTreeMap<LeaseId, Over> {
+        let now = clock::now();
+        let plays = self.plays();
+        let runs = plays.iter().filter(|(_, play)| play.phase(now) == Phase::Running);
+        let with_share: Vec<_> =
+            runs.filter_map(|(lease, play)| play.vram.map(|(asked, held)| (*lease, asked, held))).collect();
+        let device = String::new;
+        let held: Vec<Held> = (0..)
+            .zip(&with_share)
+            .map(|(pid, (_, _, bytes))| Held { device: device(), pid, bytes: *bytes })
+            .collect();
+        let shares = with_share.iter().map(|(lease, asked, _)| (*lease, (device(), *asked))).collect();
+        let lease_of = |pid: u32| with_share.get(usize::try_from(pid).ok()?).map(|(lease, _, _)| *lease);
+        share::over(&held, &shares, lease_of)
+    }
+
     pub(super) fn logs(&self, lease: LeaseId, follow: bool, streams: &[Stream]) -> Logs {
         let play = self.plays().get(&lease).cloned();
         let Some(play) = play.filter(|_| streams.contains(&Stream::Stdout)) else {
@@ -151,7 +176,7 @@ impl Simulated {
         if let Some(address) = play.address {
             text += &format!("simulated: nothing is at {address}, its address in its group\n");
         }
-        let line = Bytes::from(text);
+        let line = Piece::from(text);
         let first = stream::iter([Ok((Stream::Stdout, line))]);
         if !follow {
             return first.boxed();

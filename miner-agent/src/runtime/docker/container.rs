@@ -15,6 +15,7 @@ use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::Order;
 
 use super::{LABEL_ATTEMPT, LABEL_HOST, LABEL_JOB, LABEL_LEASE};
+use crate::share::{self, Place};
 
 /// User and group of a job inside its container, whatever user the image names:
 /// a job never runs as root, and its working directory is made for this one.
@@ -50,6 +51,8 @@ pub struct Plan<'a> {
     pub volumes: &'a [String],
     /// The directory on the host with the list of its peers, where it has a group.
     pub peers: Option<&'a Path>,
+    /// The place of the daemon that gives it its share of a device, where it has one.
+    pub share: Option<&'a Place>,
 }
 
 /// Name of the container of a lease.
@@ -66,7 +69,7 @@ pub fn body(plan: &Plan<'_>) -> ContainerCreateBody {
         // One empty string clears the image's entry point, so the command is executed as given.
         entrypoint: Some(vec![String::new()]),
         cmd: Some(plan.order.argv.clone()),
-        env: Some(environment(plan.order)),
+        env: Some(environment(plan.order, plan.share)),
         labels: Some(labels(plan)),
         user: Some(format!("{JOB_UID}:{JOB_UID}")),
         working_dir: Some(WORK.into()),
@@ -87,7 +90,7 @@ fn endpoint(address: Ipv6Addr) -> EndpointSettings {
 }
 
 /// The job's variables over our defaults; what says where and what it is, is always ours.
-fn environment(order: &Order) -> Vec<String> {
+fn environment(order: &Order, share: Option<&Place>) -> Vec<String> {
     let ours = [("NAVE_OUT", "/work/out".to_owned())]
         .into_iter()
         .chain([("NAVE_JOB", order.job.to_string()), ("NAVE_ATTEMPT", order.attempt.to_string())]);
@@ -97,7 +100,8 @@ fn environment(order: &Order) -> Vec<String> {
     let defaults = [("HOME", WORK), ("TMPDIR", "/work/tmp")];
     let mut all: BTreeMap<&str, &str> = defaults.into();
     all.extend(order.env.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    let ours: Vec<_> = ours.chain(group).collect();
+    let share = share.into_iter().map(|_| ("CUDA_MPS_PIPE_DIRECTORY", share::PIPES.to_owned()));
+    let ours: Vec<_> = ours.chain(group).chain(share).collect();
     all.extend(ours.iter().map(|(name, value)| (*name, value.as_str())));
     all.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
@@ -149,7 +153,7 @@ fn binds(plan: &Plan<'_>) -> Vec<String> {
     let work = format!("{}:{WORK}:rw", plan.work.display());
     // The directory, so that the job sees a file that took the place of another.
     let peers = plan.peers.map(|peers| format!("{}:{PEERS_DIR}:ro", peers.display()));
-    [work].into_iter().chain(peers).collect()
+    [work].into_iter().chain(peers).chain(plan.share.map(Place::bind)).collect()
 }
 
 /// `/tmp`, and a tmpfs over every volume that the image declares: an anonymous
@@ -169,7 +173,7 @@ pub(super) fn log_config() -> HostConfigLogConfig {
     HostConfigLogConfig { typ: Some("local".into()), config: Some(config) }
 }
 
-/// GPUs by UUID through the engine's NVIDIA driver. Not tried on a machine with
+/// GPUs, or slices of them, by UUID through the engine's NVIDIA driver. Not tried on a machine with
 /// a GPU and the NVIDIA container toolkit yet.
 pub(super) fn gpus(uuids: &[String]) -> Option<Vec<DeviceRequest>> {
     if uuids.is_empty() {
@@ -260,6 +264,7 @@ mod tests {
             work: Path::new("/data/work"),
             volumes: &[],
             peers: None,
+            share: None,
         }
     }
 
@@ -281,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_job_may_choose_its_home_and_not_where_its_results_are_read() {
-        let env = environment(&order());
+        let env = environment(&order(), None);
         let job = format!("NAVE_JOB=job_{:032x}", 1);
         assert_eq!(env, ["HOME=/here", "NAVE_ATTEMPT=2", &job, "NAVE_OUT=/work/out", "TMPDIR=/work/tmp"]);
     }
@@ -291,7 +296,7 @@ mod tests {
         let mut order = order();
         order.address = Some("fd00:0:0:2::7".parse().expect("an address"));
         order.env.insert("NAVE_ADDRESS".into(), "::1".into());
-        let env = environment(&order);
+        let env = environment(&order, None);
         assert!(env.contains(&"NAVE_ADDRESS=fd00:0:0:2::7".into()), "{env:?}");
         assert!(env.contains(&"NAVE_PEERS=/run/nave/peers".into()), "{env:?}");
         let body = body(&Plan { peers: Some(Path::new("/data/nave")), ..plan(&order) });
@@ -304,6 +309,25 @@ mod tests {
         };
         let given = ContainerInspectResponse { network_settings: Some(settings), ..taken(&body) };
         assert!(differences(&body, &given).is_empty());
+    }
+
+    #[test]
+    fn a_job_with_a_share_reaches_its_customers_daemon_and_no_other() {
+        let mut order = order();
+        order.env.insert("CUDA_MPS_PIPE_DIRECTORY".into(), "/elsewhere".into());
+        let place = Place("/data/mps/x".into());
+        let body = body(&Plan { share: Some(&place), ..plan(&order) });
+        let binds = body.host_config.clone().expect("set").binds.expect("set");
+        assert_eq!(binds, ["/data/work:/work:rw", "/data/mps/x/shm:/dev/shm:rw"]);
+        assert!(body.env.expect("set").contains(&"CUDA_MPS_PIPE_DIRECTORY=/dev/shm/nave-mps".into()));
+    }
+
+    #[test]
+    fn a_slice_is_given_by_its_own_name_as_a_device_is() {
+        let mut order = order();
+        order.devices = vec!["MIG-6a0f".into()];
+        let asked = body(&plan(&order)).host_config.expect("set").device_requests.expect("set");
+        assert_eq!(asked[0].device_ids, Some(vec!["MIG-6a0f".to_owned()]));
     }
 
     #[test]

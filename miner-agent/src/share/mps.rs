@@ -1,0 +1,425 @@
+//! The daemons of MPS: one for each device that is shared.
+//!
+//! A daemon outlives the agent, as the jobs do that it serves. What is wanted of it is written down
+//! first, and its processes are known by the directory that their environment names, so that the next
+//! agent goes on from any line at which this one was killed: it keeps the daemons of leases that are there,
+//! and ends the others.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
+    fs::{self, File, Permissions},
+    io,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+use nave_domain::{Bytes, LeaseId};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{CONTROL, MARK, MEMORY, Place, Record, Terms, join};
+use crate::{
+    command,
+    files::{self, Keep},
+    upgrade,
+};
+
+/// Longest that a daemon may take until it answers, and that its processes may take to end.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest that leases may take to leave a device that the control plane has given to others already.
+const LEAVING: Duration = Duration::from_secs(30);
+/// Time between two looks at whether it does.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Memory that daemons and those whom they serve may share; what is in it counts against the jobs that wrote it.
+const MEMORY_MAX: i64 = Bytes::GIB;
+
+/// What daemons are made with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Means {
+    /// The program that is the daemon, and that speaks to it.
+    pub control: PathBuf,
+    /// The agent's own program, which puts a daemon where it belongs.
+    pub launcher: PathBuf,
+    /// The program that speaks to the GPU driver.
+    pub prover: PathBuf,
+    /// Whether the owner wants devices to be shared.
+    pub wanted: bool,
+}
+
+impl Default for Means {
+    fn default() -> Self {
+        let launcher = upgrade::installed().unwrap_or_default();
+        let prover = launcher.with_file_name("nave-prover");
+        Self { control: CONTROL.into(), launcher, prover, wanted: false }
+    }
+}
+
+impl Means {
+    /// Whether the program that controls MPS is here.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        // A path that is absolute replaces the directory.
+        std::env::split_paths(command::PATH).any(|dir| dir.join(&self.control).is_file())
+    }
+}
+
+/// The daemons of this host.
+#[derive(Debug)]
+pub struct Daemons {
+    dir: PathBuf,
+    means: Means,
+    records: Mutex<BTreeMap<String, Record>>,
+}
+
+impl Daemons {
+    /// The daemons that are kept below `data`, as an earlier agent has left them.
+    #[must_use]
+    pub fn open(data: &Path, means: Means) -> Self {
+        let dir = data.join("mps");
+        let records = files::read_json(&dir.join("shares.json")).ok().flatten().unwrap_or_default();
+        Self { dir, means, records: Mutex::new(records) }
+    }
+
+    /// What they are made with.
+    #[must_use]
+    pub fn means(&self) -> &Means {
+        &self.means
+    }
+
+    /// Who shares which device.
+    pub async fn records(&self) -> Vec<Record> {
+        self.records.lock().await.values().cloned().collect()
+    }
+
+    /// Gives a lease a share of a device, whose daemon serves with these limits once this returns. Where others
+    /// had the device until now, this waits until they have left. May be cut off at any point; [`Self::leave`] clears up.
+    ///
+    /// # Errors
+    /// When the device is shared on other terms, or its daemon does not come up.
+    pub async fn join(&self, lease: LeaseId, terms: &Terms) -> anyhow::Result<Place> {
+        let mut records = self.once(|records| join(records, lease, terms)).await?;
+        self.save(&records)?;
+        if let Some(record) = records.get_mut(&terms.device) {
+            self.keep(record).await?;
+        }
+        self.save(&records)?;
+        Ok(self.place(terms))
+    }
+
+    /// Waits until nobody shares these devices any more: another lease has them whole.
+    ///
+    /// # Errors
+    /// When somebody still does after a while.
+    pub async fn vacate(&self, devices: &[String]) -> anyhow::Result<()> {
+        let is_free = |records: &mut BTreeMap<String, Record>| match devices
+            .iter()
+            .find(|device| records.contains_key(*device))
+        {
+            Some(device) => Err(format!("{device} is shared")),
+            None => Ok(()),
+        };
+        self.once(is_free).await.map(drop)
+    }
+
+    /// Does something about the records, as soon as it can be done.
+    async fn once<T>(
+        &self,
+        mut attempt: impl FnMut(&mut BTreeMap<String, Record>) -> Result<T, String>,
+    ) -> anyhow::Result<MutexGuard<'_, BTreeMap<String, Record>>> {
+        let end = Instant::now() + LEAVING;
+        loop {
+            let mut records = self.records.lock().await;
+            self.end_unused(&mut records).await?;
+            match attempt(&mut records) {
+                Ok(_) => return Ok(records),
+                Err(why) if Instant::now() >= end => bail!(why),
+                Err(_) => drop(records),
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Takes a lease's share back; the last one ends the daemon.
+    ///
+    /// # Errors
+    /// When the daemon does not end; [`Self::tend`] tries again.
+    pub async fn leave(&self, lease: LeaseId) -> anyhow::Result<()> {
+        self.retain(|other| *other != lease).await
+    }
+
+    /// Takes back the shares of all leases but these, and ends what nobody knows of.
+    ///
+    /// # Errors
+    /// As [`Self::leave`].
+    pub async fn settle(&self, known: &BTreeSet<LeaseId>) -> anyhow::Result<()> {
+        self.retain(|lease| known.contains(lease)).await?;
+        let records = self.records.lock().await;
+        let names: BTreeSet<String> = records.values().map(|record| record.terms.name()).collect();
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let is_known = entry.file_name().to_str().is_some_and(|name| names.contains(name));
+            if entry.path().is_dir() && !is_known {
+                remove(&Place(entry.path())).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every daemon run that somebody needs, and ends the others.
+    ///
+    /// # Errors
+    /// The first thing that did not work; the same again tries again.
+    pub async fn tend(&self) -> anyhow::Result<()> {
+        let mut records = self.records.lock().await;
+        self.end_unused(&mut records).await?;
+        let mut devices: Vec<String> = records.keys().cloned().collect();
+        while let Some(device) = devices.pop() {
+            if let Some(record) = records.get_mut(&device) {
+                let before = record.ready;
+                let kept = self.keep(record).await;
+                if before != record.ready {
+                    self.save(&records)?;
+                }
+                kept?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Processes of all daemons.
+    pub async fn processes(&self) -> BTreeSet<u32> {
+        let records = self.records.lock().await;
+        let places = records.values().map(|record| self.place(&record.terms));
+        places.flat_map(|place| processes(&place)).map(|pid| pid.as_raw().unsigned_abs()).collect()
+    }
+
+    async fn retain(&self, stays: impl Fn(&LeaseId) -> bool) -> anyhow::Result<()> {
+        let mut records = self.records.lock().await;
+        let before = records.clone();
+        records.values_mut().for_each(|record| record.leases.retain(&stays));
+        if *records == before && records.values().all(|record| !record.leases.is_empty()) {
+            return Ok(());
+        }
+        self.save(&records)?;
+        self.end_unused(&mut records).await
+    }
+
+    async fn end_unused(&self, records: &mut BTreeMap<String, Record>) -> anyhow::Result<()> {
+        let unused: Vec<Terms> = records
+            .values()
+            .filter(|record| record.leases.is_empty())
+            .map(|record| record.terms.clone())
+            .collect();
+        for terms in unused {
+            self.end(&terms).await.with_context(|| format!("end the sharing of {}", terms.device))?;
+            records.remove(&terms.device);
+            self.save(records)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self, records: &BTreeMap<String, Record>) -> anyhow::Result<()> {
+        if records.is_empty() && !self.dir.exists() {
+            return Ok(());
+        }
+        files::ensure_dir(&self.dir)?;
+        files::write_json(&self.dir.join("shares.json"), records, Keep::Process)
+    }
+
+    fn place(&self, terms: &Terms) -> Place {
+        Place(self.dir.join(terms.name()))
+    }
+
+    /// Has a daemon run and know its limits.
+    async fn keep(&self, record: &mut Record) -> anyhow::Result<()> {
+        if record.ready && self.answers(&record.terms).await {
+            return Ok(());
+        }
+        if std::mem::take(&mut record.ready) {
+            tracing::warn!(
+                device = record.terms.device,
+                "the daemon that shares a device is gone; starting another"
+            );
+        }
+        let begun = self.begin(&record.terms).await;
+        begun.with_context(|| format!("share {}", record.terms.device))?;
+        record.ready = true;
+        Ok(())
+    }
+
+    async fn answers(&self, terms: &Terms) -> bool {
+        !processes(&self.place(terms)).is_empty() && self.say(terms, "get_server_list\n").await.is_ok()
+    }
+
+    /// Starts a daemon where there may be the rest of another, and tells it its limits.
+    async fn begin(&self, terms: &Terms) -> anyhow::Result<()> {
+        let place = self.place(terms);
+        place.check().map_err(anyhow::Error::msg)?;
+        kill_all(&place).await?;
+        prepare(&place)?;
+        // No process computes there but through the daemon.
+        self.set_mode(&terms.device, "exclusive").await?;
+        self.launch(terms, &place)?;
+        let end = Instant::now() + PATIENCE;
+        while let Err(error) = self.say(terms, &terms.commands()).await {
+            if Instant::now() >= end {
+                kill_all(&place).await?;
+                return Err(error).context("tell the daemon its limits");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, terms: &Terms, place: &Place) -> anyhow::Result<()> {
+        let path = place.0.join("daemon.log");
+        let log = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+        let again = log.try_clone().context("use the daemon's log twice")?;
+        let mut command = tokio::process::Command::new(&self.means.launcher);
+        command.arg("mps").arg(place.memory()).arg(&self.means.control);
+        command
+            .env_clear()
+            .env("PATH", command::PATH)
+            .env("LC_ALL", "C")
+            .envs(place.variables(&terms.device));
+        command.stdin(Stdio::null()).stdout(log).stderr(again);
+        // What ends the agent from its terminal does not end what its jobs need.
+        command.process_group(0).kill_on_drop(false);
+        // Whoever does not wait for it has it reaped all the same.
+        drop(command.spawn().with_context(|| format!("run {}", self.means.launcher.display()))?);
+        Ok(())
+    }
+
+    /// Speaks to a daemon.
+    async fn say(&self, terms: &Terms, what: &str) -> anyhow::Result<()> {
+        let control = self.means.control.to_str().context("the path of the control of MPS is not UTF-8")?;
+        let variables = self.place(terms).outside();
+        let no_arguments: [&str; 0] = [];
+        command::run_in(control, &no_arguments, what.as_bytes(), &variables).await?;
+        Ok(())
+    }
+
+    async fn set_mode(&self, device: &str, mode: &str) -> anyhow::Result<()> {
+        let prover = self.means.prover.to_str().context("the prover's path is not UTF-8")?;
+        command::run(prover, &["mode", device, mode]).await.context("set the compute mode")?;
+        Ok(())
+    }
+
+    /// Ends a daemon and everything of it. Nobody uses it any more.
+    async fn end(&self, terms: &Terms) -> anyhow::Result<()> {
+        let place = self.place(terms);
+        if !processes(&place).is_empty() {
+            if let Err(error) = self.say(terms, "quit\n").await {
+                tracing::info!(error = format!("{error:#}"), "a daemon does not heed; killing it");
+            }
+            let _ = are_gone(&place, PATIENCE / 2).await;
+        }
+        kill_all(&place).await?;
+        self.set_mode(&terms.device, "default").await?;
+        remove(&place).await
+    }
+}
+
+/// Makes the directories of a daemon, and its memory.
+fn prepare(place: &Place) -> anyhow::Result<()> {
+    let memory = place.memory();
+    files::ensure_dir(&memory)?;
+    unmount(&memory)?;
+    let options = format!("size={MEMORY_MAX},mode=1777");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), &memory, Some("tmpfs"), flags, Some(options.as_str()))
+        .with_context(|| format!("mount memory at {}", memory.display()))?;
+    // Jobs may go through the one, and servers, which run as the jobs' user, write into the other.
+    for (dir, mode) in [(place.pipes(), 0o755), (place.log(), 0o1777)] {
+        let made =
+            fs::create_dir(&dir).and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(mode)));
+        made.with_context(|| format!("create {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the directory of a daemon, whose processes are killed.
+async fn remove(place: &Place) -> anyhow::Result<()> {
+    kill_all(place).await?;
+    unmount(&place.memory())?;
+    match fs::remove_dir_all(&place.0) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", place.0.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn unmount(point: &Path) -> anyhow::Result<()> {
+    loop {
+        match umount2(point, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH) {
+            Ok(()) => {}
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error).with_context(|| format!("unmount {}", point.display())),
+        }
+    }
+}
+
+/// The processes whose environment names this place: a daemon and its servers. A job may say there what it likes, but
+/// its processes have numbers of their own.
+fn processes(place: &Place) -> Vec<Pid> {
+    let wanted = [MARK.as_bytes(), b"=", place.0.as_os_str().as_bytes()].concat();
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace("self");
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let found = names.filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        let pid: i32 = name.parse().ok()?;
+        let environment = fs::read(entry.path().join("environ")).ok()?;
+        let names_it = environment.split(|byte| *byte == 0).any(|variable| variable == wanted);
+        (names_it && namespace(&name) == own).then_some(Pid::from_raw(pid))
+    });
+    found.collect()
+}
+
+async fn are_gone(place: &Place, within: Duration) -> bool {
+    let end = Instant::now() + within;
+    while !processes(place).is_empty() {
+        if Instant::now() >= end {
+            return false;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    true
+}
+
+async fn kill_all(place: &Place) -> anyhow::Result<()> {
+    for pid in processes(place) {
+        match kill(pid, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("kill process {pid}")),
+        }
+    }
+    ensure!(are_gone(place, PATIENCE).await, "processes of MPS do not end");
+    Ok(())
+}
+
+/// Becomes a daemon whose shared memory is in `memory`, where those find it whom it serves: everybody else's is
+/// another. Returns only when that fails.
+///
+/// # Errors
+/// Why it did.
+pub fn become_daemon(memory: &Path, control: &OsStr) -> anyhow::Result<()> {
+    let no_path: Option<&Path> = None;
+    unshare(CloneFlags::CLONE_NEWNS).context("leave the machine's mounts")?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(no_path, "/", no_path, flags, no_path).context("keep mounts to this process")?;
+    let bound = mount(Some(memory), MEMORY, no_path, MsFlags::MS_BIND, no_path);
+    bound.context("mount the memory over /dev/shm")?;
+    let failed = std::process::Command::new(control).arg("-f").exec();
+    bail!(anyhow::Error::new(failed).context(format!("run {}", Path::new(control).display())))
+}
