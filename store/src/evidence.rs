@@ -117,6 +117,9 @@ async fn forget(tx: &mut PgConnection, challenges: &[Uuid]) -> Result<()> {
 }
 
 async fn delete(tx: &mut PgConnection, challenges: &[Uuid]) -> Result<()> {
+    sqlx::query!("delete from challenge_looks where challenge_id = any($1)", challenges)
+        .execute(&mut *tx)
+        .await?;
     sqlx::query!("delete from challenge_steps where challenge_id = any($1)", challenges)
         .execute(&mut *tx)
         .await?;

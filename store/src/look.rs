@@ -19,6 +19,33 @@ pub struct Look {
 }
 
 impl Store {
+    /// Has every open challenge looked at, and no other: verifiers that know nothing of looks draw and decide without.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn looks_mend(&self) -> Result<()> {
+        // Whoever decides one just now knows what to do about it.
+        sqlx::query!(
+            "with lost as (
+                select challenge_id, host_id from challenges c
+                where verdict is null and not exists (select from challenge_looks l where l.challenge_id = c.challenge_id)
+                order by challenge_id for update skip locked)
+             insert into challenge_looks (challenge_id, host_id) select challenge_id, host_id from lost
+             on conflict do nothing"
+        )
+        .execute(&self.pool)
+        .await?;
+        sqlx::query!(
+            "with over as (
+                select l.challenge_id from challenge_looks l join challenges c using (challenge_id)
+                where c.verdict is not null order by l.challenge_id for update of l skip locked)
+             delete from challenge_looks l using over where l.challenge_id = over.challenge_id"
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Open challenges that are to be looked at by `until` on the control clock, those first that
     /// wait for longest.
     ///

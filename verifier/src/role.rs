@@ -163,6 +163,7 @@ impl Verifier {
 
     async fn sweep(&mut self) -> anyhow::Result<()> {
         if self.swept.elapsed() > SWEEP {
+            self.store.looks_mend().await.context("see what is to be looked at")?;
             let swept = self.store.evidence_sweep(SWEPT_MAX).await.context("remove old evidence")?;
             if i64::try_from(swept.seen).unwrap_or(i64::MAX) < SWEPT_MAX {
                 self.swept = Instant::now();
@@ -174,6 +175,9 @@ impl Verifier {
     /// Goes on with each challenge at which something has come, or whose time is over.
     async fn go_on_with_all(&mut self) -> anyhow::Result<()> {
         let now = self.store.clock_now().await.context("read the clocks")?.up;
+        if !self.looked {
+            self.store.looks_mend().await.context("see what is to be looked at")?;
+        }
         let until = if self.looked { now } else { Millis(i64::MAX) };
         let due = self.store.looks_due(until).await.context("load what is to be looked at")?;
         let (called, due): (Vec<Look>, Vec<Look>) =

@@ -124,6 +124,38 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
     .await;
 }
 
+/// As a verifier does that knows nothing of looks.
+async fn forget_looks(market: &Market) {
+    sqlx::query("delete from challenge_looks").execute(&market.sql).await.expect("forget");
+}
+
+#[tokio::test]
+async fn challenges_of_verifiers_that_know_no_looks_are_looked_at_and_can_go() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let looks = async || {
+            let due = market.store.looks_due(Millis(i64::MAX)).await.expect("due");
+            due.into_iter().map(|look| look.challenge).collect::<Vec<_>>()
+        };
+        let challenge = draw(market, host).await;
+        forget_looks(market).await;
+        market.store.looks_mend().await.expect("mend");
+        assert_eq!(looks().await, [challenge]);
+        let query = "update challenges set verdict = '{}', decided_at_ms = 0, sweep_at_ms = 0";
+        sqlx::query(query).execute(&market.sql).await.expect("decide");
+        market.store.host_depart(None, host, nave_store::Departure::Leave).await.expect("leave");
+        let swept = market.store.evidence_sweep(9).await.expect("sweep");
+        assert_eq!((swept.deleted, looks().await), (1, vec![]));
+        let other = claiming(market, 2).await;
+        draw(market, other).await;
+        let query = "update challenges set verdict = '{}', decided_at_ms = now_ms()";
+        sqlx::query(query).execute(&market.sql).await.expect("decide");
+        market.store.looks_mend().await.expect("mend");
+        assert_eq!(looks().await, []);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_challenge_is_looked_at_when_something_came_or_its_time_is_over() {
     open(async |market| {
