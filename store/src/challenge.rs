@@ -317,14 +317,17 @@ impl Store {
     }
 
     /// Verdicts that are to be reached again because their hosts' owners have asked for it, as
-    /// their challenges were before; the oldest first, `limit` at most.
+    /// their challenges were before: `limit` at most, of which each miner has as many as the others, the oldest first.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn challenges_appealed(&self, limit: i64) -> Result<Vec<OpenChallenge>> {
         let ids = sqlx::query_scalar!(
-            "select challenge_id from challenges where appealed_at_ms is not null and appeal is null
-             order by appealed_at_ms limit $1",
+            r#"select challenge_id as "challenge_id!" from (
+                select challenge_id, appealed_at_ms,
+                    row_number() over (partition by hotkey order by appealed_at_ms, challenge_id) as turn
+                from challenges join hosts using (host_id) where appealed_at_ms is not null and appeal is null) asked
+               order by turn, appealed_at_ms limit $1"#,
             limit
         );
         self.challenges(&ids.fetch_all(&self.pool).await?).await

@@ -727,6 +727,27 @@ async fn a_window_opens_once_and_draws_each_host_once() {
 }
 
 #[tokio::test]
+async fn many_appeals_of_one_miner_leave_turns_to_others() {
+    open(async |market| {
+        let mut asked = Vec::new();
+        for (n, hotkey) in [(1, "many"), (2, "few")] {
+            let host = host_of(market, n, hotkey, &[]).await;
+            for _ in 0..if hotkey == "many" { 5 } else { 2 } {
+                let challenge = draw(market, host).await;
+                market.store.challenge_decide(challenge, &failed(), &Decision::Stays).await.expect("decide");
+                market.store.verdict_appeal(hotkey, challenge).await.expect("asked");
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                asked.push(challenge);
+            }
+        }
+        let heard = market.store.challenges_appealed(4).await.expect("appeals");
+        let heard: Vec<ChallengeId> = heard.into_iter().map(|open| open.challenge).collect();
+        assert_eq!(heard, [asked[0], asked[1], asked[5], asked[6]], "two of each");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
     open(async |market| {
         let claims = with_devices(&["GPU-1"]);
