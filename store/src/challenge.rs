@@ -203,6 +203,8 @@ impl Store {
             }
         }
         let repeated = sqlx::query_scalar!(
+            // It has jobs, and shows what they get like any other.
+            HostState::Draining if drawing.lease.is_some() => {}
             r#"select exists (select from challenges where host_id = $1 and kind = $2
                     and (window_id = $3 or (lease_id = $4 and cause = $5 and cause <> 'lease'))) as "repeated!""#,
             drawing.host.0,

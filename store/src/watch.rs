@@ -137,7 +137,7 @@ impl Store {
                     array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
                     exists (select from challenges c where c.host_id = h.host_id and c.window_id = $1) as "in_window!"
                from hosts h
-               where h.state in ('ready', 'verifying', 'suspect', 'refused') and h.inventory is not null
+               where h.state in ('ready', 'verifying', 'suspect', 'refused', 'draining') and h.inventory is not null
                  and (h.state = 'ready' or exists (
                     select from leases l where l.host_id = h.host_id and l.state <> 'closed'))
                order by h.host_id"#,

@@ -181,6 +181,20 @@ fn leased_gpus_are_tested_at_the_start_at_times_that_were_drawn_and_at_the_end()
 }
 
 #[test]
+fn a_host_that_drains_is_tested_beside_its_leases_like_any_other() {
+    let running = lease(1, LeaseState::Running, true);
+    for running in
+        [WatchedLease { start_probed: false, ..running }, WatchedLease { probe_up: Some(NOW), ..running }]
+    {
+        let leaving = WatchedHost { state: HostState::Draining, ..leased(running) };
+        assert_eq!(of(leaving), of(leased(running)));
+    }
+    let mut open = watch(vec![WatchedHost { state: HostState::Draining, ..leased(running) }]);
+    open.opened = opened();
+    assert_eq!(causes(&actions(&open, &all())), [Cause::Window]);
+}
+
+#[test]
 fn one_test_of_gpus_is_open_at_a_time_and_none_where_there_is_nothing_to_test() {
     let due =
         WatchedLease { start_probed: false, probe_up: Some(NOW), ..lease(1, LeaseState::Running, true) };

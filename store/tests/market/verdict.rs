@@ -748,6 +748,29 @@ async fn many_appeals_of_one_miner_leave_turns_to_others() {
 }
 
 #[tokio::test]
+async fn a_host_that_drains_is_tested_beside_its_leases_and_not_otherwise() {
+    open(async |market| {
+        let claims = with_devices(&["GPU-1"]);
+        let host = market.host_with("a", crate::market::RATE, &claims).await;
+        let customer = market.customer("c").await;
+        let (_, lease) = market.run(customer, host, &crate::market::request()).await;
+        market.store.host_depart(None, host, nave_store::Departure::Drain).await.expect("drain");
+        let watched = market.store.hosts_watched().await.expect("watch").hosts;
+        assert!(watched.len() == 1 && watched[0].leases.len() == 1, "{watched:?}");
+        let body = json!({});
+        let mut drawing = crate::challenge::drawing(host, Kind::Devices, &body, &claims);
+        let refused = market.store.challenge_draw(&drawing).await;
+        assert!(matches!(refused, Err(StoreError::Stale("host"))), "{refused:?}");
+        (drawing.cause, drawing.lease) = (Cause::LeaseStart, Some(lease));
+        market.store.challenge_draw(&drawing).await.expect("draw");
+        market.store.challenge_decide(drawing.challenge, &failed(), &banned()).await.expect("decide");
+        assert_eq!(market.store.bans_of_host(host).await.expect("bans").len(), 1, "leaving is no way out");
+        assert_eq!(state_of(market, host).await, HostState::Draining);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
     open(async |market| {
         let claims = with_devices(&["GPU-1"]);

@@ -357,3 +357,26 @@ async fn what_fails_beside_a_job_is_on_record_and_the_job_goes_on() {
         finish(&market, &host, lease).await;
     }
 }
+
+#[tokio::test]
+async fn a_host_that_drains_is_tested_beside_the_jobs_it_still_has() {
+    let market = open().await;
+    let mut host = ready(&market, "alpha", "SIM-1").await;
+    let lease = host.lease("SIM-1").await;
+    market.store.host_depart(None, host.id, nave_store::Departure::Drain).await.expect("drain");
+    let mut verifier = verifier(&market, Means { probe: AT_ONCE, ..NO_SOONER });
+    let mut causes = Vec::new();
+    for _ in 0..6 {
+        host.report().await;
+        look(&mut verifier).await;
+        if let Some(challenge) = host.fetch().await {
+            causes.extend(challenge.reveals.is_empty().then_some(last_cause(&host).await));
+            host.answer(&challenge).await;
+        }
+    }
+    assert_eq!(causes[..2], [Cause::LeaseStart, Cause::Lease]);
+    assert_eq!(host.state().await, HostState::Draining);
+    finish(&market, &host, lease).await;
+    let spec = market.store.host_spec(host.id).await.expect("a spec");
+    assert_eq!(spec.state, HostState::Gone, "with its last job");
+}
