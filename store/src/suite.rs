@@ -18,7 +18,7 @@ use crate::{
     error::{self, readable},
     host as hosts,
     notify::{Changes, announce},
-    watch::OpenWindow,
+    watch::{OPENED_MS, OpenWindow},
 };
 
 /// A host that claims more than it has proven, or is to prove it again.
@@ -78,18 +78,21 @@ impl Store {
         .execute(&self.pool)
         .await?;
         ban::enforce(self).await?;
+        self.windows_end().await?;
         let rows = sqlx::query!(
             r#"select h.host_id, h.generation, h.inventory as "inventory!", h.proven, h.suite_cause,
                     array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
                     w.window_id as "window_id?", w.beacon as "beacon?"
                from hosts h left join lateral (
-                    select window_id, beacon from windows where h.suite_cause = 'window' and opened_at_ms is not null
+                    select window_id, beacon from windows
+                    where h.suite_cause = 'window' and opened_at_ms > now_ms() - $1::bigint
                     order by window_id desc limit 1) w on true
                where state = 'verifying' and inventory is not null and coalesce(h.retry_up_ms, 0) <= (select control_ms())
                  and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
                  and not exists (select from challenges c
                     where c.host_id = h.host_id and c.verdict is null and c.kind <> 'transfer')
-               order by h.host_id"#
+               order by h.host_id"#,
+            OPENED_MS
         )
         .fetch_all(&self.pool)
         .await?;
@@ -116,6 +119,25 @@ impl Store {
             })
         });
         Ok(rows.filter_map(readable).collect())
+    }
+
+    /// Has hosts tested on their own that were not while their window was open: what it gave them is old by now.
+    async fn windows_end(&self) -> Result<()> {
+        sqlx::query!(
+            "with late as (
+                select h.host_id from hosts h
+                where h.state = 'verifying' and h.suite_cause = 'window'
+                  and not exists (select from windows where opened_at_ms > now_ms() - $1::bigint)
+                  and not exists (select from challenges c
+                    where c.host_id = h.host_id and c.window_id is not null and c.drawn_at_ms >= h.suite_at_ms
+                      and (c.verdict is null or c.code = 'passed'))
+                order by h.host_id for update)
+             update hosts h set suite_cause = 'random' from late where h.host_id = late.host_id",
+            OPENED_MS
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 
     /// The last verdict of each kind in the present suites of hosts.
@@ -164,7 +186,8 @@ impl Store {
         redeem(&mut tx, host, proven).await?;
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
-                retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null
+                retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null,
+                proven_at_ms = coalesce(proven_at_ms, now_ms())
              where host_id = $1",
             host.0,
             to.as_str(),

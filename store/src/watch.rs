@@ -21,7 +21,7 @@ use crate::{
 const ENDED_MS: i64 = 300_000;
 /// For how long after a window has opened hosts are drawn into it: one whose GPUs were just being
 /// tested is as soon as they are not.
-const OPENED_MS: i64 = 30_000;
+pub(crate) const OPENED_MS: i64 = 30_000;
 
 /// A window that has opened.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::{
     challenge::advance,
     market::{Market, open},
-    verdict::{failed, host_of, is_in_doubt, mistrusted, with_devices},
+    verdict::{failed, holds, host_of, is_in_doubt, mistrusted, with_devices},
 };
 
 const DAY: i64 = 86_400_000;
@@ -125,6 +125,28 @@ async fn what_one_outage_ends_is_one_doubt_and_what_was_drawn_after_it_is_anothe
         advance(market, 31 * DAY).await;
         let fourth = draw(market, host, Kind::Cpu, &[]).await;
         assert!(!in_doubt(fourth).await, "it was a month ago");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn names_that_were_made_beforehand_are_no_way_around_a_doubt() {
+    open(async |market| {
+        let spare = host_of(market, 1, "miner", &[]).await;
+        let proven = host_of(market, 2, "miner", &["GPU-9"]).await;
+        prove(market, proven, &["GPU-9"]).await;
+        let host = host_of(market, 3, "miner", &["GPU-1"]).await;
+        holds(market, host, &["GPU-1"]).await.expect("its own");
+        doubt(market, host, &["GPU-1"]).await;
+        let accomplice = host_of(market, 4, "another", &["GPU-1"]).await;
+        let stranger = host_of(market, 5, "another", &["GPU-2"]).await;
+        for (host, expected) in [(spare, true), (proven, true), (accomplice, true), (stranger, false)] {
+            assert_eq!(is_in_doubt(market, host).await, expected);
+        }
+        // What somebody only claims is nothing to whose it is.
+        let liar = host_of(market, 6, "liar", &["GPU-2"]).await;
+        doubt(market, liar, &["GPU-2"]).await;
+        assert!(!is_in_doubt(market, stranger).await);
     })
     .await;
 }

@@ -111,6 +111,8 @@ async fn each_ban_is_longer_than_the_one_before_and_then_the_host_may_try_again(
 async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
     open(async |market| {
         let old = host_of(market, 1, "cheater", &[]).await;
+        market.store.host_passed(old).await.expect("prove");
+        let spare = host_of(market, 7, "cheater", &[]).await;
         let host = host_of(market, 2, "cheater", &["GPU-1", "GPU-2"]).await;
         holds(market, host, &["GPU-1", "GPU-2"]).await.expect("its own");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -121,12 +123,9 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
         let newcomer = host_of(market, 4, "cheater", &[]).await;
         let accomplice = host_of(market, 5, "another", &["GPU-2"]).await;
         let stranger = host_of(market, 6, "another", &["GPU-3"]).await;
-        assert_eq!(
-            due(market).await,
-            [old, stranger],
-            "what was there before, and what has nothing to do with it"
-        );
-        for refused in [host, newcomer, accomplice] {
+        assert_eq!(due(market).await, [stranger], "what has nothing to do with it");
+        assert_eq!(state_of(market, old).await, HostState::Ready, "it had proven itself before");
+        for refused in [host, newcomer, spare, accomplice] {
             assert_eq!(state_of(market, refused).await, HostState::Refused);
             assert!(wait(market, refused).await > HOUR - 10_000);
             let reason = market.store.host_spec(refused).await.expect("spec").reason.expect("a reason");
@@ -348,7 +347,7 @@ async fn who_joins_again_waits_as_long_and_is_trusted_as_little_as_before() {
 }
 
 #[tokio::test]
-async fn doubt_about_a_host_that_left_is_doubt_about_what_its_miner_has_join_next() {
+async fn doubt_about_a_host_that_left_is_doubt_about_all_that_its_miner_has() {
     open(async |market| {
         let before = host_of(market, 1, "miner", &[]).await;
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -361,12 +360,12 @@ async fn doubt_about_a_host_that_left_is_doubt_about_what_its_miner_has_join_nex
         market.store.challenge_decide(challenge, &failed(), &mistrusted()).await.expect("decide");
         let later = host_of(market, 4, "miner", &[]).await;
         let stranger = host_of(market, 5, "another", &[]).await;
-        for (host, expected) in [(before, false), (quick, true), (later, true), (stranger, false)] {
+        for (host, expected) in [(before, true), (quick, true), (later, true), (stranger, false)] {
             assert_eq!(is_in_doubt(market, host).await, expected);
         }
         // One that proves itself makes up for one that left.
         market.store.host_passed(quick).await.expect("prove");
-        for host in [quick, later] {
+        for host in [before, quick, later] {
             assert!(!is_in_doubt(market, host).await);
         }
     })
@@ -722,6 +721,35 @@ async fn a_window_opens_once_and_draws_each_host_once() {
         market.store.host_retest_at(host, Millis(77)).await.expect("set");
         market.store.host_retest_at(host, Millis(78)).await.expect("set");
         assert_eq!(watch().await.hosts[0].retest_up, Some(Millis(77)), "a moment is drawn once");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_not_tested_while_its_window_was_open_is_tested_on_its_own() {
+    open(async |market| {
+        let (tested, late) = (market.host("tested").await, market.host("late").await);
+        market.store.window_plan(Uuid::now_v7(), Millis(5)).await.expect("plan");
+        let window = market.store.hosts_watched().await.expect("watch").ahead.expect("a window").0;
+        market.store.window_open(window, &"be".repeat(32)).await.expect("open");
+        for host in [tested, late] {
+            let seen = market.store.host_generation(host).await.expect("generation");
+            market.store.suite_begin(host, seen, Cause::Window).await.expect("begin");
+        }
+        let due = async || {
+            let due = market.store.hosts_to_test().await.expect("due");
+            due.into_iter().map(|due| (due.host, due.cause, due.window.is_some())).collect::<Vec<_>>()
+        };
+        let in_window = Some(Cause::Window);
+        assert_eq!(due().await, [(tested, in_window, true), (late, in_window, true)]);
+        let (body, claims) = (json!({}), inventory());
+        let drawing = crate::challenge::drawing(tested, Kind::Devices, &body, &claims);
+        let drawing = Drawing { window: Some(window), cause: Cause::Window, ..drawing };
+        market.store.challenge_draw(&drawing).await.expect("draw");
+        let passed = json!({ "passed": {} });
+        market.store.challenge_decide(drawing.challenge, &passed, &Decision::Stays).await.expect("decide");
+        market.store.windows_age(Millis(31_000)).await.expect("half a minute passes");
+        assert_eq!(due().await, [(tested, in_window, false), (late, Some(Cause::Random), false)]);
     })
     .await;
 }

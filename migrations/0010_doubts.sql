@@ -1,0 +1,32 @@
+-- Doubt follows a miner and its GPUs, whatever names they have.
+
+alter table hosts add proven_at_ms bigint;
+update hosts set proven_at_ms = enrolled_at_ms where proven is not null;
+comment on column hosts.proven_at_ms is 'When it had first proven its claims since it joined; until then it is a name and no more';
+
+-- Bans that count against a host, those that are over too: its own, those of its miner unless it had proven itself before,
+-- and those that took GPUs along which it claims.
+create or replace function bans_of(host uuid) returns setof bans language sql stable
+    begin atomic
+        select b.* from hosts h join bans b
+            on b.host_id = h.host_id
+            or (b.hotkey = h.hotkey and (h.proven_at_ms is null or h.proven_at_ms >= (
+                select drawn_at_ms from challenges c where c.challenge_id = b.challenge_id)))
+            or b.devices && array(select device ->> 'uuid' from jsonb_array_elements(h.inventory -> 'devices') device)
+        where h.host_id = host and b.lifted_at_ms is null;
+    end;
+comment on column bans.hotkey is 'Its miner: no host of theirs is tested before the ban is over that had not proven itself when this one was tested';
+
+-- Other hosts in doubt that count against a host: its miner's, whenever they joined, and those of anyone that have
+-- proven GPUs which it claims and nobody has proven since.
+create or replace function doubts_of(host uuid) returns table (host_id uuid, doubt text) language sql stable
+    begin atomic
+        select g.host_id, g.doubt from hosts h join hosts g on g.hotkey = h.hotkey
+        where h.host_id = host and g.host_id <> h.host_id and g.doubt is not null
+        union
+        select g.host_id, g.doubt from hosts h
+            cross join jsonb_array_elements(h.inventory -> 'devices') claimed
+            join device_claims d on d.device = claimed ->> 'uuid'
+            join hosts g on g.host_id = d.host_id
+        where h.host_id = host and g.host_id <> h.host_id and g.doubt is not null;
+    end;
