@@ -4,6 +4,12 @@ alter table hosts add proven_at_ms bigint;
 update hosts set proven_at_ms = enrolled_at_ms where proven is not null;
 comment on column hosts.proven_at_ms is 'When it had first proven its claims since it joined; until then it is a name and no more';
 
+alter table hosts
+    add strained       integer not null default 0,
+    add strained_up_ms bigint;
+comment on column hosts.strained is 'How often in a row it could not show its GPUs beside jobs, which may be those jobs'' doing';
+comment on column hosts.strained_up_ms is 'The control clock when the first of these tests ended';
+
 -- Bans that count against a host, those that are over too: its own, those of its miner unless it had proven itself before,
 -- and those that took GPUs along which it claims.
 create or replace function bans_of(host uuid) returns setof bans language sql stable

@@ -128,6 +128,11 @@ pub enum Decision {
         /// Their identifiers.
         devices: Vec<String>,
     },
+    /// Its GPUs are there beside its jobs.
+    Shown,
+    /// It could not show its GPUs beside its jobs, which may be those jobs' doing: it is to prove everything once it is
+    /// free, and takes no further jobs before where that is not the first time.
+    Strained,
     /// It takes no further jobs before it has proven everything again.
     Doubted,
     /// The claims are not proven.
@@ -198,13 +203,13 @@ impl Store {
         }
         match host_lock(&mut tx, drawing.host).await? {
             HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {}
+            // It has jobs, and shows what they get like any other.
+            HostState::Draining if drawing.lease.is_some() => {}
             HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => {
                 return Err(StoreError::Stale("host"));
             }
         }
         let repeated = sqlx::query_scalar!(
-            // It has jobs, and shows what they get like any other.
-            HostState::Draining if drawing.lease.is_some() => {}
             r#"select exists (select from challenges where host_id = $1 and kind = $2
                     and (window_id = $3 or (lease_id = $4 and cause = $5 and cause <> 'lease'))) as "repeated!""#,
             drawing.host.0,
@@ -473,7 +478,12 @@ impl Store {
 /// Remembers failures that are more than trouble, whoever the host is by now.
 async fn mistrust(tx: &mut PgConnection, challenge: ChallengeId, decision: &Decision) -> Result<()> {
     match decision {
-        Decision::Stays | Decision::Holds { .. } | Decision::Doubted | Decision::Refused { .. } => Ok(()),
+        Decision::Stays
+        | Decision::Holds { .. }
+        | Decision::Shown
+        | Decision::Strained
+        | Decision::Doubted
+        | Decision::Refused { .. } => Ok(()),
         Decision::Mistrusted { .. } | Decision::Banned { .. } => {
             sqlx::query!(
                 "update hosts h set doubt = case when h.doubt = 'window' or c.cause = 'window' then 'window' else 'test' end,
@@ -508,6 +518,8 @@ async fn carry_out(
         }
         (_, None) | (Decision::Stays, _) => Ok(()),
         (Decision::Holds { devices }, _) => device::hold(tx, host, devices).await,
+        (Decision::Shown, _) => suite::relieve(tx, host).await,
+        (Decision::Strained, Some(from)) => suite::strain(tx, host, from).await,
         (Decision::Doubted, Some(from)) => suite::doubt(tx, host, from).await,
         (
             Decision::Refused { code, message, pause } | Decision::Mistrusted { code, message, pause },

@@ -179,7 +179,7 @@ impl Store {
     pub(crate) async fn hosts_disputed(&self) -> Result<BTreeSet<HostId>> {
         let hosts = sqlx::query_scalar!(
             "select distinct d.host_id from disputes d join hosts h using (host_id)
-             where d.suite_at_ms is null and h.state = 'ready' and h.enrolled_at_ms <= d.opened_at_ms
+             where d.suite_at_ms is null and d.outcome is null and h.state = 'ready' and h.enrolled_at_ms <= d.opened_at_ms
                and not exists (
                     select from disputes e where e.host_id = d.host_id and e.suite_at_ms > now_ms() - $1::bigint)",
             DISPUTE_PAUSE.0
@@ -188,6 +188,20 @@ impl Store {
         .await?;
         Ok(hosts.into_iter().map(HostId).collect())
     }
+}
+
+/// Whether a dispute waits for a suite of a host that may begin.
+pub(crate) async fn waits(tx: &mut PgConnection, host: HostId) -> Result<bool> {
+    let waits = sqlx::query_scalar!(
+        r#"select exists (
+                select from disputes d join hosts h using (host_id)
+                where d.host_id = $1 and d.suite_at_ms is null and d.outcome is null and h.enrolled_at_ms <= d.opened_at_ms)
+            and not exists (
+                select from disputes e where e.host_id = $1 and e.suite_at_ms > now_ms() - $2::bigint) as "waits!""#,
+        host.0,
+        DISPUTE_PAUSE.0
+    );
+    Ok(waits.fetch_one(tx).await?)
 }
 
 /// Whether an attempt ran and was paid for.

@@ -16,6 +16,7 @@ use crate::{
     Result, Store, StoreError, cloud, error, group, look,
     notify::{Changes, announce},
     schedule::{self, Occupied},
+    suite,
 };
 
 /// A host.
@@ -143,7 +144,7 @@ pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> 
     .execute(&mut *tx)
     .await?;
     if left.rows_affected() == 0 {
-        return Ok(());
+        return suite::emptied(tx, host).await;
     }
     look::host_changed(tx, host).await?;
     announce(tx, Changes::Mesh).await

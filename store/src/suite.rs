@@ -56,6 +56,9 @@ pub struct Decided {
 /// Longest time since a host was heard, on the control clock, for it to be tested by our own choice.
 pub(crate) const HEARD_MS_MAX: i64 = 10_000;
 
+/// How often in a row a host may fail to show its GPUs beside its jobs until it gets no further ones.
+const STRAINED_MAX: i32 = 3;
+
 impl Store {
     /// Hosts to be tested: they claim more than they have proven or are to prove it again, run nothing, and
     /// have no tests open but transfers. Who joins again waits as long as before. Refused hosts whose pause has passed are among them again once they are
@@ -187,7 +190,7 @@ impl Store {
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null,
-                proven_at_ms = coalesce(proven_at_ms, now_ms())
+                strained = 0, strained_up_ms = null, proven_at_ms = coalesce(proven_at_ms, now_ms())
              where host_id = $1",
             host.0,
             to.as_str(),
@@ -227,6 +230,24 @@ impl Store {
         hosts::bump(&mut tx, host).await?;
         announce(&mut tx, Changes::Supply).await?;
         announce(&mut tx, Changes::Challenges).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Gives a host no further jobs before it has proven again what it claims, once those it has have ended.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it is not what it was at generation `seen`.
+    pub async fn suite_demand(&self, host: HostId, seen: u64) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let from = host_lock(&mut tx, host).await?;
+        let now = sqlx::query_scalar!("select generation from hosts where host_id = $1", host.0);
+        if from != HostState::Ready || now.fetch_one(&mut *tx).await?.cast_unsigned() != seen {
+            return Err(StoreError::Stale("host"));
+        }
+        doubt(&mut tx, host, from).await?;
+        hosts::bump(&mut tx, host).await?;
+        announce(&mut tx, Changes::Supply).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -324,6 +345,51 @@ fn makes_up(proven: &Proven, kind: Kind, tested: &Inventory) -> bool {
         shown.is_some_and(|shown| claimed.model == shown.model && claimed.vram <= shown.vram)
     };
     amount && (proven.devices.is_none() || tested.devices.iter().all(has))
+}
+
+/// A host could not show its GPUs beside its jobs: it is tested as soon as it is free, and given no further jobs
+/// before where this is one time too many.
+pub(crate) async fn strain(tx: &mut PgConnection, host: HostId, from: HostState) -> Result<()> {
+    let strained = sqlx::query_scalar!(
+        "update hosts set strained = strained + 1, strained_up_ms = coalesce(strained_up_ms, control_ms()),
+            retest_up_ms = least(retest_up_ms, control_ms())
+         where host_id = $1 returning strained",
+        host.0
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    if strained >= STRAINED_MAX { doubt(tx, host, from).await } else { Ok(()) }
+}
+
+/// A host has shown its GPUs beside its jobs.
+pub(crate) async fn relieve(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    sqlx::query!("update hosts set strained = 0, strained_up_ms = null where host_id = $1", host.0)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// The last lease of a host has ended, which is locked. If its time has come, or a dispute waits for it, it is tested before
+/// anybody can place another job: who always had one would never be.
+pub(crate) async fn emptied(tx: &mut PgConnection, host: HostId) -> Result<()> {
+    let is_disputed = dispute::waits(tx, host).await?;
+    let begun = sqlx::query!(
+        "update hosts h set state = 'verifying', suite_cause = $2, suite_at_ms = now_ms(), retest_up_ms = null
+         where host_id = $1 and state = 'ready' and ($3 or retest_up_ms <= control_ms())
+           and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')",
+        host.0,
+        if is_disputed { Cause::Dispute } else { Cause::Random }.as_str(),
+        is_disputed
+    )
+    .execute(&mut *tx)
+    .await?;
+    if begun.rows_affected() == 0 {
+        return Ok(());
+    }
+    if is_disputed {
+        dispute::begun(tx, host).await?;
+    }
+    announce(tx, Changes::Challenges).await
 }
 
 /// Takes a host out until it has proven everything again, once its leases have ended.

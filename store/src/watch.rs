@@ -47,6 +47,8 @@ pub struct WatchedHost {
     pub proven: Option<Proven>,
     /// The control clock when it is tested again in any case.
     pub retest_up: Option<Millis>,
+    /// The control clock since when it has not shown its GPUs beside jobs.
+    pub strained_up: Option<Millis>,
     /// Whether it was heard just now.
     pub is_heard: bool,
     /// What is being tested.
@@ -132,7 +134,7 @@ impl Store {
         let mut leases = self.leases_watched().await?;
         let disputed = self.hosts_disputed().await?;
         let rows = sqlx::query!(
-            r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms,
+            r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms, h.strained_up_ms,
                     coalesce(h.heard_up_ms > (select control_ms()) - $2, false) as "is_heard!",
                     array(select kind from challenges c where c.host_id = h.host_id and c.verdict is null) as "open!",
                     exists (select from challenges c where c.host_id = h.host_id and c.window_id = $1) as "in_window!"
@@ -158,6 +160,7 @@ impl Store {
                     .map(|value| error::read_json("what a host has proven", value))
                     .transpose()?,
                 retest_up: row.retest_up_ms.map(Millis),
+                strained_up: row.strained_up_ms.map(Millis),
                 is_heard: row.is_heard,
                 open: open.collect::<Result<_>>()?,
                 is_disputed: disputed.contains(&row.host_id.into()),

@@ -9,7 +9,7 @@ use nave_proof::{
     Challenge, Digest, EXPLANATION_MAX, Evidence, Failure, Message, Opening, Proven, Reason, Span, Task,
     VERSION, Verdict,
 };
-use nave_rules::{Gravity, gravity, judge};
+use nave_rules::{Gravity, gravity, judge, may_be_a_jobs_doing};
 use nave_store::{Decision, Holder, Moment, OpenChallenge};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -429,6 +429,7 @@ impl Ruling {
             Self::Passed(_) if !of.shadow && !of.beside_jobs && !self.devices().is_empty() => {
                 Decision::Holds { devices: self.devices() }
             }
+            Self::Passed(_) if !of.shadow && of.beside_jobs => Decision::Shown,
             Self::Passed(_) | Self::Failed(_) | Self::Void(_) => Decision::Stays,
         }
     }
@@ -440,6 +441,7 @@ fn failed(failure: &Failure, of: &Standing<'_>) -> Decision {
         Gravity::Cheating => Decision::Banned { code, message, spans: of.bans.to_vec() },
         // It is on record; the job goes on, and so does the host.
         Gravity::Doubt if of.beside_jobs => Decision::Stays,
+        Gravity::Trouble if of.beside_jobs && may_be_a_jobs_doing(failure.code) => Decision::Strained,
         Gravity::Trouble if of.beside_jobs => Decision::Doubted,
         Gravity::Doubt if of.was_in_doubt => Decision::Banned { code, message, spans: of.bans.to_vec() },
         Gravity::Doubt => Decision::Mistrusted { code, message, pause: pause(of.refusals) },

@@ -221,6 +221,7 @@ impl Verifier {
             passable(match action {
                 Action::RetestAt(host, up) => self.store.host_retest_at(host, up).await.map_err(Into::into),
                 Action::Retest(host, seen, cause) => self.retest(host, seen, cause).await,
+                Action::Demand(host, seen) => self.demand(host, seen).await,
                 Action::ProbeAt(lease, up) => self.store.lease_probe_at(lease, up).await.map_err(Into::into),
                 Action::Probe(probe) => match claims(probe.host) {
                     Some(watched) => self.probe(&probe, &watched.claims).await,
@@ -249,6 +250,13 @@ impl Verifier {
     async fn retest(&self, host: HostId, seen: u64, cause: Cause) -> anyhow::Result<()> {
         if is_news(self.store.suite_begin(host, seen, cause).await)? {
             tracing::info!(host.id = %host, cause = cause.as_str(), "a host is to prove its claims again");
+        }
+        Ok(())
+    }
+
+    async fn demand(&self, host: HostId, seen: u64) -> anyhow::Result<()> {
+        if is_news(self.store.suite_demand(host, seen).await)? {
+            tracing::info!(host.id = %host, "a host has not shown its GPUs beside its jobs for long; it gets no further ones before it has");
         }
         Ok(())
     }

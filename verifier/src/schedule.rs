@@ -19,6 +19,9 @@ use crate::draw::Rules;
 /// Time until the window that takes the place of one that was missed, on average and on the control clock.
 const SOON: Millis = Millis(60_000);
 
+/// For how long a host takes jobs that has not shown its GPUs beside them, whatever else it shows, on the control clock.
+const STRAINED: Millis = Millis(6 * 3_600_000);
+
 /// How often, on average and on the control clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Means {
@@ -37,6 +40,8 @@ pub enum Action {
     RetestAt(HostId, Millis),
     /// Test a host again that is free, if its generation is still this one.
     Retest(HostId, u64, Cause),
+    /// Give a host no further jobs before it has been tested, if its generation is still this one.
+    Demand(HostId, u64),
     /// Remember when the GPUs of a lease are tested.
     ProbeAt(LeaseId, Millis),
     /// Test the GPUs of a host beside a lease.
@@ -72,6 +77,10 @@ pub fn plan(watch: &Watch, rules: &Rules, means: &Means, draw: &mut dyn FnMut() 
         if let Some(action) = of_host(watch, host, rules) {
             actions.push(action);
         }
+        let is_overdue = host.strained_up.is_some_and(|up| watch.now.up.0 - up.0 >= STRAINED.0);
+        if host.state == HostState::Ready && is_overdue && !is_free(host) {
+            actions.push(Action::Demand(host.host, host.generation));
+        }
         if host.state == HostState::Ready && host.retest_up.is_none() {
             actions.push(Action::RetestAt(host.host, next(watch.now.up, means.retest, draw())));
         }
@@ -98,10 +107,9 @@ fn of_windows(watch: &Watch, means: &Means, draw: &mut dyn FnMut() -> u64) -> Op
 
 /// The one test that a host is given now, if any.
 fn of_host(watch: &Watch, host: &WatchedHost, rules: &Rules) -> Option<Action> {
-    let free = host.leases.iter().all(|lease| lease.state == LeaseState::Closed);
     // Who draws a transfer out must not escape a window with it.
     let tested = host.open.iter().any(|kind| *kind != Kind::Transfer);
-    let may_rest = host.state == HostState::Ready && free && !tested;
+    let may_rest = host.state == HostState::Ready && is_free(host) && !tested;
     let retest = |cause| Action::Retest(host.host, host.generation, cause);
     if may_rest && host.proven.as_ref().is_some_and(|proven| rules.exceed(proven)) {
         return Some(retest(Cause::Operator));
@@ -123,6 +131,10 @@ fn of_host(watch: &Watch, host: &WatchedHost, rules: &Rules) -> Option<Action> {
     }
     let is_due = host.retest_up.is_some_and(|up| up <= watch.now.up);
     (may_rest && is_due).then(|| retest(Cause::Random))
+}
+
+fn is_free(host: &WatchedHost) -> bool {
+    host.leases.iter().all(|lease| lease.state == LeaseState::Closed)
 }
 
 /// Whether a host's GPUs can be tested beside its jobs now.

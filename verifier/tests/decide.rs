@@ -11,7 +11,7 @@ use nave_proof::{
     Answer, Challenge, DeviceProven, Digest, EXPLANATION_MAX, Failure, Message, Nonce, Opening, Prover,
     Reason, Task, VERSION,
 };
-use nave_rules::{Gravity, gravity};
+use nave_rules::{Gravity, gravity, may_be_a_jobs_doing};
 use nave_store::{Decided, Decision, DueHost, Holder, Moment, OpenChallenge, StepRow};
 use nave_verifier::{
     decide::{Next, Ruling, Standing, decide, waits_until},
@@ -520,6 +520,8 @@ fn each_pause_is_twice_the_one_before_up_to_an_hour() {
         Decision::Refused { pause, .. } => pause.0 / 1_000,
         decision @ (Decision::Stays
         | Decision::Holds { .. }
+        | Decision::Shown
+        | Decision::Strained
         | Decision::Doubted
         | Decision::Mistrusted { .. }
         | Decision::Banned { .. }) => {
@@ -529,15 +531,16 @@ fn each_pause_is_twice_the_one_before_up_to_an_hour() {
     assert_eq!([0, 1, 2, 8, 9, u32::MAX].map(pause), [10, 20, 40, 2_560, 3_600, 3_600]);
 }
 
-/// `r` for refused, `b` for banned, `d` for doubted, `-` for nothing.
+/// `r` for refused, `b` for banned, `d` for doubted, `s` for strained, `-` for nothing.
 fn means(code: Reason, standing: &Standing<'_>) -> char {
     match failed_by(code).decision(standing) {
         Decision::Stays => '-',
+        Decision::Strained => 's',
         Decision::Doubted => 'd',
         Decision::Refused { .. } => 'r',
         Decision::Mistrusted { .. } => 'm',
         Decision::Banned { .. } => 'b',
-        Decision::Holds { devices } => panic!("it failed and holds {devices:?}"),
+        decision @ (Decision::Holds { .. } | Decision::Shown) => panic!("it failed: {decision:?}"),
     }
 }
 
@@ -550,6 +553,7 @@ fn only_what_is_no_accident_is_a_ban() {
     for code in Reason::ALL {
         let now = [first, again, beside, shadow].map(|standing| means(code, &standing));
         let expected = match gravity(code) {
+            Gravity::Trouble if may_be_a_jobs_doing(code) => ['r', 'r', 's', '-'],
             Gravity::Trouble => ['r', 'r', 'd', '-'],
             Gravity::Doubt => ['m', 'b', '-', '-'],
             Gravity::Cheating => ['b', 'b', 'b', '-'],
@@ -583,7 +587,7 @@ fn gpus_that_are_shown_belong_to_the_host_unless_they_are_anothers() {
     let holds = Decision::Holds { devices: vec!["GPU-1".into(), "GPU-2".into()] };
     assert_eq!(ruling.decision(&standing(0)), holds);
     let beside = Standing { beside_jobs: true, ..standing(0) };
-    assert_eq!(ruling.decision(&beside), Decision::Stays);
+    assert_eq!(ruling.decision(&beside), Decision::Shown);
     let host = HostId(Uuid::from_u128(7));
     let holder = Holder { device: "GPU-2".into(), host, since: Timestamp(0) };
     assert_eq!(ruling.clone().written(vec![]).ruling, ruling);

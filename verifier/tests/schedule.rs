@@ -63,6 +63,7 @@ fn host(number: u128, devices: u8) -> WatchedHost {
         proven: Some(Proven { devices: Some(std::collections::BTreeMap::new()), ..Proven::of(&claims) }),
         claims,
         retest_up: Some(Millis(NOW.0 + 1)),
+        strained_up: None,
         is_heard: true,
         open: BTreeSet::new(),
         is_disputed: false,
@@ -109,6 +110,7 @@ fn causes(actions: &[Action]) -> Vec<Cause> {
         Action::Retest(_, _, cause) | Action::Probe(Probe { cause, .. }) => Some(*cause),
         Action::RetestAt(..)
         | Action::ProbeAt(..)
+        | Action::Demand(..)
         | Action::PlanWindow(_)
         | Action::ReplaceWindow(..)
         | Action::OpenWindow(_) => None,
@@ -192,6 +194,22 @@ fn a_host_that_drains_is_tested_beside_its_leases_like_any_other() {
     let mut open = watch(vec![WatchedHost { state: HostState::Draining, ..leased(running) }]);
     open.opened = opened();
     assert_eq!(causes(&actions(&open, &all())), [Cause::Window]);
+}
+
+#[test]
+fn a_host_that_has_not_shown_its_gpus_for_six_hours_gets_no_further_jobs_and_is_tested_once_it_is_free() {
+    let since = |ms| WatchedHost {
+        strained_up: Some(Millis(NOW.0 - ms)),
+        retest_up: Some(Millis(NOW.0 - ms)),
+        ..leased(lease(1, LeaseState::Running, true))
+    };
+    assert_eq!(of(since(6 * HOUR - 1)), [], "that may be its jobs' doing");
+    let late = since(6 * HOUR);
+    assert_eq!(of(late.clone()), [Action::Demand(late.host, 7)]);
+    let told = WatchedHost { state: HostState::Verifying, ..late.clone() };
+    assert_eq!(of(told), []);
+    let free = WatchedHost { leases: Vec::new(), ..late };
+    assert_eq!(of(free.clone()), [Action::Retest(free.host, 7, Cause::Random)]);
 }
 
 #[test]
@@ -285,6 +303,7 @@ proptest! {
                 Action::Probe(probe) => probe.host == host.host,
                 Action::RetestAt(..)
                 | Action::ProbeAt(..)
+                | Action::Demand(..)
                 | Action::PlanWindow(_)
                 | Action::ReplaceWindow(..)
                 | Action::OpenWindow(_) => false,

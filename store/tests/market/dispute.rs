@@ -123,6 +123,31 @@ async fn a_disputed_result_has_its_host_tested_and_the_customer_sees_that_it_pas
 }
 
 #[tokio::test]
+async fn a_disputed_host_is_tested_before_it_gets_another_job_once_its_last_one_has_ended() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, _) = done(market, customer, host).await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        let (_, other) = market.run(customer, host, &request()).await;
+        assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));
+        market.finish(host, lease, EXITED).await;
+        assert_eq!(state_of(market, host).await, HostState::Ready, "it has another one");
+        market.finish(host, other, EXITED).await;
+        assert_eq!(state_of(market, host).await, HostState::Verifying);
+        assert_eq!(seen(market, job).await.state, DisputeState::Testing);
+        prove(market, host).await;
+        // One suite in six hours, and no more.
+        let (job, _) = done(market, customer, host).await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));
+        market.finish(host, lease, EXITED).await;
+        assert_eq!(state_of(market, host).await, HostState::Ready);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_host_that_fails_the_suite_of_a_dispute_has_failed_until_that_verdict_is_taken_back() {
     open(async |market| {
         let customer = market.customer("ada").await;
@@ -233,15 +258,18 @@ async fn a_customer_opens_a_bounded_number_of_disputes_in_a_day() {
     open(async |market| {
         let customer = market.customer("ada").await;
         let host = market.host("alpha").await;
-        for _ in 0..DISPUTES_PER_DAY {
-            let (job, _) = done(market, customer, host).await;
-            assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));
+        let mut jobs = Vec::new();
+        for _ in 0..=DISPUTES_PER_DAY {
+            jobs.push(done(market, customer, host).await.0);
         }
-        let (job, _) = done(market, customer, host).await;
-        let Disputed::TooMany(wait) = dispute(market, customer, job).await else { panic!("one more") };
-        assert!((23 * HOUR..=24 * HOUR).contains(&wait.0), "{wait:?}");
+        let job = jobs.pop().expect("one more");
         let another = market.customer("bob").await;
         let (theirs, _) = done(market, another, host).await;
+        for job in jobs {
+            assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));
+        }
+        let Disputed::TooMany(wait) = dispute(market, customer, job).await else { panic!("one more") };
+        assert!((23 * HOUR..=24 * HOUR).contains(&wait.0), "{wait:?}");
         assert_eq!(dispute(market, another, theirs).await, Disputed::Taken(1));
         pass(market, 24 * HOUR).await;
         assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));

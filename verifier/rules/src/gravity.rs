@@ -43,6 +43,37 @@ pub fn gravity(code: Reason) -> Gravity {
     }
 }
 
+/// Whether a job that uses the GPUs of a host at the same time can be why it fails so: it may keep them busy, or hold
+/// all that there is of something.
+#[must_use]
+pub fn may_be_a_jobs_doing(code: Reason) -> bool {
+    match code {
+        Reason::TooLate
+        | Reason::Aborted
+        | Reason::DeviceUnavailable
+        | Reason::DeviceThrottled
+        | Reason::DeviceBusy => true,
+        Reason::CpuOverclaimed
+        | Reason::MemoryMissing
+        | Reason::MemoryUnavailable
+        | Reason::EvidenceWrong
+        | Reason::EvidenceMalformed
+        | Reason::BindingWrong
+        | Reason::VersionUnknown
+        | Reason::DeviceMismatch
+        | Reason::VramMissing
+        | Reason::DeviceElsewhere
+        | Reason::ReturnTooSlow
+        | Reason::DiskMissing
+        | Reason::DiskTooSlow
+        | Reason::SoftwareOutdated
+        | Reason::DriverTampered
+        | Reason::RuntimeBroken
+        | Reason::TransferTooSlow
+        | Reason::PortUnreachable => false,
+    }
+}
+
 /// What is made of a failure that a host tells of itself: never that it cheats, since who says so wants
 /// others to suffer for it.
 #[must_use]

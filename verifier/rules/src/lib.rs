@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use nave_proof::Digest;
 use sha2::{Digest as _, Sha256};
 
-pub use gravity::{Gravity, gravity, told};
+pub use gravity::{Gravity, gravity, may_be_a_jobs_doing, told};
 pub use judge::{judge, judge_devices, weigh};
 
 /// The name of these rules: the SHA-256 of `catalogue.toml` and `floors.toml`, one after the other.

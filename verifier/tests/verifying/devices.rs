@@ -340,6 +340,7 @@ async fn leased_gpus_are_tested_from_the_start_to_the_end_of_the_lease() {
 async fn what_fails_beside_a_job_is_on_record_and_the_job_goes_on() {
     let market = open().await;
     for (code, told) in [
+        (Reason::DeviceElsewhere, Reason::DeviceElsewhere),
         (Reason::DeviceBusy, Reason::DeviceBusy),
         (Reason::DeviceMismatch, Reason::Aborted),
         (Reason::EvidenceWrong, Reason::Aborted),
@@ -350,12 +351,59 @@ async fn what_fails_beside_a_job_is_on_record_and_the_job_goes_on() {
         host.report().await;
         let mut verifier = verifier(&market, NO_SOONER);
         probed(&host, &mut verifier, code).await;
-        let after = (host.state().await, host.last_code().await);
-        assert_eq!(after, (HostState::Verifying, told.as_str()), "{code:?}");
+        let is_out = told == Reason::DeviceElsewhere;
+        let state = if is_out { HostState::Verifying } else { HostState::Ready };
+        assert_eq!((host.state().await, host.last_code().await), (state, told.as_str()), "{code:?}");
         assert_eq!(market.store.bans_of_host(host.id).await.expect("bans"), [], "it only says so");
         assert!(market.store.host_spec(host.id).await.expect("spec").orders[&lease].stop.is_none());
         finish(&market, &host, lease).await;
     }
+}
+
+#[tokio::test]
+async fn a_host_whose_customer_keeps_its_gpu_busy_takes_jobs_until_the_third_time_in_a_row() {
+    let market = open().await;
+    let mut host = ready(&market, "alpha", "SIM-1").await;
+    let lease = host.lease("SIM-1").await;
+    let mut verifier = verifier(&market, Means { probe: AT_ONCE, ..NO_SOONER });
+    let mut fail = async |host: &mut Host, state| {
+        host.report().await;
+        while host.fetch().await.is_none() {
+            look(&mut verifier).await;
+        }
+        probed(host, &mut verifier, Reason::DeviceBusy).await;
+        assert_eq!((host.state().await, host.last_code().await), (state, "device_busy"));
+    };
+    fail(&mut host, HostState::Ready).await;
+    fail(&mut host, HostState::Ready).await;
+    // Once it shows its GPU, what was before is forgotten.
+    host.prove_all(&mut self::verifier(&market, Means { probe: AT_ONCE, ..NO_SOONER })).await;
+    assert_eq!(host.last_code().await, "passed");
+    fail(&mut host, HostState::Ready).await;
+    fail(&mut host, HostState::Ready).await;
+    fail(&mut host, HostState::Verifying).await;
+    finish(&market, &host, lease).await;
+    host.prove_all(&mut self::verifier(&market, NO_SOONER)).await;
+    assert_eq!(host.state().await, HostState::Ready, "{:?}", host.rulings().await);
+    assert!(
+        !market.store.challenge_get(host.challenges().await[0].challenge).await.expect("one").was_in_doubt
+    );
+}
+
+#[tokio::test]
+async fn who_could_not_show_its_gpu_beside_a_job_does_so_as_soon_as_that_has_ended() {
+    let market = open().await;
+    let mut host = ready(&market, "alpha", "SIM-1").await;
+    let lease = host.lease("SIM-1").await;
+    host.report().await;
+    let mut verifier = verifier(&market, NO_SOONER);
+    probed(&host, &mut verifier, Reason::DeviceBusy).await;
+    assert_eq!(host.state().await, HostState::Ready);
+    finish(&market, &host, lease).await;
+    assert_eq!(host.state().await, HostState::Verifying, "before any other job could be placed");
+    host.prove_all(&mut verifier).await;
+    let causes: Vec<Cause> = host.challenges().await.iter().rev().take(3).map(|drawn| drawn.cause).collect();
+    assert_eq!(causes, [Cause::Random; 3]);
 }
 
 #[tokio::test]
