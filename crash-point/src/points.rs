@@ -64,6 +64,8 @@ pub const POINTS: &[&str] = &[
     // --- scheduler
     // A plan that was made and not carried out.
     "scheduler.plan.before_place",
+    // Machines that were chosen and not wanted.
+    "scheduler.rent.before_want",
     // A host that was found lost, and a lease of it that is not yet given up.
     "scheduler.guard.before_lose",
     // --- verifier: nothing of a challenge is anywhere but in its rows.

@@ -13,7 +13,7 @@ use nave_store::{Departure, NewRelease, Store, StoreError, embedded::Postgres};
 use crate::{
     bench::shadow,
     cli::{AdminArgs, AdminCommand, ReleaseArgs, ReleaseCommand},
-    keys,
+    clouds, keys,
     up::Layout,
 };
 
@@ -32,6 +32,7 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Key { .. }
         | AdminCommand::Audit
         | AdminCommand::Shadow
+        | AdminCommand::Machines { .. }
         | AdminCommand::Test { .. }
         | AdminCommand::Ban { .. }
         | AdminCommand::Release(ReleaseCommand::Publish { .. }) => return change(args).await,
@@ -65,6 +66,7 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
         }
         AdminCommand::Audit => audit(&store).await?,
         AdminCommand::Shadow => shadow::print(&store).await?,
+        AdminCommand::Machines { json } => clouds::print(&store, json).await?,
         AdminCommand::Test { host } => {
             store.host_retest(host).await.map_err(|error| of_host("test", host, error))?;
             println!("{host} takes no new jobs until it has proven again what it claims");

@@ -6,6 +6,7 @@
 mod admin;
 mod bench;
 mod cli;
+mod clouds;
 mod hub;
 mod keys;
 mod roles;

@@ -20,6 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{DatabaseArgs, GatewayArgs, HubArgs, SchedulerArgs, TreasuryArgs, ValidatorArgs, VerifierArgs},
+    clouds,
     hub::{self, HOST_PORT},
     keys,
 };
@@ -95,7 +96,10 @@ pub async fn verifier(args: VerifierArgs) -> anyhow::Result<()> {
 
 pub async fn scheduler(args: SchedulerArgs) -> anyhow::Result<()> {
     let patience = Patience::from_protocol(args.protocol.fence, args.protocol.report);
-    nave_scheduler::run(patience, connect(&args.database).await?, stop_signal()?).await
+    let (clouds, market) = clouds::load(args.clouds.as_deref())?;
+    let store = connect(&args.database).await?;
+    let renting = nave_scheduler::cloud::run(clouds, market, store.clone(), stop_signal()?);
+    tokio::try_join!(nave_scheduler::run(patience, store, stop_signal()?), renting).map(drop)
 }
 
 pub async fn validator(args: ValidatorArgs) -> anyhow::Result<()> {

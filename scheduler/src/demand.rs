@@ -12,12 +12,12 @@ use nave_clouds::{
 };
 use nave_domain::{
     Bytes, CustomerId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::{Term, Trust},
+    host::{HostState, Term, Trust},
     job::{Isolation, JobRequest},
     rate::{Rate, affordable},
     wish::{GpuRequest, Region, Terms, is_model, unmet},
 };
-use nave_store::WaitingJob;
+use nave_store::{MachineDemand, RentedMachine, WaitingJob};
 use serde::{Deserialize, Serialize};
 
 /// What the operator allows.
@@ -31,6 +31,8 @@ pub struct Limits {
     pub life: Millis,
     /// How long a job waits for hosts that are busy.
     pub patience: Millis,
+    /// How long a machine is idle until it goes back at the end of what is paid for.
+    pub idle: Millis,
     /// Percent on top of what a machine costs.
     pub margin_percent: i64,
 }
@@ -42,6 +44,7 @@ impl Default for Limits {
             hourly: MicroUsd(10_000_000),
             life: Millis(24 * 3_600_000),
             patience: Millis(60_000),
+            idle: Millis(120_000),
             margin_percent: 10,
         }
     }
@@ -192,7 +195,8 @@ impl<'a> Market<'a> {
         if self.machines_left == 0 {
             return None;
         }
-        let models: Vec<_> = job.request.resources.gpu.as_ref().map_or(vec![None], |gpu| gpu.choices().collect());
+        let models: Vec<_> =
+            job.request.resources.gpu.as_ref().map_or(vec![None], |gpu| gpu.choices().collect());
         for model in models {
             let fits = |(offer, shape): &&(&CloudOffer, Shape)| {
                 most(offer.price) <= self.hourly_left && shape.takes(job, model)
@@ -330,4 +334,39 @@ impl Room {
         }
         true
     }
+}
+
+/// How long a machine may take from its enrolment until it has proven what it claims.
+const PROVE_MAX: Millis = Millis(1_800_000);
+
+/// Whether a machine is wanted; `is_asked` says whether its cloud was asked for it.
+#[must_use]
+pub fn wanted(machine: &RentedMachine, is_asked: bool, now: Timestamp) -> MachineDemand {
+    let Some(host) = machine.host else {
+        let is_needless = !is_asked && !machine.job_waits;
+        return if is_needless { MachineDemand::Released } else { MachineDemand::Wanted };
+    };
+    if machine.is_busy {
+        return MachineDemand::Wanted;
+    }
+    let enrolled_at = machine.row.enrolled_at.unwrap_or(now);
+    let idle = match machine.row.demand {
+        MachineDemand::Idle(since) => MachineDemand::Idle(since),
+        MachineDemand::Wanted | MachineDemand::Released => MachineDemand::Idle(now),
+    };
+    match host {
+        HostState::Enrolled | HostState::Verifying if now.since(enrolled_at) < PROVE_MAX => {
+            MachineDemand::Wanted
+        }
+        HostState::Enrolled | HostState::Verifying | HostState::Ready | HostState::Suspect => idle,
+        HostState::Refused | HostState::Draining | HostState::Gone | HostState::Banned => {
+            MachineDemand::Released
+        }
+    }
+}
+
+/// When a machine stops taking new jobs, so that those it has end before it does: after half of its life.
+#[must_use]
+pub fn drains_from(made_at: Timestamp, dead_man: Timestamp) -> Timestamp {
+    made_at.after(Millis(dead_man.since(made_at).0 / 2))
 }

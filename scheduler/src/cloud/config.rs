@@ -12,6 +12,7 @@
 //! hourly = "10.00"                # dollars that all of them cost in an hour
 //! life = "24h"                    # after which a machine is given back, whatever it does
 //! patience = "1m"                 # that a job waits for busy hosts before a machine is rented for it
+//! idle = "2m"                     # that a machine has nothing to do until it goes back
 //! margin_percent = 10             # on top of what a machine costs
 //!
 //! [agent]                         # for images that do not have the program; the same for [prover]
@@ -96,6 +97,8 @@ struct LimitsTable {
     life: Option<Millis>,
     #[serde(deserialize_with = "written")]
     patience: Option<Millis>,
+    #[serde(deserialize_with = "written")]
+    idle: Option<Millis>,
     margin_percent: Option<i64>,
 }
 
@@ -146,11 +149,7 @@ impl Clouds {
     ///
     /// # Errors
     /// As [`Clouds::read`].
-    pub fn parse(
-        text: &str,
-        dir: &Path,
-        variable: &dyn Fn(&str) -> Option<String>,
-    ) -> anyhow::Result<Self> {
+    pub fn parse(text: &str, dir: &Path, variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         // Without the line at fault, which may hold a key that does not belong there.
         let file: File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.message()))?;
         let mut accounts = Vec::new();
@@ -159,14 +158,15 @@ impl Clouds {
         }
         for (name, table) in file.clouds {
             let names = Cloud::ALL.map(Cloud::name).join(", ");
-            let cloud = Cloud::ALL.into_iter().find(|cloud| cloud.name() == name)
+            let cloud = Cloud::ALL
+                .into_iter()
+                .find(|cloud| cloud.name() == name)
                 .with_context(|| format!("[{name}]: there is no such cloud; there are {names}"))?;
             let key = key(cloud, &table, dir, variable)?;
             let AccountTable { key_id, image, ssh_key, base_url, .. } = table;
             accounts.push((cloud, Settings { base_url, key_id, key, image, ssh_key }));
         }
-        let market =
-            file.market.map(|market| MarketTerms { hotkey: dir.join(&market.hotkey), ..market });
+        let market = file.market.map(|market| MarketTerms { hotkey: dir.join(&market.hotkey), ..market });
         let programs = Programs { agent: file.agent.into(), prover: file.prover.into() };
         for (name, program) in [("agent", &programs.agent), ("prover", &programs.prover)] {
             program.check().map_err(|problem| anyhow::anyhow!("[{name}]: {problem}"))?;
@@ -228,6 +228,7 @@ impl LimitsTable {
             hourly: self.hourly.unwrap_or(usual.hourly),
             life,
             patience: self.patience.unwrap_or(usual.patience),
+            idle: self.idle.unwrap_or(usual.idle),
             margin_percent,
         })
     }

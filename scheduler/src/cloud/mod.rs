@@ -1,4 +1,248 @@
-//! The role that rents machines from clouds, and that says what devices cost there.
+//! The role that rents machines from clouds for jobs that no host takes, and says what devices cost there.
+//!
+//! Each cloud has a task of its own, so that one that is slow or broken delays neither the others nor
+//! anything else. What they have in common is rows: machines, and what becomes of them.
 
 pub mod boot;
 pub mod config;
+pub mod ledger;
+mod prices;
+mod rent;
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use nave_clouds::{
+    Cloud, CloudOffer, Keeper, Owner, Provider, Row, Rules, Secret,
+    adapters::open,
+    http::Network,
+    keeper::Boot,
+    ledger::{Broken, Kept},
+};
+use nave_domain::{Timestamp, rate::Rate, wish::Region};
+use nave_store::Store;
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use uuid::Uuid;
+
+use self::{
+    boot::Programs,
+    config::Clouds,
+    ledger::{Clock, Rows},
+};
+use crate::demand::{Limits, Shape};
+
+/// Time between two looks at a cloud's machines where some are open.
+const LOOK: Duration = Duration::from_secs(10);
+/// And where none are: something may turn up.
+const QUIET: Duration = Duration::from_secs(60);
+/// Time between two looks at what a cloud offers.
+const OFFERS: Duration = Duration::from_secs(120);
+/// Time between two looks at what waits and what is rented.
+const MARKET: Duration = Duration::from_secs(2);
+/// Time between two looks at what devices cost.
+const PRICES: Duration = Duration::from_secs(60);
+
+/// What a ticket for a machine says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TicketTerms {
+    /// The machine, whose id is the ticket's.
+    pub machine: Uuid,
+    /// What its host is called.
+    pub name: String,
+    /// Until when it can be used.
+    pub expires_at: Timestamp,
+    /// What its host costs.
+    pub rate: Rate,
+    /// Where it is.
+    pub region: Option<Region>,
+}
+
+/// What signs tickets with the platform's hotkey.
+pub type Sign = Arc<dyn Fn(&TicketTerms) -> anyhow::Result<String> + Send + Sync>;
+
+/// The market that machines join.
+#[derive(Clone)]
+pub struct Market {
+    /// What all its machines are called after.
+    pub owner: Owner,
+    /// The platform's miner key: its machines are this one's hosts.
+    pub hotkey: String,
+    /// What signs with it.
+    pub sign: Sign,
+}
+
+/// Rents machines, where there is a market for them to join, and says what devices cost, until `shutdown`.
+///
+/// # Errors
+/// When nothing can be reached over HTTP on this machine, for want of certificates.
+pub async fn run(
+    clouds: Clouds,
+    market: Option<Market>,
+    store: Store,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let role = Arc::new(Role::new(clouds.limits, clouds.programs, market, store));
+    let mut tasks = JoinSet::new();
+    if !clouds.accounts.is_empty() {
+        let network = Arc::new(Network::new().context("prepare to reach clouds")?);
+        for (cloud, settings) in clouds.accounts {
+            let site =
+                Arc::new(Site { provider: open(cloud, settings, network.clone()), wake: Notify::new() });
+            role.sites.lock().unwrap_or_else(PoisonError::into_inner).insert(cloud, site.clone());
+            tasks.spawn(watch_offers(role.clone(), site.clone()));
+            if role.market.is_some() {
+                tasks.spawn(keep(role.clone(), site));
+            }
+        }
+        tasks.spawn(repeat("rent machines", MARKET, role.clone(), |role| Box::pin(rent::look(role))));
+    }
+    tasks.spawn(repeat("say what devices cost", PRICES, role, |role| Box::pin(prices::look(role))));
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            Some(ended) = tasks.join_next() => tracing::error!(?ended, "what looks after a cloud has ended"),
+        }
+    }
+}
+
+/// A cloud with which there is an account.
+struct Site {
+    provider: Box<dyn Provider>,
+    /// Told when a machine is wanted.
+    wake: Notify,
+}
+
+/// What all tasks share.
+struct Role {
+    limits: Limits,
+    programs: Programs,
+    market: Option<Market>,
+    store: Store,
+    clock: Arc<Clock>,
+    sites: Mutex<BTreeMap<Cloud, Arc<Site>>>,
+    /// What each cloud has offered last.
+    offers: Mutex<BTreeMap<Cloud, Vec<CloudOffer>>>,
+}
+
+impl Role {
+    fn new(limits: Limits, programs: Programs, market: Option<Market>, store: Store) -> Self {
+        let clock = Arc::new(Clock::at(Timestamp(0)));
+        let (sites, offers) = (Mutex::default(), Mutex::default());
+        Self { limits, programs, market, store, clock, sites, offers }
+    }
+
+    /// Sets the clock; whatever is told a time afterwards is told the database's.
+    async fn set_clock(&self) -> Result<(), Broken> {
+        self.clock.set(self.store.now().await?);
+        Ok(())
+    }
+
+    fn offers(&self) -> Vec<CloudOffer> {
+        let offers = self.offers.lock().unwrap_or_else(PoisonError::into_inner);
+        offers.values().flatten().cloned().collect()
+    }
+
+    fn wake(&self, cloud: Cloud) {
+        if let Some(site) = self.sites.lock().unwrap_or_else(PoisonError::into_inner).get(&cloud) {
+            site.wake.notify_one();
+        }
+    }
+}
+
+/// What is done again and again, and may fail.
+type Look = fn(&Role) -> Kept<'_, ()>;
+
+async fn repeat(what: &'static str, every: Duration, role: Arc<Role>, look: Look) {
+    loop {
+        if let Err(error) = look(&role).await {
+            tracing::warn!(%error, "could not {what}; trying again");
+        }
+        sleep(every).await;
+    }
+}
+
+async fn watch_offers(role: Arc<Role>, site: Arc<Site>) {
+    let cloud = site.provider.cloud();
+    loop {
+        if let Err(error) = fetch(&role, &site).await {
+            // What it offered last is kept and grows old.
+            tracing::warn!(cloud.name = cloud.name(), %error, "could not see what a cloud offers");
+        }
+        sleep(OFFERS).await;
+    }
+}
+
+async fn fetch(role: &Role, site: &Site) -> Result<(), Broken> {
+    role.set_clock().await?;
+    let offers = site.provider.list_offers(role.clock.now()).await?;
+    role.offers.lock().unwrap_or_else(PoisonError::into_inner).insert(site.provider.cloud(), offers);
+    Ok(())
+}
+
+/// Keeps the machines of one cloud.
+async fn keep(role: Arc<Role>, site: Arc<Site>) {
+    let Some(market) = role.market.clone() else { return };
+    let cloud = site.provider.cloud();
+    let rows = Rows { store: role.store.clone(), clock: role.clock.clone() };
+    let now = || role.clock.now();
+    let boots = Boots { role: &role, market: &market };
+    let rules = Rules { idle_min: role.limits.idle, ..Rules::USUAL };
+    let keeper =
+        Keeper::new(site.provider.as_ref(), &rows, market.owner.clone(), &now, &boots).patient(rules);
+    let mut looked = Instant::now();
+    loop {
+        let ticked = async {
+            role.set_clock().await?;
+            keeper.tick().await?;
+            Ok::<_, Broken>(role.store.machines_open(cloud.name()).await?.len())
+        };
+        let open = ticked.await.inspect_err(|error| {
+            tracing::warn!(cloud.name = cloud.name(), %error, "could not look after machines; trying again");
+        });
+        let wait = if open.is_ok_and(|open| open == 0) { QUIET } else { LOOK };
+        // However often machines are wanted, a cloud is asked once a second at most.
+        sleep(Duration::from_secs(1).saturating_sub(looked.elapsed())).await;
+        looked = Instant::now();
+        drop(timeout(wait, site.wake.notified()).await);
+    }
+}
+
+/// Writes the scripts that machines boot with.
+struct Boots<'a> {
+    role: &'a Role,
+    market: &'a Market,
+}
+
+impl Boots<'_> {
+    async fn write(&self, row: &Row) -> Result<Secret, Broken> {
+        let machine = row.id.0;
+        let found = self.role.store.machine_find(machine).await?;
+        let shape = found.and_then(|row| row.shape).ok_or("nobody wanted this machine")?;
+        let shape: Shape = serde_json::from_value(shape)?;
+        let terms = TicketTerms {
+            machine,
+            // The end of an id, which is random, unlike its beginning.
+            name: format!("{}-{:08x}", row.cloud, machine.as_u128() & 0xffff_ffff),
+            expires_at: self.role.clock.now().after(Rules::USUAL.boot_max),
+            rate: shape.rate,
+            region: shape.region,
+        };
+        Ok(boot::script(&(self.market.sign)(&terms)?, &self.role.programs)?)
+    }
+}
+
+impl Boot for Boots<'_> {
+    fn script<'a>(&'a self, row: &'a Row) -> Kept<'a, Secret> {
+        Box::pin(self.write(row))
+    }
+}

@@ -1,0 +1,222 @@
+//! The operator's clouds: what the scheduler needs to rent machines, and what was rented.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use nave_clouds::{Owner, Row, machine::Stage, provider::MachineId};
+use nave_domain::{MicroUsd, Timestamp, host::Term};
+use nave_scheduler::cloud::{
+    Market, TicketTerms,
+    config::{Clouds, MarketTerms},
+    ledger,
+};
+use nave_sdk::wire::enrol::{PublicKey, TicketId, TicketPayload, check_url};
+use nave_store::{MachineAttempt, MachineDemand, MachineRow, Store};
+use serde_json::{Value, json};
+
+use crate::keys;
+
+/// How many machines an operator is shown: those that are open, and of the others the newest.
+const MACHINES_MAX: i64 = 200;
+/// How many attempts.
+const ATTEMPTS_MAX: i64 = 50;
+
+/// What is in the operator's file, with the market that machines join; without a file nothing is rented.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn load(file: Option<&Path>) -> anyhow::Result<(Clouds, Option<Market>)> {
+    let Some(file) = file else { return Ok((Clouds::default(), None)) };
+    let clouds = Clouds::read(file, &|name| std::env::var(name).ok())?;
+    let market = clouds.market.as_ref().map(market).transpose();
+    let market = market.with_context(|| format!("understand [market] in {}", file.display()))?;
+    Ok((clouds, market))
+}
+
+fn market(terms: &MarketTerms) -> anyhow::Result<Market> {
+    check_url(&terms.url).map_err(anyhow::Error::msg)?;
+    let market_key: PublicKey = terms.market_key.parse().context("market_key")?;
+    let release_key: Option<PublicKey> =
+        terms.release_key.as_deref().map(str::parse).transpose().context("release_key")?;
+    let hotkey = keys::hotkey(&terms.hotkey)?;
+    let (url, platform) = (terms.url.clone(), hotkey.hotkey().to_string());
+    let payload = {
+        let hotkey = platform.clone();
+        move |terms: &TicketTerms| TicketPayload {
+            url: url.clone(),
+            market_key,
+            release_key,
+            hotkey: hotkey.clone(),
+            ticket: TicketId(terms.machine.into_bytes()),
+            expires_at: terms.expires_at,
+            name: Some(terms.name.clone()),
+            rate: terms.rate,
+            term: Term::OnDemand,
+            region: terms.region.clone(),
+            agent_key: None,
+            replaces: None,
+        }
+    };
+    let sign = move |terms: &TicketTerms| Ok(hotkey.ticket(payload(terms))?.to_string());
+    Ok(Market { owner: owner(market_key)?, hotkey: platform, sign: Arc::new(sign) })
+}
+
+/// What the machines of a market are called after: two markets at one account have two names.
+fn owner(market_key: PublicKey) -> anyhow::Result<Owner> {
+    let name: String = market_key.to_string().chars().take(12).collect();
+    Owner::new(&name).context("make a name of the market's key")
+}
+
+/// Prints what was rented, and what clouds said to it.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn print(store: &Store, as_json: bool) -> anyhow::Result<()> {
+    let now = store.now().await?;
+    let rows = store.machine_list(MACHINES_MAX).await.context("list the machines")?;
+    let attempts = store.machine_attempts(None, ATTEMPTS_MAX).await.context("list the attempts")?;
+    let read = |row: &MachineRow| ledger::read(row).map_err(|error| anyhow::anyhow!("{error}"));
+    let known: Vec<Row> = rows.iter().map(read).collect::<anyhow::Result<_>>()?;
+    let machines = || rows.iter().zip(&known);
+    if as_json {
+        let machines: Vec<Value> = machines().map(|(row, known)| machine_json(row, known, now)).collect();
+        let attempts: Vec<Value> = attempts.iter().map(attempt_json).collect();
+        println!("{:#}", json!({ "machines": machines, "attempts": attempts }));
+        return Ok(());
+    }
+    if rows.is_empty() && attempts.is_empty() {
+        println!("no cloud was asked for anything yet");
+    }
+    machines().for_each(|(row, known)| println!("{}", machine_line(row, known, now)));
+    attempts.iter().for_each(|attempt| println!("{}", attempt_line(attempt)));
+    Ok(())
+}
+
+/// Where a machine stands, in a word.
+fn standing(row: &MachineRow, known: &Row) -> &'static str {
+    match (known.ending, known.stage) {
+        (Some(_), _) if row.is_closed => "closed",
+        (Some(_), _) => "going",
+        (None, Stage::Intended) => "wanted",
+        (None, Stage::Asked) => "asked",
+        (None, Stage::Held | Stage::Missed) => match (row.host, row.demand) {
+            (None, _) => "boots",
+            (Some(_), MachineDemand::Wanted) => "works",
+            (Some(_), MachineDemand::Idle(_) | MachineDemand::Released) => "idle",
+        },
+    }
+}
+
+/// What it has cost until now.
+fn cost(known: &Row, now: Timestamp) -> MicroUsd {
+    known.cost(known.cloud.terms().billing, now)
+}
+
+fn machine_json(row: &MachineRow, known: &Row, now: Timestamp) -> Value {
+    json!({
+        "machine": MachineId(row.machine).to_string(),
+        "cloud": row.cloud,
+        "offer": known.offer.0,
+        "region": known.offer.1,
+        "state": standing(row, known),
+        "ending": row.ending,
+        "hourly": known.price,
+        "cost": cost(known, now),
+        "job": row.job,
+        "host": row.host,
+        "made_at": row.made_at,
+        "enrolled_at": row.enrolled_at,
+        "dead_man": known.dead_man,
+    })
+}
+
+fn machine_line(row: &MachineRow, known: &Row, now: Timestamp) -> String {
+    let why = row.ending.as_ref().map(|ending| format!(" ({ending})")).unwrap_or_default();
+    let host = row.host.map(|host| format!("  {host}")).unwrap_or_default();
+    format!(
+        "{}  {:<10}  {:<6}{why}  {} {}  {} an hour, {} so far{host}",
+        MachineId(row.machine),
+        row.cloud,
+        standing(row, known),
+        known.offer.0,
+        known.offer.1,
+        known.price,
+        cost(known, now),
+    )
+}
+
+fn attempt_json(attempt: &MachineAttempt) -> Value {
+    let fault = attempt.fault.as_ref();
+    json!({
+        "machine": attempt.machine.map(|id| MachineId(id).to_string()),
+        "cloud": attempt.cloud,
+        "call": attempt.call,
+        "at": attempt.at,
+        "times": attempt.times,
+        "hourly": attempt.hourly,
+        "reason": fault.map(|fault| &fault.reason),
+        "code": fault.map(|fault| &fault.code),
+        "message": fault.map(|fault| &fault.message),
+    })
+}
+
+fn attempt_line(attempt: &MachineAttempt) -> String {
+    let came = attempt
+        .fault
+        .as_ref()
+        .map_or("done".to_owned(), |fault| format!("{} ({}): {}", fault.reason, fault.code, fault.message));
+    let of = attempt.machine.map(|id| format!(" {}", MachineId(id))).unwrap_or_default();
+    format!("{}  {} {}{of}, {} times: {came}", attempt.at, attempt.cloud, attempt.call, attempt.times)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_of_a_machine_is_the_platforms_and_bears_the_machines_id() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("clouds.toml");
+        let text = format!(
+            "[market]\nurl = \"https://market.example\"\nmarket_key = \"{}\"\nhotkey = \"cloud.hotkey\"\n",
+            "ab".repeat(32)
+        );
+        fs::write(&file, text).expect("written");
+        let (_, market) = load(Some(&file)).expect("fine");
+        let market = market.expect("a market");
+        let terms = TicketTerms {
+            machine: uuid::Uuid::from_u128(7),
+            name: "lambda-00000007".into(),
+            expires_at: Timestamp(1_000),
+            rate: nave_domain::rate::Rate::default(),
+            region: None,
+        };
+        let ticket: nave_sdk::wire::enrol::Ticket =
+            (market.sign)(&terms).expect("signed").parse().expect("a ticket");
+        assert_eq!(ticket.verify().expect("genuine").to_string(), market.hotkey);
+        assert_eq!(ticket.payload().ticket.to_string(), terms.machine.simple().to_string());
+        let again = load(Some(&file)).expect("fine").1.expect("a market");
+        assert_eq!(
+            (market.owner, market.hotkey),
+            (again.owner, again.hotkey),
+            "whoever starts again is the same"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_market_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("clouds.toml");
+        for (url, key, word) in
+            [("market.example", "ab", "url"), ("https://market.example", "ab", "market_key")]
+        {
+            let text = format!("[market]\nurl = \"{url}\"\nmarket_key = \"{key}\"\nhotkey = \"h\"\n");
+            fs::write(&file, text).expect("written");
+            let error = load(Some(&file)).err().expect("refused");
+            assert!(format!("{error:#}").contains(word), "{error:#}");
+        }
+        assert!(load(None).expect("nothing is rented").1.is_none());
+    }
+}
