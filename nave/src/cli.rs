@@ -314,6 +314,10 @@ pub struct SchedulerArgs {
     pub database: DatabaseArgs,
     #[command(flatten)]
     pub protocol: ProtocolArgs,
+    /// File that says which clouds machines are rented from; see docs/clouds.md. Keys may be in the
+    /// environment instead, as NAVE_CLOUD_LAMBDA_KEY.
+    #[arg(long, env = "NAVE_CLOUDS", value_name = "FILE")]
+    pub clouds: Option<PathBuf>,
 }
 
 /// `naved validator`.
@@ -384,6 +388,12 @@ pub enum AdminCommand {
     Audit,
     /// Print how often tests that refuse nobody yet would have refused a host that otherwise passed.
     Shadow,
+    /// Print the machines that were rented from clouds, what they cost, and what clouds said.
+    Machines {
+        /// Print it as one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// Have a host prove again what it claims; it takes no new jobs until it has.
     Test {
         /// Its id.
