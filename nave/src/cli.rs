@@ -9,7 +9,7 @@ use nave_sdk::wire::sign::{PublicKey, Signature};
 
 use crate::{
     bench::BenchCommand,
-    up::{HOSTS_MAX, SimulatedDevices},
+    up::{HOSTS_MAX, RENTED_MAX, SimulatedDevices},
 };
 
 /// The control plane of a Nave market.
@@ -101,9 +101,14 @@ pub struct UpArgs {
     #[arg(long, default_value = "127.0.0.1:7463")]
     pub api: SocketAddr,
     /// Hosts that this machine is divided into, each with a network and an engine of its own;
-    /// a single one is the machine itself.
-    #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(1..=i64::from(HOSTS_MAX)))]
+    /// a single one is the machine itself, and with 0 all are elsewhere or rented.
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(0..=i64::from(HOSTS_MAX)))]
     pub hosts: u8,
+    /// Cloud that machines are rented from when no host takes a job.
+    #[arg(long, value_enum)]
+    pub cloud: Option<CloudChoice>,
+    #[command(flatten)]
+    pub rented: RentedArgs,
     /// What runs the local hosts' jobs.
     #[arg(long, value_enum, default_value = "auto")]
     pub runtime: RuntimeChoice,
@@ -154,6 +159,38 @@ pub struct UpArgs {
     /// Longest time between two reports of a host.
     #[arg(long, default_value = "5s")]
     pub report: Millis,
+}
+
+/// A cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CloudChoice {
+    /// Acted out: parts of this machine are rented and given back, at prices that are made up.
+    Local,
+}
+
+/// The local cloud.
+#[derive(Debug, Clone, Args)]
+pub struct RentedArgs {
+    /// Machines that the local cloud has; this one is divided into these and its own hosts.
+    #[arg(long, value_name = "COUNT", default_value_t = 1, requires = "cloud",
+          value_parser = value_parser!(u8).range(1..=i64::from(RENTED_MAX)))]
+    pub cloud_hosts: u8,
+    /// Dollars that a machine of the local cloud is said to cost in an hour.
+    #[arg(long, value_name = "DOLLARS", default_value = "0.50", requires = "cloud")]
+    pub cloud_price: MicroUsd,
+    /// Time until a machine of the local cloud has booted.
+    #[arg(long, value_name = "SPAN", default_value = "5s", requires = "cloud")]
+    pub cloud_boot: Millis,
+    /// How long a job waits for hosts that are busy until a machine is rented for it.
+    #[arg(long, value_name = "SPAN", default_value = "5s", requires = "cloud")]
+    pub cloud_patience: Millis,
+}
+
+impl UpArgs {
+    /// How many machines may be rented.
+    pub fn rented(&self) -> u8 {
+        self.cloud.map_or(0, |_| self.rented.cloud_hosts)
+    }
 }
 
 /// Price of the local hosts. What is not given stays as it is.

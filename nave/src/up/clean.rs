@@ -1,18 +1,16 @@
 //! Taking away what a market has made on the machine outside of its directory.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context as _;
 
 use super::{
     agent_program, engine,
     host::LocalHost,
+    inside::{self, What},
     keep,
     layout::{Layout, write_whole},
-    network::{HOSTS_MAX, Network},
+    network::{HOSTS_MAX, Network, RENTED},
     program,
     slot::Slot,
     status::HostStatus,
@@ -43,12 +41,13 @@ pub fn note_traces(layout: &Layout, hosts: &[HostStatus]) -> anyhow::Result<()> 
 /// When something stays; it can be tried again.
 pub async fn remove_traces(layout: &Layout) -> anyhow::Result<()> {
     if let Some((hosts, slot)) = traces(layout).zip(Slot::of(layout)) {
+        remove_rented_but(layout, slot, &[]).await?;
         for host in left(layout, slot, &hosts) {
             purge_stopped(layout, &host).await.with_context(|| format!("clean up after {}", host.name))?;
         }
         remove_network(layout, slot).await?;
     }
-    for number in 1..=HOSTS_MAX {
+    for number in 1..=*RENTED.end() {
         engine::unmount_leftovers(&layout.docker(number))?;
     }
     Ok(())
@@ -71,16 +70,51 @@ pub async fn remove_network(layout: &Layout, slot: Slot) -> anyhow::Result<()> {
 /// Those of the hosts that have had an engine.
 fn left(layout: &Layout, slot: Slot, hosts: &[HostStatus]) -> Vec<LocalHost> {
     let count = u8::try_from(hosts.len()).unwrap_or(HOSTS_MAX);
-    let network = Network { slot, hosts: count };
+    let is_divided = hosts.iter().any(|host| host.namespace.is_some());
+    let network = Network { slot, hosts: count, is_divided };
     let numbered = (1..=count).zip(hosts);
     let with_engine = numbered.filter_map(|(number, host)| {
         let socket = PathBuf::from(host.docker_host.as_ref()?.strip_prefix("unix://")?);
-        let mut host = LocalHost::new(network, number, layout, None, Some(socket));
-        // Without it none of its containers run, and its engine does as well anywhere.
-        host.namespace = host.namespace.filter(|name| Path::new("/run/netns").join(name).exists());
-        Some(host)
+        Some(LocalHost::new(network, number, layout, None, Some(socket)).found())
     });
     with_engine.collect()
+}
+
+/// Takes away the machines of the local cloud that are there, but for those of some numbers.
+///
+/// # Errors
+/// When something stays; it can be tried again.
+pub async fn remove_rented_but(layout: &Layout, slot: Slot, kept: &[u8]) -> anyhow::Result<()> {
+    for number in RENTED.filter(|number| !kept.contains(number)) {
+        if rented(layout, slot, number).namespace.is_some() {
+            remove_rented(layout, slot, number).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes away what a machine of the local cloud has made, but for what is in its directories. None of its
+/// parts may run.
+///
+/// # Errors
+/// When something stays; it can be tried again.
+pub async fn remove_rented(layout: &Layout, slot: Slot, number: u8) -> anyhow::Result<()> {
+    let (host, docker) = (rented(layout, slot, number), layout.docker(number));
+    inside::end(host.namespace.as_deref(), What::Agents).await?;
+    if docker.join("data").exists() {
+        purge_stopped(layout, &host).await.with_context(|| format!("clean up after {}", host.name))?;
+    }
+    engine::unmount_leftovers(&docker)?;
+    engine::end_shims(&docker);
+    inside::end(host.namespace.as_deref(), What::Everything).await?;
+    let network = Network { slot, hosts: 0, is_divided: true };
+    tokio::task::spawn_blocking(move || network.remove_host(number)).await?
+}
+
+/// A machine of the local cloud; without a namespace where that is not there.
+fn rented(layout: &Layout, slot: Slot, number: u8) -> LocalHost {
+    let network = Network { slot, hosts: 0, is_divided: true };
+    LocalHost::new(network, number, layout, None, Some(layout.docker_socket(number))).found()
 }
 
 async fn purge_stopped(layout: &Layout, host: &LocalHost) -> anyhow::Result<()> {

@@ -7,7 +7,10 @@
 use std::{fs, path::Path, str::FromStr};
 
 use anyhow::Context as _;
-use nave_domain::host::{DEVICES_MAX, Device, TEXT_MAX};
+use nave_domain::{
+    Bytes,
+    host::{DEVICES_MAX, Device, TEXT_MAX},
+};
 use nave_sdk::wire::sign::random;
 use serde_json::Value;
 
@@ -56,6 +59,13 @@ impl SimulatedDevices {
         let devices = (0..self.count).map(|_| self.device()).collect::<anyhow::Result<Vec<_>>>()?;
         write_whole(file, &serde_json::to_vec_pretty(&devices)?)
             .with_context(|| format!("write {}", file.display()))
+    }
+
+    /// How many there are, what each is called, and its memory.
+    pub fn described(&self) -> (u32, String, Option<Bytes>) {
+        let model = simulated();
+        let count = u32::try_from(self.count).unwrap_or(u32::MAX);
+        (count, self.model.clone().unwrap_or(model.model), Some(model.vram))
     }
 
     /// One that the bands of the catalogue's class `simulated` were measured with, perhaps under another name.

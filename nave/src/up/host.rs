@@ -153,6 +153,13 @@ impl LocalHost {
         self
     }
 
+    /// The same as it is found: where its namespace is not there none of its containers run, and its engine
+    /// does as well anywhere.
+    pub fn found(mut self) -> Self {
+        self.namespace = self.namespace.filter(|name| Path::new("/run/netns").join(name).exists());
+        self
+    }
+
     pub fn status(&self, id: Option<HostId>) -> HostStatus {
         HostStatus {
             id,
@@ -170,6 +177,23 @@ impl LocalHost {
         command.arg("run").arg("--data").arg(&self.data).args(["--mesh-interface", &self.interface]);
         command.args(["--runtime", self.runtime]).args(&self.engine).args(&self.offer);
         Ok(command)
+    }
+
+    /// The same for an agent that somebody else starts, as it finds it in its environment.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let own = [
+            ("--data", self.data.to_string_lossy().into_owned()),
+            ("--mesh-interface", self.interface.clone()),
+            ("--runtime", self.runtime.to_owned()),
+        ];
+        let own = own.map(|(name, value)| (name.to_owned(), value));
+        let pairs = self.engine.chunks_exact(2).chain(self.offer.chunks_exact(2));
+        let pairs = pairs.map(|pair| (pair[0].clone(), pair[1].clone()));
+        let variable = |name: &str| name.trim_start_matches('-').replace('-', "_").to_uppercase();
+        own.into_iter()
+            .chain(pairs)
+            .map(|(name, value)| (format!("NAVE_AGENT_{}", variable(&name)), value))
+            .collect()
     }
 
     /// Removes every container, network, mount and firewall table that its agent made. No

@@ -89,6 +89,18 @@ impl Layout {
     pub fn docker_socket(&self, host: u8) -> PathBuf {
         self.docker(host).join("docker.sock")
     }
+    /// Where the local cloud is rented from.
+    pub fn cloud(&self) -> PathBuf {
+        self.root.join("cloud")
+    }
+    /// What the scheduler may rent.
+    pub fn clouds(&self) -> PathBuf {
+        self.root.join("clouds.toml")
+    }
+    /// Owns the hosts that are rented.
+    pub fn cloud_hotkey(&self) -> PathBuf {
+        self.root.join("cloud.hotkey")
+    }
     pub fn registry(&self) -> PathBuf {
         self.root.join("registry")
     }

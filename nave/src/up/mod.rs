@@ -5,9 +5,11 @@
 //! be killed at any time; so can the supervisor, whose parts go on without it.
 
 mod clean;
+mod cloud;
 mod devices;
 mod engine;
 mod host;
+mod inside;
 mod layout;
 mod market;
 mod network;
@@ -21,7 +23,7 @@ mod status;
 
 use std::{
     env, fs,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -36,7 +38,7 @@ use nix::{
 pub use self::{
     devices::SimulatedDevices,
     layout::{Layout, write_whole},
-    network::HOSTS_MAX,
+    network::{HOSTS_MAX, RENTED_MAX},
 };
 use self::{
     part::{Kept, Make, Part, Process, end_leftovers},
@@ -186,6 +188,19 @@ fn progress(message: &str) {
 
 fn keep(layout: &Layout, name: String, seconds: u64, make: Make) -> Kept {
     Part { name, make, patience: Duration::from_secs(seconds) }.keep(layout.log(), layout.pids())
+}
+
+/// An address that is listened on, as this machine reaches it.
+fn reached(listening: SocketAddr) -> SocketAddr {
+    let any = listening.ip().is_unspecified();
+    if any { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listening.port()) } else { listening }
+}
+
+/// Lets hosts in namespaces reach a port of this machine's loopback.
+fn relay_command(naved: &Path, address: &str, namespaces: impl IntoIterator<Item = String>) -> Command {
+    let mut command = Command::new(naved);
+    command.arg("relay").arg(address).args(namespaces);
+    command
 }
 
 fn agent_program() -> anyhow::Result<PathBuf> {

@@ -1,9 +1,10 @@
 //! The machine's part of a network of local hosts: a bridge on which every host has one
-//! link, as if it were a machine of its own. With one host there is none.
+//! link, as if it were a machine of its own. Where the machine itself is the only host there is none.
 
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
 };
 
 use anyhow::Context as _;
@@ -14,6 +15,10 @@ use super::{program, slot::Slot};
 
 /// Most local hosts of a market.
 pub const HOSTS_MAX: u8 = 32;
+/// Most machines that the local cloud has.
+pub const RENTED_MAX: u8 = 8;
+/// What those are numbered with, so that none is ever taken for a local host.
+pub const RENTED: RangeInclusive<u8> = HOSTS_MAX + 1..=HOSTS_MAX + RENTED_MAX;
 /// IPv4 ranges in which the machine's neighbours are; hosts on the bridge get no way there.
 const PRIVATE4: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
                         192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
@@ -23,6 +28,8 @@ const PRIVATE4: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.2
 pub struct Network {
     pub slot: Slot,
     pub hosts: u8,
+    /// Whether hosts have namespaces of their own, on a bridge.
+    pub is_divided: bool,
 }
 
 impl Network {
@@ -41,9 +48,9 @@ impl Network {
         format!("{}_h{host}", self.slot.names())
     }
 
-    /// A host's namespace; the only host of a market is the machine itself.
+    /// A host's namespace; none where the only host of a market is the machine itself.
     pub fn host_namespace(self, host: u8) -> Option<String> {
-        (self.hosts > 1).then(|| self.namespace(host))
+        self.is_divided.then(|| self.namespace(host))
     }
 
     /// Where hosts of this market find its hub, the likeliest first. A host may have been
@@ -52,7 +59,12 @@ impl Network {
         let port = self.slot.port();
         let bridge = format!("{}:{port}", self.slot.underlay(1));
         let loopback = format!("127.0.0.1:{port}");
-        if self.hosts > 1 { vec![bridge, loopback] } else { vec![loopback, bridge] }
+        if self.is_divided { vec![bridge, loopback] } else { vec![loopback, bridge] }
+    }
+
+    /// A host's address on the bridge.
+    pub fn address(self, host: u8) -> Ipv4Addr {
+        self.slot.underlay(host + 1)
     }
 
     fn namespace(self, host: u8) -> String {
@@ -77,7 +89,7 @@ impl Network {
     /// # Errors
     /// When the kernel refuses.
     pub fn ensure(self) -> anyhow::Result<()> {
-        if self.hosts < 2 {
+        if !self.is_divided {
             return Ok(());
         }
         let outside = has_default_route();
@@ -86,9 +98,16 @@ impl Network {
         if outside {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("let hosts reach image registries")?;
         }
-        (1..=self.hosts).try_for_each(|host| {
-            self.ensure_host(host, outside).with_context(|| format!("connect host {host} of this machine"))
-        })
+        (1..=self.hosts).try_for_each(|host| self.ensure_host(host))
+    }
+
+    /// Makes what is missing of one host on the bridge.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ensure_host(self, host: u8) -> anyhow::Result<()> {
+        self.connect(host, has_default_route())
+            .with_context(|| format!("connect host {host} of this machine"))
     }
 
     fn ensure_bridge(self) -> anyhow::Result<()> {
@@ -102,7 +121,7 @@ impl Network {
         ip(&["link", "set", "dev", &bridge, "up"])
     }
 
-    fn ensure_host(self, host: u8, outside: bool) -> anyhow::Result<()> {
+    fn connect(self, host: u8, outside: bool) -> anyhow::Result<()> {
         let namespace = Namespace::ensure(&self.namespace(host))?;
         let (link, inside) = (self.link(host), namespace.name());
         if !exists(&link) {
@@ -113,7 +132,7 @@ impl Network {
         // Hosts reach the machine and not each other, as if they were in different places.
         ip(&["link", "set", "dev", &link, "type", "bridge_slave", "isolated", "on"])?;
         ip(&["link", "set", "dev", &link, "up"])?;
-        let address = format!("{}/24", self.slot.underlay(host + 1));
+        let address = format!("{}/24", self.address(host));
         ip(&["-n", inside, "address", "replace", &address, "dev", "eth0"])?;
         namespace.enter(|| without_ipv6("eth0"))?.context("keep IPv6 off the link")?;
         ip(&["-n", inside, "link", "set", "dev", "eth0", "up"])?;
@@ -182,20 +201,10 @@ table inet {table} {{
     /// # Errors
     /// When the kernel refuses.
     pub fn remove(slot: Slot) -> anyhow::Result<()> {
-        let of_one = Self { slot, hosts: 1 };
+        let of_one = Self { slot, hosts: 1, is_divided: false };
         let hub: Name = of_one.hub_interface().parse()?;
         clean_up(&hub, Some(&Namespace::named(&of_one.hub_namespace())?))?;
-        for host in 1..=HOSTS_MAX {
-            let namespace = Namespace::named(&of_one.namespace(host))?;
-            let interface: Name = of_one.host_interface(host).parse()?;
-            if namespace.path().exists() {
-                clean_up(&interface, Some(&namespace))?;
-            }
-            // The namespace's end goes with it.
-            if exists(&of_one.link(host)) {
-                ip(&["link", "delete", "dev", &of_one.link(host)])?;
-            }
-        }
+        (1..=*RENTED.end()).try_for_each(|host| of_one.remove_host(host))?;
         clean_up(&of_one.host_interface(1).parse()?, None)?;
         let (bridge, table) = (of_one.bridge(), of_one.table());
         if exists(&bridge) {
@@ -203,6 +212,21 @@ table inet {table} {{
         }
         program::run_with("nft", &["-f", "-"], &format!("table inet {table}\ndelete table inet {table}\n"))?;
         Ok(())
+    }
+
+    /// Takes away what one host on the bridge may have made. Nothing being there is fine.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn remove_host(self, host: u8) -> anyhow::Result<()> {
+        let namespace = Namespace::named(&self.namespace(host))?;
+        let interface: Name = self.host_interface(host).parse()?;
+        if namespace.path().exists() {
+            clean_up(&interface, Some(&namespace))?;
+        }
+        // The namespace's end goes with it.
+        let link = self.link(host);
+        if exists(&link) { ip(&["link", "delete", "dev", &link]) } else { Ok(()) }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     env,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -19,6 +19,7 @@ use nave_store::{HostRow, Store, embedded::Postgres};
 use super::{
     agent_program,
     clean::{self, ENGINE_SECONDS},
+    cloud::{Cloud, Keeping},
     engine::{self, Engine},
     host::{Joined, Joining, LocalHost, Share},
     keep,
@@ -26,8 +27,9 @@ use super::{
     market::{self, Identity, Keys},
     network::Network,
     part::{Kept, Make, Process},
-    progress,
+    progress, reached,
     registry::Registry,
+    relay_command,
     slot::Slot,
     status::Status,
     tell,
@@ -52,19 +54,23 @@ pub struct Market {
     /// Everything but the agents, in the order in which it was started.
     parts: Vec<Kept>,
     agents: Vec<Kept>,
+    /// The local cloud, where there is one.
+    cloud: Option<Keeping>,
 }
 
 impl Market {
     /// Starts everything but the agents, which first have to join.
     pub async fn start(args: UpArgs, layout: &Layout) -> anyhow::Result<Self> {
         let engine = Engine::choose(args.runtime, args.docker.as_deref(), layout)?;
+        let parts = args.hosts + args.rented();
         anyhow::ensure!(
-            args.docker.is_none() || args.hosts == 1,
-            "--docker names one engine, and with --hosts every host has its own"
+            args.docker.is_none() || parts == 1 && args.cloud.is_none(),
+            "--docker names one engine, and with --hosts or --cloud every host has its own"
         );
-        let share = Share::of_machine(&args, layout, args.hosts)?;
+        let share = Share::of_machine(&args, layout, parts.max(1))?;
         let keys = Keys::ensure(layout)?;
-        let network = Network { slot: Slot::claim(layout)?, hosts: args.hosts };
+        let is_divided = args.hosts > 1 || args.cloud.is_some();
+        let network = Network { slot: Slot::claim(layout)?, hosts: args.hosts, is_divided };
         let simulates = args.simulated_devices.is_some();
         let local = |number| {
             let host = LocalHost::new(network, number, layout, Some(share), engine.socket(layout, number));
@@ -85,7 +91,12 @@ impl Market {
         for limit in &status.limits {
             progress(&format!("note: {limit}"));
         }
-        prepare_machine(layout, network, &status).await?;
+        let cloud = args.cloud.map(|_| Cloud::open(&args, layout, network, &engine, share)).transpose()?;
+        if let Some(cloud) = &cloud {
+            cloud.write(&args, &keys.market.public())?;
+        }
+        let rented = cloud.as_ref().map(Cloud::numbers).transpose()?.unwrap_or_default();
+        prepare_machine(layout, network, &status, &rented).await?;
         progress("starting Postgres");
         let postgres = Postgres::prepare(&layout.postgres())?;
         let url = postgres.url();
@@ -111,8 +122,10 @@ impl Market {
             status,
             parts: vec![first],
             agents: Vec::new(),
+            cloud: None,
         };
         market.start_parts(&url).await?;
+        market.cloud = cloud.map(|cloud| cloud.keep(market.relayed()));
         Ok(market)
     }
 
@@ -144,16 +157,17 @@ impl Market {
 
     /// Lets hosts in namespaces reach the registry where the machine itself does.
     fn keep_relay(&mut self, naved: PathBuf, address: &str) {
-        let mut arguments = vec!["relay".to_owned(), address.to_owned()];
-        arguments.extend(self.hosts.iter().filter_map(|host| host.namespace.clone()));
-        if arguments.len() > 2 {
-            let make = move || {
-                let mut command = Command::new(&naved);
-                command.args(&arguments);
-                Ok(command)
-            };
+        let namespaces: Vec<String> = self.hosts.iter().filter_map(|host| host.namespace.clone()).collect();
+        if !namespaces.is_empty() {
+            let address = address.to_owned();
+            let make = move || Ok(relay_command(&naved, &address, namespaces.clone()));
             self.keep("relay".into(), 5, Box::new(make));
         }
+    }
+
+    /// What rented machines reach of this machine's loopback: the API, and the registry.
+    fn relayed(&self) -> Vec<String> {
+        [reached(self.args.api).to_string()].into_iter().chain(self.status.registry.clone()).collect()
     }
 
     fn keep(&mut self, name: String, seconds: u64, make: Make) {
@@ -166,7 +180,7 @@ impl Market {
         [
             ("gateway", self.gateway_arguments()),
             ("hub", self.hub_arguments()),
-            ("scheduler", self.protocol_arguments()),
+            ("scheduler", self.scheduler_arguments()),
             ("verifier", self.verifier_arguments()),
             ("validator", validator.to_vec()),
             ("treasury", vec![]),
@@ -175,6 +189,14 @@ impl Market {
 
     fn protocol_arguments(&self) -> Vec<String> {
         vec!["--fence".into(), millis(self.args.fence), "--report".into(), millis(self.args.report)]
+    }
+
+    fn scheduler_arguments(&self) -> Vec<String> {
+        let mut arguments = self.protocol_arguments();
+        if self.args.cloud.is_some() {
+            arguments.extend(["--clouds".into(), text(self.layout.clouds())]);
+        }
+        arguments
     }
 
     fn verifier_arguments(&self) -> Vec<String> {
@@ -347,10 +369,14 @@ impl Market {
 
     /// Stops everything: agents and their jobs first, the database last.
     pub async fn stop(mut self) -> anyhow::Result<()> {
+        let returned = match self.cloud.take() {
+            Some(cloud) => cloud.stop().await,
+            None => Ok(()),
+        };
         for agent in std::mem::take(&mut self.agents) {
             agent.stop().await;
         }
-        let purged = clean::purge_running(&self.hosts).await;
+        let purged = clean::purge_running(&self.hosts).await.and(returned);
         while let Some(part) = self.parts.pop() {
             part.stop().await;
         }
@@ -375,7 +401,12 @@ impl Market {
 /// What has to be on the machine before any part starts. Namespaces of a supervisor that was
 /// killed stay, since jobs run in them, where the hosts are the same; otherwise nothing of
 /// ours should be there.
-async fn prepare_machine(layout: &Layout, network: Network, status: &Status) -> anyhow::Result<()> {
+async fn prepare_machine(
+    layout: &Layout,
+    network: Network,
+    status: &Status,
+    rented: &[u8],
+) -> anyhow::Result<()> {
     let fresh = match clean::traces(layout) {
         Some(hosts) if hosts == status.hosts => false,
         Some(_) => {
@@ -385,6 +416,7 @@ async fn prepare_machine(layout: &Layout, network: Network, status: &Status) -> 
         None => true,
     };
     clean::note_traces(layout, &status.hosts)?;
+    clean::remove_rented_but(layout, network.slot, rented).await.context("clean up after rented machines")?;
     tokio::task::spawn_blocking(move || {
         if fresh {
             Network::remove(network.slot).context("remove what an earlier market left on the machine")?;
@@ -441,6 +473,12 @@ fn first_status(
         let only = if matches!(engine, Engine::Simulated { .. }) { "" } else { ", and jobs do not get them" };
         limits.push(format!("the local hosts have simulated GPUs, on which nothing can be computed{only}"));
     }
+    if args.cloud.is_some() {
+        limits.push(
+            "the cloud `local` is acted out: its machines are parts of this one, and its prices are made up"
+                .into(),
+        );
+    }
     let hosts: Vec<_> = hosts.iter().map(|host| host.status(None)).collect();
     Ok(Status {
         supervisor: Process::of(std::process::id()).context("read /proc/self/stat")?.to_string(),
@@ -453,12 +491,6 @@ fn first_status(
         registry: registry.map(|registry| registry.address.clone()),
         limits,
     })
-}
-
-/// An address that is listened on, as this machine reaches it.
-fn reached(listening: SocketAddr) -> SocketAddr {
-    let any = listening.ip().is_unspecified();
-    if any { SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listening.port()) } else { listening }
 }
 
 fn offered(host: &HostRow) -> String {
