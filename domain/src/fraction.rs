@@ -5,6 +5,8 @@
 //! software alone: all shares of a device are one customer's, and they are of one size, since one
 //! pair of limits counts for all of them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
@@ -47,6 +49,23 @@ impl Division {
         match self {
             Self::Whole | Self::Shares => &[],
             Self::Slices(slices) => slices,
+        }
+    }
+
+    /// How it is leased, for people, where that is not whole.
+    #[must_use]
+    pub fn words(&self) -> Option<String> {
+        match self {
+            Self::Whole => None,
+            Self::Shares => Some("whole or in shares".to_owned()),
+            Self::Slices(slices) => {
+                let mut counts = BTreeMap::<&str, u32>::new();
+                slices.iter().for_each(|slice| *counts.entry(&slice.profile).or_default() += 1);
+                let profiles: Vec<String> =
+                    counts.iter().map(|(name, count)| format!("{count} x {name}")).collect();
+                let cut = if profiles.is_empty() { "none".to_owned() } else { profiles.join(", ") };
+                Some(format!("in slices: {cut}"))
+            }
         }
     }
 
@@ -291,6 +310,18 @@ mod tests {
         assert!(cut(&[slice("MIG-a", 600, 1), slice("MIG-b", 600, 1)]).is_err());
         assert!(cut(&[slice("MIG-a", 0, 1)]).is_err() && cut(&[slice("MIG-a", 1, 0)]).is_err());
         assert!(cut(&vec![slice("MIG-a", 1, 1); SLICES_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn people_see_how_a_device_is_leased() {
+        let cut =
+            Division::Slices(vec![slice("MIG-a", 142, 10), slice("MIG-b", 428, 40), slice("MIG-c", 142, 10)]);
+        assert_eq!(cut.words().as_deref(), Some("in slices: 2 x 10gb, 1 x 40gb"));
+        assert_eq!(Division::Slices(vec![]).words().as_deref(), Some("in slices: none"));
+        assert_eq!(
+            (Division::Shares.words().as_deref(), Division::Whole.words()),
+            (Some("whole or in shares"), None)
+        );
     }
 
     #[test]

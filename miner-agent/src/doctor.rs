@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use nave_domain::host::Device;
+use nave_domain::{fraction::Division, host::Device};
 use serde::Serialize;
 
-use crate::{command, config::Prover, inventory, runtime::docker};
+use crate::{command, config::Prover, inventory, runtime::docker, share::mps::Means};
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,9 +48,10 @@ impl Finding {
 }
 
 /// Looks at everything that the agent needs; changes nothing.
-pub async fn examine(socket: &Path, prover: &Prover) -> Vec<Finding> {
+pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Finding> {
     let (docker, nft, mkfs, mesh, gpu) =
         tokio::join!(docker(socket), nft(), mkfs(), ip(), inventory::devices(prover));
+    let shares = shares(gpu.as_deref().unwrap_or_default(), means);
     vec![
         root(),
         docker,
@@ -68,7 +69,41 @@ pub async fn examine(socket: &Path, prover: &Prover) -> Vec<Finding> {
             "install the NVIDIA driver and check that nvidia-smi works, if this machine has a GPU",
         )
         .optional(),
+        shares,
     ]
+}
+
+/// What of the GPUs can be leased in parts, and how.
+fn shares(devices: &[Device], means: &Means) -> Finding {
+    Finding::new(
+        "gpu shares",
+        parts(devices, means),
+        "jobs get slices of GPUs, or shares of them beside other jobs of their customer; nobody has tried that on a GPU",
+        "GPUs are leased whole",
+        "cut them into slices (MIG) with nvidia-smi, or install nvidia-cuda-mps-control and give the agent --share-gpus",
+    )
+    .optional()
+}
+
+fn parts(devices: &[Device], means: &Means) -> Result<String, String> {
+    let count = |is: fn(&Device) -> bool| devices.iter().filter(|device| is(device)).count();
+    let cut = count(|device| !device.division.slices().is_empty());
+    let able = count(|device| device.division == Division::Shares);
+    let cut_words = format!("{cut} devices are cut into slices");
+    match (able, means.is_here(), means.wanted) {
+        (0, _, _) if cut > 0 => Ok(cut_words),
+        (0, _, _) => Err("no device can be leased in parts".into()),
+        (able, true, true) => Ok(format!("{cut_words}, {able} can be shared")),
+        (able, here, wanted) => {
+            let lacks = match (here, wanted) {
+                (false, _) => "there is no nvidia-cuda-mps-control here",
+                (true, false) => "the agent is not told --share-gpus",
+                (true, true) => "nothing is missing",
+            };
+            let said = format!("{cut_words}, {able} could be shared: {lacks}");
+            if cut > 0 { Ok(said) } else { Err(said) }
+        }
+    }
 }
 
 /// Whether this machine can be a host that runs jobs in containers.
@@ -192,17 +227,51 @@ fn found_devices(devices: &[Device]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use nave_domain::{Bytes, MilliGpu, fraction::Slice};
+
     use super::*;
 
     #[tokio::test]
     async fn every_problem_names_its_fix() {
         let absent = Prover { program: "/does/not/exist".into(), simulated: None };
-        let findings = examine(Path::new("/does/not/exist"), &absent).await;
+        let findings = examine(Path::new("/does/not/exist"), &absent, &Means::default()).await;
         let docker = findings.iter().find(|finding| finding.name == "docker").expect("docker");
         assert!(!docker.ok && docker.found.contains("/does/not/exist"));
         assert!(findings.iter().all(|finding| finding.ok == finding.fix.is_none()));
         assert!(!can_host(&findings));
         let gpu = findings.iter().find(|finding| finding.name == "gpu").expect("gpu");
         assert!(!gpu.ok && gpu.optional, "a host without a GPU is a host");
+    }
+
+    #[test]
+    fn it_says_what_can_be_leased_in_parts_and_what_is_missing() {
+        let device = |division| Device {
+            uuid: "GPU-1".into(),
+            model: "any".into(),
+            vram: Bytes(1),
+            driver: String::new(),
+            simulated: false,
+            division,
+        };
+        let slice =
+            Slice { uuid: "MIG-1".into(), profile: "1g.1gb".into(), milli: MilliGpu(142), vram: Bytes(1) };
+        let (whole, cut) = (device(Division::Whole), device(Division::Slices(vec![slice])));
+        let shares = device(Division::Shares);
+        let (absent, here) = (Path::new("/does/not/exist"), Path::new("/bin/false"));
+        let parts = |devices: &[&Device], control: &Path, wanted| {
+            let devices: Vec<Device> = devices.iter().map(|device| (*device).clone()).collect();
+            parts(&devices, &Means { control: control.into(), wanted, ..Means::default() })
+        };
+        assert!(parts(&[&whole], here, true).is_err());
+        assert_eq!(parts(&[&cut], absent, false), Ok("1 devices are cut into slices".into()));
+        assert_eq!(
+            parts(&[&cut, &shares], here, true),
+            Ok("1 devices are cut into slices, 1 can be shared".into())
+        );
+        assert!(
+            parts(&[&shares], absent, true)
+                .is_err_and(|why| why.ends_with("no nvidia-cuda-mps-control here"))
+        );
+        assert!(parts(&[&shares], here, false).is_err_and(|why| why.ends_with("not told --share-gpus")));
     }
 }

@@ -9,6 +9,8 @@
 //! NAVE_TEST_AGENT names another build of the agent for it.
 
 mod common;
+#[path = "common/doubles.rs"]
+mod doubles;
 #[path = "common/far.rs"]
 mod far;
 #[path = "common/site.rs"]
@@ -23,6 +25,7 @@ use std::{
 
 use bollard::{Docker, query_parameters::KillContainerOptions};
 use common::{Agent, MARKET_KEY, Plane, new_lease, order, until};
+use doubles::{DEVICE, Doubles, share};
 use far::Far;
 use nave_domain::{Bytes, HostId, JobId, LeaseId, job::Egress, mesh::Prefix};
 use nave_miner_agent::runtime::docker::{connect, container};
@@ -38,12 +41,21 @@ struct Machine {
     prefix: String,
     socket: PathBuf,
     image: String,
+    /// What the agent is told beyond what every one is.
+    more: Vec<String>,
     agent: Option<Agent>,
 }
 
 impl Machine {
     /// `None` where these tests are left out. Each test names its own bridges.
     fn begin(letter: char) -> Option<Self> {
+        let mut machine = Self::prepare(letter)?;
+        machine.start_agent();
+        Some(machine)
+    }
+
+    /// The same without an agent.
+    fn prepare(letter: char) -> Option<Self> {
         let setting = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let fix = "set NAVE_TEST_DOCKER to the socket of a Docker Engine and NAVE_TEST_IMAGE to an \
                    image with python3, pinned by digest; or set NAVE_TEST_DOCKER=skip";
@@ -55,9 +67,7 @@ impl Machine {
         let dir = tempfile::tempdir().expect("temporary directory");
         let plane = Plane::start();
         let socket = PathBuf::from(socket.trim_start_matches("unix://"));
-        let mut machine = Self { dir, plane, prefix: format!("nt{letter}"), socket, image, agent: None };
-        machine.start_agent();
-        Some(machine)
+        Some(Self { dir, plane, prefix: format!("nt{letter}"), socket, image, more: Vec::new(), agent: None })
     }
 
     fn data(&self) -> PathBuf {
@@ -78,8 +88,38 @@ impl Machine {
         let mut args = vec!["--runtime".to_owned(), "docker".to_owned()];
         args.extend(self.docker_args());
         args.extend(["--mesh-interface".to_owned(), self.mesh()]);
+        args.extend(self.more.iter().cloned());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.agent = Some(Agent::start(&self.plane, &self.data(), &args));
+    }
+
+    /// A machine whose GPU and MPS are acted out.
+    fn begin_sharing(letter: char) -> Option<(Self, Doubles)> {
+        let mut machine = Self::prepare(letter)?;
+        let doubles = Doubles::new(&machine.dir.path().join("doubles"));
+        let path = |name| doubles.path(name).display().to_string();
+        let more = ["--share-gpus", "--prover", &path("nave-prover"), "--mps-control", &path("mps-control")];
+        machine.more = more.map(str::to_owned).to_vec();
+        machine.start_agent();
+        Some((machine, doubles))
+    }
+
+    /// A job with 8 GiB of the device, which says what it sees of its daemon and stays.
+    fn sharer(&self, tenant: u128) -> Order {
+        let script = "import os, time\n\
+            pipes = os.environ['CUDA_MPS_PIPE_DIRECTORY']\n\
+            print(pipes, os.path.exists(pipes + '/nvidia-cuda-mps-control.pid'), os.access(pipes, os.W_OK), flush=True)\n\
+            open('/dev/shm/mine', 'w')\n\
+            while not os.path.exists('/dev/shm/go'): time.sleep(0.05)";
+        let share = Some(share(tenant, 8));
+        Order { devices: vec![DEVICE.to_owned()], share, ..self.python(script) }
+    }
+
+    /// The first process of a lease, as this machine counts it.
+    async fn process(&self, lease: LeaseId) -> u32 {
+        let found = self.client().await.inspect_container(&container::name(lease), None).await;
+        let pid = found.expect("a container").state.expect("a state").pid.expect("a process");
+        pid.try_into().expect("it runs")
     }
 
     async fn kill_agent(&mut self) {
@@ -166,6 +206,7 @@ impl Drop for Machine {
             .arg(self.data())
             .args(self.docker_args())
             .status();
+        Doubles::clear(&self.data());
         assert!(removed.expect("remove-all runs").success() || std::thread::panicking());
     }
 }
@@ -622,6 +663,62 @@ async fn a_flood_of_output_is_kept_up_to_its_limit_and_costs_no_memory() {
     assert!(text.lines().enumerate().take(200_000).all(|(i, line)| line == format!("{i:079}")));
     let pid = machine.agent.as_ref().expect("it runs").pid();
     assert!(resident_kib(pid) < 64 << 10, "{} KiB", resident_kib(pid));
+}
+
+#[tokio::test]
+async fn a_job_that_asked_for_8_gib_of_a_gpu_and_takes_9_is_ended_and_its_neighbour_is_not() {
+    let Some((machine, doubles)) = Machine::begin_sharing('w') else { return };
+    let (greedy, modest) = (new_lease(), new_lease());
+    for lease in [greedy, modest] {
+        machine.plane.place(lease, machine.sharer(1));
+        machine.plane.running(lease).await;
+    }
+    let said = doubles.said();
+    assert_eq!(said.iter().filter(|line| line.starts_with("daemon of")).count(), 1, "{said:?}");
+    assert!(said.contains(&"set_default_device_pinned_mem_limit 0 8192M".to_owned()), "{said:?}");
+    let (one, other) = (machine.process(greedy).await, machine.process(modest).await);
+    doubles.hold(&[(one, 8 << 30), (other, 8 << 30), (std::process::id(), 64 << 30)]);
+    until("it says what it sees", || !machine.plane.text(greedy).is_empty()).await;
+    assert_eq!(machine.plane.text(greedy), "/dev/shm/nave-mps True False\n");
+    doubles.hold(&[(one, 9 << 30), (other, 8 << 30)]);
+    let exit = Exit::OutOfGpuMemory { asked: Bytes(8 << 30), used: Bytes(9 << 30) };
+    assert_eq!(machine.plane.finished(greedy).await.0, exit);
+    assert_eq!(machine.plane.last(modest), Some(LeaseReport::Running));
+    machine.plane.close(greedy);
+    machine.becomes_clean(greedy).await;
+    assert!(!Doubles::processes(&machine.data()).is_empty(), "the other one still needs it");
+    machine.plane.stop(modest);
+    machine.plane.finished(modest).await;
+    machine.plane.close(modest);
+    machine.becomes_clean(modest).await;
+    until("the daemon is gone", || Doubles::processes(&machine.data()).is_empty()).await;
+    until("the device is as it was", || doubles.said().contains(&"mode SIM-1 default".to_owned())).await;
+}
+
+#[tokio::test]
+async fn a_daemon_outlives_the_agent_with_its_jobs_and_is_ended_by_the_next_one_without_them() {
+    let Some((mut machine, doubles)) = Machine::begin_sharing('x') else { return };
+    let lease = new_lease();
+    machine.plane.place(lease, machine.sharer(1));
+    machine.plane.running(lease).await;
+    let before = Doubles::processes(&machine.data());
+    machine.kill_agent().await;
+    machine.start_agent();
+    let heard = machine.plane.kept().reports.len();
+    until("the next agent reports", || machine.plane.kept().reports.len() > heard + 2).await;
+    assert_eq!(machine.plane.last(lease), Some(LeaseReport::Running));
+    let pid = before.first().copied().expect("a process");
+    assert!(Doubles::processes(&machine.data()).contains(&pid), "it is the same one");
+    doubles.hold(&[(machine.process(lease).await, 9 << 30)]);
+    assert!(
+        matches!(machine.plane.finished(lease).await.0, Exit::OutOfGpuMemory { .. }),
+        "it is watched again"
+    );
+    machine.kill_agent().await;
+    machine.plane.close(lease);
+    machine.start_agent();
+    machine.becomes_clean(lease).await;
+    until("the daemon is gone", || Doubles::processes(&machine.data()).is_empty()).await;
 }
 
 #[tokio::test]

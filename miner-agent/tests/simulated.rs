@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use common::{Agent, Plane, new_lease, order, until};
 use nave_domain::{
-    LeaseId, Millis, Timestamp,
+    Bytes, LeaseId, MilliGpu, Millis, Timestamp,
+    fraction::{Part, Share, Tenant},
     host::{HostState, Runtime},
 };
 use nave_sdk::wire::{
@@ -46,6 +47,22 @@ async fn a_simulated_job_says_so_and_delivers_its_exit_code_and_result() {
     assert_eq!(files.get("simulated.txt").map(Vec::as_slice), Some(&b"forty-two"[..]));
     let kept = plane.kept();
     assert_eq!(kept.reports.last().map(|report| report.inventory.runtime.clone()), Some(Runtime::Simulated));
+}
+
+#[tokio::test]
+async fn a_simulated_job_that_holds_more_of_its_share_than_it_asked_for_is_ended_and_says_so() {
+    let (dir, plane, lease) = begin();
+    let _agent = agent(&plane, &dir);
+    let part = Part { milli: MilliGpu(125), vram: Bytes(8 << 30) };
+    let share = Some(Share { part, tenant: Tenant(uuid::Uuid::from_u128(1)) });
+    let play = |held: i64, ms| {
+        let mut order = Order { share, devices: vec!["SIM-1".into()], ..play(ms, 0, None) };
+        order.env.insert("NAVE_SIM_VRAM".into(), held.to_string());
+        order
+    };
+    assert_eq!(plane.run(new_lease(), play(8 << 30, 50)).await, Exit::Code { code: 0 });
+    let exit = plane.run(lease, play(9 << 30, 600_000)).await;
+    assert_eq!(exit, Exit::OutOfGpuMemory { asked: Bytes(8 << 30), used: Bytes(9 << 30) });
 }
 
 #[tokio::test]

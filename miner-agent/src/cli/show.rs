@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use nave_domain::host::{Inventory, Runtime};
 use nave_miner_agent::{
-    doctor, inventory,
+    doctor, inventory, share,
     status::{Doing, Status},
     upgrade::Standing,
 };
@@ -28,6 +28,8 @@ pub struct InventoryArgs {
     #[arg(long, env = "NAVE_AGENT_DATA", default_value = ".")]
     data: PathBuf,
     #[command(flatten)]
+    docker: DockerArgs,
+    #[command(flatten)]
     offer: OfferArgs,
 }
 
@@ -44,7 +46,9 @@ pub struct DoctorArgs {
 
 pub async fn inventory(args: InventoryArgs) -> anyhow::Result<ExitCode> {
     let (offer, prover) = (args.offer.offer(), args.offer.prover()?);
-    let taken = inventory::take(offer, &args.data, &prover, Runtime::Simulated, Vec::new()).await;
+    let mut taken = inventory::take(offer, &args.data, &prover, Runtime::Simulated, Vec::new()).await;
+    let means = args.docker.config().shares;
+    taken.devices = share::offered(taken.devices, means.are_offered());
     if args.json {
         println!("{}", serde_json::to_string_pretty(&taken)?);
     } else {
@@ -60,7 +64,9 @@ fn print_inventory(taken: &Inventory) {
     println!("cpu      {}", taken.cpu_model);
     println!("system   {}, kernel {}", taken.os, taken.kernel);
     for device in &taken.devices {
-        println!("gpu      {} {}, {}, driver {}", device.uuid, device.label(), device.vram, device.driver);
+        let division = device.division.words().unwrap_or_else(|| "whole".to_owned());
+        let (uuid, label, vram, driver) = (&device.uuid, device.label(), device.vram, &device.driver);
+        println!("gpu      {uuid} {label}, {vram}, driver {driver}, {division}");
     }
     if taken.devices.is_empty() {
         println!("gpu      none");
@@ -68,7 +74,8 @@ fn print_inventory(taken: &Inventory) {
 }
 
 pub async fn doctor(args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let findings = doctor::examine(&args.docker.docker, &args.offer.prover()?).await;
+    let docker = args.docker.config();
+    let findings = doctor::examine(&docker.socket, &args.offer.prover()?, &docker.shares).await;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {

@@ -267,6 +267,20 @@ fn an_end_that_the_engine_missed_is_the_hosts_fault_unless_the_agent_asked_for_i
 }
 
 #[test]
+fn a_lease_that_holds_more_than_its_share_is_ended_at_once_and_says_why() {
+    let found = Over { asked: Bytes(8 << 30), used: Bytes(9 << 30) };
+    let mut case = Case::listed().sees(Phase::Running);
+    assert_eq!(case.decide().0, None);
+    case.memory.over.insert(lease(1), found);
+    assert_eq!(case.decide().0, Some(Action::Stop(Ending::Over(found))));
+    assert_eq!(Ending::Over(found).grace(), Millis::ZERO);
+    // Its memory is given back by then, and what was noted still counts.
+    let ended = Case::listed().sees(exited(137)).notes(ended(Ending::Over(found)));
+    let exit = Exit::OutOfGpuMemory { asked: found.asked, used: found.used };
+    assert_eq!(ended.decide().1, Some(LeaseReport::Exited { exit }));
+}
+
+#[test]
 fn silence_beyond_the_fence_ends_every_job_and_starts_none() {
     assert_eq!(Case::listed().sees(Phase::Running).silent_for(FENCE).decide().0, None);
     let silent = || Case::listed().silent_for(FENCE + 1);
@@ -335,6 +349,7 @@ fn any_note() -> impl Strategy<Value = Note> {
         3 => Just(None),
         1 => Just(Some(Ending::Stopped)),
         1 => Just(Some(Ending::Fenced)),
+        1 => Just(Some(Ending::Over(Over { asked: Bytes(1), used: Bytes(2) }))),
     ];
     let finished = prop_oneof![
         3 => Just(None),

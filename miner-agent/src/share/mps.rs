@@ -65,6 +65,12 @@ impl Default for Means {
 }
 
 impl Means {
+    /// Whether the owner wants devices to be shared, and they can be.
+    #[must_use]
+    pub fn are_offered(&self) -> bool {
+        self.wanted && self.is_here()
+    }
+
     /// Whether the program that controls MPS is here.
     #[must_use]
     pub fn is_here(&self) -> bool {

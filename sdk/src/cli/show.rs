@@ -89,7 +89,8 @@ fn runtime(runtime: &Runtime) -> &'static str {
 fn devices(inventory: &Inventory) -> String {
     let mut counts = std::collections::BTreeMap::<String, u32>::new();
     for device in &inventory.devices {
-        *counts.entry(device.label()).or_default() += 1;
+        let division = device.division.words().map(|words| format!(" ({words})")).unwrap_or_default();
+        *counts.entry(device.label() + &division).or_default() += 1;
     }
     models(counts.iter().map(|(model, n)| (model.as_str(), *n)))
 }

@@ -11,7 +11,7 @@ use bollard::models::{
     HealthConfig, HostConfig, HostConfigLogConfig, NetworkingConfig, ResourcesUlimits, RestartPolicy,
     RestartPolicyNameEnum,
 };
-use nave_domain::{HostId, LeaseId};
+use nave_domain::{HostId, LeaseId, host::Device};
 use nave_sdk::wire::host::Order;
 
 use super::{LABEL_ATTEMPT, LABEL_HOST, LABEL_JOB, LABEL_LEASE};
@@ -174,14 +174,16 @@ pub(super) fn log_config() -> HostConfigLogConfig {
 }
 
 /// GPUs, or slices of them, by UUID through the engine's NVIDIA driver. Not tried on a machine with
-/// a GPU and the NVIDIA container toolkit yet.
+/// a GPU and the NVIDIA container toolkit yet. Of one that is simulated an engine has nothing to give.
 pub(super) fn gpus(uuids: &[String]) -> Option<Vec<DeviceRequest>> {
+    let real = uuids.iter().filter(|uuid| !uuid.starts_with(Device::SIMULATED)).cloned();
+    let uuids: Vec<String> = real.collect();
     if uuids.is_empty() {
         return None;
     }
     Some(vec![DeviceRequest {
         driver: Some("nvidia".into()),
-        device_ids: Some(uuids.to_vec()),
+        device_ids: Some(uuids),
         capabilities: Some(vec![vec!["gpu".into()]]),
         ..DeviceRequest::default()
     }])

@@ -71,8 +71,7 @@ impl Shares {
     /// Whether this host can share its devices, and shall.
     #[must_use]
     pub fn are_offered(&self) -> bool {
-        let means = self.inner.daemons.means();
-        means.wanted && means.is_here()
+        self.inner.daemons.means().are_offered()
     }
 
     /// Gives a lease its share of a device.

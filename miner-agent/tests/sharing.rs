@@ -1,0 +1,206 @@
+//! The daemons that share devices, as processes: a program stands in for NVIDIA's, everything else is real. They
+//! need root, for the memory that daemons share with jobs.
+
+mod common;
+#[path = "common/doubles.rs"]
+mod doubles;
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use common::{new_lease, until};
+use doubles::{DEVICE, Doubles, share};
+use nave_domain::LeaseId;
+use nave_miner_agent::share::{Terms, mps::Daemons};
+use nix::sys::signal::{Signal, kill};
+use tempfile::TempDir;
+
+const LIMITS: [&str; 4] = [
+    "mode SIM-1 exclusive",
+    "daemon of SIM-1 in /dev/shm/nave-mps",
+    "set_default_active_thread_percentage 13",
+    "set_default_device_pinned_mem_limit 0 8192M",
+];
+const END: [&str; 2] = ["quit", "mode SIM-1 default"];
+
+/// One host; nothing of it is left at the end.
+struct Host {
+    dir: TempDir,
+    doubles: Doubles,
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        Doubles::clear(&self.data());
+    }
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        Self { doubles: Doubles::new(&dir.path().join("doubles")), dir }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// The daemons as an agent that has just started sees them.
+    fn daemons(&self) -> Daemons {
+        Daemons::open(&self.data(), self.doubles.means())
+    }
+
+    fn is_clean(&self) -> bool {
+        let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+        let left = fs::read_dir(self.data().join("mps")).into_iter().flatten().flatten();
+        Doubles::processes(&self.data()).is_empty()
+            && !mounts.contains(&self.data().display().to_string())
+            && left.filter(|entry| entry.path().is_dir()).count() == 0
+    }
+}
+
+fn terms(tenant: u128, gib: i64) -> Terms {
+    let share = share(tenant, gib);
+    Terms { device: DEVICE.into(), tenant: share.tenant, part: share.part }
+}
+
+#[tokio::test]
+async fn a_daemon_has_its_limits_before_the_first_container_and_ends_after_the_last() {
+    let host = Host::new();
+    let (daemons, first, second) = (host.daemons(), new_lease(), new_lease());
+    let place = daemons.join(first, &terms(1, 8)).await.expect("a share");
+    assert_eq!(host.doubles.said(), LIMITS);
+    assert!(
+        place.pipes().join("nvidia-cuda-mps-control.pid").is_file(),
+        "it is where containers will see it"
+    );
+    assert_eq!(daemons.join(second, &terms(1, 8)).await.expect("another"), place);
+    assert_eq!(daemons.join(second, &terms(1, 8)).await.expect("the same again"), place);
+    assert!(host.doubles.said().is_empty(), "one daemon serves both");
+    assert!(!daemons.processes().await.is_empty());
+    daemons.leave(first).await.expect("left");
+    assert!(host.doubles.said().is_empty());
+    daemons.leave(second).await.expect("left");
+    assert_eq!(host.doubles.said(), END);
+    assert!(host.is_clean());
+    daemons.leave(second).await.expect("nothing to leave");
+}
+
+#[tokio::test]
+async fn memory_that_daemons_share_with_jobs_is_not_the_machines() {
+    let host = Host::new();
+    let place = host.daemons().join(new_lease(), &terms(1, 8)).await.expect("a share");
+    assert!(place.pipes().is_dir());
+    assert!(!fs::exists("/dev/shm/nave-mps").expect("known"), "the machine's own has nothing of it");
+    host.daemons().settle(&BTreeSet::new()).await.expect("ended");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn another_customer_gets_the_device_once_the_first_has_left() {
+    let host = Host::new();
+    let (daemons, first, second) = (host.daemons(), new_lease(), new_lease());
+    daemons.join(first, &terms(1, 8)).await.expect("a share");
+    let next = terms(2, 8);
+    let (joined, left) = tokio::join!(daemons.join(second, &next), async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        daemons.leave(first).await
+    });
+    left.expect("left");
+    joined.expect("the device is free now");
+    let said = host.doubles.said();
+    assert_eq!(said, [LIMITS.as_slice(), &END, &LIMITS].concat());
+    let whole = [DEVICE.to_owned()];
+    let (vacated, left) = tokio::join!(daemons.vacate(&whole), daemons.leave(second));
+    vacated.and(left).expect("free for a job that has it whole");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_was_killed_is_replaced_and_nothing_of_it_stays() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    let place = daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    let pid = fs::read_to_string(place.pipes().join("nvidia-cuda-mps-control.pid")).expect("a number");
+    let before: BTreeSet<u32> = daemons.processes().await;
+    kill(nix::unistd::Pid::from_raw(pid.trim().parse().expect("a number")), Signal::SIGKILL).expect("killed");
+    host.doubles.said();
+    daemons.tend().await.expect("replaced");
+    assert_eq!(host.doubles.said(), LIMITS, "with the same limits");
+    assert!(daemons.processes().await.is_disjoint(&before), "its server is gone, too");
+    daemons.tend().await.expect("nothing to do");
+    assert!(host.doubles.said().is_empty());
+    daemons.leave(lease).await.expect("left");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn the_next_agent_keeps_the_daemons_of_leases_that_are_there_and_ends_the_others() {
+    let host = Host::new();
+    let lease = new_lease();
+    host.daemons().join(lease, &terms(1, 8)).await.expect("a share");
+    host.doubles.said();
+    let next = host.daemons();
+    next.settle(&BTreeSet::from([lease])).await.expect("kept");
+    next.tend().await.expect("nothing to do");
+    assert!(host.doubles.said().is_empty(), "its jobs go on");
+    let after = host.daemons();
+    after.settle(&BTreeSet::from([new_lease()])).await.expect("ended");
+    assert_eq!(host.doubles.said(), END);
+    assert!(host.is_clean());
+}
+
+/// Cuts a start off where an agent might be killed: after so many looks at what was said.
+async fn cut_off(host: &Host, lease: LeaseId, line: &str) {
+    let daemons = host.daemons();
+    let terms = terms(1, 8);
+    tokio::select! {
+        joined = daemons.join(lease, &terms) => panic!("it came up: {joined:?}"),
+        () = until("it has begun", || fs::read_to_string(host.doubles.path("said")).expect("said").contains(line)) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_daemon_whose_agent_was_killed_before_it_had_its_limits_serves_nobody() {
+    let host = Host::new();
+    let lease = new_lease();
+    fs::write(host.doubles.path("deaf"), "").expect("written");
+    cut_off(&host, lease, "daemon of").await;
+    fs::remove_file(host.doubles.path("deaf")).expect("removed");
+    let begun = Doubles::processes(&host.data());
+    assert!(!begun.is_empty());
+    host.doubles.said();
+    host.daemons().tend().await.expect("begun anew");
+    assert_eq!(host.doubles.said(), LIMITS);
+    assert!(Doubles::processes(&host.data()).iter().all(|pid| !begun.contains(pid)), "by another daemon");
+    host.daemons().leave(lease).await.expect("left");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_nobody_has_written_down_is_ended() {
+    let host = Host::new();
+    host.daemons().join(new_lease(), &terms(1, 8)).await.expect("a share");
+    fs::remove_file(host.data().join("mps/shares.json")).expect("removed");
+    host.daemons().settle(&BTreeSet::new()).await.expect("ended");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_quit_is_killed_with_its_server() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    fs::write(host.doubles.path("stubborn"), "").expect("written");
+    daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    daemons.leave(lease).await.expect("killed");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_lease_gets_no_share_where_the_device_cannot_be_kept_to_its_daemon() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    fs::remove_file(host.doubles.path("nave-prover")).expect("removed");
+    let why = daemons.join(lease, &terms(1, 8)).await.expect_err("other processes could compute there");
+    assert!(format!("{why:#}").contains("set the compute mode"), "{why:#}");
+    assert!(Doubles::processes(&host.data()).is_empty());
+}
