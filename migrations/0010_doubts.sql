@@ -1,4 +1,5 @@
--- Doubt follows a miner and its GPUs, whatever names they have.
+-- Doubt follows a miner and its GPUs, whatever names they have; hosts that are never free are tested all the same, or it is said
+-- that they were not.
 
 alter table hosts add proven_at_ms bigint;
 update hosts set proven_at_ms = enrolled_at_ms where proven is not null;
@@ -9,6 +10,13 @@ alter table hosts
     add strained_up_ms bigint;
 comment on column hosts.strained is 'How often in a row it could not show its GPUs beside jobs, which may be those jobs'' doing';
 comment on column hosts.strained_up_ms is 'The control clock when the first of these tests ended';
+
+alter table disputes
+    drop constraint disputes_outcome,
+    add constraint disputes_outcome check (outcome in ('passed', 'failed', 'untested')),
+    drop constraint disputes_tested,
+    add constraint disputes_tested check (outcome is null or outcome = 'untested' or suite_at_ms is not null);
+comment on column disputes.outcome is 'What came of that suite: whether its host passed; or that there was none';
 
 -- Bans that count against a host, those that are over too: its own, those of its miner unless it had proven itself before,
 -- and those that took GPUs along which it claims.

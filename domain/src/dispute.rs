@@ -13,6 +13,10 @@ pub const DISPUTES_PER_DAY: u32 = 20;
 /// Shortest time between two suites of a host that disputes are the cause of: further disputes wait.
 pub const DISPUTE_PAUSE: Millis = Millis(6 * 3_600_000);
 
+/// For how long a dispute waits until its host is free: 72 hours. Then it ends without a test; its host has one all
+/// the same once it is free.
+pub const DISPUTE_WAIT: Millis = Millis(72 * 3_600_000);
+
 /// Where a dispute stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -26,6 +30,8 @@ pub enum DisputeState {
     Passed,
     /// The host failed a test.
     Failed,
+    /// The host always had other jobs, and was not tested while the dispute waited for that.
+    Untested,
     /// The host left the market or joined anew before it had shown anything.
     Left,
 }
@@ -39,6 +45,7 @@ impl DisputeState {
             Self::Testing => "testing",
             Self::Passed => "passed",
             Self::Failed => "failed",
+            Self::Untested => "untested",
             Self::Left => "left",
         }
     }

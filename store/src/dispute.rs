@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     ChallengeId, CustomerId, HostId, JobId, LeaseId, Millis, Timestamp,
-    dispute::{DISPUTE_MS_MAX, DISPUTE_PAUSE, DISPUTES_PER_DAY, DisputeState},
+    dispute::{DISPUTE_MS_MAX, DISPUTE_PAUSE, DISPUTE_WAIT, DISPUTES_PER_DAY, DisputeState},
     host::HostState,
     lease::Outcome,
 };
@@ -175,6 +175,32 @@ impl Store {
         Ok(all)
     }
 
+    /// Ends disputes whose hosts were never free for so long; those are tested for it once they are.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn disputes_expire(&self) -> Result<()> {
+        let mut tx = self.pool.begin().await?;
+        let hosts = sqlx::query_scalar!(
+            "update disputes d set outcome = 'untested', decided_at_ms = now_ms() from hosts h
+             where h.host_id = d.host_id and h.state not in ('gone', 'banned') and h.enrolled_at_ms <= d.opened_at_ms
+               and d.suite_at_ms is null and d.outcome is null and d.opened_at_ms <= now_ms() - $1::bigint
+             returning d.host_id",
+            DISPUTE_WAIT.0
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "with asked as (select host_id from hosts where host_id = any($1) order by host_id for update)
+             update hosts h set retest_up_ms = least(retest_up_ms, control_ms()) from asked a where h.host_id = a.host_id",
+            &hosts
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Hosts that are to be tested for a dispute: none that was just now, however many wait.
     pub(crate) async fn hosts_disputed(&self) -> Result<BTreeSet<HostId>> {
         let hosts = sqlx::query_scalar!(
@@ -259,7 +285,8 @@ async fn full(tx: &mut PgConnection, customer: CustomerId) -> Result<Option<Mill
 pub(crate) async fn begun(tx: &mut PgConnection, host: HostId) -> Result<()> {
     sqlx::query!(
         "update disputes d set suite_at_ms = now_ms() from hosts h
-         where d.host_id = $1 and h.host_id = $1 and d.suite_at_ms is null and h.enrolled_at_ms <= d.opened_at_ms",
+         where d.host_id = $1 and h.host_id = $1 and d.suite_at_ms is null and d.outcome is null
+           and h.enrolled_at_ms <= d.opened_at_ms",
         host.0
     )
     .execute(tx)

@@ -164,6 +164,7 @@ impl Verifier {
     async fn sweep(&mut self) -> anyhow::Result<()> {
         if self.swept.elapsed() > SWEEP {
             self.store.looks_mend().await.context("see what is to be looked at")?;
+            self.store.disputes_expire().await.context("end disputes that wait for long")?;
             let swept = self.store.evidence_sweep(SWEPT_MAX).await.context("remove old evidence")?;
             if i64::try_from(swept.seen).unwrap_or(i64::MAX) < SWEPT_MAX {
                 self.swept = Instant::now();

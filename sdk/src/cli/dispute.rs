@@ -36,6 +36,9 @@ fn one(dispute: &Dispute) -> String {
             "its host has proven again all that it claims; that does not make the result right: compare with --replicas"
         }
         DisputeState::Failed => "its host failed a test",
+        DisputeState::Untested => {
+            "its host always had other jobs and was not tested; compare with --replicas"
+        }
         DisputeState::Left => "its host left, or joined anew, before it had shown anything",
     };
     let mut text = format!("attempt {attempt}  {}: {stands}\n  on       {host}\n", state.as_str());

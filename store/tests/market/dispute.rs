@@ -148,6 +148,30 @@ async fn a_disputed_host_is_tested_before_it_gets_another_job_once_its_last_one_
 }
 
 #[tokio::test]
+async fn a_dispute_whose_host_is_never_free_ends_after_three_days_and_the_host_is_tested_once_it_is() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, _) = done(market, customer, host).await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        assert_eq!(dispute(market, customer, job).await, Disputed::Taken(1));
+        pass(market, 71 * HOUR).await;
+        market.store.disputes_expire().await.expect("time passes");
+        assert_eq!(seen(market, job).await.state, DisputeState::Open);
+        pass(market, HOUR).await;
+        market.store.disputes_expire().await.expect("time passes");
+        let row = seen(market, job).await;
+        assert!(row.state == DisputeState::Untested && row.decided_at.is_some(), "{row:?}");
+        assert_eq!(disputed(market).await, []);
+        market.finish(host, lease, EXITED).await;
+        assert_eq!(state_of(market, host).await, HostState::Verifying, "it is free");
+        prove(market, host).await;
+        assert_eq!(seen(market, job).await.state, DisputeState::Untested, "nobody waits for that any more");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_host_that_fails_the_suite_of_a_dispute_has_failed_until_that_verdict_is_taken_back() {
     open(async |market| {
         let customer = market.customer("ada").await;
