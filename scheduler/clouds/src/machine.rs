@@ -66,7 +66,6 @@ impl Rules {
             // It costs nothing to ask, and somebody looks on.
             Cloud::Local => Self {
                 boot_max: Millis(300_000),
-                idle_min: Millis(30_000),
                 confirm: Millis(5_000),
                 again: Millis(2_000),
                 ..Self::USUAL
