@@ -42,8 +42,8 @@ impl Store {
     ///
     /// Openings are kept for an hour; of a host that is there, the last two of each kind; and for 30
     /// days what was failed, the newest 16 of a host. Challenges with their exchanges are kept for 30 days, and for 180
-    /// those that were failed; of a host that is there, the last 20 of each kind; and as long as an appeal is open or something
-    /// rests on them: a ban that counts, a refusal, a doubt, an open lease.
+    /// those that were failed; of a host that is there, the last 20 of each kind, and the last one that its GPUs passed when they
+    /// were free; and as long as an appeal is open or something rests on them: a ban that counts, a refusal, a doubt, an open lease.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -68,6 +68,9 @@ impl Store {
                     and (d.away or (select count(*) from (
                         select from challenges n where n.host_id = d.host_id and n.kind = d.kind
                             and n.challenge_id > d.challenge_id and n.verdict is not null limit $8) n) >= $8)
+                    and (d.away or d.failed or d.kind <> 'devices' or d.lease_id is not null or exists (
+                        select from challenges n where n.host_id = d.host_id and n.kind = d.kind and n.lease_id is null
+                            and n.challenge_id > d.challenge_id and n.code = 'passed'))
                     and not exists (select from leases l where l.lease_id = d.lease_id and l.state <> 'closed')
                     and not exists (select from hosts h where h.doubted_by = d.challenge_id and h.doubt is not null)
                     and not exists (select from hosts h where h.refused_by = d.challenge_id and h.state = 'refused')

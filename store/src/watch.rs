@@ -9,6 +9,7 @@ use nave_domain::{
     lease::LeaseState,
     verdict::Kind,
 };
+use serde_json::Value;
 use uuid::Uuid;
 
 use crate::{
@@ -202,6 +203,21 @@ impl Store {
             leases.entry(host).or_default().push(lease);
         }
         Ok(leases)
+    }
+
+    /// The last verdict on the GPUs of a host that was passed when they were free.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn devices_passed(&self, host: HostId) -> Result<Option<Value>> {
+        let passed = sqlx::query_scalar!(
+            r#"select c.verdict as "verdict!" from challenges c join hosts h using (host_id)
+               where c.host_id = $1 and c.kind = 'devices' and c.code = 'passed' and c.lease_id is null
+                 and c.drawn_at_ms >= h.enrolled_at_ms
+               order by c.challenge_id desc limit 1"#,
+            host.0
+        );
+        Ok(passed.fetch_optional(&self.pool).await?)
     }
 
     /// Sets when the GPUs of a lease are tested beside its job, where that is not set.

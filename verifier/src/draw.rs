@@ -15,6 +15,7 @@ use nave_rules::{
     size::{Purpose, size},
 };
 use nave_store::{Decided, DueHost};
+use serde_json::Value;
 
 use crate::decide::{Ruling, Written};
 
@@ -183,11 +184,17 @@ pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
     }
 }
 
-/// The test of a host's GPUs beside its jobs.
+/// The test of a host's GPUs beside its jobs; `whole` is the verdict on them that was passed last when they were free.
 ///
 /// # Errors
 /// A sentence that says why there is none.
-pub fn task_beside_jobs(claims: &Inventory) -> Result<Task, String> {
+pub fn task_beside_jobs(claims: &Inventory, whole: Option<Value>) -> Result<Task, String> {
     let catalogue = Catalogue::embedded()?;
-    size(catalogue, &claims.devices, claims.memory, Purpose::Small { slack: SLACK })
+    let written = whole.and_then(|whole| serde_json::from_value::<Written>(whole).ok());
+    let shown = match written.map(|written| written.ruling) {
+        Some(Ruling::Passed(nave_proof::Proven::Devices(shown))) => shown,
+        Some(Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_)) | None => Vec::new(),
+    };
+    let shown = shown.into_iter().filter_map(|device| Some((device.uuid, device.ops_per_s?))).collect();
+    size(catalogue, &claims.devices, claims.memory, Purpose::Small { slack: SLACK, shown: &shown })
 }

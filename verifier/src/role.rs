@@ -272,7 +272,8 @@ impl Verifier {
 
     /// Tests GPUs beside the jobs of their host.
     async fn probe(&self, probe: &Probe, claims: &Inventory) -> anyhow::Result<()> {
-        let task = match draw::task_beside_jobs(claims) {
+        let whole = self.store.devices_passed(probe.host).await.context("load what GPUs have shown")?;
+        let task = match draw::task_beside_jobs(claims, whole) {
             Ok(task) => task,
             Err(why) => {
                 tracing::debug!(host.id = %probe.host, why, "GPUs cannot be tested beside jobs");

@@ -636,6 +636,37 @@ async fn the_first_test_of_a_lease_is_known_as_long_as_that_is_open() {
 }
 
 #[tokio::test]
+async fn what_gpus_showed_when_they_were_free_is_kept_while_they_are_tested_beside_jobs() {
+    open(async |market| {
+        let claims = with_devices(&["GPU-1"]);
+        let host = market.host_with("a", crate::market::RATE, &claims).await;
+        let customer = market.customer("c").await;
+        let (_, lease) = market.run(customer, host, &crate::market::request()).await;
+        let (body, free, beside) =
+            (json!({}), json!({ "passed": "free" }), json!({ "passed": "beside a job" }));
+        let mut drawing = crate::challenge::drawing(host, Kind::Devices, &body, &claims);
+        market.store.challenge_draw(&drawing).await.expect("draw");
+        market.store.challenge_decide(drawing.challenge, &free, &Decision::Stays).await.expect("decide");
+        for _ in 0..20 {
+            drawing.challenge = ChallengeId(Uuid::now_v7());
+            (drawing.cause, drawing.lease) = (Cause::Lease, Some(lease));
+            market.store.challenge_draw(&drawing).await.expect("draw");
+            market
+                .store
+                .challenge_decide(drawing.challenge, &beside, &Decision::Shown)
+                .await
+                .expect("decide");
+        }
+        age(market, 31).await;
+        assert_eq!(sweep(market).await.1, 0);
+        assert_eq!(market.store.devices_passed(host).await.expect("a row"), Some(free));
+        let other = market.host("b").await;
+        assert_eq!(market.store.devices_passed(other).await.expect("no row"), None);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_host_that_is_to_prove_its_claims_again_takes_no_jobs_whatever_it_says() {
     open(async |market| {
         let host = market.host("a").await;

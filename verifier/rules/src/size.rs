@@ -6,13 +6,18 @@
 //! for those beside it. Where a class has no products of its own, its devices are given those of
 //! unknown models; what cannot compute even them says so, and its host proves nothing with it.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{
     DeviceTask, DevicesTask, Fill, Gemm, Lanes, Phase, Spill, Stream, Task,
     device::{CHUNK, VRAM_BLOCK},
 };
 
-use crate::catalogue::{Band, Catalogue, Class, Measure, Product};
+use crate::{
+    catalogue::{Band, Catalogue, Class, Measure, Product},
+    class::SHARED,
+};
 
 /// Entries of a product that are computed again.
 const SAMPLES: u32 = 256;
@@ -43,6 +48,11 @@ const OPENING_MS: u64 = 120_000;
 /// How long the products of a small proof take the slowest honest device when nobody else uses it: so long that the
 /// way of an answer is a small part, since what was measured is compared.
 const SMALL_MS: u64 = 2_000;
+/// The same of a device that is held to what it did itself when it was free, since nobody has measured others like it. Its
+/// step ends when it did less than a part of [`SHARED`] of that, so the way must count even less.
+const SMALL_OWN_MS: u64 = 4_000;
+/// How long an answer may be on its way then, and its prover may take to begin.
+const WAY_MS: u64 = 4_000;
 /// Longest sums of a small proof: with less memory they leave room for more rows, so that a large device is kept
 /// as busy by them as by the products of a whole test.
 const SMALL_SUM: u32 = 32_768;
@@ -51,7 +61,7 @@ const SMALL_ROUNDS_MAX: u32 = 4_096;
 
 /// What a test is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
+pub enum Purpose<'a> {
     /// Everything, while the devices are free.
     Full {
         /// Whether the host is new, or has new devices.
@@ -61,6 +71,8 @@ pub enum Purpose {
     Small {
         /// Memory of each device that customers do not get.
         slack: Bytes,
+        /// Operations in a second of devices that were tested whole, by their identifiers.
+        shown: &'a BTreeMap<String, u64>,
     },
 }
 
@@ -69,6 +81,8 @@ struct Sized<'a> {
     claim: &'a Device,
     test: Test,
     class: Option<&'a Class>,
+    /// Operations in a second that it did itself when it was free, where no band holds for it.
+    own: Option<u64>,
 }
 
 /// The sizes of a test, whatever they are from.
@@ -91,9 +105,9 @@ pub fn size(
     catalogue: &Catalogue,
     devices: &[Device],
     memory: Bytes,
-    purpose: Purpose,
+    purpose: Purpose<'_>,
 ) -> Result<Task, String> {
-    let sized: Vec<Sized> = devices.iter().map(|claim| Sized::of(catalogue, claim)).collect();
+    let sized: Vec<Sized> = devices.iter().map(|claim| Sized::of(catalogue, claim, purpose)).collect();
     let wanted = match purpose {
         Purpose::Full { onboarding: true } => SAMPLES_ONBOARDING,
         Purpose::Full { onboarding: false } | Purpose::Small { .. } => SAMPLES,
@@ -102,7 +116,7 @@ pub fn size(
     loop {
         let tasks = match purpose {
             Purpose::Full { .. } => full(&sized, memory, samples),
-            Purpose::Small { slack } => small(catalogue, &sized, slack, samples)?,
+            Purpose::Small { slack, shown: _ } => small(catalogue, &sized, slack, samples)?,
         };
         let patience_ms = patience(catalogue, &sized, &tasks);
         let task = Task::Devices(DevicesTask { devices: tasks, patience_ms });
@@ -116,13 +130,18 @@ pub fn size(
 }
 
 impl<'a> Sized<'a> {
-    fn of(catalogue: &'a Catalogue, claim: &'a Device) -> Self {
+    fn of(catalogue: &'a Catalogue, claim: &'a Device, purpose: Purpose<'_>) -> Self {
         let same_kind = || catalogue.classes.iter().find(|class| claim.simulated && class.simulated);
         let class = catalogue.called(&claim.model, claim.simulated);
         let test = class
             .or_else(same_kind)
             .map_or_else(|| Test::unknown(catalogue), |class| Test::of(catalogue, class));
-        Self { claim, test, class }
+        let has_band = class.is_some_and(|class| catalogue.is_calibrated(class));
+        let own = match purpose {
+            Purpose::Small { slack: _, shown } => shown.get(&claim.uuid).copied().filter(|_| !has_band),
+            Purpose::Full { .. } => None,
+        };
+        Self { claim, test, class, own }
     }
 
     fn vram(&self) -> u64 {
@@ -250,8 +269,9 @@ fn small(
         if operands(&gemm) > slack {
             return Err(format!("a product takes more than {} bytes of a device's memory", slack));
         }
-        let per_s = device.slowest(catalogue, Measure::OpsPerS);
-        let wanted = per_s.saturating_mul(SMALL_MS) / 1_000;
+        let slowest = || (device.slowest(catalogue, Measure::OpsPerS), SMALL_MS);
+        let (per_s, ms) = device.own.map_or_else(slowest, |own| (own, SMALL_OWN_MS));
+        let wanted = per_s.saturating_mul(ms) / 1_000;
         let rounds = wanted.div_ceil(operations(&Gemm { rounds: 1, ..gemm }).max(1));
         let gemm = Gemm { rounds: within(rounds, 1, SMALL_ROUNDS_MAX), ..gemm };
         Ok(DeviceTask {
@@ -277,11 +297,12 @@ fn operations(gemm: &Gemm) -> u64 {
 fn patience(catalogue: &Catalogue, sized: &[Sized], tasks: &[DeviceTask]) -> Vec<Millis> {
     let phases = Phase::ALL.into_iter().filter(|phase| tasks.iter().all(|task| task.has(*phase)));
     let longest = |phase: Phase| {
-        let needs = |(device, task): (&Sized, &DeviceTask)| {
-            work_ms(|measure| device.slowest(catalogue, measure), task, phase)
+        let waits = |(device, task): (&Sized, &DeviceTask)| match device.own {
+            Some(own) => work_ms(|_| own, task, phase).saturating_mul(SHARED).saturating_add(WAY_MS),
+            None => work_ms(|measure| device.slowest(catalogue, measure), task, phase).saturating_mul(MARGIN),
         };
-        let each = sized.iter().zip(tasks).map(needs);
-        each.max().unwrap_or(0).saturating_mul(MARGIN).clamp(PATIENCE_MS.0, PATIENCE_MS.1)
+        let each = sized.iter().zip(tasks).map(waits);
+        each.max().unwrap_or(0).clamp(PATIENCE_MS.0, PATIENCE_MS.1)
     };
     phases.map(longest).chain([OPENING_MS]).map(|ms| Millis(i64::try_from(ms).unwrap_or(i64::MAX))).collect()
 }

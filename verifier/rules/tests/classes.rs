@@ -1,5 +1,7 @@
 //! What devices are, from what they did; and how large their tests are.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{Bytes, Millis, host::Device};
 use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
 use nave_rules::{
@@ -14,8 +16,15 @@ const TOPS: u64 = 1_000_000_000_000;
 const RAM: Bytes = Bytes(2 << 40);
 const ONBOARDING: Purpose = Purpose::Full { onboarding: true };
 const AGAIN: Purpose = Purpose::Full { onboarding: false };
+/// Nothing was tested whole.
+static NOTHING: BTreeMap<String, u64> = BTreeMap::new();
+
+const fn small(slack: i64) -> Purpose<'static> {
+    Purpose::Small { slack: Bytes(slack), shown: &NOTHING }
+}
+
 /// As beside jobs: this much of a device's memory is not a customer's.
-const SMALL: Purpose = Purpose::Small { slack: Bytes(384 << 20) };
+const SMALL: Purpose = small(384 << 20);
 
 /// The catalogue as it is.
 fn catalogue() -> Catalogue {
@@ -231,7 +240,7 @@ fn no_name_leaves_out_a_phase_for_a_device_or_for_those_beside_it() {
             assert_eq!(task.phases(), Phase::ALL, "{name}");
         }
         assert_eq!(sizes(&devices, RAM, AGAIN).devices[0].gemm, alone, "{name} changes nothing for another");
-        let small = sizes(&devices, RAM, Purpose::Small { slack: Bytes(1 << 30) });
+        let small = sizes(&devices, RAM, small(1 << 30));
         assert_eq!((small.phases(), small.devices.len()), (vec![Phase::Gemm], 2), "{name}");
     }
 }
@@ -270,14 +279,50 @@ fn a_slow_device_makes_its_whole_host_be_waited_for() {
 fn a_small_proof_fits_into_what_customers_do_not_get() {
     for (mib, slack) in [(143_771, 2 << 30), (24_564, 1 << 30), (8_192, 256 << 20), (8_192, 64 << 20)] {
         let device = device(0, "NVIDIA H200", mib);
-        let task = sizes(&[device], RAM, Purpose::Small { slack: Bytes(slack) });
+        let task = sizes(&[device], RAM, small(slack));
         assert_eq!(task.phases(), [Phase::Gemm]);
         let gemm = task.devices[0].gemm.expect("products");
         let bytes = (u64::from(gemm.m) + u64::from(gemm.n)) * u64::from(gemm.k);
         assert!(bytes <= slack.unsigned_abs() && gemm.samples == 256, "{slack}: {gemm:?}");
     }
-    let none = Purpose::Small { slack: Bytes(1) };
+    let none = small(1);
     assert!(size(&catalogue(), &[device(0, "NVIDIA H200", 143_771)], RAM, none).is_err());
+}
+
+#[test]
+fn beside_a_job_a_device_that_nobody_has_measured_has_time_for_a_fourth_of_what_it_did_itself() {
+    let shown = [("GPU-0".to_owned(), 500 * TOPS), ("GPU-1".to_owned(), 40 * TOPS)].into();
+    let sized = |catalogue: &Catalogue, devices: &[Device]| {
+        let purpose = Purpose::Small { slack: Bytes(384 << 20), shown: &shown };
+        let Ok(Task::Devices(task)) = size(catalogue, devices, RAM, purpose) else { panic!("a test") };
+        task
+    };
+    let ops = |task: &DevicesTask, slot: usize| {
+        let gemm = task.devices[slot].gemm.expect("products");
+        [2, gemm.rounds, gemm.m, gemm.n, gemm.k].into_iter().map(u64::from).product::<u64>()
+    };
+    let unknown = [device(0, "a card that nobody knows", 81_920), device(1, "another", 24_564)];
+    let task = sized(&catalogue(), &unknown);
+    for (slot, per_s) in [(0, 500 * TOPS), (1, 40 * TOPS)] {
+        let ms = ops(&task, slot) / (per_s / 1_000);
+        assert!((4_000..4_100).contains(&ms), "{ms} ms when it is free");
+    }
+    let most = task.patience_ms[0].0;
+    assert!((20_000..20_500).contains(&most), "{most} ms beside a job");
+    let strangers = [device(2, "a card that nobody knows", 81_920)];
+    assert_eq!(sized(&catalogue(), &strangers), sizes(&strangers, RAM, SMALL), "it was never tested whole");
+    let calculated = [device(0, "NVIDIA H100 PCIe", 81_559)];
+    assert!(
+        sized(&catalogue(), &calculated) != sizes(&calculated, RAM, SMALL),
+        "nobody has measured one yet"
+    );
+    let class = measured(&[]);
+    let known = |purpose| size(&class, &calculated, RAM, purpose);
+    assert_eq!(
+        known(Purpose::Small { slack: Bytes(384 << 20), shown: &shown }),
+        known(SMALL),
+        "it has a band"
+    );
 }
 
 #[test]

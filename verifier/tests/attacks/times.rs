@@ -196,3 +196,31 @@ async fn a_gpu_that_is_throttled_beside_a_job_proves_itself_as_soon_as_that_has_
     test_again(&market, &mut [&mut honest, &mut half]).await;
     assert_eq!((honest.fate().await, half.fate().await), ("ready".into(), "device_mismatch".into()));
 }
+
+#[tokio::test]
+async fn a_gpu_of_a_name_that_nobody_knows_is_held_to_what_it_did_when_it_was_free() {
+    let market = open().await;
+    let mut verifier = verifier(&market);
+    let mut hosts = Vec::new();
+    for (name, device) in [("honest", "SIM-1"), ("half", "SIM-2"), ("capped", "SIM-3")] {
+        let mut host = Paced::alone(&market, name, device, Vec::new()).await;
+        host.says(|inventory| inventory.devices[0].model = "a card that nobody knows".into()).await;
+        prove(&mut verifier, &mut [&mut host]).await;
+        assert_eq!(host.fate().await, "ready", "{:?}", host.host.rulings().await);
+        host.lease(device).await;
+        host.host.report().await;
+        hosts.push(host);
+    }
+    let [honest, half, capped] = &mut hosts[..] else { panic!("three") };
+    half.exchange(&half_lent());
+    capped.exchange(&[Dishonesty::Lent { per_mille: 900, vram: Bytes(0) }]);
+    for _ in 0..4 {
+        look(&mut verifier).await;
+        step(&mut [honest, half, capped]).await;
+    }
+    for host in [&*honest, half, capped] {
+        assert_eq!(last_cause(host).await, Cause::LeaseStart);
+    }
+    let codes = [honest.host.last_code().await, half.host.last_code().await, capped.host.last_code().await];
+    assert_eq!(codes, ["passed", "passed", "too_late"]);
+}
