@@ -1,4 +1,4 @@
-//! Parts of a device: how it can be divided, what a job gets of it, and what that is worth.
+//! Fractions of a device: how it can be divided, what a job gets of it, and what that is worth.
 //!
 //! There are two kinds. A *slice* is cut by the hardware, which separates it from the others: they
 //! may be different customers'. A *share* is time and memory of a device beside other shares, kept apart by
@@ -89,7 +89,7 @@ impl Division {
     }
 }
 
-/// A part of a device that its hardware separates from the others.
+/// A fraction of a device that its hardware separates from the others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -107,8 +107,8 @@ pub struct Slice {
 impl Slice {
     /// Its size.
     #[must_use]
-    pub fn part(&self) -> Part {
-        Part { milli: self.milli, vram: self.vram }
+    pub fn fraction(&self) -> Fraction {
+        Fraction { milli: self.milli, vram: self.vram }
     }
 }
 
@@ -116,17 +116,17 @@ impl Slice {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
-pub struct Part {
+pub struct Fraction {
     /// Thousandths of the device's computing.
     pub milli: MilliGpu,
     /// Memory in bytes.
     pub vram: Bytes,
 }
 
-impl Part {
-    /// The part that suffices for a request; none where it wants whole devices, several of them, or them for itself.
+impl Fraction {
+    /// The fraction that suffices for a request; none where it wants whole devices, several of them, or them for itself.
     ///
-    /// Without a wish for memory the part has no memory yet; see [`Part::on`].
+    /// Without a wish for memory the fraction has no memory yet; see [`Fraction::on`].
     #[must_use]
     pub fn wanted(gpu: &GpuRequest, isolation: Isolation) -> Option<Self> {
         let shares = match isolation {
@@ -170,7 +170,10 @@ impl Part {
                 && slice.vram >= self.vram
                 && vram_max.is_none_or(|most| slice.vram <= most)
         };
-        slices.into_iter().filter(suffices).min_by(|a, b| (a.part(), &a.uuid).cmp(&(b.part(), &b.uuid)))
+        slices
+            .into_iter()
+            .filter(suffices)
+            .min_by(|a, b| (a.fraction(), &a.uuid).cmp(&(b.fraction(), &b.uuid)))
     }
 }
 
@@ -190,7 +193,7 @@ pub struct Shared<T> {
     /// Whose all of them are.
     pub tenant: T,
     /// The size of each.
-    pub part: Part,
+    pub fraction: Fraction,
     /// How many there are; at least one.
     pub count: u16,
 }
@@ -199,20 +202,22 @@ impl<T: PartialEq> Shared<T> {
     /// The shares of a device once it has one more; none where that does not fit: it is somebody else's, of
     /// another size, or more than is left.
     #[must_use]
-    pub fn with(taken: Option<Self>, total: Bytes, tenant: T, part: Part) -> Option<Self> {
+    pub fn with(taken: Option<Self>, total: Bytes, tenant: T, fraction: Fraction) -> Option<Self> {
         let count = match taken {
             None => 1,
-            Some(taken) if taken.tenant == tenant && taken.part == part => taken.count.checked_add(1)?,
+            Some(taken) if taken.tenant == tenant && taken.fraction == fraction => {
+                taken.count.checked_add(1)?
+            }
             Some(_) => return None,
         };
         let many = i128::from(count);
-        let milli = i128::from(part.milli.0) * many;
-        let vram = i128::from(part.vram.0) * many;
-        let fits = part.milli.0 > 0
-            && part.vram.0 > 0
+        let milli = i128::from(fraction.milli.0) * many;
+        let vram = i128::from(fraction.vram.0) * many;
+        let fits = fraction.milli.0 > 0
+            && fraction.vram.0 > 0
             && milli <= i128::from(WHOLE.0)
             && vram <= i128::from(shareable(total).0);
-        fits.then_some(Self { tenant, part, count })
+        fits.then_some(Self { tenant, fraction, count })
     }
 }
 
@@ -236,7 +241,7 @@ impl Tenant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
     /// Its size.
-    pub part: Part,
+    pub fraction: Fraction,
     /// Whose it is; nobody else's is on the device.
     pub tenant: Tenant,
 }
@@ -249,57 +254,58 @@ mod tests {
 
     const GIB: i64 = Bytes::GIB;
 
-    fn part(milli: i64, gib: i64) -> Part {
-        Part { milli: MilliGpu(milli), vram: Bytes(gib * GIB) }
+    fn fraction(milli: i64, gib: i64) -> Fraction {
+        Fraction { milli: MilliGpu(milli), vram: Bytes(gib * GIB) }
     }
 
     fn slice(uuid: &str, milli: i64, gib: i64) -> Slice {
-        let Part { milli, vram } = part(milli, gib);
+        let Fraction { milli, vram } = fraction(milli, gib);
         Slice { uuid: uuid.into(), profile: format!("{gib}gb"), milli, vram }
     }
 
     #[test]
     fn a_part_is_wanted_by_who_names_a_share_of_one_device_and_does_not_want_it_alone() {
         let gpu = |count, share| GpuRequest { count, share, vram: Bytes(8 * GIB), ..GpuRequest::default() };
-        assert_eq!(Part::wanted(&gpu(1, Some(250)), Isolation::Any), Some(part(250, 8)));
-        assert_eq!(Part::wanted(&gpu(1, None), Isolation::Any), None);
-        assert_eq!(Part::wanted(&gpu(1, Some(1_000)), Isolation::Any), None);
-        assert_eq!(Part::wanted(&gpu(2, Some(250)), Isolation::Any), None);
-        assert_eq!(Part::wanted(&gpu(1, Some(250)), Isolation::Device), None);
-        assert_eq!(Part::wanted(&gpu(1, Some(250)), Isolation::Host), None);
+        assert_eq!(Fraction::wanted(&gpu(1, Some(250)), Isolation::Any), Some(fraction(250, 8)));
+        assert_eq!(Fraction::wanted(&gpu(1, None), Isolation::Any), None);
+        assert_eq!(Fraction::wanted(&gpu(1, Some(1_000)), Isolation::Any), None);
+        assert_eq!(Fraction::wanted(&gpu(2, Some(250)), Isolation::Any), None);
+        assert_eq!(Fraction::wanted(&gpu(1, Some(250)), Isolation::Device), None);
+        assert_eq!(Fraction::wanted(&gpu(1, Some(250)), Isolation::Host), None);
     }
 
     #[test]
     fn the_larger_of_computing_and_memory_is_paid_for() {
-        assert_eq!(part(250, 8).priced(Bytes(80 * GIB)), MilliGpu(250));
-        assert_eq!(part(50, 8).priced(Bytes(80 * GIB)), MilliGpu(100));
-        assert_eq!(part(1, 1).priced(Bytes(3 * GIB)), MilliGpu(334), "rounded up");
-        assert_eq!(part(1, 9).priced(Bytes(3 * GIB)), WHOLE, "never more than the device");
+        assert_eq!(fraction(250, 8).priced(Bytes(80 * GIB)), MilliGpu(250));
+        assert_eq!(fraction(50, 8).priced(Bytes(80 * GIB)), MilliGpu(100));
+        assert_eq!(fraction(1, 1).priced(Bytes(3 * GIB)), MilliGpu(334), "rounded up");
+        assert_eq!(fraction(1, 9).priced(Bytes(3 * GIB)), WHOLE, "never more than the device");
     }
 
     #[test]
     fn who_asks_for_no_memory_gets_as_much_as_of_the_computing() {
-        assert_eq!(part(500, 0).on(Bytes(64 * GIB)), part(500, 31));
-        assert_eq!(part(500, 8).on(Bytes(64 * GIB)), part(500, 8));
+        assert_eq!(fraction(500, 0).on(Bytes(64 * GIB)), fraction(500, 31));
+        assert_eq!(fraction(500, 8).on(Bytes(64 * GIB)), fraction(500, 8));
     }
 
     #[test]
     fn strangers_never_share_a_device_and_neither_do_shares_of_two_sizes() {
         let total = Bytes(80 * GIB);
-        let one = Shared::with(None, total, "a", part(250, 8)).expect("an untouched device");
-        assert_eq!(Shared::with(Some(one), total, "b", part(250, 8)), None);
-        assert_eq!(Shared::with(Some(one), total, "a", part(250, 9)), None);
-        assert_eq!(Shared::with(Some(one), total, "a", part(250, 8)).map(|both| both.count), Some(2));
+        let one = Shared::with(None, total, "a", fraction(250, 8)).expect("an untouched device");
+        assert_eq!(Shared::with(Some(one), total, "b", fraction(250, 8)), None);
+        assert_eq!(Shared::with(Some(one), total, "a", fraction(250, 9)), None);
+        assert_eq!(Shared::with(Some(one), total, "a", fraction(250, 8)).map(|both| both.count), Some(2));
     }
 
     #[test]
     fn a_slice_is_the_smallest_that_suffices() {
         let slices = [slice("MIG-c", 428, 40), slice("MIG-b", 142, 10), slice("MIG-a", 142, 10)];
-        let chosen = |part: Part, most| part.slice(&slices, most).map(|slice| slice.uuid.as_str());
-        assert_eq!(chosen(part(100, 8), None), Some("MIG-a"));
-        assert_eq!(chosen(part(100, 11), None), Some("MIG-c"));
-        assert_eq!(chosen(part(300, 1), Some(Bytes(20 * GIB))), None, "it is larger than is wanted");
-        assert_eq!(chosen(part(500, 1), None), None);
+        let chosen =
+            |fraction: Fraction, most| fraction.slice(&slices, most).map(|slice| slice.uuid.as_str());
+        assert_eq!(chosen(fraction(100, 8), None), Some("MIG-a"));
+        assert_eq!(chosen(fraction(100, 11), None), Some("MIG-c"));
+        assert_eq!(chosen(fraction(300, 1), Some(Bytes(20 * GIB))), None, "it is larger than is wanted");
+        assert_eq!(chosen(fraction(500, 1), None), None);
     }
 
     #[test]
@@ -335,21 +341,21 @@ mod tests {
     proptest! {
         #[test]
         fn shares_are_never_oversold(milli in 1..1_200_i64, mib in 1..100_000_i64, total in 1..100_000_i64) {
-            let (total, part) = (Bytes(total * Bytes::MIB), Part { milli: MilliGpu(milli), vram: Bytes(mib * Bytes::MIB) });
+            let (total, fraction) = (Bytes(total * Bytes::MIB), Fraction { milli: MilliGpu(milli), vram: Bytes(mib * Bytes::MIB) });
             let mut taken = None;
-            while let Some(more) = Shared::with(taken, total, 1, part) {
+            while let Some(more) = Shared::with(taken, total, 1, fraction) {
                 prop_assert!(i64::from(more.count) * milli <= WHOLE.0);
-                prop_assert!(i64::from(more.count) * part.vram.0 <= total.0);
+                prop_assert!(i64::from(more.count) * fraction.vram.0 <= total.0);
                 taken = Some(more);
             }
             let count = taken.map_or(0, |taken| i64::from(taken.count)) + 1;
-            prop_assert!(count * milli > WHOLE.0 || count * part.vram.0 > shareable(total).0, "the last did not fit");
+            prop_assert!(count * milli > WHOLE.0 || count * fraction.vram.0 > shareable(total).0, "the last did not fit");
         }
 
         #[test]
         fn all_shares_of_a_device_pay_for_no_less_than_they_take(milli in 1..1_000_i64, mib in 1..90_000_i64, total in 1..90_000_i64) {
             let (total, vram) = (Bytes(total * Bytes::MIB), Bytes(mib.min(total) * Bytes::MIB));
-            let priced = Part { milli: MilliGpu(milli), vram }.priced(total);
+            let priced = Fraction { milli: MilliGpu(milli), vram }.priced(total);
             prop_assert!((milli..=WHOLE.0).contains(&priced.0));
             prop_assert!(i128::from(priced.0) * i128::from(total.0) >= i128::from(vram.0) * 1_000);
         }
@@ -357,11 +363,11 @@ mod tests {
         #[test]
         fn a_share_of_no_memory_gets_what_as_many_as_fit_by_computing_can_have(milli in 1..1_000_i64, total in 1..100_000_i64) {
             let total = Bytes(total * Bytes::MIB);
-            let part = Part { milli: MilliGpu(milli), vram: Bytes::ZERO }.on(total);
+            let fraction = Fraction { milli: MilliGpu(milli), vram: Bytes::ZERO }.on(total);
             let mut taken = None;
             for _ in 0..WHOLE.0 / milli {
-                taken = Shared::with(taken, total, 1, part);
-                prop_assert!(taken.is_some() || part.vram == Bytes::ZERO);
+                taken = Shared::with(taken, total, 1, fraction);
+                prop_assert!(taken.is_some() || fraction.vram == Bytes::ZERO);
             }
         }
     }

@@ -73,11 +73,11 @@ pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Findi
     ]
 }
 
-/// What of the GPUs can be leased in parts, and how.
+/// What of the GPUs can be leased in fractions, and how.
 fn shares(devices: &[Device], means: &Means) -> Finding {
     Finding::new(
         "gpu shares",
-        parts(devices, means),
+        fractions(devices, means),
         "jobs get slices of GPUs, or shares of them beside other jobs of their customer; nobody has tried that on a GPU",
         "GPUs are leased whole",
         "cut them into slices (MIG) with nvidia-smi, or install nvidia-cuda-mps-control and give the agent --share-gpus",
@@ -85,14 +85,14 @@ fn shares(devices: &[Device], means: &Means) -> Finding {
     .optional()
 }
 
-fn parts(devices: &[Device], means: &Means) -> Result<String, String> {
+fn fractions(devices: &[Device], means: &Means) -> Result<String, String> {
     let count = |is: fn(&Device) -> bool| devices.iter().filter(|device| is(device)).count();
     let cut = count(|device| !device.division.slices().is_empty());
     let able = count(|device| device.division == Division::Shares);
     let cut_words = format!("{cut} devices are cut into slices");
     match (able, means.is_here(), means.wanted) {
         (0, _, _) if cut > 0 => Ok(cut_words),
-        (0, _, _) => Err("no device can be leased in parts".into()),
+        (0, _, _) => Err("no device can be leased in fractions".into()),
         (able, true, true) => Ok(format!("{cut_words}, {able} can be shared")),
         (able, here, wanted) => {
             let lacks = match (here, wanted) {
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_can_be_leased_in_parts_and_what_is_missing() {
+    fn it_says_what_can_be_leased_in_fractions_and_what_is_missing() {
         let device = |division| Device {
             uuid: "GPU-1".into(),
             model: "any".into(),
@@ -258,20 +258,20 @@ mod tests {
         let (whole, cut) = (device(Division::Whole), device(Division::Slices(vec![slice])));
         let shares = device(Division::Shares);
         let (absent, here) = (Path::new("/does/not/exist"), Path::new("/bin/false"));
-        let parts = |devices: &[&Device], control: &Path, wanted| {
+        let fractions = |devices: &[&Device], control: &Path, wanted| {
             let devices: Vec<Device> = devices.iter().map(|device| (*device).clone()).collect();
-            parts(&devices, &Means { control: control.into(), wanted, ..Means::default() })
+            fractions(&devices, &Means { control: control.into(), wanted, ..Means::default() })
         };
-        assert!(parts(&[&whole], here, true).is_err());
-        assert_eq!(parts(&[&cut], absent, false), Ok("1 devices are cut into slices".into()));
+        assert!(fractions(&[&whole], here, true).is_err());
+        assert_eq!(fractions(&[&cut], absent, false), Ok("1 devices are cut into slices".into()));
         assert_eq!(
-            parts(&[&cut, &shares], here, true),
+            fractions(&[&cut, &shares], here, true),
             Ok("1 devices are cut into slices, 1 can be shared".into())
         );
         assert!(
-            parts(&[&shares], absent, true)
+            fractions(&[&shares], absent, true)
                 .is_err_and(|why| why.ends_with("no nvidia-cuda-mps-control here"))
         );
-        assert!(parts(&[&shares], here, false).is_err_and(|why| why.ends_with("not told --share-gpus")));
+        assert!(fractions(&[&shares], here, false).is_err_and(|why| why.ends_with("not told --share-gpus")));
     }
 }

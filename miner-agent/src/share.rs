@@ -16,7 +16,7 @@ use std::{
 
 use nave_domain::{
     Bytes, LeaseId,
-    fraction::{Division, Part, Tenant},
+    fraction::{Division, Fraction, Tenant},
     host::Device,
 };
 use nave_sdk::wire::{host::Order, sign::sha256};
@@ -48,7 +48,7 @@ pub struct Terms {
     /// Whose.
     pub tenant: Tenant,
     /// The size of each.
-    pub part: Part,
+    pub fraction: Fraction,
 }
 
 impl Terms {
@@ -61,13 +61,13 @@ impl Terms {
         let [device] = order.devices.as_slice() else {
             return Err(format!("a share is of one device, and {} are ordered", order.devices.len()));
         };
-        let Part { milli, vram } = share.part;
+        let Fraction { milli, vram } = share.fraction;
         // The identifier becomes a variable's value, and lists of them are split at commas.
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
         if !(1..=1_000).contains(&milli.0) || vram.0 < Bytes::MIB || !device.bytes().all(is_plain) {
             return Err(format!("no share of {device:?} has {} thousandths and {vram}", milli.0));
         }
-        Ok(Some(Self { device: device.clone(), tenant: share.tenant, part: share.part }))
+        Ok(Some(Self { device: device.clone(), tenant: share.tenant, fraction: share.fraction }))
     }
 
     /// A short name that nobody else's daemon has: the path of a socket is short.
@@ -90,12 +90,12 @@ impl Terms {
 
     /// Percent of the device's computing, rounded up.
     fn percentage(&self) -> i64 {
-        (self.part.milli.0 + 9) / 10
+        (self.fraction.milli.0 + 9) / 10
     }
 
     /// Memory in MiB, rounded down.
     fn mib(&self) -> i64 {
-        self.part.vram.0 / Bytes::MIB
+        self.fraction.vram.0 / Bytes::MIB
     }
 }
 
@@ -180,8 +180,8 @@ pub fn join(records: &mut BTreeMap<String, Record>, lease: LeaseId, terms: &Term
     if record.terms.tenant != terms.tenant {
         return Err(format!("{} is shared by another customer", terms.device));
     }
-    if record.terms.part != terms.part {
-        return Err(format!("{} is shared out in parts of another size", terms.device));
+    if record.terms.fraction != terms.fraction {
+        return Err(format!("{} is shared out in shares of another size", terms.device));
     }
     Ok(record.leases.insert(lease))
 }
@@ -280,8 +280,8 @@ mod tests {
     }
 
     fn terms(tenant: u128, gib: i64) -> Terms {
-        let part = Part { milli: MilliGpu(125), vram: Bytes(gib * Bytes::GIB) };
-        Terms { device: "GPU-1".into(), tenant: Tenant(Uuid::from_u128(tenant)), part }
+        let fraction = Fraction { milli: MilliGpu(125), vram: Bytes(gib * Bytes::GIB) };
+        Terms { device: "GPU-1".into(), tenant: Tenant(Uuid::from_u128(tenant)), fraction }
     }
 
     fn held(device: &str, pid: u32, bytes: u64) -> Held {
@@ -323,11 +323,12 @@ mod tests {
 
     #[test]
     fn an_order_has_a_share_of_one_device_or_none() {
-        let Terms { tenant, part, .. } = terms(1, 8);
-        let share = Share { part, tenant };
+        let Terms { tenant, fraction, .. } = terms(1, 8);
+        let share = Share { fraction, tenant };
         assert_eq!(Terms::of(&order(&["GPU-1"], None)), Ok(None));
         assert_eq!(Terms::of(&order(&["GPU-1"], Some(share))), Ok(Some(terms(1, 8))));
-        let with = |vram, milli| Share { part: Part { milli: MilliGpu(milli), vram: Bytes(vram) }, tenant };
+        let with =
+            |vram, milli| Share { fraction: Fraction { milli: MilliGpu(milli), vram: Bytes(vram) }, tenant };
         for (devices, share) in [
             (&["GPU-1", "GPU-2"][..], share),
             (&[], share),
@@ -342,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_shared_by_one_customer_in_parts_of_one_size() {
+    fn a_device_is_shared_by_one_customer_in_shares_of_one_size() {
         let mut records = BTreeMap::new();
         assert_eq!(join(&mut records, lease(1), &terms(1, 8)), Ok(true));
         assert_eq!(join(&mut records, lease(2), &terms(1, 8)), Ok(true));
@@ -408,8 +409,8 @@ mod tests {
     proptest! {
         #[test]
         fn the_limits_of_a_daemon_never_exceed_the_share_by_more_than_they_are_rounded(milli in 1..=1_000_i64, vram in Bytes::MIB..1 << 42) {
-            let part = Part { milli: MilliGpu(milli), vram: Bytes(vram) };
-            let terms = Terms { part, ..terms(1, 1) };
+            let fraction = Fraction { milli: MilliGpu(milli), vram: Bytes(vram) };
+            let terms = Terms { fraction, ..terms(1, 1) };
             prop_assert!((1..=100).contains(&terms.percentage()));
             prop_assert!((0..10).contains(&(terms.percentage() * 10 - milli)));
             prop_assert!((0..Bytes::MIB).contains(&(vram - terms.mib() * Bytes::MIB)));

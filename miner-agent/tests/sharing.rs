@@ -60,7 +60,7 @@ impl Host {
 
 fn terms(tenant: u128, gib: i64) -> Terms {
     let share = share(tenant, gib);
-    Terms { device: DEVICE.into(), tenant: share.tenant, part: share.part }
+    Terms { device: DEVICE.into(), tenant: share.tenant, fraction: share.fraction }
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{Agent, Plane, new_lease, order, until};
 use nave_domain::{
     Bytes, LeaseId, MilliGpu, Millis, Timestamp,
-    fraction::{Part, Share, Tenant},
+    fraction::{Fraction, Share, Tenant},
     host::{HostState, Runtime},
 };
 use nave_sdk::wire::{
@@ -53,8 +53,8 @@ async fn a_simulated_job_says_so_and_delivers_its_exit_code_and_result() {
 async fn a_simulated_job_that_holds_more_of_its_share_than_it_asked_for_is_ended_and_says_so() {
     let (dir, plane, lease) = begin();
     let _agent = agent(&plane, &dir);
-    let part = Part { milli: MilliGpu(125), vram: Bytes(8 << 30) };
-    let share = Some(Share { part, tenant: Tenant(uuid::Uuid::from_u128(1)) });
+    let fraction = Fraction { milli: MilliGpu(125), vram: Bytes(8 << 30) };
+    let share = Some(Share { fraction, tenant: Tenant(uuid::Uuid::from_u128(1)) });
     let play = |held: i64, ms| {
         let mut order = Order { share, devices: vec!["SIM-1".into()], ..play(ms, 0, None) };
         order.env.insert("NAVE_SIM_VRAM".into(), held.to_string());

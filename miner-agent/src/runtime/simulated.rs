@@ -77,7 +77,10 @@ impl Play {
             address: order.address,
             result: order.env.get("NAVE_SIM_OUT").cloned(),
             vram: order.share.map(|share| {
-                (share.part.vram, number("NAVE_SIM_VRAM").and_then(|held| held.try_into().ok()).unwrap_or(0))
+                (
+                    share.fraction.vram,
+                    number("NAVE_SIM_VRAM").and_then(|held| held.try_into().ok()).unwrap_or(0),
+                )
             }),
             ends: Millis(now.0.saturating_add(runs)),
             code: number("NAVE_SIM_EXIT").and_then(|code| i32::try_from(code).ok()).unwrap_or(0),

@@ -10,7 +10,7 @@ use std::{
 
 use nave_domain::{
     Bytes, MilliGpu,
-    fraction::{Part, Share, Tenant},
+    fraction::{Fraction, Share, Tenant},
 };
 use nave_miner_agent::share::{Held, MARK, mps::Means};
 use nix::{
@@ -101,6 +101,6 @@ impl Doubles {
 
 /// A share of 125 thousandths and so much memory.
 pub fn share(tenant: u128, gib: i64) -> Share {
-    let part = Part { milli: MilliGpu(125), vram: Bytes(gib * Bytes::GIB) };
-    Share { part, tenant: Tenant(Uuid::from_u128(tenant)) }
+    let fraction = Fraction { milli: MilliGpu(125), vram: Bytes(gib * Bytes::GIB) };
+    Share { fraction, tenant: Tenant(Uuid::from_u128(tenant)) }
 }

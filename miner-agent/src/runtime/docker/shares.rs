@@ -179,7 +179,7 @@ impl Inner {
     async fn judge(&self, held: &[Held]) {
         let records = self.daemons.records().await;
         let share = |record: &share::Record| {
-            let (device, vram) = (record.terms.device.clone(), record.terms.part.vram);
+            let (device, vram) = (record.terms.device.clone(), record.terms.fraction.vram);
             record.leases.iter().map(move |lease| (*lease, (device.clone(), vram))).collect::<Vec<_>>()
         };
         let shares: BTreeMap<LeaseId, _> = records.iter().flat_map(share).collect();
