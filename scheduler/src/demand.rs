@@ -370,3 +370,6 @@ pub fn wanted(machine: &RentedMachine, is_asked: bool, now: Timestamp) -> Machin
 pub fn drains_from(made_at: Timestamp, dead_man: Timestamp) -> Timestamp {
     made_at.after(Millis(dead_man.since(made_at).0 / 2))
 }
+
+#[cfg(test)]
+mod tests;

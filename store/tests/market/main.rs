@@ -8,6 +8,7 @@ mod blob;
 mod cancel;
 mod challenge;
 mod clock;
+mod cloud;
 mod dispute;
 mod doubt;
 mod enrol;
