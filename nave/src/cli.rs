@@ -184,6 +184,9 @@ pub struct RentedArgs {
     /// How long a job waits for hosts that are busy until a machine is rented for it.
     #[arg(long, value_name = "SPAN", default_value = "5s", requires = "cloud")]
     pub cloud_patience: Millis,
+    /// How long a rented machine has nothing to do until it is given back.
+    #[arg(long, value_name = "SPAN", default_value = "30s", requires = "cloud")]
+    pub cloud_idle: Millis,
 }
 
 impl UpArgs {

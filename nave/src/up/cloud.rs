@@ -3,7 +3,13 @@
 //! What should be is in a directory, and so is what was said about it; this only brings the machine in
 //! line with it, look by look. Killed at any line, the next supervisor goes on from the same directory.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use nave_clouds::adapters::local::{Does, Estate, Offered, Rented, Told};
@@ -71,6 +77,7 @@ struct LimitsTable {
     machines: u8,
     hourly: String,
     patience: String,
+    idle: String,
 }
 
 #[derive(Serialize)]
@@ -159,6 +166,7 @@ impl Cloud {
                 machines: self.args.cloud_hosts,
                 hourly: MicroUsd(hourly).to_string(),
                 patience: format!("{}ms", self.args.cloud_patience.0),
+                idle: format!("{}ms", self.args.cloud_idle.0),
             },
             local: LocalTable { dir: self.layout.cloud() },
         };
@@ -342,7 +350,7 @@ fn step(rented: &Rented, is_running: bool, now: Timestamp, boot: Millis) -> Step
 }
 
 /// The script of a machine, as if it were the machine's own: it knows nothing of this one.
-fn boot_command(host: &LocalHost, agent: &PathBuf, script: PathBuf) -> anyhow::Result<Command> {
+fn boot_command(host: &LocalHost, agent: &Path, script: PathBuf) -> anyhow::Result<Command> {
     anyhow::ensure!(
         host.socket.as_ref().is_none_or(|socket| socket.exists()),
         "its engine does not listen yet"

@@ -1,5 +1,6 @@
 //! Journeys through a whole market, on real Postgres, a real Docker Engine and real WireGuard.
 
+mod clouds;
 mod devices;
 mod groups;
 mod hosts;

@@ -39,7 +39,8 @@ impl Market {
         let market = Self::start(&all, variables)?;
         // scripts/test has one ready, in a registry that outlives every test. Hosts in
         // namespaces reach the market's own only.
-        let shared = std::env::var("NAVE_TEST_IMAGE").ok().filter(|_| market.hosts().len() == 1);
+        let is_host = market.hosts().len() == 1 && !market.is_divided();
+        let shared = std::env::var("NAVE_TEST_IMAGE").ok().filter(|_| is_host);
         let image = shared.unwrap_or_else(|| market.build_image());
         succeed(market.naved().args(["admin", "default-image", &image]));
         Some(market)
@@ -173,6 +174,11 @@ impl Market {
         hosts.zip(1..).map(|(host, number)| Host { number, document: host.clone() }).collect()
     }
 
+    /// Whether its local hosts have namespaces.
+    fn is_divided(&self) -> bool {
+        self.up_json()["hosts"][0]["namespace"].is_string()
+    }
+
     /// A local host by its id.
     pub fn host(&self, id: &str) -> Host {
         self.hosts().into_iter().find(|host| host.id() == id).expect("a local host")
@@ -215,7 +221,7 @@ impl Market {
         succeed(&mut enrol);
         let enrolment = read_json(&fs::read(data.join("agent/enrolment.json")).expect("an enrolment"));
         let id = enrolment["place"]["host"].as_str().expect("an id").to_owned();
-        assert!(self.hosts().len() > 1, "the machine itself is a host already");
+        assert!(self.is_divided(), "the machine itself is a host already");
         let process = self.agent(&id, &data, offer);
         Stranger { id, data, process }
     }
