@@ -92,7 +92,13 @@ const PURE: [&str; 17] = [
 const BANNED_WORDS: [&str; 7] = ["node", "worker", "instance", "manager", "helper", "util", "utils"];
 
 /// Names that other people's interfaces force on us.
-const FORCED_NAMES: [&str; 3] = ["worker_threads", "futures_util", "hyper_util"];
+const FORCED_NAMES: [&str; 5] = [
+    "worker_threads",
+    "futures_util",
+    "hyper_util",
+    "compute_instance_slice_count",
+    "gpu_instance_slice_count",
+];
 
 const FILE_LINES_MAX: usize = 600;
 
