@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::{Market, kill, succeed, wait_for};
 
-/// Names in requests that are acted out.
+/// What nobody pulls where jobs are acted out.
 const IMAGE: &str =
     "example.org/none@sha256:0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -103,7 +103,7 @@ fn host_of(job: &Value, attempt: usize) -> String {
     job["attempts"][attempt]["host"].as_str().expect("a host").to_owned()
 }
 
-/// Half of what a local host offers, and so half of what a rented machine does.
+/// So many halves of what a local host offers, which is what a rented machine does.
 fn cores(market: &Market, halves: i64) -> String {
     let milli = market.all_hosts()[0]["inventory"]["milli_cpu"].as_i64().expect("cores") * halves / 2;
     format!("{}.{:03}", milli / 1_000, milli % 1_000)
@@ -111,7 +111,8 @@ fn cores(market: &Market, halves: i64) -> String {
 
 #[test]
 fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_when_it_is_idle() {
-    let arguments = ["--hosts", "1", "--cloud", "local", "--cloud-boot", "3s", "--report", "1s"];
+    let cloud = ["--cloud", "local", "--cloud-boot", "3s", "--cloud-idle", "90s"];
+    let arguments = [&["--hosts", "1", "--report", "1s"][..], &cloud].concat();
     let Some(market) = Market::simulated(&arguments) else { return };
     let limits = market.up_json()["limits"].to_string();
     assert!(limits.contains("its prices are made up"), "{limits}");
@@ -135,7 +136,7 @@ fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_
     assert_eq!((&listed["trust"], &listed["region"]), (&"cloud".into(), &"local".into()), "{listed}");
     assert_eq!(Rented::all(&market).len(), 1, "one machine for one job");
 
-    // It costs less than what is rented, which is still there and has nothing to do.
+    // It costs less than what is rented, which has nothing to do.
     let miner = market.stranger("cheaper", &["--cpu", &whole, "--memory", "512MiB", "--disk", "1GiB"]);
     market.await_host(&miner.id, "ready");
     let second = market.await_final(&small(&half, "NAVE_SIM_MS=1000"));
@@ -150,7 +151,7 @@ fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_
 #[test]
 fn a_rented_machine_that_is_lost_costs_the_customer_nothing_and_kills_leave_nothing() {
     let arguments = ["--hosts", "0", "--cloud", "local", "--cloud-hosts", "2", "--cloud-boot", "1s"];
-    let protocol = ["--cloud-patience", "1s", "--report", "1s", "--fence", "3s"];
+    let protocol = ["--cloud-patience", "1s", "--report", "1s", "--fence", "30s"];
     let Some(market) = Market::docker(&[&arguments[..], &protocol].concat()) else { return };
     let before = market.json(&["balance"])["available"].as_i64().expect("money");
     let long = "import time\nfor i in range(30): print('tick', i, flush=True); time.sleep(.5)";
