@@ -52,12 +52,11 @@ impl Clock {
 }
 
 /// The rows of machines, as keepers see them.
-#[derive(Debug, Clone)]
 pub struct Rows {
     /// Where they are.
     pub store: Store,
     /// The time until which costs are counted.
-    pub clock: Arc<Clock>,
+    pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 /// What a row says, as it was written by its keeper and by others since.
@@ -97,7 +96,7 @@ impl Rows {
             asked_at: row.asked_at,
             ending,
             is_closed: row.is_closed(),
-            cost: row.cost(row.cloud.terms().billing, self.clock.now()),
+            cost: row.cost(row.cloud.terms().billing, (self.now)()),
             known: known(row)?,
         };
         let attempt = attempt.map(|attempt| MachineAttempt { hourly: Some(row.price), ..tried(attempt) });

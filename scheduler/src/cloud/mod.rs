@@ -194,8 +194,9 @@ async fn fetch(role: &Role, site: &Site) -> Result<(), Broken> {
 async fn keep(role: Arc<Role>, site: Arc<Site>) {
     let Some(market) = role.market.clone() else { return };
     let cloud = site.provider.cloud();
-    let rows = Rows { store: role.store.clone(), clock: role.clock.clone() };
-    let now = || role.clock.now();
+    let clock = role.clock.clone();
+    let now = move || clock.now();
+    let rows = Rows { store: role.store.clone(), now: Arc::new(now.clone()) };
     let boots = Boots { role: &role, market: &market };
     let rules = Rules { idle_min: role.limits.idle, ..Rules::of(cloud) };
     let keeper =
@@ -234,7 +235,7 @@ impl Boots<'_> {
             machine,
             // The end of an id, which is random, unlike its beginning.
             name: format!("{}-{:08x}", row.cloud, machine.as_u128() & 0xffff_ffff),
-            expires_at: self.role.clock.now().after(Rules::USUAL.boot_max),
+            expires_at: self.role.clock.now().after(Rules::of(row.cloud).boot_max),
             rate: shape.rate,
             region: shape.region,
         };

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use nave_clouds::{
-    Cloud,
     baseline::{Baseline, CloudQuote, Place, Source, baselines, price_list},
     classes::Region,
     ledger::Broken,
@@ -23,13 +22,7 @@ pub async fn look(role: &Role) -> Result<(), Broken> {
     let epoch = role.store.epoch_list(1).await?.first().map_or(1, |newest| newest.epoch);
     let stored = role.store.baselines_before(epoch).await?;
     let before: BTreeMap<Place, Baseline> = stored.iter().filter_map(read).collect();
-    let quotes: Vec<CloudQuote> = role
-        .offers()
-        .iter()
-        // Its prices are made up.
-        .filter(|offer| offer.cloud != Cloud::Local)
-        .filter_map(CloudQuote::of)
-        .collect();
+    let quotes: Vec<CloudQuote> = role.offers().iter().filter_map(CloudQuote::of).collect();
     let now = baselines(&before, &quotes, role.clock.now());
     let changed = now.into_iter().filter(|(place, baseline)| before.get(place) != Some(baseline));
     let rows: Vec<BaselineRow> = changed.map(|(place, baseline)| written(place, &baseline, epoch)).collect();

@@ -34,6 +34,12 @@ impl Fuse {
         self.passed.load(Ordering::Relaxed)
     }
 
+    /// Whether it holds a process now.
+    #[must_use]
+    pub fn has_blown(&self) -> bool {
+        self.blown.load(Ordering::Relaxed)
+    }
+
     /// Lets the process that is held go on, past all points.
     pub fn mend(&self) {
         self.left.store(i64::MAX, Ordering::Relaxed);
