@@ -550,6 +550,7 @@ fn spec(rows: &Rows, host: HostId) -> HostSpec {
             memory: request.resources.memory,
             disk: request.resources.disk,
             devices: Vec::new(),
+            share: None,
             egress: request.egress,
             address: None,
             peers: std::collections::BTreeMap::new(),
