@@ -371,6 +371,9 @@ pub struct ProvenDevice {
     /// Its class by what it measured; none where nothing is known of its model: it is unrated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// The models of that class: what else it may be asked for by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
     /// What it was called, which nobody has proven: it is what customers are shown and pay for. None
     /// where it was proven before models were kept; then it must be proven again.
     #[serde(default)]
@@ -390,6 +393,7 @@ impl ProvenDevice {
     pub fn of(claim: &Device, class: Option<String>) -> Self {
         Self {
             class,
+            models: Vec::new(),
             model: claim.model.clone(),
             vram: claim.vram,
             driver: claim.driver.clone(),
@@ -435,6 +439,12 @@ impl Proven {
     pub fn classes(&self) -> impl Iterator<Item = (String, String)> {
         let devices = self.devices.iter().flatten();
         devices.filter_map(|(uuid, device)| Some((uuid.clone(), device.class.clone()?)))
+    }
+
+    /// The models of those classes, by identifier.
+    pub fn models(&self) -> impl Iterator<Item = (String, Vec<String>)> {
+        let devices = self.devices.iter().flatten().filter(|(_, device)| device.class.is_some());
+        devices.map(|(uuid, device)| (uuid.clone(), device.models.clone()))
     }
 
     /// What a GPU has proven.

@@ -87,18 +87,42 @@ impl GpuRequest {
     }
 }
 
-/// Whether a device that calls itself `model` and is of `class` is what `wanted` names: every word
-/// of it is a word of the model, or it is the name of the class.
+/// The words that a device is known by.
+///
+/// One with a class is known by the name of the class and those of its models: that is what it was measured
+/// to be. What a device calls itself counts only where nobody has measured it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Known(BTreeSet<String>);
+
+impl Known {
+    /// What a device is known by that calls itself `model`, or is of a class with that name and these models.
+    #[must_use]
+    pub fn of(model: &str, class: Option<(&str, &[String])>) -> Self {
+        let Some((name, models)) = class else { return Self(words(model).collect()) };
+        Self(words(name).chain(models.iter().flat_map(|model| words(model))).collect())
+    }
+
+    /// Each of them.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+
+    /// Whether a wish means such a device: every word of it is one that the device is known by.
+    #[must_use]
+    pub fn is(&self, wanted: &str) -> bool {
+        let mut words = words(wanted).peekable();
+        words.peek().is_some() && words.all(|word| self.0.contains(&word))
+    }
+}
+
+/// Whether a device is what `wanted` names, that calls itself `model` or is of a class with that name.
 #[must_use]
 pub fn is_model(wanted: &str, model: &str, class: Option<&str>) -> bool {
-    let has: BTreeSet<String> = words(model).collect();
-    let mut wanted_words = words(wanted).peekable();
-    let named = wanted_words.peek().is_some() && wanted_words.all(|word| has.contains(&word));
-    named || class.is_some_and(|class| class.eq_ignore_ascii_case(wanted.trim()))
+    Known::of(model, class.map(|name| (name, [].as_slice()))).is(wanted)
 }
 
 /// The words of a model's name in lower case, the vendor's left out, which some drivers do not say.
-fn words(name: &str) -> impl Iterator<Item = String> {
+pub fn words(name: &str) -> impl Iterator<Item = String> {
     let words = name.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(str::to_lowercase).filter(|word| word != "nvidia")
 }
@@ -309,10 +333,21 @@ mod tests {
     }
 
     #[test]
-    fn a_class_is_named_by_its_whole_name() {
-        assert!(is_model("H100-SXM", "whatever", Some("h100-sxm")));
-        assert!(!is_model("h100", "whatever", Some("h100-sxm")));
+    fn a_class_is_named_by_words_of_its_name() {
+        assert!(
+            is_model("H100-SXM", "whatever", Some("h100-sxm"))
+                && is_model("h100", "whatever", Some("h100-sxm"))
+        );
         assert!(!is_model("h100", "whatever", None));
+    }
+
+    #[test]
+    fn what_a_device_was_measured_to_be_counts_and_not_what_it_calls_itself() {
+        assert!(!is_model("H100", "NVIDIA H100 80GB HBM3", Some("l40s")));
+        assert!(is_model("L40S", "NVIDIA H100 80GB HBM3", Some("l40s")));
+        let models = ["NVIDIA GeForce RTX 4090".to_owned()];
+        let known = Known::of("NVIDIA H100", Some(("rtx-4090", &models)));
+        assert!(known.is("GeForce RTX 4090") && known.is("rtx-4090") && !known.is("H100"));
     }
 
     #[test]

@@ -149,9 +149,16 @@ fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
             Some(Rating::Rated { class }) => Some(class.clone()),
             Some(Rating::Unrated { .. } | Rating::Refused(_)) | None => None,
         };
-        (device.uuid.clone(), ProvenDevice::of(device, class))
+        let models = class.as_deref().map(models_of).unwrap_or_default();
+        (device.uuid.clone(), ProvenDevice { models, ..ProvenDevice::of(device, class) })
     };
     host.claims.devices.iter().map(device).collect()
+}
+
+/// The models of a class, by which its devices may be asked for, too.
+fn models_of(class: &str) -> Vec<String> {
+    let catalogue = Catalogue::embedded().ok();
+    catalogue.and_then(|catalogue| catalogue.named(class)).map(|class| class.models.clone()).unwrap_or_default()
 }
 
 fn judged_before(last: &Decided) -> Vec<Judged> {
