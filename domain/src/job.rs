@@ -458,6 +458,7 @@ pub fn after(outcome: &Outcome, tries: Tries, retries: u8) -> JobEvent {
         Outcome::HostLost | Outcome::StartFailed { .. } | Outcome::Killed if tries.host < HOST_TRIES_MAX => {
             JobEvent::Requeue
         }
+        Outcome::Preempted => JobEvent::Requeue,
         Outcome::Exited { .. }
         | Outcome::OutOfMemory
         | Outcome::OutOfGpuMemory { .. }

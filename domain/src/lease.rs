@@ -91,14 +91,22 @@ pub enum ChosenFor {
     FailedElsewhere,
     /// Cheaper ones have GPUs, which the job does not need.
     KeepsGpusFree,
+    /// Cheaper ones would be missed more by others.
+    LeastCost,
     /// The customer had a quote for it.
     Quoted,
 }
 
 impl ChosenFor {
     /// All reasons.
-    pub const ALL: [Self; 5] =
-        [Self::OnlyFit, Self::Cheapest, Self::FailedElsewhere, Self::KeepsGpusFree, Self::Quoted];
+    pub const ALL: [Self; 6] = [
+        Self::OnlyFit,
+        Self::Cheapest,
+        Self::FailedElsewhere,
+        Self::KeepsGpusFree,
+        Self::LeastCost,
+        Self::Quoted,
+    ];
 
     /// The name in JSON and SQL.
     #[must_use]
@@ -108,6 +116,7 @@ impl ChosenFor {
             Self::Cheapest => "cheapest",
             Self::FailedElsewhere => "failed_elsewhere",
             Self::KeepsGpusFree => "keeps_gpus_free",
+            Self::LeastCost => "least_cost",
             Self::Quoted => "quoted",
         }
     }
@@ -126,9 +135,15 @@ pub enum StopReason {
     RunTimeout,
     /// It used up what the customer set aside for it.
     SpendCap,
+    /// Its spot job yields to another one.
+    Preempted,
 }
 
 impl StopReason {
+    /// All reasons.
+    pub const ALL: [Self; 5] =
+        [Self::Cancelled, Self::StartTimeout, Self::RunTimeout, Self::SpendCap, Self::Preempted];
+
     /// The name in JSON and SQL.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -137,6 +152,7 @@ impl StopReason {
             Self::StartTimeout => "start_timeout",
             Self::RunTimeout => "run_timeout",
             Self::SpendCap => "spend_cap",
+            Self::Preempted => "preempted",
         }
     }
 
@@ -148,6 +164,7 @@ impl StopReason {
             Self::StartTimeout => Outcome::StartTimeout,
             Self::RunTimeout => Outcome::RunTimeout,
             Self::SpendCap => Outcome::SpendCap,
+            Self::Preempted => Outcome::Preempted,
         }
     }
 }
@@ -186,6 +203,8 @@ pub enum Outcome {
     SpendCap,
     /// The customer cancelled the job.
     Cancelled,
+    /// Its spot job yielded to another one; it runs again.
+    Preempted,
     /// The host fell silent; the customer is not charged for this attempt.
     HostLost,
 }
@@ -214,6 +233,7 @@ impl Outcome {
             | Self::RunTimeout
             | Self::SpendCap
             | Self::Cancelled
+            | Self::Preempted
             | Self::HostLost => None,
         }
     }

@@ -62,6 +62,7 @@ fn outcomes() -> Vec<Outcome> {
         Outcome::RunTimeout,
         Outcome::SpendCap,
         Outcome::Cancelled,
+        Outcome::Preempted,
         Outcome::HostLost,
     ];
     for outcome in &all {
@@ -76,6 +77,7 @@ fn outcomes() -> Vec<Outcome> {
             | Outcome::RunTimeout
             | Outcome::SpendCap
             | Outcome::Cancelled
+            | Outcome::Preempted
             | Outcome::HostLost => {}
         }
     }
@@ -93,6 +95,7 @@ fn name(outcome: &Outcome) -> String {
         | Outcome::RunTimeout
         | Outcome::SpendCap
         | Outcome::Cancelled
+        | Outcome::Preempted
         | Outcome::HostLost) => format!("{other:?}"),
     }
 }
@@ -117,10 +120,8 @@ fn after_table() -> String {
 }
 
 fn stop_table() -> String {
-    let reasons =
-        [StopReason::Cancelled, StopReason::StartTimeout, StopReason::RunTimeout, StopReason::SpendCap];
     let mut rows = vec![vec!["stopped for".to_owned(), "ends as".to_owned()]];
-    rows.extend(reasons.map(|reason| vec![format!("{reason:?}"), name(&reason.outcome())]));
+    rows.extend(StopReason::ALL.map(|reason| vec![format!("{reason:?}"), name(&reason.outcome())]));
     align(&rows)
 }
 

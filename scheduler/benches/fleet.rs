@@ -21,6 +21,7 @@ fn host(at: u32) -> Host {
         vram_mib: vec![24_576; 8],
         class: u8::try_from(class).expect("a small number"),
         zone: 0,
+        miner: 0,
         has: 0,
         rate: Rate {
             gpu_hour: 400_000 + 1_000 * i64::from(scattered(at + 7, 20)),

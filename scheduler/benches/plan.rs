@@ -30,6 +30,8 @@ fn host(n: u128) -> SupplyHost {
         rate: Rate { gpu_hour: MicroUsd(0), vcpu_hour: MicroUsd(20_000 + spread), gib_hour: MicroUsd(3_000) },
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
         classes: BTreeMap::new(),
+        models: BTreeMap::new(),
+        yielding: Vec::new(),
         tenants: BTreeSet::new(),
         reserved: None,
         inventory: Inventory {
@@ -63,6 +65,7 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
         queued: Millis(0),
         attempts: 0,
         failed_on: Vec::new(),
+        gang: None,
         group_leases: 0,
         apart_from: BTreeSet::new(),
     }

@@ -59,6 +59,7 @@ fn translate(host: &trace::Host) -> Host {
         vram_mib: vec![0; usize::from(host.gpus)],
         class: host.model,
         zone: 0,
+        miner: 0,
         has: 0,
         rate: Rate { gpu_hour: GPU_HOUR, vcpu_hour: 0, gib_hour: 0 },
         loss_ppm: 0,

@@ -32,6 +32,7 @@ fn host(random: &mut Random) -> Host {
         vram_mib: vec![vram * 1_024; devices.into()],
         class: u8::try_from(class).unwrap_or(0),
         zone: u8::try_from(random.below(4)).unwrap_or(0),
+        miner: 0,
         has: 0,
         rate: Rate { gpu_hour: price, vcpu_hour: 10_000, gib_hour: 1_000 },
         loss_ppm: u32::try_from(random.below(5)).unwrap_or(0) * 500,

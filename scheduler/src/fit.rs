@@ -1,10 +1,12 @@
 //! Whether a job fits a host, and what keeps it off.
 
+use std::{cell::RefCell, collections::BTreeMap, collections::BTreeSet, rc::Rc};
+
 use nave_domain::{
-    MicroUsd,
+    Bytes, MicroUsd, MilliCpu,
     host::Device,
     job::{Egress, GpuRequest, Isolation, JobRequest},
-    wish::{Unmet, is_model, unmet},
+    wish::{Known, Unmet, unmet, words},
 };
 use nave_store::{Baselines, QueuedJob, SupplyHost};
 
@@ -60,13 +62,132 @@ impl Lack {
     }
 }
 
-/// The models of GPUs to try for a request, one after the other; none stands for any.
-pub(crate) fn models(request: &JobRequest) -> Vec<Option<&str>> {
-    request.resources.gpu.as_ref().map_or_else(|| vec![None], |gpu| gpu.choices().collect())
+/// What the name of a model means: the numbers of what devices are known by.
+pub(crate) type Meant = Rc<BTreeSet<usize>>;
+
+/// All that devices are known by, each once, so that a name is compared with it once and not for every device.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    known: BTreeMap<Known, usize>,
+    by_word: BTreeMap<String, BTreeSet<usize>>,
+    meant: RefCell<BTreeMap<String, Meant>>,
 }
 
-/// The first thing a host does not have enough of for a job, whose GPUs are of `model` if that is named.
-pub(crate) fn lack(host: &SupplyHost, job: &QueuedJob, model: Option<&str>) -> Option<Lack> {
+impl Names {
+    fn number(&mut self, known: Known) -> usize {
+        if let Some(number) = self.known.get(&known) {
+            return *number;
+        }
+        let number = self.known.len();
+        for word in known.words() {
+            self.by_word.entry(word.to_owned()).or_default().insert(number);
+        }
+        self.known.insert(known, number);
+        number
+    }
+
+    /// The models of GPUs to try for a request, one after the other; none stands for any.
+    pub(crate) fn choices(&self, request: &JobRequest) -> Vec<Option<Meant>> {
+        let Some(gpu) = &request.resources.gpu else { return vec![None] };
+        gpu.choices().map(|model| model.map(|model| self.meant(model))).collect()
+    }
+
+    fn meant(&self, wanted: &str) -> Meant {
+        if let Some(meant) = self.meant.borrow().get(wanted) {
+            return meant.clone();
+        }
+        let of_word = |word: String| self.by_word.get(&word).cloned().unwrap_or_default();
+        let all = words(wanted).map(of_word).reduce(|all, some| all.intersection(&some).copied().collect());
+        let meant = Rc::new(all.unwrap_or_default());
+        self.meant.borrow_mut().insert(wanted.to_owned(), meant.clone());
+        meant
+    }
+}
+
+/// A host with its devices in the order in which they are given.
+#[derive(Debug, Clone)]
+pub(crate) struct Supply {
+    pub(crate) host: SupplyHost,
+    /// Those that jobs can have whole, the smallest first.
+    pub(crate) devices: Rc<[Offered]>,
+}
+
+/// A device that jobs can have.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    pub(crate) device: Device,
+    known: usize,
+}
+
+impl Supply {
+    pub(crate) fn new(host: &SupplyHost, names: &mut Names) -> Self {
+        let known = |device: &Device| {
+            let models = host.models.get(&device.uuid).map(Vec::as_slice).unwrap_or_default();
+            let class = host.classes.get(&device.uuid).map(|class| (class.as_str(), models));
+            Known::of(&device.model, class)
+        };
+        let offered =
+            |device: &Device| Offered { device: device.clone(), known: names.number(known(device)) };
+        let mut devices: Vec<Offered> = host.inventory.rentable_devices().map(offered).collect();
+        devices.sort_by(|a, b| (a.device.vram, &a.device.uuid).cmp(&(b.device.vram, &b.device.uuid)));
+        Self { host: host.clone(), devices: devices.into() }
+    }
+
+    /// The same host without anybody on it.
+    pub(crate) fn emptied(&self) -> Self {
+        let host = SupplyHost {
+            milli_cpu_used: MilliCpu::ZERO,
+            memory_used: Bytes::ZERO,
+            disk_used: Bytes::ZERO,
+            devices_used: Vec::new(),
+            tenants: BTreeSet::new(),
+            reserved: None,
+            ..self.host.clone()
+        };
+        Self { host, devices: self.devices.clone() }
+    }
+
+    /// Devices that will do for a request, in use or not, of what is meant by its model; with their places.
+    pub(crate) fn fitting(
+        &self,
+        gpu: &GpuRequest,
+        model: Option<&Meant>,
+    ) -> impl Iterator<Item = (usize, &Device)> {
+        let fitting = move |(_, offered): &(usize, &Offered)| {
+            gpu.fits(offered.device.vram) && model.is_none_or(|meant| meant.contains(&offered.known))
+        };
+        self.devices.iter().enumerate().filter(fitting).map(|(place, offered)| (place, &offered.device))
+    }
+
+    fn free(&self, gpu: &GpuRequest, model: Option<&Meant>) -> impl Iterator<Item = (usize, &Device)> {
+        self.fitting(gpu, model).filter(|(_, device)| !self.host.devices_used.contains(&device.uuid))
+    }
+}
+
+/// The first thing a host does not have enough of for a job, whose GPUs are what `model` means if that is named.
+pub(crate) fn lack(supply: &Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Lack> {
+    let wanted = job.request.resources.gpu.as_ref();
+    let is_short = |gpu: &GpuRequest| supply.free(gpu, model).count() < usize::from(gpu.count);
+    lack_beside_gpus(supply, job).or_else(|| wanted.is_some_and(is_short).then_some(Lack::Gpus))
+}
+
+/// Whether a job may have just these devices of a host, by their places, and everything else that it needs.
+pub(crate) fn may_have(supply: &Supply, names: &Names, job: &QueuedJob, places: &[u8]) -> bool {
+    let has_devices = match &job.request.resources.gpu {
+        None => places.is_empty(),
+        Some(gpu) => names.choices(&job.request).iter().any(|model| {
+            let free: BTreeSet<usize> = supply.free(gpu, model.as_ref()).map(|(place, _)| place).collect();
+            let distinct: BTreeSet<usize> = places.iter().map(|place| usize::from(*place)).collect();
+            distinct.len() == usize::from(gpu.count)
+                && places.len() == distinct.len()
+                && distinct.is_subset(&free)
+        }),
+    };
+    has_devices && lack_beside_gpus(supply, job).is_none()
+}
+
+fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack> {
+    let host = &supply.host;
     let wanted = &job.request.resources;
     let has = &host.inventory;
     if wanted.milli_cpu.0 > has.milli_cpu.0 - host.milli_cpu_used.0 {
@@ -78,12 +199,8 @@ pub(crate) fn lack(host: &SupplyHost, job: &QueuedJob, model: Option<&str>) -> O
     if wanted.disk.0 > has.disk.0 - host.disk_used.0 {
         return Some(Lack::Disk);
     }
-    if !has.egress.contains(&job.request.egress) {
-        return Some(Lack::Egress);
-    }
-    // What keeps a job to public addresses keeps it to its group.
-    if job.request.group.is_some() && !has.egress.contains(&Egress::Public) {
-        return Some(Lack::Group);
+    if let Some(lack @ (Lack::Egress | Lack::Group)) = lack_for_ever(host, &job.request) {
+        return Some(lack);
     }
     if is_in_the_way(host, job) {
         return Some(Lack::Alone);
@@ -91,45 +208,36 @@ pub(crate) fn lack(host: &SupplyHost, job: &QueuedJob, model: Option<&str>) -> O
     if job.apart_from.contains(&host.hotkey) {
         return Some(Lack::Apart);
     }
-    if let Some(wish) = unmet(&job.request, &host.terms, host.rate) {
-        return Some(Lack::Wish(wish));
+    lack_for_ever(host, &job.request)
+}
+
+/// What a host does not have beside capacity, whoever asks and whatever is on it.
+pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest) -> Option<Lack> {
+    let has = &host.inventory;
+    if !has.egress.contains(&request.egress) {
+        return Some(Lack::Egress);
     }
-    match &wanted.gpu {
-        Some(gpu) if free_devices(host, gpu, model).count() < usize::from(gpu.count) => Some(Lack::Gpus),
-        Some(_) | None => None,
+    // What keeps a job to public addresses keeps it to its group.
+    if request.group.is_some() && !has.egress.contains(&Egress::Public) {
+        return Some(Lack::Group);
     }
+    unmet(request, &host.terms, host.rate).map(Lack::Wish)
 }
 
 /// Whether somebody has the host alone, or is on it where this job wants it alone.
 fn is_in_the_way(host: &SupplyHost, job: &QueuedJob) -> bool {
     let is_other = |customer: &_| *customer != job.customer;
-    let wants_alone = match job.request.isolation {
-        Isolation::Host => true,
-        Isolation::Any | Isolation::Device => false,
-    };
+    let wants_alone = job.request.isolation == Isolation::Host;
     host.reserved.as_ref().is_some_and(is_other) || wants_alone && host.tenants.iter().any(is_other)
 }
 
 /// The devices for a request: the smallest that suffice, so that large ones stay free.
-pub(crate) fn devices<'a>(host: &'a SupplyHost, gpu: &GpuRequest, model: Option<&str>) -> Vec<&'a Device> {
-    let mut free: Vec<&Device> = free_devices(host, gpu, model).collect();
-    free.sort_by(|a, b| a.vram.cmp(&b.vram).then_with(|| a.uuid.cmp(&b.uuid)));
-    free.truncate(usize::from(gpu.count));
-    free
-}
-
-fn free_devices<'a>(
-    host: &'a SupplyHost,
+pub(crate) fn devices<'a>(
+    supply: &'a Supply,
     gpu: &GpuRequest,
-    model: Option<&str>,
-) -> impl Iterator<Item = &'a Device> {
-    let is_wanted = move |device: &Device| {
-        let class = host.classes.get(&device.uuid).map(String::as_str);
-        model.is_none_or(|model| is_model(model, &device.model, class))
-    };
-    host.inventory.rentable_devices().filter(move |device| {
-        gpu.fits(device.vram) && !host.devices_used.contains(&device.uuid) && is_wanted(device)
-    })
+    model: Option<&Meant>,
+) -> Vec<(usize, &'a Device)> {
+    supply.free(gpu, model).take(gpu.count.into()).collect()
 }
 
 /// What clouds ask for an hour of one of these devices, on average; none where nobody knows it of each.

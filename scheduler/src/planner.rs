@@ -1,43 +1,54 @@
 //! The planner: which job goes to which host.
 //!
-//! Jobs are taken oldest first. Each goes to the host with the least [`Score`] among
-//! those that fit, and occupies it for the rest of the plan; a gang goes with its oldest member, all of it
-//! or none. What is left is offered to those who ask for quotes. The same snapshot always gives the same plan.
+//! The [fleet](crate::fleet) decides, by expected money; here the market becomes a fleet and its choices become
+//! placements, each of which must pass `lack` once more. A gang goes all of it or none. What is left is offered to
+//! those who ask for quotes. The same snapshots always give the same plans.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+mod gangs;
+mod load;
+mod market;
+mod money;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId, Timestamp,
-    job::{GROUP_LEASES_MAX, Isolation},
-    lease::ChosenFor,
-    rate::{affordable, hourly},
+    HostId, JobId, LeaseId, Millis, QuoteId, Timestamp,
+    job::{GROUP_LEASES_MAX, TermWish},
 };
-use nave_store::{
-    AskedQuote, Baselines, Considered, Grounds, Occupied, Placement, QueuedJob, QuoteAnswer, Snapshot,
-    SupplyHost,
-};
-
-use uuid::Uuid;
+use nave_store::{AskedQuote, Considered, Placement, QueuedJob, QuoteAnswer, Snapshot};
 
 use crate::{
-    fit::{baseline, devices, lack, models},
-    wait::explain,
+    fit::{Names, Supply},
+    fleet::{Demand, Fleet, Gang, Places, Request, Waiting},
 };
+use gangs::{Unit, units};
+use load::{Classes, Loaded, with_prior};
+use market::{Market, Refusal, of_gang, wait};
 
 /// What to do with the queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Jobs to place, in this order: later ones count on the generations of earlier ones.
     pub placements: Vec<Placement>,
+    /// Leases that yield, to whom each.
+    pub notices: Vec<Notice>,
     /// Jobs that wait, and for what.
     pub waiting: Vec<(JobId, Reason)>,
     /// Jobs that cannot be placed any more.
     pub failed: Vec<(JobId, Reason)>,
     /// Answers to those who ask for quotes, in this order, after the placements.
     pub quotes: Vec<Quoted>,
+}
+
+/// A lease that is to end, so that somebody gets its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Notice {
+    /// Where.
+    pub host: HostId,
+    /// Which.
+    pub lease: LeaseId,
+    /// The first job of those that get its place.
+    pub for_job: JobId,
 }
 
 /// Why a job is not placed: a code for programs and a sentence for people.
@@ -47,6 +58,12 @@ pub struct Reason {
     pub code: &'static str,
     /// With what to do about it.
     pub message: String,
+}
+
+impl Reason {
+    fn new(code: &'static str, message: String) -> Self {
+        Self { code, message }
+    }
 }
 
 /// The answer to a wish for a quote.
@@ -60,264 +77,250 @@ pub struct Quoted {
     pub considered: Vec<Considered>,
 }
 
-/// How good a host is for a job; the least is best, and the order of the fields is the policy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Score {
-    /// Attempts of this job that this host already ended.
-    failures_here: usize,
-    /// Whether a job without GPUs would occupy a host with GPUs.
-    wastes_gpus: bool,
-    /// Price per hour.
-    hourly: MicroUsd,
-    /// CPU left over: fuller hosts first, so that large jobs find room.
-    cpu_left: MilliCpu,
-    /// Makes ties repeatable.
-    host: HostId,
+/// How long a job waits until hosts are kept free for it.
+const PATIENCE: Millis = Millis(300_000);
+/// How often what is asked for is learned anew.
+const LEARN_EVERY: Millis = Millis(30_000);
+/// How often what was asked for loses an eighth of its weight.
+const DECAY_EVERY: Millis = Millis(600_000);
+
+/// Decides for one market after the other look at it, and remembers what was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Planner {
+    fleet: Fleet,
+    classes: Classes,
+    demand: Demand,
+    /// Jobs of the last look: each counts as asked for once.
+    seen: BTreeSet<JobId>,
+    learned_at: Option<Timestamp>,
+    decayed_at: Option<Timestamp>,
+    /// For whom hosts are kept free, by the first job of each.
+    kept: BTreeMap<HostId, JobId>,
 }
 
-/// Shortest run worth starting.
-const RUN_MIN: Millis = Millis(1_000);
-/// Most hosts that a quote names beside the one it is for.
-const CONSIDERED_MAX: usize = 8;
-
-/// Decides what becomes of every queued job and of every wish for a quote.
+/// Decides without any memory what becomes of every queued job and of every wish for a quote.
 #[must_use]
 pub fn plan(snapshot: &Snapshot) -> Plan {
-    let mut market = Market::new(snapshot);
-    let mut plan = Plan::default();
-    let mut gangs = gangs(&snapshot.jobs);
-    for job in &snapshot.jobs {
-        match gangs.remove(&job.job) {
-            Some(Gang::Whole(members)) => market.plan_gang(&members, &mut plan),
-            Some(Gang::Incomplete { queued, of }) => {
-                let message = format!("{queued} of the {of} jobs of its gang are queued");
-                settle(&mut plan, job.job, market.held_back(job).unwrap_or(wait("gang_incomplete", message)));
-            }
-            Some(Gang::Follower) => {}
-            None => {
-                let choice = market.choose(job);
-                if let Choice::Place(placement) = &choice {
-                    market.occupy(job, placement);
+    Planner::default().plan(snapshot)
+}
+
+impl Planner {
+    /// Decides what becomes of every queued job and of every wish for a quote.
+    pub fn plan(&mut self, snapshot: &Snapshot) -> Plan {
+        let mut names = Names::default();
+        let hosts: BTreeMap<HostId, Supply> =
+            snapshot.hosts.iter().map(|(id, host)| (*id, Supply::new(host, &mut names))).collect();
+        let empty = hosts.iter().map(|(id, supply)| (*id, supply.emptied())).collect();
+        let known = self.classes.len();
+        let loaded = Loaded::new(&mut self.fleet, &names, &mut self.classes, &hosts, &snapshot.baselines);
+        let market = Market::new(snapshot, &names, hosts, &empty);
+        let mut look = Look { market, loaded, refused: BTreeMap::new(), plan: Plan::default() };
+        let units = look.units(&snapshot.jobs);
+        let asked: Vec<(JobId, Request)> = units
+            .iter()
+            .flat_map(|unit| unit.jobs.iter().zip(&unit.members))
+            .map(|(job, request)| (job.job, look.loaded.asked(request)))
+            .collect();
+        for (_, request) in asked.iter().filter(|(job, _)| !self.seen.contains(job)) {
+            self.demand.observe(request);
+        }
+        self.seen = asked.into_iter().map(|(job, _)| job).collect();
+        let decayed_at = *self.decayed_at.get_or_insert(snapshot.now);
+        if snapshot.now >= decayed_at.after(DECAY_EVERY) {
+            self.demand.decay();
+            self.decayed_at = Some(snapshot.now);
+        }
+        let has_new_classes = self.classes.len() > known;
+        if has_new_classes || self.learned_at.is_none_or(|at| snapshot.now >= at.after(LEARN_EVERY)) {
+            look.loaded.fleet.learn(&with_prior(&self.demand, &look.market.hosts));
+            self.learned_at = Some(snapshot.now);
+        }
+        self.kept = look.place(&units, &self.kept);
+        snapshot.quotes.iter().for_each(|asked| look.quote(asked));
+        look.plan.waiting.sort_by_key(|(job, _)| *job);
+        look.plan.failed.sort_by_key(|(job, _)| *job);
+        look.plan
+    }
+}
+
+/// Jobs for which hosts are looked for, together.
+struct Eligible<'a> {
+    jobs: Vec<&'a QueuedJob>,
+    /// The same as the fleet sees them.
+    members: Vec<Request>,
+}
+
+/// One look at a market.
+struct Look<'a> {
+    market: Market<'a>,
+    loaded: Loaded<'a>,
+    /// Why jobs that are like others are not placed.
+    refused: BTreeMap<String, Refusal>,
+    plan: Plan,
+}
+
+impl Look<'_> {
+    /// Those for whom hosts are looked for now; what becomes of the others is in the plan.
+    fn units<'j>(&mut self, jobs: &'j [QueuedJob]) -> Vec<Eligible<'j>> {
+        let mut eligible = Vec::new();
+        for unit in units(jobs) {
+            match unit {
+                Unit::Incomplete { queued, of } => self.wait_for_more(&queued, of),
+                Unit::Whole(jobs) => {
+                    let refusal = self.refused(&jobs);
+                    if refusal.is_empty() {
+                        let request = |job: &&QueuedJob| self.loaded.request(job, &self.market.hosts);
+                        let members = jobs.iter().map(request).collect();
+                        eligible.push(Eligible { jobs, members });
+                    }
+                    self.refuse(refusal);
                 }
-                settle(&mut plan, job.job, choice);
+            }
+        }
+        eligible
+    }
+
+    fn wait_for_more(&mut self, queued: &[&QueuedJob], of: usize) {
+        let message = format!("{} of the {of} jobs of its gang are queued", queued.len());
+        for job in queued {
+            let refusal = self.market.held_back(job);
+            self.refuse(vec![(job.job, refusal.unwrap_or(wait("gang_incomplete", message.clone())))]);
+        }
+    }
+
+    /// What becomes of jobs that no host is looked for now.
+    fn refused(&self, jobs: &[&QueuedJob]) -> Vec<(JobId, Refusal)> {
+        let held_back = jobs.iter().find_map(|job| Some((job.job, self.market.held_back(job)?)));
+        match (held_back, jobs) {
+            (Some((job, refusal)), [_]) => vec![(job, refusal)],
+            (Some((job, refusal)), jobs) => of_gang(jobs, 0, job, &refusal),
+            (None, [_]) => Vec::new(),
+            (None, jobs) => {
+                let running = jobs.iter().map(|job| job.group_leases).max().unwrap_or(0);
+                let all = jobs.len() + usize::try_from(running).unwrap_or(usize::MAX);
+                if all <= GROUP_LEASES_MAX as usize {
+                    return Vec::new();
+                }
+                let message = format!("its group would have more than {GROUP_LEASES_MAX} jobs that run");
+                of_gang(jobs, 0, jobs[0].job, &wait("group_full", message))
             }
         }
     }
-    for asked in &snapshot.quotes {
-        let quoted = market.quote(asked);
-        plan.quotes.push(quoted);
-    }
-    plan
-}
 
-fn settle(plan: &mut Plan, job: JobId, choice: Choice) {
-    match choice {
-        Choice::Place(placement) => plan.placements.push(placement),
-        Choice::Wait(reason) => plan.waiting.push((job, reason)),
-        Choice::Fail(reason) => plan.failed.push((job, reason)),
-    }
-}
-
-/// What a job is in its gang.
-enum Gang<'a> {
-    /// The oldest member; with it all of them.
-    Whole(Vec<&'a QueuedJob>),
-    /// One that is placed with the oldest.
-    Follower,
-    /// Others are missing.
-    Incomplete { queued: usize, of: usize },
-}
-
-/// The gangs among jobs, by job. One that ran before is in none: the others have begun without waiting.
-fn gangs(jobs: &[QueuedJob]) -> BTreeMap<JobId, Gang<'_>> {
-    let mut members: BTreeMap<_, Vec<&QueuedJob>> = BTreeMap::new();
-    for job in jobs.iter().filter(|job| job.attempts == 0) {
-        if let (Some(gang), Some(group)) = (job.request.gang, &job.request.group) {
-            members.entry((job.customer, group, gang)).or_default().push(job);
-        }
-    }
-    let mut gangs = BTreeMap::new();
-    for ((_, _, size), members) in members {
-        let of = usize::from(size).max(1);
-        for some in members.chunks(of) {
-            for (place, job) in some.iter().enumerate() {
-                let gang = match (some.len() == of, place) {
-                    (false, _) => Gang::Incomplete { queued: some.len(), of },
-                    (true, 0) => Gang::Whole(some.to_vec()),
-                    (true, _) => Gang::Follower,
-                };
-                gangs.insert(job.job, gang);
+    fn refuse(&mut self, refusals: Vec<(JobId, Refusal)>) {
+        for (job, refusal) in refusals {
+            match refusal {
+                Refusal::Wait(reason) => self.plan.waiting.push((job, reason)),
+                Refusal::Fail(reason) => self.plan.failed.push((job, reason)),
             }
         }
     }
-    gangs
-}
 
-enum Choice {
-    Place(Placement),
-    Wait(Reason),
-    Fail(Reason),
-}
-
-/// The supply while it is given away.
-struct Market<'a> {
-    now: Timestamp,
-    hosts: BTreeMap<HostId, SupplyHost>,
-    empty: Vec<SupplyHost>,
-    /// The miners who were given jobs that are kept apart, by their customer and number.
-    given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
-    baselines: &'a Baselines,
-}
-
-impl<'a> Market<'a> {
-    fn new(snapshot: &'a Snapshot) -> Self {
-        Self {
-            now: snapshot.now,
-            hosts: snapshot.hosts.clone(),
-            empty: snapshot.hosts.values().map(emptied).collect(),
-            given: BTreeMap::new(),
-            baselines: &snapshot.baselines,
-        }
-    }
-
-    fn choose(&self, job: &QueuedJob) -> Choice {
-        if let Some(choice) = self.held_back(job) {
-            return choice;
-        }
-        let job = &*self.kept_apart(job);
-        for model in models(&job.request) {
-            let scores = self.scores(job, model);
-            if let Some(best) = scores.iter().min()
-                && let Some(host) = self.hosts.get(&best.host)
-            {
-                return self.place(*best, &scores, host, job, model);
+    /// Places what can be placed; says which hosts are kept for whom, and goes by what was kept before.
+    fn place(&mut self, units: &[Eligible<'_>], kept: &BTreeMap<HostId, JobId>) -> BTreeMap<HostId, JobId> {
+        let number = |job: &JobId| units.binary_search_by_key(job, |unit| unit.jobs[0].job).ok();
+        for (host, job) in kept {
+            if let (Some(handle), Some(number)) = (self.loaded.handle(*host), number(job)) {
+                self.loaded.fleet.keep_host(handle, number as u64);
             }
         }
-        self.without_host(job)
-    }
-
-    /// The job with the miners that this plan has given others of it.
-    fn kept_apart<'j>(&self, job: &'j QueuedJob) -> Cow<'j, QueuedJob> {
-        match job.request.apart.and_then(|apart| self.given.get(&(job.customer, apart))) {
-            Some(miners) => {
-                let apart_from = job.apart_from.union(miners).cloned().collect();
-                Cow::Owned(QueuedJob { apart_from, ..job.clone() })
+        let now = self.market.now;
+        let waiting: Vec<Waiting> = (0..).zip(units).map(|(id, unit)| unit.waiting(id, now)).collect();
+        let (yielding, leases) = self.loaded.yielding(&self.market.hosts);
+        let mut planned = self.loaded.fleet.plan(&waiting, &yielding, now.0, PATIENCE.0);
+        planned.placed.sort_by_key(|(id, _)| *id);
+        let placed: BTreeMap<u64, Places> = planned.placed.into_iter().collect();
+        let mut without = Vec::new();
+        for (id, unit) in (0..).zip(units) {
+            if !placed.get(&id).is_some_and(|places| self.carry_out(unit, places)) {
+                without.push((id, unit));
             }
-            None => Cow::Borrowed(job),
         }
+        without.into_iter().for_each(|(id, unit)| self.without_place(id, unit));
+        for (lease, id) in planned.notices {
+            if let (Some((host, lease)), Some(unit)) = (leases.get(lease as usize), units.get(id as usize)) {
+                self.plan.notices.push(Notice { host: *host, lease: *lease, for_job: unit.jobs[0].job });
+            }
+        }
+        let kept_for = |host: &HostId| {
+            let id = self.loaded.fleet.kept_for(self.loaded.handle(*host)?)?;
+            Some((*host, units.get(usize::try_from(id).ok()?)?.jobs[0].job))
+        };
+        self.market.hosts.keys().filter_map(kept_for).collect()
     }
 
-    /// What becomes of a job that no host is looked for now.
-    fn held_back(&self, job: &QueuedJob) -> Option<Choice> {
-        let limit = job.request.limits.queue_ms;
-        let waited = Millis(job.queued.0.saturating_add(self.now.since(job.queued_at).0));
-        if waited > limit {
-            let message = format!("no host was free within its queue limit of {limit}");
-            return Some(Choice::Fail(reason("queue_timeout", message)));
-        }
-        if self.now < job.queued_at.after(pause(job.failed_on.len())) {
-            return Some(wait("backing_off", "a host failed to run it; it is tried again shortly".into()));
-        }
-        if job.group_leases >= GROUP_LEASES_MAX {
-            let message =
-                format!("{GROUP_LEASES_MAX} jobs of its group run, which is the most that know one another");
-            return Some(wait("group_full", message));
-        }
-        None
-    }
-
-    fn scores(&self, job: &QueuedJob, model: Option<&str>) -> Vec<Score> {
-        self.hosts.iter().filter_map(|(id, host)| score(*id, host, job, model)).collect()
-    }
-
-    fn place(
-        &self,
-        best: Score,
-        scores: &[Score],
-        host: &SupplyHost,
-        job: &QueuedJob,
-        model: Option<&str>,
-    ) -> Choice {
-        let wanted = &job.request.resources;
-        let Some(run_max) = run_max(host, job) else { return Choice::Fail(too_dear(job)) };
-        let devices = wanted.gpu.as_ref().map(|gpu| devices(host, gpu, model)).unwrap_or_default();
-        let trust = if devices.is_empty() { host.terms.trust.without_gpus() } else { host.terms.trust };
-        let baseline = baseline(self.baselines, host, &devices);
-        Choice::Place(Placement {
-            job: job.job,
-            host: best.host,
-            generation: host.generation,
-            size: wanted.size(),
-            disk: wanted.disk,
-            devices: devices.iter().map(|device| device.uuid.clone()).collect(),
-            rate: host.rate,
-            run_max,
-            capped_by_spend: run_max < job.request.limits.run_ms,
-            grounds: Grounds { reason: chosen_for(best, scores), trust, baseline },
-            gang: None,
-        })
-    }
-
-    fn occupy(&mut self, job: &QueuedJob, placement: &Placement) {
-        let Some(host) = self.hosts.get_mut(&placement.host) else { return };
-        host.generation += 1;
-        host.occupy(Occupied {
-            customer: job.customer,
-            alone: job.request.isolation == Isolation::Host,
-            size: placement.size,
-            disk: placement.disk,
-            devices: placement.devices.clone(),
-            order_bytes: 0,
-        });
-        if let Some(apart) = job.request.apart {
-            self.given.entry((job.customer, apart)).or_default().insert(host.hotkey.clone());
-        }
-    }
-
-    /// Places all members of a gang, or none of them: what was taken is given back then.
-    fn plan_gang(&mut self, members: &[&QueuedJob], plan: &mut Plan) {
-        let (mut before, mut placements) = (BTreeMap::new(), Vec::new());
-        for member in members {
-            let choice = if usize::try_from(member.group_leases).unwrap_or(usize::MAX) + members.len()
-                > GROUP_LEASES_MAX as usize
-            {
-                wait("group_full", format!("its group would have more than {GROUP_LEASES_MAX} jobs that run"))
-            } else {
-                self.choose(member)
+    /// Places a unit where the fleet says; `false` and nothing done where one of it may not be there.
+    fn carry_out(&mut self, unit: &Eligible<'_>, places: &Places) -> bool {
+        let mut before = BTreeMap::new();
+        let mut placements = Vec::new();
+        for (job, choice) in unit.jobs.iter().zip(places) {
+            let host = self.loaded.id(choice.host);
+            let placement = host.and_then(|host| self.market.placement(job, host, &choice.devices));
+            let Some(placement) = placement else {
+                self.market.hosts.extend(before);
+                return false;
             };
-            let Choice::Place(placement) = choice else {
-                self.hosts.extend(before);
-                return refuse_gang(members, (placements.len(), member.job, choice), plan);
-            };
-            if let Some(host) = self.hosts.get(&placement.host) {
-                before.entry(placement.host).or_insert_with(|| host.clone());
+            if let Some(supply) = self.market.hosts.get(&placement.host) {
+                before.entry(placement.host).or_insert_with(|| supply.clone());
             }
-            self.occupy(member, &placement);
-            placements.push(Placement { gang: members.first().map(|first| first.job), ..placement });
+            self.market.occupy(job, &placement);
+            placements.push(Placement { gang: unit.gang(), ..placement });
         }
-        plan.placements.append(&mut placements);
+        self.plan.placements.append(&mut placements);
+        true
     }
 
-    /// Tells a wait for capacity from a wish that no host could meet even when empty, and
-    /// from one that no host meets for what is left of its spend cap.
-    fn without_host(&self, job: &QueuedJob) -> Choice {
-        if self.empty.is_empty() {
-            return wait("no_hosts", "no host is ready; see `nave hosts`".into());
+    /// Says why a unit has no place, unless one is found for a job that the fleet cannot place.
+    fn without_place(&mut self, id: u64, unit: &Eligible<'_>) {
+        let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else {
+            return self.refuse_gang(id, unit);
+        };
+        let like = like(job);
+        if let Some(refusal) = self.refused.get(&like) {
+            return self.refuse(vec![(job.job, refusal.clone())]);
         }
-        let models = models(&job.request);
-        let fits = |host: &&SupplyHost| models.iter().any(|model| lack(host, job, *model).is_none());
-        let mut fitting = self.empty.iter().filter(fits).peekable();
-        if fitting.peek().is_none() {
-            return Choice::Wait(explain(&self.empty, job));
+        if let Some(found) = self.by_hand(job, Some(id)) {
+            self.occupy(job, request, &found);
+            return self.plan.placements.push(Placement { gang: unit.gang(), ..found.0 });
         }
-        if fitting.all(|host| run_max(host, job).is_none()) {
-            return Choice::Fail(too_dear(job));
+        let refusal = self.market.without_host(job);
+        self.refused.insert(like, refusal.clone());
+        self.refuse(vec![(job.job, refusal)]);
+    }
+
+    /// Says how many of a gang would fit, and what the next one waits for.
+    fn refuse_gang(&mut self, id: u64, unit: &Eligible<'_>) {
+        let mut places = Vec::new();
+        for request in &unit.members {
+            let Some(choice) = self.loaded.fleet.decide_for(request, Some(id)) else { break };
+            self.loaded.fleet.place(choice.host, request, &choice.devices);
+            places.push(choice);
         }
-        wait("waiting_for_capacity", "every host that fits is busy".into())
+        for (request, choice) in unit.members.iter().zip(&places) {
+            self.loaded.fleet.release(choice.host, request, &choice.devices);
+        }
+        let fit = places.len().min(unit.jobs.len() - 1);
+        let stuck = unit.jobs[fit];
+        self.refuse(of_gang(&unit.jobs, fit, stuck.job, &self.market.without_host(stuck)));
+    }
+
+    /// A place for a job that the fleet does not see.
+    fn by_hand(&self, job: &QueuedJob, whose: Option<u64>) -> Option<Found> {
+        let is_kept = |host: HostId| {
+            let kept_for = self.loaded.handle(host).and_then(|handle| self.loaded.fleet.kept_for(handle));
+            kept_for.is_some_and(|id| whose != Some(id))
+        };
+        let (host, places) = self.market.by_hand(job, is_kept)?;
+        Some((self.market.placement(job, host, &places)?, places))
+    }
+
+    fn occupy(&mut self, job: &QueuedJob, request: &Request, (placement, places): &Found) {
+        self.market.occupy(job, placement);
+        self.loaded.take(placement.host, request, places);
     }
 
     /// Answers a wish for a quote, as if it were a job.
-    fn quote(&mut self, asked: &AskedQuote) -> Quoted {
+    fn quote(&mut self, asked: &AskedQuote) {
         let job = QueuedJob {
             job: JobId(asked.quote.0),
             customer: asked.customer,
@@ -327,60 +330,68 @@ impl<'a> Market<'a> {
             queued: Millis::ZERO,
             attempts: 0,
             failed_on: Vec::new(),
+            gang: None,
             group_leases: 0,
             apart_from: BTreeSet::new(),
         };
-        let (answer, chosen) = match self.choose(&job) {
-            Choice::Place(placement) => {
-                let host = placement.host;
-                (QuoteAnswer::Place(Box::new(placement)), Some(host))
-            }
-            Choice::Wait(Reason { code, message }) | Choice::Fail(Reason { code, message }) => {
-                (QuoteAnswer::None(code.to_owned(), message), None)
+        let request = self.loaded.request(&job, &self.market.hosts);
+        let found = match self.market.held_back(&job) {
+            Some(refusal) => Err(refusal),
+            None => self.find(&job, &request).ok_or_else(|| self.market.without_host(&job)),
+        };
+        let chosen = found.as_ref().ok().map(|(placement, _)| placement.host);
+        let considered = self.market.considered(&job, chosen);
+        if let (Ok(found), true) = (&found, asked.is_held) {
+            self.occupy(&job, &request, found);
+        }
+        let answer = match found {
+            Ok((placement, _)) => QuoteAnswer::Place(Box::new(placement)),
+            Err(Refusal::Wait(Reason { code, message }) | Refusal::Fail(Reason { code, message })) => {
+                QuoteAnswer::None(code.to_owned(), message)
             }
         };
-        let considered = self.considered(&job, chosen);
-        if let (QuoteAnswer::Place(placement), true) = (&answer, asked.is_held) {
-            self.occupy(&job, placement);
-        }
-        Quoted { quote: asked.quote, answer, considered }
+        self.plan.quotes.push(Quoted { quote: asked.quote, answer, considered });
     }
 
-    /// The hosts that were not chosen: those that fit, cheapest first, then the others.
-    fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
-        let model = models(&job.request).first().copied().flatten();
-        let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
-        let mut considered: Vec<(bool, Considered)> = others
-            .filter_map(|(id, host)| {
-                let hourly = hourly(job.request.resources.size(), host.rate).ok()?;
-                let lacks = lack(host, job, model);
-                let is_busy = lacks.is_some() && lack(&emptied(host), job, model).is_none();
-                let code = lacks.map_or("not_better", |lack| if is_busy { "busy" } else { lack.code() });
-                Some((lacks.is_some(), Considered { host: *id, hourly, code: code.to_owned() }))
-            })
-            .collect();
-        considered.sort_by_key(|(lacks, other)| (*lacks, other.hourly, other.host));
-        considered.into_iter().map(|(_, other)| other).take(CONSIDERED_MAX).collect()
+    fn find(&mut self, job: &QueuedJob, request: &Request) -> Option<Found> {
+        let choice = self.loaded.fleet.decide(request);
+        let seen = choice.and_then(|choice| {
+            let host = self.loaded.id(choice.host)?;
+            Some((self.market.placement(job, host, &choice.devices)?, choice.devices))
+        });
+        seen.or_else(|| self.by_hand(job, None))
     }
 }
 
-/// All members wait, but for one that cannot be placed any more.
-fn refuse_gang(members: &[&QueuedJob], (fit, stuck, choice): (usize, JobId, Choice), plan: &mut Plan) {
-    let why = match choice {
-        Choice::Fail(reason) => {
-            let why = reason.message.clone();
-            plan.failed.push((stuck, reason));
-            why
-        }
-        Choice::Wait(reason) => reason.message,
-        Choice::Place(_) => return,
-    };
-    for member in members.iter().filter(|member| plan.failed.last().is_none_or(|(job, _)| *job != member.job))
-    {
-        let message =
-            format!("{fit} of the {} jobs of its gang would fit now; the next: {why}", members.len());
-        plan.waiting.push((member.job, reason("gang_waits", message)));
+/// A placement, and the places of its devices.
+type Found = (Placement, Vec<u8>);
+
+/// All that decides whether a job fits somewhere, as text: what becomes of one becomes of all like it.
+fn like(job: &QueuedJob) -> String {
+    format!("{:?}", (job.customer, job.left, &job.apart_from, job.request.placing()))
+}
+
+impl Eligible<'_> {
+    /// With whom it is placed: also one that is told of others or kept apart from them is placed by itself.
+    fn gang(&self) -> Option<JobId> {
+        let first = self.jobs[0];
+        let is_alone = self.jobs.len() == 1 && first.request.group.is_none() && first.request.apart.is_none();
+        (!is_alone).then_some(first.job)
     }
+
+    fn waiting(&self, id: u64, now: Timestamp) -> Waiting {
+        let longest = self.jobs.iter().map(|job| waited(job, now)).max().unwrap_or_default();
+        Waiting {
+            gang: Gang { id, members: self.members.clone() },
+            since_ms: now.0.saturating_sub(longest.0),
+            on_demand: self.jobs.iter().all(|job| job.request.term != TermWish::Spot),
+        }
+    }
+}
+
+/// How long a job has waited, over all its attempts.
+fn waited(job: &QueuedJob, now: Timestamp) -> Millis {
+    Millis(job.queued.0.saturating_add(now.since(job.queued_at).0))
 }
 
 /// Wait before the next attempt after `failures` attempts that hosts ended: 0, 1, 2, 4 s.
@@ -389,69 +400,4 @@ fn pause(failures: usize) -> Millis {
         0 => Millis::ZERO,
         n => Millis(1_000 << (n - 1).min(6)),
     }
-}
-
-/// The host's score, or `None` when the job does not fit now or cannot pay for it.
-fn score(id: HostId, host: &SupplyHost, job: &QueuedJob, model: Option<&str>) -> Option<Score> {
-    if lack(host, job, model).is_some() {
-        return None;
-    }
-    run_max(host, job)?;
-    let wanted = &job.request.resources;
-    Some(Score {
-        failures_here: job.failed_on.iter().filter(|failed| **failed == id).count(),
-        wastes_gpus: wanted.gpu.is_none() && host.inventory.rentable_devices().next().is_some(),
-        hourly: hourly(wanted.size(), host.rate).ok()?,
-        cpu_left: MilliCpu(host.inventory.milli_cpu.0 - host.milli_cpu_used.0 - wanted.milli_cpu.0),
-        host: id,
-    })
-}
-
-/// Why the best of all that fit was chosen.
-fn chosen_for(best: Score, scores: &[Score]) -> ChosenFor {
-    let cheaper: Vec<&Score> = scores.iter().filter(|other| other.hourly < best.hourly).collect();
-    if scores.len() == 1 {
-        ChosenFor::OnlyFit
-    } else if cheaper.is_empty() {
-        ChosenFor::Cheapest
-    } else if cheaper.iter().any(|other| other.failures_here > best.failures_here) {
-        ChosenFor::FailedElsewhere
-    } else {
-        ChosenFor::KeepsGpusFree
-    }
-}
-
-/// The longest run that the limit allows and the rest of the spend cap pays for; `None`
-/// when that is too short to start.
-fn run_max(host: &SupplyHost, job: &QueuedJob) -> Option<Millis> {
-    let limit = job.request.limits.run_ms;
-    let paid = affordable(job.request.resources.size(), job.left, host.rate);
-    let run_max = paid.map_or(limit, |paid| paid.min(limit));
-    (run_max >= RUN_MIN.min(limit)).then_some(run_max)
-}
-
-fn emptied(host: &SupplyHost) -> SupplyHost {
-    SupplyHost {
-        milli_cpu_used: MilliCpu::ZERO,
-        memory_used: Bytes::ZERO,
-        disk_used: Bytes::ZERO,
-        devices_used: Vec::new(),
-        tenants: std::collections::BTreeSet::new(),
-        reserved: None,
-        ..host.clone()
-    }
-}
-
-fn too_dear(job: &QueuedJob) -> Reason {
-    let left = job.left;
-    let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
-    reason("spend_cap", message)
-}
-
-fn wait(code: &'static str, message: String) -> Choice {
-    Choice::Wait(reason(code, message))
-}
-
-fn reason(code: &'static str, message: String) -> Reason {
-    Reason { code, message }
 }

@@ -3,34 +3,57 @@
 use std::{collections::BTreeSet, future::Future, time::Duration};
 
 use nave_crash_point::crash_point;
+use nave_domain::{HostId, LeaseId};
 use nave_store::{Changes, OpenLease, Placement, QuoteAnswer, Store, StoreError};
-use tokio::{sync::broadcast, time::timeout};
+use tokio::{
+    sync::broadcast,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 
 use crate::{
-    planner::{Plan, Quoted, Reason, plan},
+    planner::{Plan, Planner, Quoted, Reason},
     watch::{Decision, Patience, watch},
 };
 
 /// Longest time between two looks at the market.
 const TICK: Duration = Duration::from_millis(500);
+/// Jobs that are placed in one transaction.
+const BATCH: usize = 128;
 
 /// Schedules until `shutdown`.
 ///
 /// # Errors
 /// None so far: what fails is logged and tried again.
 pub async fn run(patience: Patience, store: Store, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // Neither waits for the other: a long plan delays no end of a lease that is lost.
+    tokio::select! {
+        () = shutdown => {}
+        () = place_for_ever(&store) => {}
+        () = guard_for_ever(&store, &patience) => {}
+    }
+    Ok(())
+}
+
+async fn place_for_ever(store: &Store) {
     let mut changes = store.listen().subscribe();
-    tokio::pin!(shutdown);
+    let mut planner = Planner::default();
     loop {
         // One look answers every announcement before it: many jobs at once are not many looks.
         changes = changes.resubscribe();
-        if let Err(error) = look(&store, &patience).await {
+        if let Err(error) = place(store, &mut planner).await {
             tracing::warn!(%error, "could not schedule; trying again");
         }
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            () = supply_changed(&mut changes) => {}
+        supply_changed(&mut changes).await;
+    }
+}
+
+async fn guard_for_ever(store: &Store, patience: &Patience) {
+    loop {
+        if let Err(error) = guard(store, patience).await {
+            tracing::warn!(%error, "could not guard leases; trying again");
         }
+        sleep(TICK).await;
     }
 }
 
@@ -41,24 +64,26 @@ async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
     drop(timeout(TICK, wait).await);
 }
 
-async fn look(store: &Store, patience: &Patience) -> Result<(), StoreError> {
-    // What keeps jobs from being placed does not keep those that run from being guarded.
-    let placed = place(store).await;
-    guard(store, patience).await.and(placed)
-}
-
-async fn place(store: &Store) -> Result<(), StoreError> {
-    let plan = plan(&store.snapshot().await?);
+async fn place(store: &Store, planner: &mut Planner) -> anyhow::Result<()> {
+    let snapshot = store.snapshot().await?;
+    let mut own = std::mem::take(planner);
+    // A plan is computed at a stretch: not where others wait to go on.
+    let planned = spawn_blocking(move || (own.plan(&snapshot), own)).await?;
+    let plan = planned.0;
+    *planner = planned.1;
     crash_point!("scheduler.plan.before_place");
     carry_out(store, &plan).await?;
-    for (job, Reason { code, message }) in &plan.waiting {
-        store.job_waits(*job, code, message).await?;
+    for notice in &plan.notices {
+        tracing::info!(lease.id = %notice.lease, job.id = %notice.for_job, "a spot lease yields");
+        store.lease_notice(notice.lease).await?;
     }
+    let waiting = plan.waiting.iter().map(|(job, reason)| (*job, reason.code, reason.message.as_str()));
+    store.jobs_wait(waiting).await?;
     for (job, Reason { code, message }) in &plan.failed {
         match store.job_fail_queued(*job, code, message).await {
             Ok(()) => tracing::info!(job.id = %job, reason = code, "a job could not be placed"),
             Err(StoreError::Stale(_)) => {}
-            Err(error @ StoreError::Database(_)) => return Err(error),
+            Err(error @ StoreError::Database(_)) => return Err(error.into()),
             Err(error) => tracing::error!(job.id = %job, %error, "could not fail a job"),
         }
     }
@@ -73,10 +98,13 @@ async fn place(store: &Store) -> Result<(), StoreError> {
 /// When the database does not answer.
 pub async fn carry_out(store: &Store, plan: &Plan) -> Result<(), StoreError> {
     let mut moved = BTreeSet::new();
-    for together in plan.placements.chunk_by(|one, next| one.gang.is_some() && one.gang == next.gang) {
-        let hosts = together.iter().map(|placement| placement.host);
-        if hosts.clone().any(|host| moved.contains(&host)) || !place_together(store, together).await? {
-            moved.extend(hosts);
+    for together in plan.placements.chunk_by(|one, next| one.gang == next.gang) {
+        if together.iter().any(|placement| placement.gang.is_some()) {
+            place_gang(store, together, &mut moved).await?;
+        } else {
+            for batch in together.chunks(BATCH) {
+                place_batch(store, batch, &mut moved).await?;
+            }
         }
     }
     for quoted in &plan.quotes {
@@ -92,9 +120,47 @@ pub async fn carry_out(store: &Store, plan: &Plan) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether the jobs were placed.
-async fn place_together(store: &Store, placements: &[Placement]) -> Result<bool, StoreError> {
-    match store.gang_place(placements).await {
+async fn place_gang(
+    store: &Store,
+    gang: &[Placement],
+    moved: &mut BTreeSet<HostId>,
+) -> Result<(), StoreError> {
+    let hosts = gang.iter().map(|placement| placement.host);
+    if hosts.clone().any(|host| moved.contains(&host)) || !is_placed(gang, store.gang_place(gang).await)? {
+        moved.extend(hosts);
+    }
+    Ok(())
+}
+
+/// Places jobs that have nothing to do with one another; where one of them is in the way, the others by halves.
+async fn place_batch(
+    store: &Store,
+    batch: &[Placement],
+    moved: &mut BTreeSet<HostId>,
+) -> Result<(), StoreError> {
+    let mut todo = vec![batch.to_vec()];
+    while let Some(mut some) = todo.pop() {
+        some.retain(|placement| !moved.contains(&placement.host));
+        let placed = match some.as_slice() {
+            [] => continue,
+            [one] => is_placed(&some, store.gang_place(std::slice::from_ref(one)).await)?,
+            _ => is_placed(&some, store.batch_place(&some).await)?,
+        };
+        match (placed, some.as_slice()) {
+            (true, _) => {}
+            (false, [one]) => drop(moved.insert(one.host)),
+            (false, _) => {
+                let later = some.split_off(some.len() / 2);
+                todo.extend([later, some]);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether jobs were placed.
+fn is_placed(placements: &[Placement], leases: Result<Vec<LeaseId>, StoreError>) -> Result<bool, StoreError> {
+    match leases {
         Ok(leases) => {
             for (placement, lease) in placements.iter().zip(leases) {
                 tracing::info!(job.id = %placement.job, host.id = %placement.host, lease.id = %lease, "placed a job");

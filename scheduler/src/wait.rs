@@ -1,9 +1,9 @@
 //! Why a job waits, in words that say what to do about it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, MicroUsd,
+    Bytes, HostId, MicroUsd,
     host::{Device, Trust},
     job::{GpuRequest, JobRequest, TermWish},
     rate::hourly,
@@ -12,7 +12,7 @@ use nave_domain::{
 use nave_store::{QueuedJob, SupplyHost};
 
 use crate::{
-    fit::{Lack, devices, lack, models},
+    fit::{Lack, Meant, Names, Supply, devices, lack},
     planner::Reason,
 };
 
@@ -36,27 +36,31 @@ const WISHES: [Wish; 6] = [
 
 /// Why none of these hosts, all of them empty, would take a job: the first wish without which one
 /// would, and the nearest one; or else what they lack.
-pub(crate) fn explain(empty: &[SupplyHost], job: &QueuedJob) -> Reason {
+pub(crate) fn explain(empty: &BTreeMap<HostId, Supply>, names: &Names, job: &QueuedJob) -> Reason {
     for wish in WISHES {
         let Some(request) = wish.without(&job.request) else { continue };
         let without = QueuedJob { request, ..job.clone() };
-        let models = models(&without.request);
-        let fitting =
-            |host| Some((host, *models.iter().find(|model| lack(host, &without, **model).is_none())?));
-        let price = |(host, _): &(&SupplyHost, _)| hourly(without.request.resources.size(), host.rate).ok();
-        if let Some((nearest, model)) = empty.iter().filter_map(fitting).min_by_key(price) {
+        let models = names.choices(&without.request);
+        let fitting = |supply| {
+            let model = models.iter().find(|model| lack(supply, &without, model.as_ref()).is_none())?;
+            Some((supply, model.as_ref()))
+        };
+        let size = without.request.resources.size();
+        let price = |(supply, _): &(&Supply, _)| hourly(size, supply.host.rate).ok();
+        if let Some((nearest, model)) = empty.values().filter_map(fitting).min_by_key(price) {
             let message = format!(
                 "no host has {}{}; nearest: {}{}",
                 wanted(&job.request),
                 wish.words(&job.request),
                 offered(nearest, &without.request, model),
-                wish.remedy(&job.request, nearest)
+                wish.remedy(&job.request, &nearest.host)
             );
             return Reason { code: wish.code(), message };
         }
     }
-    let model = models(&job.request).first().copied().flatten();
-    let lacks: BTreeSet<Lack> = empty.iter().filter_map(|host| lack(host, job, model)).collect();
+    let model = names.choices(&job.request).into_iter().next().flatten();
+    let lacks: BTreeSet<Lack> =
+        empty.values().filter_map(|supply| lack(supply, job, model.as_ref())).collect();
     let lacks: Vec<&str> = lacks.into_iter().map(Lack::words).collect();
     let message = format!("no host has {}; see `nave offers`", lacks.join(" or "));
     Reason { code: "no_host_fits", message }
@@ -150,7 +154,8 @@ fn wanted(request: &JobRequest) -> String {
 }
 
 /// What a host offers for a request, as in "2 x A100 80 GiB at $1.49 an hour each in us".
-fn offered(host: &SupplyHost, request: &JobRequest, model: Option<&str>) -> String {
+fn offered(supply: &Supply, request: &JobRequest, model: Option<&Meant>) -> String {
+    let host = &supply.host;
     let region = host.terms.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default();
     let price = |amount: MicroUsd, each: &str| format!(" at {amount} an hour{each}{region}");
     let term = host.terms.term.as_str().replace('_', " ");
@@ -158,7 +163,7 @@ fn offered(host: &SupplyHost, request: &JobRequest, model: Option<&str>) -> Stri
         let amount = hourly(request.resources.size(), host.rate).unwrap_or_default();
         return format!("the same{}, {term}", price(amount, ""));
     };
-    let first: Option<&Device> = devices(host, gpu, model).first().copied();
+    let first: Option<&Device> = devices(supply, gpu, model).first().map(|(_, device)| *device);
     let label = first.map(|device| format!("{} {}", device.label(), device.vram)).unwrap_or_default();
     let (rate, trust) = (price(host.rate.gpu_hour, " each"), host.terms.trust.as_str());
     format!("{} x {label}{rate}, {term}, {trust}", gpu.count)

@@ -17,6 +17,8 @@ pub struct Patience {
     pub lost: Millis,
     /// Time, on the control clock, to confirm a stop, or to deliver logs and results after the end.
     pub finish: Millis,
+    /// Time, on the control clock, between the notice to a lease that yields and its end.
+    pub notice: Millis,
 }
 
 impl Patience {
@@ -27,6 +29,7 @@ impl Patience {
             suspect: Millis(report.0.saturating_mul(3)),
             lost: Millis(fence.0.saturating_add((fence.0 / 3).max(2_000))),
             finish: Millis(600_000),
+            notice: Millis(30_000),
         }
     }
 }
@@ -52,6 +55,9 @@ pub fn watch(lease: &OpenLease, patience: &Patience) -> Option<Decision> {
         LeaseState::Running if over(lease.run_max) => {
             let spent = lease.capped_by_spend;
             Some(Decision::Stop(if spent { StopReason::SpendCap } else { StopReason::RunTimeout }))
+        }
+        LeaseState::Placed | LeaseState::Running if lease.noticed.is_some_and(|ago| ago > patience.notice) => {
+            Some(Decision::Stop(StopReason::Preempted))
         }
         LeaseState::Stopping | LeaseState::Draining if over(patience.finish) => Some(Decision::Lose),
         LeaseState::Placed

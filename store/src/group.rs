@@ -6,7 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nave_domain::{HostId, JobId, LeaseId, job::GROUP_LEASES_MAX};
+use nave_domain::{
+    CustomerId, HostId, JobId, LeaseId,
+    job::{GROUP_LEASES_MAX, JobRequest},
+};
 use sqlx::PgConnection;
 
 use crate::{
@@ -28,6 +31,29 @@ pub struct MeshRoute {
     pub from: LeaseId,
     /// The lease that receives.
     pub to: LeaseId,
+}
+
+/// The gang that a new job starts with, by its first job: the oldest of its group and size that lacks one, in the place
+/// also of one that was cancelled, or else a new one. The customer's money is locked.
+pub(crate) async fn gang_of(
+    tx: &mut PgConnection,
+    customer: CustomerId,
+    request: &JobRequest,
+    job: JobId,
+) -> Result<Option<JobId>> {
+    let Some(size) = request.gang else { return Ok(None) };
+    let forming = sqlx::query_scalar!(
+        r#"select gang as "gang!" from jobs
+           where customer_id = $1 and state = 'queued' and gang is not null and attempts = 0
+             and request ->> 'group' = $2 and (request ->> 'gang')::bigint = $3
+           group by gang having count(*) < $3 order by gang limit 1"#,
+        customer.0,
+        request.group,
+        i64::from(size)
+    )
+    .fetch_optional(tx)
+    .await?;
+    Ok(Some(forming.map_or(job, JobId)))
 }
 
 /// The hosts of the other open leases of a job's group; none where it has no group.

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, apart, error, lease, ledger,
+    Result, Store, StoreError, apart, error, group, lease, ledger,
     notify::{Changes, announce},
     place::{self, Basis, Grounds},
     quote::{self, LockedQuote, QuoteFault},
@@ -339,36 +339,21 @@ impl Store {
         release(&mut tx, &locked).await?;
         Ok(tx.commit().await?)
     }
-
-    /// Notes what a queued job waits for.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn job_waits(&self, job: JobId, code: &'static str, message: &str) -> Result<()> {
-        sqlx::query!(
-            "update jobs set reason_code = $2, reason_message = $3
-             where job_id = $1 and state = 'queued' and reason_message is distinct from $3",
-            job.0,
-            code,
-            message
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
 }
 
 async fn insert(tx: &mut PgConnection, submission: &Submission<'_>) -> Result<JobId> {
     let job = JobId(Uuid::now_v7());
+    let gang = group::gang_of(tx, submission.customer, submission.request, job).await?;
     sqlx::query!(
-        "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms)
-         values ($1, $2, $3, $4, $5, $6, now_ms())",
+        "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, gang, queued_at_ms)
+         values ($1, $2, $3, $4, $5, $6, $7, now_ms())",
         job.0,
         submission.customer.0,
         submission.key,
         submission.hash.as_slice(),
         error::write_json(submission.request)?,
-        submission.request.max_spend.0
+        submission.request.max_spend.0,
+        gang.map(|gang| gang.0)
     )
     .execute(tx)
     .await?;

@@ -43,6 +43,8 @@ pub struct OpenLease {
     pub run_max: Millis,
     /// Whether the spend cap is what bounds the run.
     pub capped_by_spend: bool,
+    /// How long ago, on the control clock, it was told that it ends for another job.
+    pub noticed: Option<Millis>,
     /// How long the host has been silent, on the control clock.
     pub silent: Millis,
 }
@@ -291,10 +293,8 @@ async fn close(
 }
 
 async fn settle_job(tx: &mut PgConnection, job: &mut LockedJob, outcome: &Outcome) -> Result<()> {
-    let by_command = matches!(
-        outcome,
-        Outcome::Exited { .. } | Outcome::OutOfMemory | Outcome::OutOfGpuMemory { .. }
-    );
+    let by_command =
+        matches!(outcome, Outcome::Exited { .. } | Outcome::OutOfMemory | Outcome::OutOfGpuMemory { .. });
     let (command, host) = (u32::from(by_command), u32::from(outcome.is_hosts_fault()));
     job.tries.command += command;
     job.tries.host += host;
@@ -331,6 +331,7 @@ fn why(outcome: &Outcome) -> Option<Why> {
         Outcome::RunTimeout => ("run_timeout", "the command ran into its run limit".into()),
         Outcome::SpendCap => ("spend_cap", "the job used up its spend cap".into()),
         Outcome::Cancelled => ("cancelled", "the customer cancelled it".into()),
+        Outcome::Preempted => ("preempted", "its spot job yielded to another one; it runs again".into()),
         Outcome::HostLost => ("host_lost", "the host fell silent; the attempt is not charged".into()),
     };
     Some((code, message))
@@ -485,6 +486,21 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Tells a lease that it ends for another job. It ends when the notice is over.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_notice(&self, lease: LeaseId) -> Result<()> {
+        sqlx::query!(
+            "update leases set notice_up_ms = control_ms()
+             where lease_id = $1 and notice_up_ms is null and state in ('placed', 'running')",
+            lease.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// The open leases of one host.
     ///
     /// # Errors
@@ -513,7 +529,8 @@ impl Store {
         let rows = sqlx::query!(
             r#"select l.lease_id, l.job_id, l.host_id, l.state, l.run_ms_max, l.capped_by_spend, j.request -> 'limits' as "limits!",
                     greatest(0, c.up_ms - coalesce(h.heard_up_ms, 0)) as "silent!",
-                    greatest(0, control_ms() - l.state_up_ms) as "in_state!"
+                    greatest(0, control_ms() - l.state_up_ms) as "in_state!",
+                    control_ms() - l.notice_up_ms as noticed
                from leases l join jobs j using (job_id) join hosts h using (host_id) cross join control_clock c
                where l.state <> 'closed' order by l.lease_id"#
         )
@@ -529,6 +546,7 @@ impl Store {
                 limits: error::read_json("a job's limits", row.limits)?,
                 run_max: Millis(row.run_ms_max),
                 capped_by_spend: row.capped_by_spend,
+                noticed: row.noticed.map(Millis),
                 silent: Millis(row.silent),
             })
         });

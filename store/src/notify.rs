@@ -92,15 +92,26 @@ fn parse(payload: &str) -> Changes {
 
 /// Announces within a transaction; it is sent when that commits.
 pub(crate) async fn announce(tx: &mut PgConnection, change: Changes) -> Result<()> {
-    let payload = match change {
-        Changes::Supply => "supply".to_owned(),
-        Changes::Mesh => "mesh".to_owned(),
-        Changes::Challenges => "challenges".to_owned(),
-        Changes::Job(job) => job.to_string(),
-        Changes::Host(host) => host.to_string(),
-        Changes::Quote(quote) => quote.to_string(),
-        Changes::Unknown => return Ok(()),
+    announce_all(tx, std::iter::once(change)).await
+}
+
+/// Announces many changes as [`announce`] does one.
+pub(crate) async fn announce_all(
+    tx: &mut PgConnection,
+    changes: impl Iterator<Item = Changes>,
+) -> Result<()> {
+    let payload = |change| match change {
+        Changes::Supply => Some("supply".to_owned()),
+        Changes::Mesh => Some("mesh".to_owned()),
+        Changes::Challenges => Some("challenges".to_owned()),
+        Changes::Job(job) => Some(job.to_string()),
+        Changes::Host(host) => Some(host.to_string()),
+        Changes::Quote(quote) => Some(quote.to_string()),
+        Changes::Unknown => None,
     };
-    sqlx::query!("select pg_notify($1, $2)", CHANNEL, payload).execute(tx).await?;
+    let payloads: Vec<String> = changes.filter_map(payload).collect();
+    sqlx::query!("select pg_notify($1, payload) from unnest($2::text[]) payload", CHANNEL, &payloads)
+        .execute(tx)
+        .await?;
     Ok(())
 }

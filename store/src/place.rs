@@ -1,10 +1,12 @@
 //! Placing: jobs get leases on hosts, as a planner decided or a quote says.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, Millis,
     host::Trust,
-    job::{JobEvent, JobState},
+    job::{self, JobEvent, JobState},
     lease::ChosenFor,
     rate::{Rate, Size},
 };
@@ -13,9 +15,9 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, apart, group,
+    Result, Store, StoreError, apart, error, group,
     job::{LockedJob, advance, lock},
-    notify::{Changes, announce},
+    notify::{Changes, announce, announce_all},
 };
 
 /// A decision to place a job.
@@ -42,7 +44,7 @@ pub struct Placement {
     /// Why there.
     pub grounds: Grounds,
     /// The first job of the gang that it is placed with, all of it or none. The placements of a gang
-    /// stand together in a plan.
+    /// stand together in a plan. None where it has to do with no other job.
     pub gang: Option<JobId>,
 }
 
@@ -191,4 +193,158 @@ impl Store {
         crash_point!("store.job_place.after_commit");
         Ok(leases)
     }
+
+    /// Carries out placements of jobs that have to do with no others, all of them or none, in as few statements as
+    /// one takes. Those on one host stand in the order of its generations.
+    ///
+    /// # Errors
+    /// As [`Store::job_place`], for any of them, and [`StoreError::Stale`] also for a job of a group or one that is
+    /// kept apart from others: place it by itself.
+    pub async fn batch_place(&self, placements: &[Placement]) -> Result<Vec<LeaseId>> {
+        let mut tx = self.pool.begin().await?;
+        lock_queued(&mut tx, placements).await?;
+        hold_all(&mut tx, placements).await?;
+        let leases: Vec<LeaseId> = placements.iter().map(|_| LeaseId(Uuid::now_v7())).collect();
+        insert_all(&mut tx, placements, &leases).await?;
+        let hosts: BTreeSet<HostId> = placements.iter().map(|placement| placement.host).collect();
+        let jobs = placements.iter().map(|placement| Changes::Job(placement.job));
+        announce_all(&mut tx, jobs.chain(hosts.into_iter().map(Changes::Host))).await?;
+        crash_point!("store.job_place.before_commit");
+        tx.commit().await?;
+        crash_point!("store.job_place.after_commit");
+        Ok(leases)
+    }
+}
+
+/// Locks jobs that all wait and of which none has to do with another.
+async fn lock_queued(tx: &mut PgConnection, placements: &[Placement]) -> Result<()> {
+    let jobs: Vec<Uuid> = placements.iter().map(|placement| placement.job.0).collect();
+    let locked = sqlx::query!(
+        r#"select state = 'queued' and request ->> 'group' is null and request ->> 'apart' is null as "fine!"
+           from jobs where job_id = any($1) order by job_id for update"#,
+        &jobs
+    )
+    .fetch_all(tx)
+    .await?;
+    if locked.len() == placements.len() && locked.iter().all(|job| job.fine) {
+        return Ok(());
+    }
+    Err(StoreError::Stale("job"))
+}
+
+/// Takes hosts as the planner saw them, for so many placements each.
+async fn hold_all(tx: &mut PgConnection, placements: &[Placement]) -> Result<()> {
+    let mut held: BTreeMap<HostId, (u64, u64)> = BTreeMap::new();
+    for placement in placements {
+        let (first, count) = held.entry(placement.host).or_insert((placement.generation, 0));
+        if placement.generation != *first + *count {
+            return Err(StoreError::Stale("host"));
+        }
+        *count += 1;
+    }
+    let hosts: Vec<Uuid> = held.keys().map(|host| host.0).collect();
+    let generations: Vec<i64> = held.values().map(|(first, _)| first.cast_signed()).collect();
+    let counts: Vec<i64> = held.values().map(|(_, count)| count.cast_signed()).collect();
+    let taken = sqlx::query!(
+        "with held as (
+            select host_id, count from unnest($1::uuid[], $2::bigint[], $3::bigint[]) seen (id, was, count)
+            join hosts on host_id = id and generation = was
+            where state = 'ready' and not paused order by host_id for update of hosts)
+         update hosts set generation = generation + held.count from held where hosts.host_id = held.host_id",
+        &hosts,
+        &generations,
+        &counts
+    )
+    .execute(tx)
+    .await?;
+    if taken.rows_affected() == held.len() as u64 { Ok(()) } else { Err(StoreError::Stale("host")) }
+}
+
+/// A new lease, as the database reads it.
+#[derive(Serialize)]
+struct NewLease<'a> {
+    lease_id: Uuid,
+    job_id: Uuid,
+    host_id: Uuid,
+    devices: &'a [String],
+    milli_gpu: i64,
+    milli_cpu: i64,
+    memory: i64,
+    disk: i64,
+    gpu_hour: i64,
+    vcpu_hour: i64,
+    gib_hour: i64,
+    run_ms_max: i64,
+    capped_by_spend: bool,
+    reason: &'static str,
+    trust: &'static str,
+    baseline_gpu_hour: Option<i64>,
+}
+
+impl<'a> NewLease<'a> {
+    fn new(lease: LeaseId, placement: &'a Placement) -> Self {
+        Self {
+            lease_id: lease.0,
+            job_id: placement.job.0,
+            host_id: placement.host.0,
+            devices: &placement.devices,
+            milli_gpu: placement.size.milli_gpu.0,
+            milli_cpu: placement.size.milli_cpu.0,
+            memory: placement.size.memory.0,
+            disk: placement.disk.0,
+            gpu_hour: placement.rate.gpu_hour.0,
+            vcpu_hour: placement.rate.vcpu_hour.0,
+            gib_hour: placement.rate.gib_hour.0,
+            run_ms_max: placement.run_max.0,
+            capped_by_spend: placement.capped_by_spend,
+            reason: placement.grounds.reason.as_str(),
+            trust: placement.grounds.trust.as_str(),
+            baseline_gpu_hour: placement.grounds.baseline.map(|price| price.0),
+        }
+    }
+}
+
+/// Opens leases of jobs and on hosts that are locked, and moves the jobs along.
+async fn insert_all(tx: &mut PgConnection, placements: &[Placement], leases: &[LeaseId]) -> Result<()> {
+    let placed = job::next(JobState::Queued, JobEvent::Place).ok_or(StoreError::Stale("job"))?;
+    let rows: Vec<NewLease<'_>> =
+        leases.iter().zip(placements).map(|(lease, placement)| NewLease::new(*lease, placement)).collect();
+    let opened = sqlx::query!(
+        "with fresh as (
+            select * from jsonb_to_recordset($1) fresh (
+                lease_id uuid, job_id uuid, host_id uuid, devices text[], milli_gpu bigint, milli_cpu bigint,
+                memory bigint, disk bigint, gpu_hour bigint, vcpu_hour bigint, gib_hour bigint, run_ms_max bigint,
+                capped_by_spend boolean, reason text, trust text, baseline_gpu_hour bigint)),
+         next as (
+            update jobs set state = $2, attempts = attempts + 1, reason_code = null, reason_message = null,
+                queued_ms = queued_ms + now_ms() - queued_at_ms, queued_at_ms = null
+            from fresh where jobs.job_id = fresh.job_id and state = 'queued'
+            returning jobs.job_id, attempts, octet_length(request::text) as bytes)
+         insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
+                             gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes,
+                             reason, trust, baseline_gpu_hour)
+         select lease_id, job_id, attempts, host_id, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour, vcpu_hour,
+                gib_hour, run_ms_max, capped_by_spend, bytes + $3::bigint + $4::bigint * cardinality(devices),
+                reason, trust, baseline_gpu_hour
+         from fresh join next using (job_id)",
+        error::write_json(&rows)?,
+        placed.as_str(),
+        ORDER_BYTES,
+        DEVICE_BYTES
+    )
+    .execute(&mut *tx)
+    .await?;
+    let hosts: Vec<Uuid> = placements.iter().map(|placement| placement.host.0).collect();
+    let overfull = sqlx::query_scalar!(
+        r#"select exists (select from leases where host_id = any($1) and state <> 'closed'
+                          group by host_id having sum(order_bytes) > $2::bigint) as "overfull!""#,
+        &hosts,
+        ORDERS_BYTES_MAX
+    )
+    .fetch_one(tx)
+    .await?;
+    if overfull {
+        return Err(StoreError::Stale("host"));
+    }
+    if opened.rows_affected() == placements.len() as u64 { Ok(()) } else { Err(StoreError::Stale("job")) }
 }

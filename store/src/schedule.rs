@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
+    Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
     host::{Inventory, Proven},
     job::JobRequest,
     rate::{Rate, Size},
     wish::{Region, Terms},
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{
     Result, Store, baseline,
@@ -55,6 +56,8 @@ pub struct QueuedJob {
     pub attempts: u32,
     /// Hosts on which an attempt ended through the host, latest last.
     pub failed_on: Vec<HostId>,
+    /// The gang that it starts with, by its first job; none once it has run.
+    pub gang: Option<JobId>,
     /// Open leases of its group.
     pub group_leases: u32,
     /// Owners of hosts that have, or had, one of the jobs that it is kept apart from.
@@ -76,6 +79,10 @@ pub struct SupplyHost {
     pub inventory: Inventory,
     /// Classes of its GPUs, by identifier; those without one are unrated.
     pub classes: BTreeMap<String, String>,
+    /// The models of those classes, by identifier.
+    pub models: BTreeMap<String, Vec<String>>,
+    /// Leases that end soon, or that end when somebody else needs their place; they occupy it until then.
+    pub yielding: Vec<Yielding>,
     /// Whose leases and quotes are on it.
     pub tenants: BTreeSet<CustomerId>,
     /// The one of them who has it alone.
@@ -102,6 +109,19 @@ impl SupplyHost {
             self.reserved = Some(part.customer);
         }
     }
+}
+
+/// A lease that ends soon, or that yields to others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Yielding {
+    /// Which.
+    pub lease: LeaseId,
+    /// What it occupies.
+    pub part: Occupied,
+    /// What it has done, which is done again should it end now.
+    pub used: Millis,
+    /// Whether it ends already.
+    pub is_ending: bool,
 }
 
 /// What a lease or a quote occupies of a host.
@@ -159,10 +179,43 @@ pub(crate) async fn occupied(tx: &mut PgConnection) -> Result<BTreeMap<HostId, V
     Ok(occupied)
 }
 
+/// Leases that end soon, or yield to others: those of spot jobs. By host.
+async fn yielding(tx: &mut PgConnection) -> Result<BTreeMap<HostId, Vec<Yielding>>> {
+    let rows = sqlx::query!(
+        r#"select l.lease_id, l.host_id, j.customer_id, j.request ->> 'isolation' is not distinct from 'host' as "alone!",
+                l.milli_gpu, l.milli_cpu, l.memory, l.disk, l.devices, l.order_bytes, l.used_ms,
+                l.notice_up_ms is not null or l.state in ('stopping', 'draining') as "is_ending!"
+           from leases l join jobs j using (job_id)
+           where l.state <> 'closed' and (l.state in ('stopping', 'draining') or j.request ->> 'term' = 'spot')
+           order by l.lease_id"#
+    )
+    .fetch_all(tx)
+    .await?;
+    let mut yielding: BTreeMap<HostId, Vec<Yielding>> = BTreeMap::new();
+    for row in rows {
+        let part = Occupied {
+            customer: row.customer_id.into(),
+            alone: row.alone,
+            size: Size {
+                milli_gpu: MilliGpu(row.milli_gpu),
+                milli_cpu: MilliCpu(row.milli_cpu),
+                memory: Bytes(row.memory),
+            },
+            disk: Bytes(row.disk),
+            devices: row.devices,
+            order_bytes: row.order_bytes,
+        };
+        let (lease, used) = (row.lease_id.into(), Millis(row.used_ms));
+        let lease = Yielding { lease, part, used, is_ending: row.is_ending };
+        yielding.entry(row.host_id.into()).or_default().push(lease);
+    }
+    Ok(yielding)
+}
+
 async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
     let rows = sqlx::query!(
         r#"select j.job_id, j.customer_id, j.request || '{"argv": [], "env": {}}' as "request!", j.max_spend - j.charged as "left!", j.queued_at_ms as "queued_at_ms!",
-                j.queued_ms, j.attempts,
+                j.queued_ms, j.attempts, j.gang,
                 array(select l.host_id from leases l where l.job_id = j.job_id
                       and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')
                       order by l.attempt) as "failed_on!",
@@ -170,9 +223,11 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
                  and p.request ->> 'group' = j.request ->> 'group'
                  and p.state in ('placed', 'running', 'cancelling')) as "group_leases!",
                 array(select m from miners_apart(j.customer_id, j.request ->> 'apart', j.job_id) m) as "apart_from!"
-           from (select *, row_number() over (partition by customer_id order by job_id) as turn
-                 from jobs where state = 'queued') j
-           order by j.turn, j.job_id limit $1"#,
+           from (select *, min(number) over (partition by customer_id, coalesce(gang, job_id)) as turn
+                 from (select *, row_number() over (partition by customer_id order by job_id) as number
+                       from jobs where state = 'queued') numbered) j
+           -- A gang is one, and never cut.
+           order by j.turn, coalesce(j.gang, j.job_id) fetch first $1 rows with ties"#,
         JOBS_MAX
     )
     .fetch_all(tx)
@@ -187,6 +242,7 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
             queued: Millis(row.queued_ms),
             attempts: row.attempts.unsigned_abs(),
             failed_on: row.failed_on.into_iter().map(HostId).collect(),
+            gang: row.gang.map(JobId).filter(|_| row.attempts == 0),
             group_leases: u32::try_from(row.group_leases).unwrap_or(u32::MAX),
             apart_from: row.apart_from.into_iter().collect(),
         })
@@ -204,6 +260,7 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
     )
     .fetch_all(&mut *tx)
     .await?;
+    let mut yielding = yielding(&mut *tx).await?;
     let mut occupied = occupied(tx).await?;
     let hosts = rows.into_iter().map(|row| {
         let inventory: Inventory = error::read_json("an inventory", row.inventory)?;
@@ -225,7 +282,9 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
             },
             terms,
             inventory,
-            classes: proven.map(|proven| proven.classes().collect()).unwrap_or_default(),
+            classes: proven.iter().flat_map(Proven::classes).collect(),
+            models: proven.iter().flat_map(Proven::models).collect(),
+            yielding: yielding.remove(&row.host_id.into()).unwrap_or_default(),
             tenants: BTreeSet::new(),
             reserved: None,
             milli_cpu_used: MilliCpu::ZERO,
@@ -261,5 +320,37 @@ impl Store {
             quotes: quote::asked(&mut tx).await?,
             baselines: baseline::current(&mut tx).await?,
         })
+    }
+
+    /// Notes what queued jobs wait for: a code for programs and a sentence for people.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn jobs_wait<'a>(
+        &self,
+        waiting: impl Iterator<Item = (JobId, &'static str, &'a str)>,
+    ) -> Result<()> {
+        let mut waiting: Vec<_> =
+            waiting.map(|(job, code, message)| (job.0, code.to_owned(), message.to_owned())).collect();
+        waiting.sort_unstable();
+        let jobs: Vec<Uuid> = waiting.iter().map(|(job, ..)| *job).collect();
+        let codes: Vec<String> = waiting.iter().map(|(_, code, _)| code.clone()).collect();
+        let messages: Vec<String> = waiting.into_iter().map(|(.., message)| message).collect();
+        // Those that others have locked are told at the next look.
+        sqlx::query!(
+            "with told as (
+                select job_id, code, message
+                from unnest($1::uuid[], $2::text[], $3::text[]) wait (id, code, message) join jobs on job_id = id
+                where state = 'queued' and reason_message is distinct from message
+                order by job_id for update of jobs skip locked)
+             update jobs set reason_code = told.code, reason_message = told.message
+             from told where jobs.job_id = told.job_id",
+            &jobs,
+            &codes,
+            &messages
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
     }
 }

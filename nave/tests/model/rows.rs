@@ -269,6 +269,7 @@ impl Rows {
             queued: Millis(job.queued),
             attempts: job.attempts,
             failed_on: self.failed_on(*id),
+            gang: None,
             group_leases: 0,
             apart_from: BTreeSet::new(),
         });
@@ -302,6 +303,8 @@ impl Rows {
             terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
             inventory: host.inventory.clone()?,
             classes: BTreeMap::new(),
+            models: BTreeMap::new(),
+            yielding: Vec::new(),
             tenants: open().map(|lease| self.jobs[&lease.job].customer).collect(),
             reserved: None,
             milli_cpu_used: MilliCpu(open().map(|lease| lease.size.milli_cpu.0).sum()),
@@ -361,6 +364,7 @@ impl Rows {
             limits: self.jobs[&lease.job].request.limits,
             run_max: Millis(lease.run_max),
             capped_by_spend: lease.capped_by_spend,
+            noticed: None,
             silent: self.silent(lease.host),
         });
         open.collect()

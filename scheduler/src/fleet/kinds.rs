@@ -147,7 +147,8 @@ impl Kinds {
     /// there are too many, the one that was not used for longest makes room.
     pub fn take(&mut self, request: &Request) -> (usize, Kind) {
         self.clock += 1;
-        let place = match self.index.get(request) {
+        let request = Request { guest: 0, ..*request };
+        let place = match self.index.get(&request) {
             Some(place) => *place,
             None => self.make_room(request),
         };
@@ -156,7 +157,7 @@ impl Kinds {
         (place, kind)
     }
 
-    fn make_room(&mut self, request: &Request) -> usize {
+    fn make_room(&mut self, request: Request) -> usize {
         let place = if self.kinds.len() < self.most {
             self.kinds.push(Kind::default());
             self.kinds.len() - 1
@@ -167,7 +168,7 @@ impl Kinds {
             self.kinds[place] = Kind::default();
             place
         };
-        self.index.insert(*request, place);
+        self.index.insert(request, place);
         place
     }
 

@@ -13,6 +13,7 @@
 
 mod batch;
 mod demand;
+mod guests;
 mod kinds;
 mod queue;
 mod request;
@@ -23,12 +24,14 @@ mod stranding;
 
 pub use batch::{Gang, Places};
 pub use demand::Demand;
+pub use guests::Guest;
 pub use queue::{Plan, SpotLease, Waiting};
 pub use request::{DEVICE_MILLI, Gpus, Request};
-pub use room::{CLASSES_MAX, DEVICES_MAX, Host, Rate};
+pub use room::{ANY, CLASSES_MAX, DEVICES_MAX, Host, Mask, Rate, Used};
 
 use std::collections::BTreeSet;
 
+use guests::Guests;
 use kinds::{Kind, Kinds, UNFIT, packed};
 use room::Room;
 use scarcity::Scarcity;
@@ -68,12 +71,14 @@ pub struct Fleet {
     stranding: Vec<Option<Stranding>>,
     scarcity: Scarcity,
     kinds: Kinds,
+    guests: Guests,
     /// For whom hosts are kept free.
     keepers: BTreeSet<u64>,
     /// Hosts in the order in which they changed; the first of them is change number `logged`.
     log: Vec<u32>,
     logged: u64,
-    priced: u64,
+    /// After how many changes scarcity was priced last.
+    priced: Option<u64>,
     /// How often it has learned.
     epoch: u64,
 }
@@ -96,12 +101,37 @@ impl Fleet {
             stranding: vec![None; CLASSES_MAX],
             scarcity: Scarcity::default(),
             kinds: Kinds::new(KINDS_MAX),
+            guests: Guests::default(),
             keepers: BTreeSet::new(),
             log: Vec::new(),
             logged: 0,
-            priced: 0,
+            priced: None,
             epoch: 0,
         }
+    }
+
+    /// Forgets all hosts, wishes and guests, and keeps what was learned: to be filled anew.
+    pub fn clear(&mut self) {
+        let mut scarcity = std::mem::take(&mut self.scarcity);
+        scarcity.clear();
+        let stranding = std::mem::take(&mut self.stranding);
+        *self = Self { stranding, scarcity, gpu_hours: self.gpu_hours, epoch: self.epoch, ..Self::new() };
+    }
+
+    /// Notes which devices of each host will do for somebody, in the order of handles, and what is wished
+    /// instead where none is free; says what [`Request::wish`] is then. For those without devices any bit lets them have a host.
+    pub fn wish(&mut self, masks: Vec<Mask>, otherwise: u32) -> u32 {
+        self.guests.wish(masks, otherwise)
+    }
+
+    /// Notes who asks; says what [`Request::guest`] is then.
+    pub fn invite(&mut self, guest: Guest) -> u32 {
+        self.guests.invite(guest)
+    }
+
+    /// Occupies what somebody else has placed on a host.
+    pub fn occupy(&mut self, handle: Handle, used: &Used) {
+        self.alter(handle, |room, _| room.occupy(used));
     }
 
     /// Adds a host that is empty; `None` where it is larger than the fleet can say.
@@ -141,7 +171,7 @@ impl Fleet {
 
     /// Changes a host's rate, risk, start or zone; what is placed there stays.
     pub fn update(&mut self, handle: Handle, change: impl FnOnce(&mut Host)) {
-        self.alter(handle, |room| {
+        self.alter(handle, |room, _| {
             let mut host = room.host.clone();
             change(&mut host);
             room.host = Host {
@@ -158,7 +188,7 @@ impl Fleet {
 
     /// Lets a host take new placements, or drains it: then it takes none and keeps what it has.
     pub fn set_open(&mut self, handle: Handle, open: bool) {
-        self.alter(handle, |room| room.open = open);
+        self.alter(handle, |room, _| room.open = open);
     }
 
     /// What a device of a class is worth, in micro-USD an hour: the market's price for it.
@@ -202,10 +232,14 @@ impl Fleet {
 
     /// As [`decide`](Self::decide), for somebody for whom hosts may be kept free.
     pub fn decide_for(&mut self, request: &Request, whose: Option<u64>) -> Option<Choice> {
+        self.guests.choices(request).find_map(|request| self.decide_one(&request, whose))
+    }
+
+    fn decide_one(&mut self, request: &Request, whose: Option<u64>) -> Option<Choice> {
         let now = self.logged + self.log.len() as u64;
-        if now >= self.priced + PRICED_EVERY {
+        if self.priced.is_none_or(|priced| now >= priced + PRICED_EVERY) {
             self.scarcity.price();
-            self.priced = now;
+            self.priced = Some(now);
         }
         let (place, mut kind) = self.kinds.take(request);
         self.refresh(request, &mut kind);
@@ -213,12 +247,13 @@ impl Fleet {
         self.kinds.put(place, kind);
         let (cost, at) = best?;
         let room = self.rooms.get(at)?.as_ref()?;
+        let mask = self.guests.mask(request, at);
         let devices = match request.gpus {
             Gpus::Share { milli, vram_mib } => {
-                let (device, _) = self.share(room, milli, vram_mib)?;
+                let (device, _) = self.share(room, milli, vram_mib, mask)?;
                 vec![u8::try_from(device).ok()?]
             }
-            Gpus::None | Gpus::Whole { .. } => room.places(request).pop()?,
+            Gpus::None | Gpus::Whole { .. } => room.places(request, mask).pop()?,
         };
         let host = Handle(u32::try_from(at).ok()?);
         Some(Choice { host, devices, hourly: room.host.hourly(request), cost })
@@ -231,17 +266,22 @@ impl Fleet {
         if !room.admits(request) || !after.take(request, devices) {
             return None;
         }
-        let money = self.expected(room, request)?;
+        let money = self.expected(room, request)? + self.guests.admits(request, host.0 as usize, room)?;
         let untouched = request.whole() == 0 && after.whole < room.whole;
         let sort = self.sorts.of(host.0 as usize).1;
-        let courtesy = i64::from(request.gpus == Gpus::None && room.devices() > 0);
         let stranded = self.stranded_on(&after) - self.stranded_on(room);
-        let cost = money + stranded + courtesy + self.scarce(sort, request, untouched, after.milli_cpu);
+        let cost = money + stranded + courtesy(room, request) + self.scarce(sort, request, untouched, after.milli_cpu);
         Some(Choice { host, devices: devices.to_vec(), hourly: room.host.hourly(request), cost })
     }
 
     /// The cheapest hosts for a request, with each device that a share may have there.
     fn options(&mut self, request: &Request, whose: u64, most: usize) -> Vec<(Handle, Vec<u8>)> {
+        let choices = self.guests.choices(request);
+        let mut options = choices.map(|request| self.options_of_one(&request, whose, most));
+        options.find(|options| !options.is_empty()).unwrap_or_default()
+    }
+
+    fn options_of_one(&mut self, request: &Request, whose: u64, most: usize) -> Vec<(Handle, Vec<u8>)> {
         let (place, mut kind) = self.kinds.take(request);
         self.refresh(request, &mut kind);
         let hosts = kind.cheap(most);
@@ -249,7 +289,8 @@ impl Fleet {
         let places = hosts.into_iter().filter_map(|at| {
             let room = self.rooms[at].as_ref()?;
             let host = Handle(u32::try_from(at).ok()?);
-            Some(room.places(request).into_iter().map(move |devices| (host, devices)))
+            let places = room.places(request, self.guests.mask(request, at));
+            Some(places.into_iter().map(move |devices| (host, devices)))
         });
         let priced =
             places.flatten().filter_map(|(host, devices)| self.choice(host, request, &devices, whose));
@@ -262,13 +303,21 @@ impl Fleet {
     /// Occupies what a choice found; `false` and nothing changed where it is not free any more.
     pub fn place(&mut self, handle: Handle, request: &Request, devices: &[u8]) -> bool {
         let mut taken = false;
-        self.alter(handle, |room| taken = room.take(request, devices));
+        self.alter(handle, |room, guests| {
+            taken = room.take(request, devices);
+            if taken {
+                guests.enter(request, room);
+            }
+        });
         taken
     }
 
     /// Gives back what a placement occupied.
     pub fn release(&mut self, handle: Handle, request: &Request, devices: &[u8]) {
-        self.alter(handle, |room| room.give(request, devices));
+        self.alter(handle, |room, guests| {
+            room.give(request, devices);
+            guests.leave(request, room);
+        });
     }
 
     /// What the device time is worth that is expected to stay unused, in micro-USD an hour.
@@ -298,10 +347,10 @@ impl Fleet {
         self.rooms.get(handle.0 as usize)?.as_ref()
     }
 
-    fn alter(&mut self, handle: Handle, change: impl FnOnce(&mut Room)) {
+    fn alter(&mut self, handle: Handle, change: impl FnOnce(&mut Room, &mut Guests)) {
         let Some(Some(room)) = self.rooms.get_mut(handle.0 as usize) else { return };
         self.scarcity.remove(room);
-        change(room);
+        change(room, &mut self.guests);
         self.scarcity.add(room);
         self.sorts.set(handle.0 as usize, room, &self.scarcity);
         self.changed(handle.0);
@@ -320,7 +369,7 @@ impl Fleet {
     /// Brings a kind's costs up to date.
     fn refresh(&self, request: &Request, kind: &mut Kind) {
         let now = self.logged + self.log.len() as u64;
-        let cost = |at: usize| self.cost(self.rooms[at].as_ref(), request);
+        let cost = |at: usize| self.cost(at, request);
         if kind.epoch != self.epoch || kind.seen < self.logged || kind.is_empty() {
             kind.fill(self.rooms.len(), cost);
         } else {
@@ -338,26 +387,27 @@ impl Fleet {
     }
 
     /// The lasting part of the cost on a host, as [`Kind::costs`] keeps it.
-    fn cost(&self, room: Option<&Room>, request: &Request) -> i64 {
-        let Some(room) = room.filter(|room| room.admits(request)) else { return UNFIT };
+    fn cost(&self, at: usize, request: &Request) -> i64 {
+        let mask = self.guests.mask(request, at);
+        let room = self.rooms[at].as_ref().filter(|room| mask != 0 && room.admits(request));
+        let Some(room) = room else { return UNFIT };
         if room.devices() == 0 {
             return match request.gpus {
-                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| packed(money, false)),
+                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| packed(money + courtesy(room, request), false)),
                 Gpus::Share { .. } | Gpus::Whole { .. } => UNFIT,
             };
         }
         let stranding = self.stranding[usize::from(room.host.class)].as_ref();
         let (usable, device, takes_untouched) = match request.gpus {
-            // A micro-USD keeps these off hosts with devices where all else is equal.
             Gpus::None => (room.usable_milli, 0, false),
             Gpus::Share { milli, vram_mib } => {
-                let Some((device, stranded)) = self.share(room, milli, vram_mib) else { return UNFIT };
+                let Some((device, stranded)) = self.share(room, milli, vram_mib, mask) else { return UNFIT };
                 let before = room.usable()[device];
                 let after = room.usable_after(device, milli, vram_mib);
                 (room.usable_milli + u32::from(after) - u32::from(before), stranded, before == DEVICE_MILLI)
             }
             Gpus::Whole { count, vram_mib } => {
-                if !room.has_whole(count, vram_mib) {
+                if !room.has_whole(count, vram_mib, mask) {
                     return UNFIT;
                 }
                 let full = stranding.map_or(0, |stranding| stranding.of_device(DEVICE_MILLI));
@@ -372,8 +422,7 @@ impl Fleet {
         });
         let Some(money) = self.expected(room, request) else { return UNFIT };
         let worth = Stranding::worth(device + host, self.gpu_hours[usize::from(room.host.class)]);
-        let courtesy = i64::from(request.gpus == Gpus::None);
-        packed(money.saturating_add(worth).saturating_add(courtesy), takes_untouched)
+        packed(money.saturating_add(worth).saturating_add(courtesy(room, request)), takes_untouched)
     }
 
     /// What the host is expected to cost, where the request can pay it.
@@ -382,13 +431,13 @@ impl Fleet {
     }
 
     /// The device where a share strands the least, the tightest of those, and how much more it strands.
-    fn share(&self, room: &Room, milli: u16, vram_mib: u32) -> Option<(usize, i64)> {
+    fn share(&self, room: &Room, milli: u16, vram_mib: u32, mask: Mask) -> Option<(usize, i64)> {
         let stranding = self.stranding[usize::from(room.host.class)].as_ref();
         let of = |usable: u16| stranding.map_or(0, |stranding| stranding.of_device(usable));
         let mut best: Option<(i64, u16, usize)> = None;
         for (device, usable) in room.usable().iter().enumerate() {
-            let seen = device > 0 && room.alike(device, device - 1);
-            if seen || !room.has_share(device, milli, vram_mib) {
+            let seen = device > 0 && mask == ANY && room.alike(device, device - 1);
+            if seen || mask >> device & 1 == 0 || !room.has_share(device, milli, vram_mib) {
                 continue;
             }
             let more = of(room.usable_after(device, milli, vram_mib)) - of(*usable);
@@ -412,9 +461,12 @@ impl Fleet {
         };
         let beyond = |at: usize, untouched: bool| {
             let room = self.rooms[at].as_ref()?;
-            let free = room.kept_for.is_none_or(|id| whose == Some(id));
+            if room.kept_for.is_some_and(|id| whose != Some(id)) {
+                return None;
+            }
+            let personal = self.guests.admits(request, at, room)?;
             let left = room.milli_cpu - request.milli_cpu;
-            free.then(|| self.scarce(self.sorts.of(at).1, request, untouched, left))
+            Some(personal.saturating_add(self.scarce(self.sorts.of(at).1, request, untouched, left)))
         };
         kind.cheapest(floor, beyond)
     }
@@ -432,6 +484,17 @@ impl Fleet {
     /// Micro-USD an hour for millionths of a device.
     fn worth(&self, class: usize, millionths: i64) -> i64 {
         millionths.saturating_mul(self.gpu_hours[class]) / 1_000_000
+    }
+}
+
+/// What a request without devices pays for good manners, in micro-USD an hour: it keeps off hosts with devices
+/// where all else is equal, and fills one host after the other.
+fn courtesy(room: &Room, request: &Request) -> i64 {
+    const DEVICES: i64 = 2_000;
+    match request.gpus {
+        Gpus::None if room.devices() > 0 => DEVICES,
+        Gpus::None => i64::from((room.milli_cpu - request.milli_cpu) / 1_000).min(DEVICES - 1),
+        Gpus::Share { .. } | Gpus::Whole { .. } => 0,
     }
 }
 

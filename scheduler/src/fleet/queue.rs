@@ -121,6 +121,17 @@ impl Fleet {
         }
     }
 
+    /// For whom a host is kept free.
+    #[must_use]
+    pub fn kept_for(&self, handle: Handle) -> Option<u64> {
+        self.room(handle)?.kept_for
+    }
+
+    /// Keeps a host free for somebody, as it was before the fleet was filled anew.
+    pub fn keep_host(&mut self, handle: Handle, whose: u64) {
+        self.keep(handle.0 as usize, whose);
+    }
+
     fn keep(&mut self, at: usize, whose: u64) {
         if let Some(Some(room)) = self.rooms.get_mut(at) {
             room.kept_for = Some(whose);
@@ -150,7 +161,8 @@ impl Fleet {
         empty.sort_by_key(|(turn, at, _)| (*turn, *at));
         let mut found_at = Vec::new();
         for member in &gang.members {
-            let found = empty.iter_mut().find_map(|(_, at, room)| fill(room, member).then_some(*at));
+            let found =
+                empty.iter_mut().find_map(|(_, at, room)| self.fill(*at, room, member).then_some(*at));
             match found {
                 Some(at) => found_at.push(at),
                 None => return false,
@@ -173,7 +185,7 @@ impl Fleet {
             for lease in spot.iter().filter(|lease| found.leases.contains(&lease.id)) {
                 room.give(&lease.request, &lease.devices);
             }
-            fill(&mut room, member);
+            self.fill(found.host.0 as usize, &mut room, member);
             rooms.insert(found.host, room);
             ends.extend(found.leases);
         }
@@ -203,44 +215,57 @@ impl Fleet {
             let room = rooms.get(&host).or_else(|| self.room(host))?;
             let leases = by_host.remove(&host).unwrap_or_default();
             let free = room.open && room.kept_for.is_none_or(|id| id == whose);
-            if free { fewest(host, room, request, leases) } else { None }
+            if free { self.fewest(host, room, request, leases) } else { None }
         });
         options.min()
     }
-}
 
-/// The leases that must end on a host, none of them in vain.
-fn fewest(host: Handle, room: &Room, request: &Request, mut leases: Vec<&SpotLease>) -> Option<Yield> {
-    let lost = |lease: &SpotLease| match lease.noticed {
-        true => 0,
-        false => room.host.hourly(&lease.request).saturating_mul(lease.request.redo_minutes.into()) / 60 + 1,
-    };
-    let fits = |ending: &[&SpotLease]| {
-        let mut room = room.clone();
-        ending.iter().for_each(|lease| room.give(&lease.request, &lease.devices));
-        fill(&mut room, request)
-    };
-    leases.sort_by_key(|lease| (lost(lease), lease.id));
-    let enough = (0..=leases.len()).find(|count| fits(&leases[..*count]))?;
-    leases.truncate(enough);
-    // The dearest first: spare whoever need not end.
-    for at in (0..leases.len()).rev() {
-        let spared = leases.remove(at);
-        if !fits(&leases) {
-            leases.insert(at, spared);
+    /// The leases that must end on a host, none of them in vain.
+    fn fewest(
+        &self,
+        host: Handle,
+        room: &Room,
+        request: &Request,
+        mut leases: Vec<&SpotLease>,
+    ) -> Option<Yield> {
+        let lost = |lease: &SpotLease| match lease.noticed {
+            true => 0,
+            false => {
+                room.host.hourly(&lease.request).saturating_mul(lease.request.redo_minutes.into()) / 60 + 1
+            }
+        };
+        let fits = |ending: &[&SpotLease]| {
+            let mut room = room.clone();
+            ending.iter().for_each(|lease| room.give(&lease.request, &lease.devices));
+            self.fill(host.0 as usize, &mut room, request)
+        };
+        leases.sort_by_key(|lease| (lost(lease), lease.id));
+        let enough = (0..=leases.len()).find(|count| fits(&leases[..*count]))?;
+        leases.truncate(enough);
+        // The dearest first: spare whoever need not end.
+        for at in (0..leases.len()).rev() {
+            let spared = leases.remove(at);
+            if !fits(&leases) {
+                leases.insert(at, spared);
+            }
         }
+        let cost = leases.iter().map(|lease| lost(lease)).sum();
+        Some(Yield { cost, host, leases: leases.iter().map(|lease| lease.id).collect() })
     }
-    let cost = leases.iter().map(|lease| lost(lease)).sum();
-    Some(Yield { cost, host, leases: leases.iter().map(|lease| lease.id).collect() })
-}
 
-/// Occupies a room anywhere; `false` where the request does not fit or cannot pay.
-fn fill(room: &mut Room, request: &Request) -> bool {
-    if !room.admits(request) || room.host.hourly(request) > request.hourly_max {
-        return false;
+    /// Occupies a room, of the host of that number, anywhere; `false` where the request does not fit or cannot pay.
+    fn fill(&self, at: usize, room: &mut Room, request: &Request) -> bool {
+        if !room.admits(request)
+            || room.host.hourly(request) > request.hourly_max
+            || self.guests.admits(request, at, room).is_none()
+        {
+            return false;
+        }
+        let tightness =
+            |devices: &Vec<u8>| devices.iter().map(|device| room.usable()[usize::from(*device)]).min();
+        let masks = self.guests.choices(request).map(|choice| self.guests.mask(&choice, at));
+        let mut places = masks.filter(|mask| *mask != 0).map(|mask| room.places(request, mask));
+        let devices = places.find_map(|places| places.into_iter().min_by_key(tightness));
+        devices.is_some_and(|devices| room.take(request, &devices))
     }
-    let tightness =
-        |devices: &Vec<u8>| devices.iter().map(|device| room.usable()[usize::from(*device)]).min();
-    let devices = room.places(request).into_iter().min_by_key(tightness);
-    devices.is_some_and(|devices| room.take(request, &devices))
 }

@@ -26,6 +26,10 @@ pub struct Request {
     pub run_minutes: u32,
     /// Work that is done again when its host is lost, in minutes.
     pub redo_minutes: u32,
+    /// Which hosts and devices will do beyond all this, as [`Fleet::wish`](super::Fleet::wish) was told; 0 for all.
+    pub wish: u32,
+    /// Who asks, as [`Fleet::invite`](super::Fleet::invite) was told; 0 for nobody in particular. It makes no other kind.
+    pub guest: u32,
 }
 
 /// What a request takes of devices.
@@ -67,6 +71,8 @@ impl Request {
             hourly_max: i64::MAX,
             run_minutes: 60,
             redo_minutes: 0,
+            wish: 0,
+            guest: 0,
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Host {
     pub class: u8,
     /// Where it is and on which terms, below 64.
     pub zone: u8,
+    /// Whose it is; guests are kept apart by that.
+    pub miner: u32,
     /// What it has beyond capacity, one bit for each; see [`Request::needs`].
     pub has: u64,
     /// What it charges.
@@ -66,6 +68,39 @@ impl Host {
     }
 }
 
+/// What is in use on a host by placements that the fleet did not make.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Thousandths of a core.
+    pub milli_cpu: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Disk in MiB.
+    pub disk_mib: u32,
+    /// Whole devices.
+    pub devices: Vec<u8>,
+    /// Owners of guests that are on it, and whether each of them has it alone.
+    pub tenants: Vec<(u32, bool)>,
+}
+
+/// Devices of a host, one bit for each; also of hosts without any, where some bit means that they will do.
+pub type Mask = u32;
+/// Every device.
+pub const ANY: Mask = Mask::MAX;
+
+fn is_in(mask: Mask, device: usize) -> bool {
+    mask >> device & 1 == 1
+}
+
+/// Somebody who has placements on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tenant {
+    pub owner: u32,
+    placements: u32,
+    /// How many of them are to be alone there.
+    pub alone: u32,
+}
+
 /// What is free on a host.
 #[derive(Debug, Clone)]
 pub(super) struct Room {
@@ -74,6 +109,8 @@ pub(super) struct Room {
     pub open: bool,
     /// For whom it is kept free, if for somebody.
     pub kept_for: Option<u64>,
+    /// Whose placements are on it, where anybody is told apart.
+    pub tenants: Vec<Tenant>,
     pub milli_cpu: u32,
     pub memory_mib: u32,
     pub disk_mib: u32,
@@ -95,6 +132,7 @@ impl Room {
         let mut room = Self {
             open: true,
             kept_for: None,
+            tenants: Vec::new(),
             milli_cpu: host.milli_cpu,
             memory_mib: host.memory_mib,
             disk_mib: host.disk_mib,
@@ -174,19 +212,19 @@ impl Room {
         usable(self.milli[device] - milli, self.vram_mib[device] - vram_mib, self.total_mib[device])
     }
 
-    /// The devices that a request may have, where it fits: for a share each that has it, for
+    /// The devices among `mask` that a request may have, where it fits: for a share each that has it, for
     /// whole devices the smallest that suffice.
-    pub fn places(&self, request: &Request) -> Vec<Vec<u8>> {
+    pub fn places(&self, request: &Request, mask: Mask) -> Vec<Vec<u8>> {
         let number = |device: usize| u8::try_from(device).unwrap_or(u8::MAX);
         match request.gpus {
             Gpus::None => vec![Vec::new()],
             Gpus::Share { milli, vram_mib } => {
-                let fit = (0..self.devices()).filter(|device| self.has_share(*device, milli, vram_mib));
+                let fit = (0..self.devices())
+                    .filter(|device| is_in(mask, *device) && self.has_share(*device, milli, vram_mib));
                 fit.map(|device| vec![number(device)]).collect()
             }
             Gpus::Whole { count, vram_mib } => {
-                let large = |device: &usize| self.is_whole(*device) && self.total_mib[*device] >= vram_mib;
-                let mut devices: Vec<usize> = (0..self.devices()).filter(large).collect();
+                let mut devices: Vec<usize> = self.large(vram_mib, mask).collect();
                 devices.sort_by_key(|device| (self.total_mib[*device], *device));
                 devices.truncate(usize::from(count));
                 devices.sort_unstable();
@@ -198,14 +236,50 @@ impl Room {
         }
     }
 
-    /// Whether that many untouched devices with that much memory are there.
-    pub fn has_whole(&self, count: u8, vram_mib: u32) -> bool {
+    /// Whether that many untouched devices with that much memory are there among `mask`.
+    pub fn has_whole(&self, count: u8, vram_mib: u32, mask: Mask) -> bool {
         self.whole >= count
-            && (vram_mib == 0
-                || (0..self.devices())
-                    .filter(|device| self.is_whole(*device) && self.total_mib[*device] >= vram_mib)
-                    .count()
-                    >= usize::from(count))
+            && (vram_mib == 0 && mask == ANY || self.large(vram_mib, mask).count() >= usize::from(count))
+    }
+
+    /// Untouched devices among `mask` with that much memory.
+    fn large(&self, vram_mib: u32, mask: Mask) -> impl Iterator<Item = usize> {
+        (0..self.devices()).filter(move |device| {
+            is_in(mask, *device) && self.is_whole(*device) && self.total_mib[*device] >= vram_mib
+        })
+    }
+
+    /// Occupies what is in use, as much of it as there is.
+    pub fn occupy(&mut self, used: &Used) {
+        self.milli_cpu = self.milli_cpu.saturating_sub(used.milli_cpu);
+        self.memory_mib = self.memory_mib.saturating_sub(used.memory_mib);
+        self.disk_mib = self.disk_mib.saturating_sub(used.disk_mib);
+        let devices = self.devices();
+        for device in used.devices.iter().map(|device| usize::from(*device)).filter(|at| *at < devices) {
+            (self.milli[device], self.vram_mib[device]) = (0, 0);
+        }
+        used.tenants.iter().for_each(|(owner, alone)| self.enter(*owner, *alone));
+        self.sum();
+    }
+
+    /// Somebody's placement begins.
+    pub fn enter(&mut self, owner: u32, alone: bool) {
+        let known = self.tenants.iter().position(|tenant| tenant.owner == owner);
+        let at = known.unwrap_or(self.tenants.len());
+        if known.is_none() {
+            self.tenants.push(Tenant { owner, placements: 0, alone: 0 });
+        }
+        self.tenants[at].placements += 1;
+        self.tenants[at].alone += u32::from(alone);
+    }
+
+    /// Somebody's placement ends.
+    pub fn leave(&mut self, owner: u32, alone: bool) {
+        for tenant in self.tenants.iter_mut().filter(|tenant| tenant.owner == owner) {
+            tenant.placements = tenant.placements.saturating_sub(1);
+            tenant.alone = tenant.alone.saturating_sub(alone.into());
+        }
+        self.tenants.retain(|tenant| tenant.placements > 0);
     }
 
     /// Takes what a request takes; `false` and nothing changed where it does not fit.

@@ -82,6 +82,11 @@ impl Scarcity {
         learned
     }
 
+    /// Forgets all supply.
+    pub fn clear(&mut self) {
+        self.supply = [[0; CLASSES_MAX]; LEVEL_COUNT];
+    }
+
     /// Devices that are together on a host with that many untouched and that much CPU.
     pub fn together(&self, whole: u8, milli_cpu: u32) -> Together {
         std::array::from_fn(|level| {

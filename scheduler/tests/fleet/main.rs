@@ -21,6 +21,7 @@ fn host(devices: usize) -> Host {
         vram_mib: vec![24 * GIB; devices],
         class: 0,
         zone: 0,
+        miner: 0,
         has: 0,
         rate: Rate { gpu_hour: GPU_HOUR, vcpu_hour: 10_000, gib_hour: 1_000 },
         loss_ppm: 0,

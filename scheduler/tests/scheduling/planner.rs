@@ -83,10 +83,16 @@ fn the_price_that_counts_is_that_of_the_whole_request() {
 }
 
 #[test]
-fn a_job_without_gpus_keeps_off_hosts_with_gpus_while_another_fits() {
+fn a_job_without_gpus_keeps_off_hosts_with_gpus_as_far_as_that_costs_less_than_they_are_worth() {
+    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![gpu_host(&[80]), host()])), [2]);
     let mut dear = host();
-    dear.rate.vcpu_hour = MicroUsd(9_000_000);
-    assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![gpu_host(&[80]), dear])), [2]);
+    dear.rate.vcpu_hour = MicroUsd(RATE.vcpu_hour.0 * 5 / 4);
+    let mut wide = job(1);
+    wide.request.resources.milli_cpu = MilliCpu(5_000);
+    // The GPU would be left with too little CPU for whoever wants it.
+    assert_eq!(hosts_of(&plan_for(vec![wide.clone()], vec![gpu_host(&[80]), dear.clone()])), [2]);
+    dear.rate.vcpu_hour = MicroUsd(RATE.vcpu_hour.0 * 3);
+    assert_eq!(hosts_of(&plan_for(vec![wide], vec![gpu_host(&[80]), dear])), [1]);
     assert_eq!(hosts_of(&plan_for(vec![job(1)], vec![gpu_host(&[80])])), [1]);
 }
 

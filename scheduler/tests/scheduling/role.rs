@@ -23,7 +23,8 @@ use uuid::Uuid;
 
 use crate::supply;
 
-const PATIENCE: Patience = Patience { suspect: Millis(400), lost: Millis(900), finish: Millis(60_000) };
+const PATIENCE: Patience =
+    Patience { suspect: Millis(400), lost: Millis(900), finish: Millis(60_000), notice: Millis(300) };
 
 /// Roles that run until the end of a test.
 struct Market {

@@ -39,6 +39,8 @@ pub fn host() -> SupplyHost {
         rate: RATE,
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
         classes: BTreeMap::new(),
+        models: BTreeMap::new(),
+        yielding: Vec::new(),
         tenants: BTreeSet::new(),
         reserved: None,
         inventory: Inventory {
@@ -90,6 +92,7 @@ pub fn job(number: u128) -> QueuedJob {
         queued: Millis::ZERO,
         attempts: 0,
         failed_on: Vec::new(),
+        gang: None,
         group_leases: 0,
         apart_from: BTreeSet::new(),
     }

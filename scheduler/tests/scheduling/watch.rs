@@ -9,7 +9,12 @@ use nave_scheduler::watch::{Decision, Patience, watch};
 use nave_store::OpenLease;
 use uuid::Uuid;
 
-const PATIENCE: Patience = Patience { suspect: Millis(3_000), lost: Millis(40_000), finish: Millis(600_000) };
+const PATIENCE: Patience = Patience {
+    suspect: Millis(3_000),
+    lost: Millis(40_000),
+    finish: Millis(600_000),
+    notice: Millis(30_000),
+};
 
 /// A lease that came into its state `in_state` milliseconds ago.
 fn lease(state: LeaseState, in_state: i64) -> OpenLease {
@@ -22,6 +27,7 @@ fn lease(state: LeaseState, in_state: i64) -> OpenLease {
         limits: Limits { queue_ms: Millis(1), start_ms: Millis(10_000), run_ms: Millis(60_000) },
         run_max: Millis(60_000),
         capped_by_spend: false,
+        noticed: None,
         silent: Millis(0),
     }
 }

@@ -50,6 +50,15 @@ fn models_are_taken_in_their_order_as_far_as_one_is_free() {
 }
 
 #[test]
+fn what_a_gpu_was_measured_to_be_counts_and_not_what_it_calls_itself() {
+    let mut host = of_model("NVIDIA H100 80GB HBM3", &[80]);
+    host.classes = BTreeMap::from([("GPU-0".to_owned(), "rtx-4090".to_owned())]);
+    host.models = BTreeMap::from([("GPU-0".to_owned(), vec!["NVIDIA GeForce RTX 4090".to_owned()])]);
+    let placed = |wanted| plan_for(vec![wanting(&[wanted], 1)], vec![host.clone()]).placements.len();
+    assert_eq!((placed("H100"), placed("RTX 4090"), placed("GeForce RTX 4090")), (0, 1, 1));
+}
+
+#[test]
 fn a_class_is_as_good_as_a_model() {
     let mut host = gpu_host(&[80, 80]);
     host.classes = BTreeMap::from([("GPU-1".to_owned(), "h100-sxm".to_owned())]);
@@ -174,13 +183,16 @@ fn a_placement_says_why_it_is_there_and_what_clouds_ask() {
     unlucky.queued_at.0 -= 60_000;
     assert_eq!(of(vec![unlucky], both), (ChosenFor::FailedElsewhere, None));
     let mut plain = host();
-    plain.rate.vcpu_hour = MicroUsd(9_000_000);
-    assert_eq!(of(vec![job(1)], vec![gpu_host(&[80]), plain]), (ChosenFor::KeepsGpusFree, None));
+    plain.rate.vcpu_hour = MicroUsd(1_250_000);
+    let mut wide = job(1);
+    wide.request.resources.milli_cpu = MilliCpu(5_000);
+    assert_eq!(of(vec![wide], vec![gpu_host(&[80]), plain]), (ChosenFor::KeepsGpusFree, None));
 }
 
 fn member(number: u128, size: u8) -> QueuedJob {
     let mut job = job(number);
     (job.request.group, job.request.gang) = (Some("g".into()), Some(size));
+    job.gang = Some(job_id(1));
     job
 }
 
@@ -205,18 +217,19 @@ fn a_gang_waits_until_all_of_it_is_queued_and_all_of_it_fits() {
     assert_eq!(plan.placements[0].generation, 5, "what the gang took for a moment was given back");
     assert_eq!(plan.waiting.len(), 3);
     assert!(plan.waiting.iter().all(|(_, reason)| reason.code == "gang_waits"), "{plan:?}");
-    assert!(plan.waiting[0].1.message.starts_with("2 of the 3 jobs of its gang would fit now"), "{plan:?}");
+    assert!(plan.waiting[0].1.message.starts_with("1 of the 3 jobs of its gang would fit now"), "{plan:?}");
     assert_eq!(hosts_of(&plan_for(three(), vec![small.clone(), small])).len(), 4, "on two hosts they fit");
 }
 
 #[test]
-fn gangs_of_other_groups_sizes_and_customers_are_others() {
-    let mut others = vec![member(1, 2), member(2, 2), member(3, 3)];
-    others[1].customer = customer_id(2);
-    let plan = plan_for(others, vec![host()]);
-    assert_eq!((plan.placements.len(), plan.waiting.len()), (0, 3));
-    let plan = plan_for((1..=5).map(|number| member(number, 2)).collect(), vec![host()]);
-    assert_eq!((plan.placements.len(), plan.waiting.len()), (4, 1), "two gangs and the beginning of a third");
+fn whoever_is_in_another_gang_takes_nobodys_place() {
+    let mut jobs: Vec<QueuedJob> = (1..=5).map(|number| member(number, 2)).collect();
+    for (job, gang) in jobs.iter_mut().zip([1, 2, 2, 4, 4]) {
+        job.gang = Some(job_id(gang));
+    }
+    let plan = plan_for(jobs, vec![host()]);
+    assert_eq!((plan.placements.len(), plan.waiting.len()), (4, 1));
+    assert_eq!((plan.waiting[0].0, plan.waiting[0].1.code), (job_id(1), "gang_incomplete"));
 }
 
 #[test]

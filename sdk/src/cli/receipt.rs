@@ -98,6 +98,7 @@ pub fn outcome(outcome: &nave_domain::lease::Outcome) -> String {
         O::StartFailed { detail } => format!("could not be started: {}", clean(detail)),
         O::StartTimeout => "did not start within its start limit".to_owned(),
         O::RunTimeout => "ran into its run limit".to_owned(),
+        O::Preempted => "yielded to another job".to_owned(),
         O::SpendCap => "used up what it may cost".to_owned(),
         O::Cancelled => "cancelled".to_owned(),
         O::HostLost => "host lost, not charged".to_owned(),

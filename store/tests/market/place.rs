@@ -280,7 +280,7 @@ async fn a_job_that_cannot_be_placed_fails_with_its_reason_and_gets_its_hold_bac
     open(async |market| {
         let customer = market.customer("ada").await;
         let job = market.submit(customer, &request()).await;
-        market.store.job_waits(job, "no_hosts", "no host is ready").await.expect("waits");
+        market.store.jobs_wait([(job, "no_hosts", "no host is ready")].into_iter()).await.expect("waits");
         let waiting = market.job(customer, job).await;
         assert_eq!(waiting.reason, Some(("no_hosts".into(), "no host is ready".into())));
         market.store.job_fail_queued(job, "queue_timeout", "too late").await.expect("fail");
@@ -288,7 +288,7 @@ async fn a_job_that_cannot_be_placed_fails_with_its_reason_and_gets_its_hold_bac
         assert_eq!(failed.state, JobState::Failed);
         assert_eq!(failed.reason, Some(("queue_timeout".into(), "too late".into())));
         assert_eq!(market.money(customer).await, (10_000_000, 0));
-        market.store.job_waits(job, "no_hosts", "no host is ready").await.expect("too late to wait");
+        market.store.jobs_wait([(job, "no_hosts", "no host is ready")].into_iter()).await.expect("too late to wait");
         assert_eq!(market.job(customer, job).await, failed);
     })
     .await;

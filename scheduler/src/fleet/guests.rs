@@ -1,0 +1,116 @@
+//! Who asks, and where they may not go: beside whom, with which miner, and where they failed before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Handle,
+    request::Request,
+    room::{ANY, Mask, Room},
+};
+
+/// What it costs, in micro-USD an hour, to go where one failed before: more than any price, so that only
+/// those go there who find nothing else, and rather where they failed less often.
+const FAILURE: i64 = 1 << 44;
+
+/// Somebody who asks, with rules of their own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guest {
+    /// Whose placement it is.
+    pub owner: u32,
+    /// Whether nobody else's may be on the same host.
+    pub alone: bool,
+    /// Among whom no two go to hosts of one miner.
+    pub apart: Option<u32>,
+    /// Miners who have one of those already.
+    pub apart_from: BTreeSet<u32>,
+    /// Hosts that will not do.
+    pub barred: BTreeSet<Handle>,
+    /// How often it failed on a host.
+    pub failures: BTreeMap<Handle, u8>,
+}
+
+/// A wish as the fleet knows it.
+#[derive(Debug, Clone)]
+struct Wish {
+    /// By host.
+    masks: Vec<Mask>,
+    otherwise: u32,
+}
+
+/// All guests and wishes of a fleet; their numbers begin at 1.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Guests {
+    guests: Vec<Guest>,
+    wishes: Vec<Wish>,
+    /// Placements of those who are kept apart, by whom they are kept apart from and their miner.
+    given: BTreeMap<(u32, u32), u32>,
+}
+
+impl Guests {
+    pub fn invite(&mut self, guest: Guest) -> u32 {
+        self.guests.push(guest);
+        u32::try_from(self.guests.len()).unwrap_or(0)
+    }
+
+    pub fn wish(&mut self, masks: Vec<Mask>, otherwise: u32) -> u32 {
+        self.wishes.push(Wish { masks, otherwise });
+        u32::try_from(self.wishes.len()).unwrap_or(0)
+    }
+
+    /// The devices of a host that will do for a request, and for those without any whether the host does.
+    pub fn mask(&self, request: &Request, at: usize) -> Mask {
+        let Some(wish) = numbered(&self.wishes, request.wish) else { return ANY };
+        wish.masks.get(at).copied().unwrap_or(0)
+    }
+
+    /// A request as it is, then as it is otherwise wished.
+    pub fn choices(&self, request: &Request) -> impl Iterator<Item = Request> + use<> {
+        let mut wishes = vec![request.wish];
+        while let Some(wish) = wishes.last().and_then(|wish| numbered(&self.wishes, *wish)) {
+            if wish.otherwise == 0 {
+                break;
+            }
+            wishes.push(wish.otherwise);
+        }
+        let request = *request;
+        wishes.into_iter().map(move |wish| Request { wish, ..request })
+    }
+
+    /// What it costs a guest beside everything else to go to a host; `None` where they may not.
+    pub fn admits(&self, request: &Request, at: usize, room: &Room) -> Option<i64> {
+        let Some(guest) = numbered(&self.guests, request.guest) else { return Some(0) };
+        let is_crowded =
+            room.tenants.iter().any(|other| other.owner != guest.owner && (guest.alone || other.alone > 0));
+        let miner = room.host.miner;
+        let is_given = guest.apart.is_some_and(|apart| self.given.contains_key(&(apart, miner)));
+        let host = Handle(u32::try_from(at).ok()?);
+        if is_crowded || is_given || guest.apart_from.contains(&miner) || guest.barred.contains(&host) {
+            return None;
+        }
+        Some(guest.failures.get(&host).map_or(0, |failures| FAILURE * i64::from(*failures)))
+    }
+
+    /// Notes that a guest goes to a host.
+    pub fn enter(&mut self, request: &Request, room: &mut Room) {
+        let Some(guest) = numbered(&self.guests, request.guest) else { return };
+        room.enter(guest.owner, guest.alone);
+        if let Some(apart) = guest.apart {
+            *self.given.entry((apart, room.host.miner)).or_default() += 1;
+        }
+    }
+
+    /// Notes that a guest leaves a host.
+    pub fn leave(&mut self, request: &Request, room: &mut Room) {
+        let Some(guest) = numbered(&self.guests, request.guest) else { return };
+        room.leave(guest.owner, guest.alone);
+        let Some(apart) = guest.apart else { return };
+        if let Some(given) = self.given.get_mut(&(apart, room.host.miner)) {
+            *given -= 1;
+        }
+        self.given.retain(|_, given| *given > 0);
+    }
+}
+
+fn numbered<T>(all: &[T], number: u32) -> Option<&T> {
+    all.get((number as usize).checked_sub(1)?)
+}

@@ -1,0 +1,382 @@
+//! The market as the fleet sees it: hosts, devices and jobs become numbers.
+//!
+//! What the fleet cannot count becomes wishes and guests: which devices of which hosts will do for a job, and
+//! beside whom it may be. It only chooses among places that are allowed so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nave_domain::{
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, Millis,
+    host::Trust,
+    job::{Egress, Isolation, JobRequest, TermWish},
+    rate::{Rate, Size},
+    wish::Region,
+};
+use nave_store::{Baselines, Occupied, QueuedJob, SupplyHost};
+use uuid::Uuid;
+
+use crate::{
+    fit::{Meant, Names, Supply, lack_for_ever},
+    fleet::{self, ANY, CLASSES_MAX, Demand, Fleet, Gpus, Guest, Handle, Mask, Request, SpotLease, Used},
+    planner::money::{pays, run_max},
+};
+
+/// The chance that a host is lost, in millionths an hour: one loss in 250 hours.
+const LOSS_PPM: u32 = 4_000;
+/// How long a start takes, in seconds.
+const START_S: u32 = 30;
+/// How often a device with its share of a host's CPU and memory counts as asked for, whatever else is: until
+/// many requests have come, few say little.
+const PRIOR: usize = 16;
+
+/// The numbers of classes, which stay: what was learned is known by them.
+pub(super) type Classes = BTreeMap<String, u8>;
+
+/// A fleet that is filled from a snapshot, and what its numbers mean.
+pub(super) struct Loaded<'a> {
+    pub fleet: &'a mut Fleet,
+    names: &'a Names,
+    handles: BTreeMap<HostId, Handle>,
+    ids: BTreeMap<Handle, HostId>,
+    /// In the order of handles.
+    classes: Vec<u8>,
+    dearest: Rate,
+    owners: BTreeMap<CustomerId, u32>,
+    miners: BTreeMap<String, u32>,
+    apart: BTreeMap<(CustomerId, Uuid), u32>,
+    /// The wishes that are known, with the classes that they accept.
+    wishes: BTreeMap<Wanted, (u32, u64)>,
+}
+
+/// All of a request that decides which devices of which hosts would do.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wanted {
+    egress: Egress,
+    grouped: bool,
+    region: Option<Region>,
+    term: TermWish,
+    trust: BTreeSet<Trust>,
+    /// With what decides the price of an hour.
+    most: Option<(MicroUsd, i64, i64, i64)>,
+    gpu: Option<(Bytes, Option<Bytes>, Option<Meant>)>,
+    otherwise: u32,
+}
+
+impl<'a> Loaded<'a> {
+    pub fn new(
+        fleet: &'a mut Fleet,
+        names: &'a Names,
+        known: &mut Classes,
+        hosts: &BTreeMap<HostId, Supply>,
+        baselines: &Baselines,
+    ) -> Self {
+        fleet.clear();
+        let mut loaded = Self {
+            fleet,
+            names,
+            handles: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            classes: Vec::new(),
+            dearest: Rate::default(),
+            owners: BTreeMap::new(),
+            miners: BTreeMap::new(),
+            apart: BTreeMap::new(),
+            wishes: BTreeMap::new(),
+        };
+        let worths = worths(hosts, baselines);
+        for (id, supply) in hosts {
+            let class = number(known, class(supply));
+            loaded.dearest = dearest(loaded.dearest, supply.host.rate);
+            loaded.fleet.set_worth(class, worth(supply, &worths));
+            loaded.insert(*id, supply, class);
+        }
+        loaded
+    }
+
+    /// A host that is larger than the fleet can say is not in it.
+    fn insert(&mut self, id: HostId, supply: &Supply, class: u8) {
+        let host = &supply.host;
+        let has = &host.inventory;
+        let next = u32::try_from(self.miners.len()).unwrap_or(u32::MAX);
+        let miner = *self.miners.entry(host.hotkey.clone()).or_insert(next);
+        let inserted = self.fleet.insert(fleet::Host {
+            milli_cpu: count(has.milli_cpu.0),
+            memory_mib: count(has.memory.0 / Bytes::MIB),
+            disk_mib: count(has.disk.0 / Bytes::MIB),
+            vram_mib: supply
+                .devices
+                .iter()
+                .map(|offered| count(offered.device.vram.0 / Bytes::MIB))
+                .collect(),
+            class,
+            zone: 0,
+            miner,
+            has: 0,
+            rate: fleet::Rate {
+                gpu_hour: host.rate.gpu_hour.0,
+                vcpu_hour: host.rate.vcpu_hour.0,
+                gib_hour: host.rate.gib_hour.0,
+            },
+            loss_ppm: LOSS_PPM,
+            start_s: START_S,
+        });
+        let Some(handle) = inserted else { return };
+        self.handles.insert(id, handle);
+        self.ids.insert(handle, id);
+        self.classes.push(class);
+        let alone = host.reserved;
+        let tenants: Vec<(u32, bool)> =
+            host.tenants.iter().map(|tenant| (self.owner(*tenant), alone == Some(*tenant))).collect();
+        let is_used = |uuid: &String| host.devices_used.contains(uuid);
+        let places = (0..).zip(supply.devices.iter());
+        let devices = places.filter(|(_, offered)| is_used(&offered.device.uuid)).map(|(at, _)| at).collect();
+        let used = Used {
+            milli_cpu: count(host.milli_cpu_used.0),
+            memory_mib: mib(host.memory_used),
+            disk_mib: mib(host.disk_used),
+            devices,
+            tenants,
+        };
+        self.fleet.occupy(handle, &used);
+    }
+
+    pub fn handle(&self, host: HostId) -> Option<Handle> {
+        self.handles.get(&host).copied()
+    }
+
+    pub fn id(&self, handle: Handle) -> Option<HostId> {
+        self.ids.get(&handle).copied()
+    }
+
+    fn owner(&mut self, customer: CustomerId) -> u32 {
+        let next = u32::try_from(self.owners.len()).unwrap_or(u32::MAX);
+        *self.owners.entry(customer).or_insert(next)
+    }
+
+    /// A job as the fleet sees it.
+    pub fn request(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Request {
+        let (wish, classes) = self.wish(&job.request, hosts);
+        let guest = self.guest(job, hosts);
+        let guest = self.fleet.invite(guest);
+        let minutes = job.request.expected().0 / 60_000;
+        // Powers of two, so that estimates make few kinds of requests.
+        let run_minutes = count(minutes).clamp(1, 1 << 16).next_power_of_two();
+        Request { classes, run_minutes, redo_minutes: run_minutes / 2, wish, guest, ..plain(&job.request) }
+    }
+
+    /// What a job asks for, as it is remembered.
+    pub fn asked(&self, request: &Request) -> Request {
+        Request { wish: 0, guest: 0, run_minutes: 1, redo_minutes: 0, ..*request }
+    }
+
+    fn wish(&mut self, request: &JobRequest, hosts: &BTreeMap<HostId, Supply>) -> (u32, u64) {
+        // A name that means no device of this market needs no place in the order.
+        let mut choices = self.names.choices(request);
+        choices.retain(|model| model.as_ref().is_none_or(|meant| !meant.is_empty()));
+        if choices.is_empty() {
+            choices.push(Some(Meant::default()));
+        }
+        let last_first = choices.into_iter().rev();
+        last_first.fold((0, 0), |otherwise, model| self.wish_of(request, model, otherwise, hosts))
+    }
+
+    fn wish_of(
+        &mut self,
+        request: &JobRequest,
+        model: Option<Meant>,
+        otherwise: (u32, u64),
+        hosts: &BTreeMap<HostId, Supply>,
+    ) -> (u32, u64) {
+        let size = request.resources.size();
+        let gpu = request.resources.gpu.as_ref();
+        let wanted = Wanted {
+            egress: request.egress,
+            grouped: request.group.is_some(),
+            region: request.region.clone(),
+            term: request.term,
+            trust: request.trust.clone(),
+            most: request.max_price.map(|most| (most, size.milli_gpu.0, size.milli_cpu.0, size.memory.0)),
+            gpu: gpu.map(|gpu| (gpu.vram, gpu.vram_max, model.clone())),
+            otherwise: otherwise.0,
+        };
+        if let Some(known) = self.wishes.get(&wanted) {
+            return *known;
+        }
+        let of = |id: &HostId| hosts.get(id).map_or(0, |supply| mask(supply, request, model.as_ref()));
+        let masks: Vec<Mask> = self.ids.values().map(of).collect();
+        let accepted = masks.iter().zip(&self.classes).filter(|(mask, _)| **mask != 0);
+        let classes = accepted.fold(otherwise.1, |classes, (_, class)| classes | 1 << class);
+        let number = self.fleet.wish(masks, otherwise.0);
+        self.wishes.insert(wanted, (number, classes));
+        (number, classes)
+    }
+
+    fn guest(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Guest {
+        let mut failures = BTreeMap::<Handle, u8>::new();
+        for handle in job.failed_on.iter().filter_map(|host| self.handle(*host)) {
+            let known = failures.entry(handle).or_default();
+            *known = known.saturating_add(1);
+        }
+        let next = u32::try_from(self.apart.len()).unwrap_or(u32::MAX);
+        let apart = job.request.apart.map(|apart| *self.apart.entry((job.customer, apart)).or_insert(next));
+        Guest {
+            owner: self.owner(job.customer),
+            alone: job.request.isolation == Isolation::Host,
+            apart,
+            apart_from: job.apart_from.iter().filter_map(|miner| self.miners.get(miner).copied()).collect(),
+            barred: self.too_dear(job, hosts),
+            failures,
+        }
+    }
+
+    /// Hosts that what is left of a job's spend cap does not pay for.
+    fn too_dear(&self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> BTreeSet<Handle> {
+        if pays(job, self.dearest) {
+            return BTreeSet::new();
+        }
+        let rate = |host: &HostId| hosts.get(host).map(|supply| supply.host.rate);
+        let is_too_dear = |host: &HostId| rate(host).is_none_or(|rate| run_max(job, rate).is_none());
+        self.handles.iter().filter(|(host, _)| is_too_dear(host)).map(|(_, handle)| *handle).collect()
+    }
+
+    /// Occupies places of a host, also where they are not what the fleet would say.
+    pub fn take(&mut self, host: HostId, request: &Request, devices: &[u8]) {
+        let Some(handle) = self.handle(host) else { return };
+        if !self.fleet.place(handle, request, devices) {
+            let used = Used {
+                milli_cpu: request.milli_cpu,
+                memory_mib: request.memory_mib,
+                disk_mib: request.disk_mib,
+                devices: devices.to_vec(),
+                tenants: Vec::new(),
+            };
+            self.fleet.occupy(handle, &used);
+        }
+    }
+
+    /// The leases that end soon or yield, each with its number.
+    pub fn yielding(&self, hosts: &BTreeMap<HostId, Supply>) -> (Vec<SpotLease>, Vec<(HostId, LeaseId)>) {
+        let (mut leases, mut ids) = (Vec::new(), Vec::new());
+        for (host, supply) in hosts {
+            let Some(handle) = self.handle(*host) else { continue };
+            for lease in &supply.host.yielding {
+                let Some((request, devices)) = leased(supply, &lease.part, lease.used) else { continue };
+                let id = ids.len() as u64;
+                leases.push(SpotLease { id, host: handle, request, devices, noticed: lease.is_ending });
+                ids.push((*host, lease.lease));
+            }
+        }
+        (leases, ids)
+    }
+}
+
+/// What a request takes of a host.
+fn plain(request: &JobRequest) -> Request {
+    let size = request.resources.size();
+    Request { disk_mib: mib(request.resources.disk), ..sized(size) }
+}
+
+fn sized(size: Size) -> Request {
+    let devices = u8::try_from(size.milli_gpu.0 / 1_000).unwrap_or(u8::MAX);
+    // How much memory the devices have is part of the wish, to the byte.
+    let gpus = if devices == 0 { Gpus::None } else { Gpus::Whole { count: devices, vram_mib: 0 } };
+    Request::new(count(size.milli_cpu.0), mib(size.memory), gpus)
+}
+
+/// What a lease takes, where its devices are such as the fleet knows.
+fn leased(supply: &Supply, part: &Occupied, used: Millis) -> Option<(Request, Vec<u8>)> {
+    let place = |uuid: &String| {
+        let at = supply.devices.iter().position(|offered| offered.device.uuid == *uuid)?;
+        u8::try_from(at).ok()
+    };
+    let devices: Vec<u8> = part.devices.iter().map(place).collect::<Option<_>>()?;
+    let request =
+        Request { disk_mib: mib(part.disk), redo_minutes: count(used.0 / 60_000), ..sized(part.size) };
+    (usize::from(request.whole()) == devices.len()).then_some((request, devices))
+}
+
+/// Which devices of a host will do for a request.
+fn mask(supply: &Supply, request: &JobRequest, model: Option<&Meant>) -> Mask {
+    if lack_for_ever(&supply.host, request).is_some() {
+        return 0;
+    }
+    let Some(gpu) = &request.resources.gpu else { return ANY };
+    supply.fitting(gpu, model).fold(0, |mask, (place, _)| mask | 1_u32.checked_shl(place as u32).unwrap_or(0))
+}
+
+/// The classes of a host's devices as one: devices beside others are of a class of their own.
+fn class(supply: &Supply) -> String {
+    let classes: BTreeSet<&str> =
+        supply.devices.iter().map(|offered| class_of(&supply.host, &offered.device.uuid)).collect();
+    classes.into_iter().collect::<Vec<_>>().join("+")
+}
+
+fn class_of<'h>(host: &'h SupplyHost, uuid: &str) -> &'h str {
+    host.classes.get(uuid).map_or("unrated", String::as_str)
+}
+
+fn number(known: &mut Classes, class: String) -> u8 {
+    // The last number is for all that come after it.
+    let next = known.len().min(CLASSES_MAX - 1);
+    *known.entry(class).or_insert(u8::try_from(next).unwrap_or(0))
+}
+
+/// What a device of each class is worth: its baseline, or else the median of what hosts ask for it.
+fn worths<'h>(hosts: &'h BTreeMap<HostId, Supply>, baselines: &Baselines) -> BTreeMap<&'h str, i64> {
+    let mut rates: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
+    for supply in hosts.values() {
+        for offered in supply.devices.iter() {
+            let class = class_of(&supply.host, &offered.device.uuid);
+            rates.entry(class).or_default().push(supply.host.rate.gpu_hour.0);
+        }
+    }
+    let worth = |(class, mut rates): (_, Vec<i64>)| {
+        rates.sort_unstable();
+        let median = rates.get(rates.len() / 2).copied().unwrap_or(0);
+        (class, baselines.of(class, None).map_or(median, |price| price.0))
+    };
+    rates.into_iter().map(worth).collect()
+}
+
+/// What a device of a host is worth on average.
+fn worth(supply: &Supply, worths: &BTreeMap<&str, i64>) -> i64 {
+    let of = |uuid| worths.get(class_of(&supply.host, uuid)).copied().unwrap_or(0);
+    let sum = supply.devices.iter().fold(0_i64, |sum, offered| sum.saturating_add(of(&offered.device.uuid)));
+    sum / i64::try_from(supply.devices.len().max(1)).unwrap_or(1)
+}
+
+/// What is asked for as long as nobody has asked: a device with half of its share of a host, by class.
+pub(super) fn with_prior(demand: &Demand, hosts: &BTreeMap<HostId, Supply>) -> Demand {
+    let mut demand = demand.clone();
+    let mut shares: BTreeMap<String, (i64, i64, i64)> = BTreeMap::new();
+    for supply in hosts.values().filter(|supply| !supply.devices.is_empty()) {
+        let sums = shares.entry(class(supply)).or_default();
+        sums.0 += i64::try_from(supply.devices.len()).unwrap_or(0);
+        sums.1 = sums.1.saturating_add(supply.host.inventory.milli_cpu.0);
+        sums.2 = sums.2.saturating_add(supply.host.inventory.memory.0 / Bytes::MIB);
+    }
+    for (devices, milli_cpu, memory_mib) in shares.into_values() {
+        let half = |sum: i64| count(sum / devices / 2);
+        let gpus = Gpus::Whole { count: 1, vram_mib: 0 };
+        let request = Request { run_minutes: 1, ..Request::new(half(milli_cpu), half(memory_mib), gpus) };
+        (0..PRIOR).for_each(|_| demand.observe(&request));
+    }
+    demand
+}
+
+fn dearest(a: Rate, b: Rate) -> Rate {
+    Rate {
+        gpu_hour: a.gpu_hour.max(b.gpu_hour),
+        vcpu_hour: a.vcpu_hour.max(b.vcpu_hour),
+        gib_hour: a.gib_hour.max(b.gib_hour),
+    }
+}
+
+fn count(value: i64) -> u32 {
+    u32::try_from(value.max(0)).unwrap_or(u32::MAX)
+}
+
+/// MiB that hold so many bytes.
+fn mib(bytes: Bytes) -> u32 {
+    count(bytes.0.saturating_add(Bytes::MIB - 1) / Bytes::MIB)
+}

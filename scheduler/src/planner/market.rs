@@ -1,0 +1,260 @@
+//! The supply while it is given away, exact to the byte: nothing is given that [`lack`] does not allow.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use nave_domain::{
+    CustomerId, HostId, JobId, Timestamp,
+    job::{GROUP_LEASES_MAX, Isolation},
+    lease::ChosenFor,
+    rate::hourly,
+};
+use nave_store::{Baselines, Considered, Grounds, Occupied, Placement, QueuedJob, Snapshot};
+use uuid::Uuid;
+
+use crate::{
+    fit::{Names, Supply, baseline, devices, lack, may_have},
+    planner::{
+        Reason,
+        money::{pays, run_max},
+    },
+    wait::explain,
+};
+
+/// Most hosts that a quote names beside the one it is for.
+const CONSIDERED_MAX: usize = 8;
+
+/// What becomes of a job that is not placed.
+#[derive(Debug, Clone)]
+pub(super) enum Refusal {
+    /// It waits.
+    Wait(Reason),
+    /// It cannot be placed any more.
+    Fail(Reason),
+}
+
+/// Hosts as they are once everything that was decided so far is carried out.
+pub(super) struct Market<'a> {
+    pub now: Timestamp,
+    pub names: &'a Names,
+    pub hosts: BTreeMap<HostId, Supply>,
+    empty: &'a BTreeMap<HostId, Supply>,
+    /// The miners who were given jobs that are kept apart, by their customer and number.
+    given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
+    baselines: &'a Baselines,
+}
+
+impl<'a> Market<'a> {
+    pub fn new(
+        snapshot: &'a Snapshot,
+        names: &'a Names,
+        hosts: BTreeMap<HostId, Supply>,
+        empty: &'a BTreeMap<HostId, Supply>,
+    ) -> Self {
+        Self {
+            now: snapshot.now,
+            names,
+            hosts,
+            empty,
+            given: BTreeMap::new(),
+            baselines: &snapshot.baselines,
+        }
+    }
+
+    /// What becomes of a job that no host is looked for now.
+    pub fn held_back(&self, job: &QueuedJob) -> Option<Refusal> {
+        let limit = job.request.limits.queue_ms;
+        if super::waited(job, self.now) > limit {
+            let message = format!("no host was free within its queue limit of {limit}");
+            return Some(Refusal::Fail(Reason::new("queue_timeout", message)));
+        }
+        if self.now < job.queued_at.after(super::pause(job.failed_on.len())) {
+            return Some(wait("backing_off", "a host failed to run it; it is tried again shortly".into()));
+        }
+        if job.group_leases >= GROUP_LEASES_MAX {
+            let message =
+                format!("{GROUP_LEASES_MAX} jobs of its group run, which is the most that know one another");
+            return Some(wait("group_full", message));
+        }
+        None
+    }
+
+    /// The job with the miners that this plan has given others of it.
+    fn kept_apart<'j>(&self, job: &'j QueuedJob) -> Cow<'j, QueuedJob> {
+        match job.request.apart.and_then(|apart| self.given.get(&(job.customer, apart))) {
+            Some(miners) => {
+                let apart_from = job.apart_from.union(miners).cloned().collect();
+                Cow::Owned(QueuedJob { apart_from, ..job.clone() })
+            }
+            None => Cow::Borrowed(job),
+        }
+    }
+
+    /// A placement on just these devices of a host, by their places; `None` where the job may not have them.
+    pub fn placement(&self, job: &QueuedJob, id: HostId, places: &[u8]) -> Option<Placement> {
+        let supply = self.hosts.get(&id)?;
+        let host = &supply.host;
+        if !may_have(supply, self.names, &self.kept_apart(job), places) {
+            return None;
+        }
+        let run_max = run_max(job, host.rate)?;
+        let devices: Vec<_> = places
+            .iter()
+            .filter_map(|place| Some(&supply.devices.get(usize::from(*place))?.device))
+            .collect();
+        let trust = if devices.is_empty() { host.terms.trust.without_gpus() } else { host.terms.trust };
+        let baseline = baseline(self.baselines, host, &devices);
+        Some(Placement {
+            job: job.job,
+            host: id,
+            generation: host.generation,
+            size: job.request.resources.size(),
+            disk: job.request.resources.disk,
+            devices: devices.iter().map(|device| device.uuid.clone()).collect(),
+            rate: host.rate,
+            run_max,
+            capped_by_spend: run_max < job.request.limits.run_ms,
+            grounds: Grounds { reason: self.chosen_for(job, id), trust, baseline },
+            gang: None,
+        })
+    }
+
+    /// Why a host is chosen of all that would do.
+    fn chosen_for(&self, job: &QueuedJob, chosen: HostId) -> ChosenFor {
+        let size = job.request.resources.size();
+        let price = |host: &HostId| hourly(size, self.hosts.get(host)?.host.rate).ok();
+        let job = &*self.kept_apart(job);
+        let others = || self.hosts.iter().filter(|(id, _)| **id != chosen);
+        let mut cheaper = others()
+            .filter(|(id, _)| price(id) < price(&chosen))
+            .filter(|(_, other)| self.would_do(job, other));
+        let Some((first, supply)) = cheaper.next() else {
+            let is_only = !others().any(|(_, other)| self.would_do(job, other));
+            return if is_only { ChosenFor::OnlyFit } else { ChosenFor::Cheapest };
+        };
+        let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
+        let wastes = |supply: &Supply| job.request.resources.gpu.is_none() && !supply.devices.is_empty();
+        if failures(first) > failures(&chosen) || cheaper.any(|(id, _)| failures(id) > failures(&chosen)) {
+            ChosenFor::FailedElsewhere
+        } else if wastes(supply) && self.hosts.get(&chosen).is_some_and(|chosen| !wastes(chosen)) {
+            ChosenFor::KeepsGpusFree
+        } else {
+            ChosenFor::LeastCost
+        }
+    }
+
+    fn would_do(&self, job: &QueuedJob, supply: &Supply) -> bool {
+        pays(job, supply.host.rate)
+            && self
+                .names
+                .choices(&job.request)
+                .iter()
+                .any(|model| lack(supply, job, model.as_ref()).is_none())
+    }
+
+    /// The cheapest host that would do and its devices, looked for without the fleet, which counts memory in MiB and
+    /// knows no hosts with very many devices.
+    pub fn by_hand(&self, job: &QueuedJob, is_kept: impl Fn(HostId) -> bool) -> Option<(HostId, Vec<u8>)> {
+        let job = &*self.kept_apart(job);
+        let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
+        let fits = self.hosts.iter().filter(|(id, supply)| !is_kept(**id) && self.would_do(job, supply));
+        let size = job.request.resources.size();
+        let (id, supply) =
+            fits.min_by_key(|(id, supply)| (failures(id), hourly(size, supply.host.rate).ok(), **id))?;
+        let Some(gpu) = &job.request.resources.gpu else { return Some((*id, Vec::new())) };
+        let choices = self.names.choices(&job.request);
+        let model = choices.iter().find(|model| lack(supply, job, model.as_ref()).is_none())?;
+        let places = devices(supply, gpu, model.as_ref()).into_iter();
+        Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
+    }
+
+    pub fn occupy(&mut self, job: &QueuedJob, placement: &Placement) {
+        let Some(supply) = self.hosts.get_mut(&placement.host) else { return };
+        supply.host.generation += 1;
+        supply.host.occupy(Occupied {
+            customer: job.customer,
+            alone: job.request.isolation == Isolation::Host,
+            size: placement.size,
+            disk: placement.disk,
+            devices: placement.devices.clone(),
+            order_bytes: 0,
+        });
+        if let Some(apart) = job.request.apart {
+            let miners = self.given.entry((job.customer, apart)).or_default();
+            miners.insert(supply.host.hotkey.clone());
+        }
+    }
+
+    /// Tells a wait for capacity from a wish that no host could meet even when empty, and
+    /// from one that no host meets for what is left of its spend cap.
+    pub fn without_host(&self, job: &QueuedJob) -> Refusal {
+        if self.empty.is_empty() {
+            return wait("no_hosts", "no host is ready; see `nave hosts`".into());
+        }
+        let job = &*self.kept_apart(job);
+        let choices = self.names.choices(&job.request);
+        let fits = |supply: &&Supply| choices.iter().any(|model| lack(supply, job, model.as_ref()).is_none());
+        let mut fitting = self.empty.values().filter(fits).peekable();
+        if fitting.peek().is_none() {
+            return Refusal::Wait(explain(self.empty, self.names, job));
+        }
+        if !fitting.any(|supply| pays(job, supply.host.rate)) {
+            return Refusal::Fail(too_dear(job));
+        }
+        if self.hosts.values().any(|supply| self.would_do(job, supply)) {
+            return wait("kept_for_others", "what is free is kept for jobs that wait for longer".into());
+        }
+        wait("waiting_for_capacity", "every host that fits is busy".into())
+    }
+
+    /// The hosts that were not chosen: those that fit, cheapest first, then the others.
+    pub fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
+        let model = self.names.choices(&job.request).into_iter().next().flatten();
+        let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
+        let mut considered: Vec<(bool, Considered)> = others
+            .filter_map(|(id, supply)| {
+                let hourly = hourly(job.request.resources.size(), supply.host.rate).ok()?;
+                let lacks = lack(supply, job, model.as_ref());
+                let is_fit_when_empty =
+                    || self.empty.get(id).is_some_and(|empty| lack(empty, job, model.as_ref()).is_none());
+                let code = match lacks {
+                    None => "not_better",
+                    Some(_) if is_fit_when_empty() => "busy",
+                    Some(lack) => lack.code(),
+                };
+                Some((lacks.is_some(), Considered { host: *id, hourly, code: code.to_owned() }))
+            })
+            .collect();
+        considered.sort_by_key(|(lacks, other)| (*lacks, other.hourly, other.host));
+        considered.into_iter().map(|(_, other)| other).take(CONSIDERED_MAX).collect()
+    }
+}
+
+fn too_dear(job: &QueuedJob) -> Reason {
+    let left = job.left;
+    let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
+    Reason::new("spend_cap", message)
+}
+
+pub(super) fn wait(code: &'static str, message: String) -> Refusal {
+    Refusal::Wait(Reason::new(code, message))
+}
+
+/// All members of a gang wait, but for one that cannot be placed any more. So many of them would fit now.
+pub(super) fn of_gang(
+    members: &[&QueuedJob],
+    fit: usize,
+    stuck: JobId,
+    refusal: &Refusal,
+) -> Vec<(JobId, Refusal)> {
+    let (Refusal::Wait(why) | Refusal::Fail(why)) = refusal;
+    let message =
+        format!("{fit} of the {} jobs of its gang would fit now; the next: {}", members.len(), why.message);
+    let of = |member: &&QueuedJob| match refusal {
+        Refusal::Fail(_) if member.job == stuck => (member.job, refusal.clone()),
+        Refusal::Fail(_) | Refusal::Wait(_) => (member.job, wait("gang_waits", message.clone())),
+    };
+    members.iter().map(of).collect()
+}
