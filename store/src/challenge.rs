@@ -24,29 +24,6 @@ use crate::{
 /// long, so whoever is in doubt can still object.
 const DOUBT_MS: i64 = 30 * 86_400_000;
 
-/// A challenge that is to be put into the spec of its host.
-#[derive(Debug, Clone, Copy)]
-pub struct Drawing<'a> {
-    /// Who is tested.
-    pub host: HostId,
-    /// Its id.
-    pub challenge: ChallengeId,
-    /// What is tested.
-    pub kind: Kind,
-    /// Why.
-    pub cause: Cause,
-    /// What the host is asked to do.
-    pub body: &'a Value,
-    /// What it must prove.
-    pub claims: &'a Inventory,
-    /// Whether its verdict means nothing for the host.
-    pub shadow: bool,
-    /// The window in which it is drawn.
-    pub window: Option<Uuid>,
-    /// The lease beside which the host is tested; such a test is part of no suite.
-    pub lease: Option<LeaseId>,
-}
-
 /// A moment on both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
@@ -165,70 +142,6 @@ pub enum Decision {
 }
 
 impl Store {
-    /// Puts challenges into the spec of a host that is to prove its claims: all of them, or none.
-    ///
-    /// # Errors
-    /// [`StoreError::Stale`] when the host is not what it was at generation `seen`.
-    pub async fn challenges_draw(&self, host: HostId, seen: u64, drawings: &[Drawing<'_>]) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        let row = sqlx::query!("select state, generation from hosts where host_id = $1 for update", host.0)
-            .fetch_optional(&mut *tx)
-            .await?
-            .ok_or(StoreError::NotFound("host"))?;
-        let state: HostState = error::read_name("a host's state", row.state)?;
-        if state != HostState::Verifying || row.generation.cast_unsigned() != seen {
-            return Err(StoreError::Stale("host"));
-        }
-        for drawing in drawings.iter().filter(|drawing| drawing.host == host) {
-            insert(&mut tx, drawing).await?;
-        }
-        hosts::bump(&mut tx, host).await?;
-        crash_point!("store.challenge_draw.before_commit");
-        tx.commit().await?;
-        Ok(())
-    }
-
-    /// Puts a challenge into the spec of its host, whatever that has proven.
-    ///
-    /// # Errors
-    /// [`StoreError::Stale`] when the host is tested for the same already, leaves, or was
-    /// tested for this before: once in a window, once at the start and the end of a lease.
-    pub async fn challenge_draw(&self, drawing: &Drawing<'_>) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
-        // Before the host, as leases are locked everywhere.
-        if let Some(lease) = drawing.lease {
-            sqlx::query!("update leases set probe_up_ms = null where lease_id = $1", lease.0)
-                .execute(&mut *tx)
-                .await?;
-        }
-        match host_lock(&mut tx, drawing.host).await? {
-            HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {}
-            // It has jobs, and shows what they get like any other.
-            HostState::Draining if drawing.lease.is_some() => {}
-            HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => {
-                return Err(StoreError::Stale("host"));
-            }
-        }
-        let repeated = sqlx::query_scalar!(
-            r#"select exists (select from challenges where host_id = $1 and kind = $2
-                    and (window_id = $3 or (lease_id = $4 and cause = $5 and cause <> 'lease'))) as "repeated!""#,
-            drawing.host.0,
-            drawing.kind.as_str(),
-            drawing.window,
-            drawing.lease.map(|lease| lease.0),
-            drawing.cause.as_str()
-        )
-        .fetch_one(&mut *tx)
-        .await?;
-        if repeated {
-            return Err(StoreError::Stale("host"));
-        }
-        insert(&mut tx, drawing).await?;
-        hosts::bump(&mut tx, drawing.host).await?;
-        tx.commit().await?;
-        Ok(())
-    }
-
     /// The open challenges of a host, to be sent now: what of them was not sent before is
     /// stamped with this moment.
     ///
@@ -531,29 +444,6 @@ async fn carry_out(
     }
 }
 
-pub(crate) async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Result<()> {
-    let drawn = sqlx::query!(
-        "insert into challenges (challenge_id, host_id, kind, cause, challenge, claims, shadow, window_id, lease_id)
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
-        drawing.challenge.0,
-        drawing.host.0,
-        drawing.kind.as_str(),
-        drawing.cause.as_str(),
-        drawing.body,
-        error::write_json(drawing.claims)?,
-        drawing.shadow,
-        drawing.window,
-        drawing.lease.map(|lease| lease.0)
-    )
-    .execute(&mut *tx)
-    .await?;
-    if drawn.rows_affected() == 0 {
-        return Err(StoreError::Stale("host"));
-    }
-    step_insert(tx, drawing.challenge, 0, None).await?;
-    look::begin(tx, drawing.challenge, drawing.host).await
-}
-
 /// Locks an open challenge and returns its host.
 async fn challenge_lock(tx: &mut PgConnection, challenge: ChallengeId) -> Result<HostId> {
     sqlx::query_scalar!(
@@ -574,7 +464,7 @@ pub(crate) async fn host_lock(tx: &mut PgConnection, host: HostId) -> Result<Hos
     error::read_name("a host's state", state)
 }
 
-async fn step_insert(
+pub(crate) async fn step_insert(
     tx: &mut PgConnection,
     challenge: ChallengeId,
     step: u32,

@@ -182,17 +182,27 @@ impl Store {
     pub async fn disputes_expire(&self) -> Result<()> {
         let mut tx = self.pool.begin().await?;
         let hosts = sqlx::query_scalar!(
-            "update disputes d set outcome = 'untested', decided_at_ms = now_ms() from hosts h
-             where h.host_id = d.host_id and h.state not in ('gone', 'banned') and h.enrolled_at_ms <= d.opened_at_ms
-               and d.suite_at_ms is null and d.outcome is null and d.opened_at_ms <= now_ms() - $1::bigint
-             returning d.host_id",
+            "select host_id from hosts h
+             where h.state not in ('gone', 'banned') and exists (
+                select from disputes d
+                where d.host_id = h.host_id and d.suite_at_ms is null and d.outcome is null
+                  and h.enrolled_at_ms <= d.opened_at_ms and d.opened_at_ms <= now_ms() - $1::bigint)
+             order by host_id for update",
             DISPUTE_WAIT.0
         )
         .fetch_all(&mut *tx)
         .await?;
         sqlx::query!(
-            "with asked as (select host_id from hosts where host_id = any($1) order by host_id for update)
-             update hosts h set retest_up_ms = least(retest_up_ms, control_ms()) from asked a where h.host_id = a.host_id",
+            "update disputes d set outcome = 'untested', decided_at_ms = now_ms() from hosts h
+             where h.host_id = d.host_id and d.host_id = any($1) and d.suite_at_ms is null and d.outcome is null
+               and h.enrolled_at_ms <= d.opened_at_ms and d.opened_at_ms <= now_ms() - $2::bigint",
+            &hosts,
+            DISPUTE_WAIT.0
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "update hosts set retest_up_ms = least(retest_up_ms, control_ms()) where host_id = any($1)",
             &hosts
         )
         .execute(&mut *tx)

@@ -11,10 +11,11 @@ use nave_domain::{
     wish::Region,
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{
     Result, Store, StoreError, cloud, error, group, look,
-    notify::{Changes, announce},
+    notify::{Changes, announce, announce_each},
     schedule::{self, Occupied},
     suite,
 };
@@ -119,6 +120,15 @@ pub(crate) async fn bump(tx: &mut PgConnection, host: HostId) -> Result<()> {
         .execute(&mut *tx)
         .await?;
     announce(tx, Changes::Host(host)).await
+}
+
+/// As [`bump`], for several hosts that are locked.
+pub(crate) async fn bump_each(tx: &mut PgConnection, hosts: &[HostId]) -> Result<()> {
+    let ids: Vec<Uuid> = hosts.iter().map(|host| host.0).collect();
+    sqlx::query!("update hosts set generation = generation + 1 where host_id = any($1)", &ids)
+        .execute(&mut *tx)
+        .await?;
+    announce_each(tx, hosts).await
 }
 
 /// Makes every spec newer. Hosts are locked in the order of their ids, as elsewhere.

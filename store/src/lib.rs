@@ -15,6 +15,7 @@ mod clock;
 mod cloud;
 mod device;
 mod dispute;
+mod drawing;
 pub mod embedded;
 mod enrol;
 mod epoch;
@@ -54,13 +55,14 @@ pub use account::{Caller, KeyRow};
 pub use ban::BanRow;
 pub use baseline::{BaselineRow, Baselines};
 pub use blob::BlobClaim;
-pub use challenge::{Decision, Drawing, Moment, OpenChallenge, SentChallenge, StepRow};
+pub use challenge::{Decision, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use cloud::{
     AttemptFault, MachineAttempt, MachineDemand, MachineEnding, MachineRow, MachineWrite, NewMachine, RentSnapshot,
     RentedMachine, WaitingJob,
 };
 pub use device::Holder;
 pub use dispute::{DisputeRow, Disputed, Disputing, JobDisputes};
+pub use drawing::Drawing;
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow};
 pub use error::StoreError;

@@ -103,6 +103,18 @@ pub(crate) async fn begin(tx: &mut PgConnection, challenge: ChallengeId, host: H
     Ok(())
 }
 
+/// As [`begin`], for several.
+pub(crate) async fn begin_all(tx: &mut PgConnection, challenges: &[Uuid], hosts: &[Uuid]) -> Result<()> {
+    sqlx::query!(
+        "insert into challenge_looks (challenge_id, host_id) select * from unnest($1::uuid[], $2::uuid[])",
+        challenges,
+        hosts
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
 /// Something came that may change what is done about a challenge.
 pub(crate) async fn came(tx: &mut PgConnection, challenge: ChallengeId) -> Result<()> {
     sqlx::query!(

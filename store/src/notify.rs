@@ -115,3 +115,12 @@ pub(crate) async fn announce_all(
         .await?;
     Ok(())
 }
+
+/// As [`announce`], for the specs of several hosts.
+pub(crate) async fn announce_each(tx: &mut PgConnection, hosts: &[HostId]) -> Result<()> {
+    let payloads: Vec<String> = hosts.iter().map(HostId::to_string).collect();
+    sqlx::query!("select pg_notify($1, payload) from unnest($2::text[]) payload", CHANNEL, &payloads)
+        .execute(tx)
+        .await?;
+    Ok(())
+}

@@ -205,33 +205,43 @@ impl Store {
         Ok(())
     }
 
-    /// Has a host that runs nothing prove again what it claims; it takes no jobs meanwhile.
+    /// Has hosts that run nothing prove again what they claim; they take no jobs meanwhile. Says which; not those
+    /// that are not what they were at the generation that stands beside them.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when it is not what it was at generation `seen`.
-    pub async fn suite_begin(&self, host: HostId, seen: u64, cause: Cause) -> Result<()> {
+    /// When the database does not answer.
+    pub async fn suites_begin(&self, hosts: &[(HostId, u64)], cause: Cause) -> Result<Vec<HostId>> {
+        let (ids, seen): (Vec<Uuid>, Vec<i64>) =
+            hosts.iter().map(|(host, seen)| (host.0, seen.cast_signed())).unzip();
         let mut tx = self.pool.begin().await?;
-        let done = sqlx::query!(
-            "update hosts h set state = 'verifying', suite_cause = $3, suite_at_ms = now_ms(), retest_up_ms = null
-             where host_id = $1 and generation = $2 and state = 'ready'
-               and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')",
-            host.0,
-            seen.cast_signed(),
+        let begun = sqlx::query_scalar!(
+            "with free as (
+                select h.host_id from hosts h join unnest($1::uuid[], $2::bigint[]) as wanted (host_id, seen) using (host_id)
+                where h.state = 'ready' and h.generation = wanted.seen order by h.host_id for update of h)
+             update hosts h set state = 'verifying', suite_cause = $3, suite_at_ms = now_ms(), retest_up_ms = null
+             from free where h.host_id = free.host_id
+               and not exists (select from leases l where l.host_id = h.host_id and l.state <> 'closed')
+             returning h.host_id",
+            &ids,
+            &seen,
             cause.as_str()
         )
-        .execute(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
-        if done.rows_affected() == 0 {
-            return Err(StoreError::Stale("host"));
+        let begun: Vec<HostId> = begun.into_iter().map(HostId).collect();
+        if begun.is_empty() {
+            return Ok(begun);
         }
         if cause == Cause::Dispute {
-            dispute::begun(&mut tx, host).await?;
+            for host in &begun {
+                dispute::begun(&mut tx, *host).await?;
+            }
         }
-        hosts::bump(&mut tx, host).await?;
+        hosts::bump_each(&mut tx, &begun).await?;
         announce(&mut tx, Changes::Supply).await?;
         announce(&mut tx, Changes::Challenges).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(begun)
     }
 
     /// Gives a host no further jobs before it has proven again what it claims, once those it has have ended.

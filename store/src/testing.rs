@@ -93,6 +93,15 @@ impl Store {
         self.host_prove(host, seen, &Proven::of(&claims)).await
     }
 
+    /// Has one host prove again what it claims.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it is not free, or not what it was at generation `seen`.
+    pub async fn suite_begin(&self, host: HostId, seen: u64, cause: Cause) -> Result<()> {
+        let begun = self.suites_begin(&[(host, seen)], cause).await?;
+        if begun == [host] { Ok(()) } else { Err(StoreError::Stale("host")) }
+    }
+
     /// Gives a host a challenge that is nothing special.
     ///
     /// # Errors

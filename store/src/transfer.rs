@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Drawing, Result, Store, StoreError, challenge,
+    Drawing, Result, Store, StoreError, drawing,
     enrol::read_address,
     error::{self, readable},
     host as hosts,
@@ -178,7 +178,7 @@ impl Store {
         if ready.len() != both.len() || busy {
             return Err(StoreError::Stale("host"));
         }
-        challenge::insert(&mut tx, drawing).await?;
+        drawing::insert(&mut tx, drawing).await?;
         sqlx::query!(
             "insert into transfers (challenge_id, source_id, key) values ($1, $2, $3)",
             drawing.challenge.0,

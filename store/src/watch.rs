@@ -86,7 +86,7 @@ pub struct WatchedLease {
 pub struct Watch {
     /// Now, on both clocks.
     pub now: Moment,
-    /// Hosts, by id.
+    /// Hosts about which there may be something to decide, by id.
     pub hosts: Vec<WatchedHost>,
     /// The window that comes next, and the control clock when it opens.
     pub ahead: Option<(Uuid, Millis)>,
@@ -96,12 +96,24 @@ pub struct Watch {
     pub missed: Option<Uuid>,
 }
 
+/// Where what a host has proven of a kind stands, if it need not have proven it.
+fn part(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Storage => Some("disk"),
+        Kind::Devices => Some("devices"),
+        Kind::Software => Some("kernel"),
+        Kind::Cpu | Kind::Memory | Kind::Transfer => None,
+    }
+}
+
 impl Store {
-    /// What there is to decide whom to test when.
+    /// What there is to decide whom to test when; `wanted` is what hosts must have proven to take jobs.
+    ///
+    /// Most hosts of a large market just take jobs until their time comes: those are not loaded.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn hosts_watched(&self) -> Result<Watch> {
+    pub async fn hosts_watched(&self, wanted: &BTreeSet<Kind>) -> Result<Watch> {
         let now = self.clock_now().await?;
         let ahead =
             sqlx::query!("select window_id, opens_up_ms from windows where opened_at_ms is null limit 1")
@@ -124,16 +136,18 @@ impl Store {
         let opened = opened.map(|row| OpenWindow { window: row.window_id, beacon: row.beacon });
         Ok(Watch {
             now,
-            hosts: self.watched(opened.as_ref().map(|opened| opened.window)).await?,
+            hosts: self.watched(opened.as_ref().map(|opened| opened.window), wanted).await?,
             ahead: ahead.map(|row| (row.window_id, Millis(row.opens_up_ms))),
             opened,
             missed,
         })
     }
 
-    async fn watched(&self, window: Option<Uuid>) -> Result<Vec<WatchedHost>> {
+    async fn watched(&self, window: Option<Uuid>, wanted: &BTreeSet<Kind>) -> Result<Vec<WatchedHost>> {
         let mut leases = self.leases_watched().await?;
         let disputed = self.hosts_disputed().await?;
+        let busy: Vec<Uuid> = leases.keys().copied().chain(disputed.iter().map(|host| host.0)).collect();
+        let parts: Vec<String> = wanted.iter().filter_map(|kind| part(*kind)).map(str::to_owned).collect();
         let rows = sqlx::query!(
             r#"select h.host_id, h.generation, h.state, h.inventory as "inventory!", h.proven, h.retest_up_ms, h.strained_up_ms,
                     coalesce(h.heard_up_ms > (select control_ms()) - $2, false) as "is_heard!",
@@ -141,11 +155,16 @@ impl Store {
                     exists (select from challenges c where c.host_id = h.host_id and c.window_id = $1) as "in_window!"
                from hosts h
                where h.state in ('ready', 'verifying', 'suspect', 'refused', 'draining') and h.inventory is not null
+                 and (h.host_id = any($3) or (h.state = 'ready' and (
+                    h.retest_up_ms is null or h.retest_up_ms <= (select control_ms()) or not h.proven ?& $4
+                    or ($1::uuid is not null and jsonb_array_length(h.inventory -> 'devices') > 0))))
                  and (h.state = 'ready' or exists (
                     select from leases l where l.host_id = h.host_id and l.state <> 'closed'))
                order by h.host_id"#,
             window,
-            HEARD_MS_MAX
+            HEARD_MS_MAX,
+            &busy,
+            &parts
         )
         .fetch_all(&self.pool)
         .await?;

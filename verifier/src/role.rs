@@ -15,11 +15,12 @@ use anyhow::Context as _;
 use nave_crash_point::crash_point;
 use nave_domain::{
     ChallengeId, HostId, Millis,
-    host::Inventory,
+    host::{Inventory, Proven},
     verdict::{Cause, Kind},
 };
 use nave_proof::{Challenge, Nonce, Task};
 use nave_store::{Changes, Drawing, DueHost, Look, OpenChallenge, OpenWindow, Store, StoreError};
+use serde_json::Value;
 use tokio::{
     sync::broadcast,
     time::{Instant, timeout},
@@ -155,8 +156,8 @@ impl Verifier {
         self.court.sit();
         self.keep_watch().await?;
         self.plan_transfers().await?;
-        for due in self.store.hosts_to_test().await.context("load hosts to test")? {
-            passable(self.go_through(&due).await)?;
+        for due in self.store.hosts_to_test().await.context("load hosts to test")?.chunks(PAGE) {
+            passable(self.go_through(due).await)?;
         }
         self.sweep().await
     }
@@ -212,16 +213,21 @@ impl Verifier {
 
     /// Tests hosts again that have proven their claims, where it is time.
     async fn keep_watch(&self) -> anyhow::Result<()> {
-        let watch = self.store.hosts_watched().await.context("load hosts that take jobs")?;
+        let watch =
+            self.store.hosts_watched(&self.config.enforced).await.context("load hosts that take jobs")?;
         let mut drawn = Ok(());
         let mut number = || random().map(u64::from_le_bytes).map_err(|error| drawn = Err(error)).unwrap_or(0);
         let actions = plan(&watch, &self.rules(), &self.config.means, &mut number);
         drawn?;
+        let mut retests: BTreeMap<Cause, Vec<(HostId, u64)>> = BTreeMap::new();
         for action in actions {
             let claims = |host: HostId| watch.hosts.iter().find(|watched| watched.host == host);
             passable(match action {
                 Action::RetestAt(host, up) => self.store.host_retest_at(host, up).await.map_err(Into::into),
-                Action::Retest(host, seen, cause) => self.retest(host, seen, cause).await,
+                Action::Retest(host, seen, cause) => {
+                    retests.entry(cause).or_default().push((host, seen));
+                    Ok(())
+                }
                 Action::Demand(host, seen) => self.demand(host, seen).await,
                 Action::ProbeAt(lease, up) => self.store.lease_probe_at(lease, up).await.map_err(Into::into),
                 Action::Probe(probe) => match claims(probe.host) {
@@ -234,6 +240,11 @@ impl Verifier {
                 Action::ReplaceWindow(missed, up) => self.replace_window(missed, up).await,
                 Action::OpenWindow(window) => self.open_window(window).await,
             })?;
+        }
+        for (cause, hosts) in retests {
+            for hosts in hosts.chunks(PAGE) {
+                passable(self.retest(hosts, cause).await)?;
+            }
         }
         match watch.opened {
             Some(opened) => self.store.window_done(opened.window).await.context("end a window"),
@@ -248,8 +259,8 @@ impl Verifier {
         Ok(())
     }
 
-    async fn retest(&self, host: HostId, seen: u64, cause: Cause) -> anyhow::Result<()> {
-        if is_news(self.store.suite_begin(host, seen, cause).await)? {
+    async fn retest(&self, hosts: &[(HostId, u64)], cause: Cause) -> anyhow::Result<()> {
+        for host in self.store.suites_begin(hosts, cause).await.context("test hosts again")? {
             tracing::info!(host.id = %host, cause = cause.as_str(), "a host is to prove its claims again");
         }
         Ok(())
@@ -301,50 +312,54 @@ impl Verifier {
         self.court.settle().await;
     }
 
-    /// Takes a host one step further through its suite.
-    async fn go_through(&self, host: &DueHost) -> anyhow::Result<()> {
-        match due(host, &self.rules()) {
-            Due::Wait => Ok(()),
-            Due::Draw(kinds) => self.begin(host, &kinds).await,
-            Due::Done(proven) => {
-                let written = self.store.host_prove(host.host, host.generation, &proven).await;
-                if is_news(written).with_context(|| format!("let {} take jobs", host.host))? {
-                    tracing::info!(host.id = %host.host, "a host has proven its claims");
-                }
-                Ok(())
+    /// Takes hosts one step further through their suites.
+    async fn go_through(&self, hosts: &[DueHost]) -> anyhow::Result<()> {
+        let mut drawn = Vec::new();
+        for host in hosts {
+            match due(host, &self.rules()) {
+                Due::Wait => {}
+                Due::Draw(kinds) => passable(self.draw(host, &kinds).map(|tests| drawn.extend(tests)))?,
+                Due::Done(proven) => passable(self.let_in(host, &proven).await)?,
             }
         }
+        self.begin(&drawn).await
     }
 
-    /// Draws challenges that are open at the same time.
-    async fn begin(&self, host: &DueHost, kinds: &[Kind]) -> anyhow::Result<()> {
+    async fn let_in(&self, host: &DueHost, proven: &Proven) -> anyhow::Result<()> {
+        let written = self.store.host_prove(host.host, host.generation, proven).await;
+        if is_news(written).with_context(|| format!("let {} take jobs", host.host))? {
+            tracing::info!(host.id = %host.host, "a host has proven its claims");
+        }
+        Ok(())
+    }
+
+    /// The next tests of a host, which are open at the same time.
+    fn draw<'a>(&self, host: &'a DueHost, kinds: &[Kind]) -> anyhow::Result<Vec<Test<'a>>> {
         let rules = self.rules();
-        let mut challenges = Vec::new();
-        for kind in kinds {
+        let test = |kind: &Kind| {
             let task = draw::task(*kind, host, &rules).map_err(anyhow::Error::msg)?;
             let window = host.window.as_ref().filter(|_| *kind == Kind::Devices);
             let challenge = challenge(host.host, task, window)?;
             let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;
-            challenges.push((*kind, challenge.challenge, body, window));
+            Ok(Test { host, kind: *kind, challenge: challenge.challenge, body })
+        };
+        kinds.iter().map(test).collect()
+    }
+
+    /// Draws challenges, of many hosts at once: those of a window are to begin at the same moment.
+    async fn begin(&self, tests: &[Test<'_>]) -> anyhow::Result<()> {
+        let rules = self.rules();
+        let drawings: Vec<Drawing<'_>> = tests.iter().map(|test| test.drawing(&rules)).collect();
+        let hosts: BTreeMap<HostId, u64> =
+            tests.iter().map(|test| (test.host.host, test.host.generation)).collect();
+        let hosts: Vec<(HostId, u64)> = hosts.into_iter().collect();
+        if hosts.is_empty() {
+            return Ok(());
         }
-        let drawings = challenges.iter().map(|(kind, challenge, body, window)| Drawing {
-            host: host.host,
-            challenge: *challenge,
-            kind: *kind,
-            cause: cause(host),
-            body,
-            claims: &host.claims,
-            shadow: rules.is_shadow(*kind),
-            window: window.map(|window| window.window),
-            lease: None,
-        });
-        let drawings: Vec<Drawing<'_>> = drawings.collect();
         crash_point!("verifier.draw.before_store");
-        let drawn = self.store.challenges_draw(host.host, host.generation, &drawings).await;
-        if is_news(drawn).with_context(|| format!("draw challenges for {}", host.host))? {
-            for (kind, challenge, ..) in &challenges {
-                tracing::info!(host.id = %host.host, challenge.id = %challenge, kind = kind.as_str(), "testing a host");
-            }
+        let drawn = self.store.challenges_draw(&hosts, &drawings).await.context("draw challenges")?;
+        for test in tests.iter().filter(|test| drawn.contains(&test.host.host)) {
+            tracing::info!(host.id = %test.host.host, challenge.id = %test.challenge, kind = test.kind.as_str(), "testing a host");
         }
         Ok(())
     }
@@ -410,6 +425,31 @@ fn silent(config: &Config, open: &OpenChallenge) -> Millis {
 /// Until when others leave what is to be judged to the verifier that has it.
 fn judged_by(now: Millis) -> Millis {
     Millis(now.0.saturating_add(JUDGING.0))
+}
+
+/// A challenge that is to be drawn for a host in its suite.
+struct Test<'a> {
+    host: &'a DueHost,
+    kind: Kind,
+    challenge: ChallengeId,
+    body: Value,
+}
+
+impl Test<'_> {
+    fn drawing(&self, rules: &Rules) -> Drawing<'_> {
+        let window = self.host.window.as_ref().filter(|_| self.kind == Kind::Devices);
+        Drawing {
+            host: self.host.host,
+            challenge: self.challenge,
+            kind: self.kind,
+            cause: cause(self.host),
+            body: &self.body,
+            claims: &self.host.claims,
+            shadow: rules.is_shadow(self.kind),
+            window: window.map(|window| window.window),
+            lease: None,
+        }
+    }
 }
 
 /// Why a host in its suite is tested.

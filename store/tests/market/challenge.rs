@@ -69,10 +69,14 @@ async fn a_host_that_has_proven_nothing_is_tested_and_takes_no_jobs_until_it_pas
         let draw_again = async |kind| {
             let (body, claims) = (json!({}), inventory());
             let seen = market.store.host_generation(host).await.expect("generation");
-            market.store.challenges_draw(host, seen, &[drawing(host, kind, &body, &claims)]).await
+            market
+                .store
+                .challenges_draw(&[(host, seen)], &[drawing(host, kind, &body, &claims)])
+                .await
+                .expect("draw")
         };
-        assert!(matches!(draw_again(Kind::Cpu).await, Err(StoreError::Stale("host"))), "one of a kind");
-        draw_again(Kind::Memory).await.expect("another kind");
+        assert_eq!(draw_again(Kind::Cpu).await, [], "one of a kind");
+        assert_eq!(draw_again(Kind::Memory).await, [host], "another kind");
         assert_eq!(market.store.challenge_send(host).await.expect("send").len(), 2);
         let passed = json!({"passed": 1});
         market.store.challenge_decide(challenge, &passed, &Decision::Stays).await.expect("decide");
@@ -81,10 +85,7 @@ async fn a_host_that_has_proven_nothing_is_tested_and_takes_no_jobs_until_it_pas
         assert_eq!(state_of(market, host).await, HostState::Ready);
         let again = market.store.challenge_decide(challenge, &json!({}), &refused(1)).await;
         assert!(matches!(again, Err(StoreError::Stale("challenge"))), "a verdict is final");
-        assert!(
-            matches!(draw_again(Kind::Cpu).await, Err(StoreError::Stale("host"))),
-            "there is nothing to test"
-        );
+        assert_eq!(draw_again(Kind::Cpu).await, [], "there is nothing to test");
     })
     .await;
 }
@@ -120,6 +121,44 @@ async fn a_step_counts_as_sent_once_and_as_answered_once() {
         market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
         assert_eq!(market.store.challenge_send(host).await.expect("none"), []);
         assert!(!answer(market, host, challenge, 1, json!("late")).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_hosts_are_drawn_at_once_and_each_gets_all_its_challenges_or_none() {
+    open(async |market| {
+        let [one, busy, moved, many] = [
+            claiming(market, 1).await,
+            claiming(market, 2).await,
+            claiming(market, 3).await,
+            claiming(market, 4).await,
+        ];
+        market
+            .store
+            .challenge_give(busy, ChallengeId(Uuid::now_v7()), Kind::Memory, &json!({}), &inventory())
+            .await
+            .expect("draw");
+        let mut seen = Vec::new();
+        for host in [one, busy, moved, many] {
+            let generation = market.store.host_generation(host).await.expect("generation");
+            seen.push((host, generation - u64::from(host == moved)));
+        }
+        let (body, claims) = (json!({ "of": "sorts" }), inventory());
+        let kinds = |host| [Kind::Cpu, Kind::Memory].map(|kind| drawing(host, kind, &body, &claims));
+        let drawings: Vec<Drawing<'_>> = [many, moved, busy, one].into_iter().flat_map(kinds).collect();
+        let drawn = market.store.challenges_draw(&seen, &drawings).await.expect("draw");
+        assert_eq!(drawn, [one, many]);
+        for (host, count) in [(one, 2), (busy, 1), (moved, 0), (many, 2)] {
+            let sent = market.store.challenge_send(host).await.expect("send");
+            assert_eq!(sent.len(), count);
+            let generation = market.store.host_generation(host).await.expect("generation");
+            let before = seen.iter().find(|(other, _)| *other == host).expect("one of them").1;
+            assert_eq!(generation - before, u64::from(count != 1), "its spec is news");
+        }
+        assert_eq!(market.store.looks_due(Millis(i64::MAX)).await.expect("looks").len(), 5);
+        let open = market.store.challenges_open().await.expect("open");
+        assert!(open.iter().all(|open| open.steps.len() == 1 && open.cause == Cause::Enrolment));
     })
     .await;
 }

@@ -1,5 +1,7 @@
 //! Disputes: what may be disputed, how often, and what a host's next suite makes of it.
 
+use std::collections::BTreeSet;
+
 use nave_domain::{
     ChallengeId, CustomerId, HostId, JobId, LeaseId,
     dispute::{DISPUTES_PER_DAY, DisputeState},
@@ -37,7 +39,7 @@ async fn seen(market: &Market, job: JobId) -> DisputeRow {
 }
 
 async fn disputed(market: &Market) -> Vec<HostId> {
-    let watch = market.store.hosts_watched().await.expect("hosts");
+    let watch = market.store.hosts_watched(&BTreeSet::new()).await.expect("hosts");
     watch.hosts.into_iter().filter(|host| host.is_disputed).map(|host| host.host).collect()
 }
 

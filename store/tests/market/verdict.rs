@@ -1,5 +1,7 @@
 //! What follows from verdicts: bans, whose a GPU is, appeals, and what is kept.
 
+use std::collections::BTreeSet;
+
 use nave_domain::{
     ChallengeId, HostId, Millis,
     host::{HostState, Inventory, Proven},
@@ -627,7 +629,10 @@ async fn the_first_test_of_a_lease_is_known_as_long_as_that_is_open() {
         }
         age(market, 31).await;
         assert_eq!(sweep(market).await.1, 0);
-        assert!(market.store.hosts_watched().await.expect("watch").hosts[0].leases[0].start_probed);
+        assert!(
+            market.store.hosts_watched(&BTreeSet::new()).await.expect("watch").hosts[0].leases[0]
+                .start_probed
+        );
         market.finish(host, lease, crate::market::EXITED).await;
         age(market, 0).await;
         assert_eq!(sweep(market).await.1, 1);
@@ -715,10 +720,39 @@ async fn a_host_that_is_to_prove_its_claims_again_takes_no_jobs_whatever_it_says
 }
 
 #[tokio::test]
+async fn hosts_about_which_nothing_is_to_be_decided_are_not_looked_at() {
+    open(async |market| {
+        let host = market.host_with("a", crate::market::RATE, &with_devices(&["GPU-1"])).await;
+        let watched = async |wanted: &[Kind]| {
+            let wanted = wanted.iter().copied().collect();
+            !market.store.hosts_watched(&wanted).await.expect("watch").hosts.is_empty()
+        };
+        assert!(watched(&[]).await, "its time is not set");
+        market.store.host_retest_at(host, Millis(HOUR)).await.expect("set");
+        assert!(!watched(&[Kind::Cpu]).await);
+        assert!(watched(&[Kind::Cpu, Kind::Devices]).await, "it has not proven its GPUs");
+        let customer = market.customer("c").await;
+        let (_, lease) = market.run(customer, host, &crate::market::request()).await;
+        assert!(watched(&[]).await, "it has a lease");
+        market.finish(host, lease, crate::market::EXITED).await;
+        assert!(!watched(&[]).await);
+        let window = Uuid::now_v7();
+        market.store.window_plan(window, Millis(5)).await.expect("plan");
+        market.store.window_open(window, &"be".repeat(32)).await.expect("open");
+        assert!(watched(&[]).await, "it has a part in the window");
+        market.store.windows_age(Millis(31_000)).await.expect("half a minute passes");
+        assert!(!watched(&[]).await);
+        advance(market, HOUR).await;
+        assert!(watched(&[]).await, "its time has come");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_window_opens_once_and_draws_each_host_once() {
     open(async |market| {
         let host = market.host("a").await;
-        let watch = async || market.store.hosts_watched().await.expect("watch");
+        let watch = async || market.store.hosts_watched(&BTreeSet::new()).await.expect("watch");
         let (first, second) = (Uuid::now_v7(), Uuid::now_v7());
         market.store.window_plan(first, Millis(5)).await.expect("plan");
         market.store.window_plan(second, Millis(6)).await.expect("another verifier, at the same time");
@@ -760,8 +794,8 @@ async fn a_window_opens_once_and_draws_each_host_once() {
 async fn a_host_that_was_not_tested_while_its_window_was_open_is_tested_on_its_own() {
     open(async |market| {
         let (tested, late) = (market.host("tested").await, market.host("late").await);
-        market.store.window_plan(Uuid::now_v7(), Millis(5)).await.expect("plan");
-        let window = market.store.hosts_watched().await.expect("watch").ahead.expect("a window").0;
+        let window = Uuid::now_v7();
+        market.store.window_plan(window, Millis(5)).await.expect("plan");
         market.store.window_open(window, &"be".repeat(32)).await.expect("open");
         for host in [tested, late] {
             let seen = market.store.host_generation(host).await.expect("generation");
@@ -814,7 +848,7 @@ async fn a_host_that_drains_is_tested_beside_its_leases_and_not_otherwise() {
         let customer = market.customer("c").await;
         let (_, lease) = market.run(customer, host, &crate::market::request()).await;
         market.store.host_depart(None, host, nave_store::Departure::Drain).await.expect("drain");
-        let watched = market.store.hosts_watched().await.expect("watch").hosts;
+        let watched = market.store.hosts_watched(&BTreeSet::new()).await.expect("watch").hosts;
         assert!(watched.len() == 1 && watched[0].leases.len() == 1, "{watched:?}");
         let body = json!({});
         let mut drawing = crate::challenge::drawing(host, Kind::Devices, &body, &claims);
@@ -839,7 +873,9 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
         let mut placement = market.placement(job, host).await;
         placement.devices = vec!["GPU-1".into()];
         let lease = market.store.job_place(&placement).await.expect("place");
-        let watched = async || market.store.hosts_watched().await.expect("watch").hosts.remove(0).leases;
+        let watched = async || {
+            market.store.hosts_watched(&BTreeSet::new()).await.expect("watch").hosts.remove(0).leases
+        };
         assert!(!watched().await[0].was_started);
         market.store.lease_started(host, lease).await.expect("started");
         market.store.lease_probe_at(lease, Millis(7)).await.expect("set");

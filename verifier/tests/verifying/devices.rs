@@ -264,7 +264,7 @@ async fn a_window_that_no_verifier_was_there_for_is_soon_followed_by_another_and
     let market = open().await;
     let mut drawn = ready(&market, "drawn", "SIM-1").await;
     let missed = ready(&market, "missed", "SIM-2").await;
-    let watch = async || market.store.hosts_watched().await.expect("watch");
+    let watch = async || market.store.hosts_watched(&BTreeSet::new()).await.expect("watch");
     let mut first = verifier(&market, NO_SOONER);
     look(&mut first).await;
     market.store.window_come().await.expect("its time comes");
