@@ -1,4 +1,5 @@
 //! Machines that are rented from doubles of clouds, with their rows in a real Postgres.
 
+mod role;
 mod rows;
 mod schedules;

@@ -17,7 +17,12 @@ use nave_clouds::{
     provider::{Availability, MachineId, Provider},
     testing::{Double, Faults, Fuse, KEY, Numbers, Site, Wire},
 };
-use nave_domain::{HostId, JobId, MicroUsd, Millis, Timestamp, host::Term, job::JobRequest, rate::Rate};
+use nave_domain::{
+    Bytes, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::{Inventory, Runtime, Term},
+    job::{Egress, JobRequest},
+    rate::Rate,
+};
 use nave_scheduler::cloud::ledger::{Rows, known, read};
 use nave_store::{Joining, MachineDemand, NewMachine, Store, StoreError, Submission, testing};
 use serde_json::json;
@@ -45,6 +50,22 @@ pub async fn store() -> (Store, JobId) {
     let submission = Submission { customer, key: "job", hash: [0; 32], request: &request };
     let job = store.job_submit(&submission).await.expect("submitted").job;
     (store, job)
+}
+
+/// What a host says it has.
+pub fn inventory() -> Inventory {
+    Inventory {
+        milli_cpu: MilliCpu(4_000),
+        memory: Bytes(14 * Bytes::GIB),
+        disk: Bytes(40 * Bytes::GIB),
+        devices: Vec::new(),
+        cpu_model: testing::CPU_MODEL.into(),
+        os: "test".into(),
+        kernel: "test".into(),
+        runtime: Runtime::Simulated,
+        egress: vec![Egress::Public, Egress::None],
+        agent: "test".into(),
+    }
 }
 
 /// Makes a host with a ticket of this id.
