@@ -83,7 +83,7 @@ pub use quote::{
     RECENT_MAX as QUOTES_RECENT_MAX,
 };
 pub use release::{NewRelease, ReleaseRow};
-pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost};
+pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};
 pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};
