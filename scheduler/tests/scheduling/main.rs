@@ -4,5 +4,6 @@ mod planner;
 mod properties;
 mod role;
 mod supply;
+mod turns;
 mod watch;
 mod wishes;

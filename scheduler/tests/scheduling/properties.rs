@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     Bytes, HostId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::Device,
-    job::GpuRequest,
+    host::{Device, Term, Trust},
+    job::{Egress, GpuRequest, Isolation, TermWish},
     rate::{affordable, charge},
+    wish::{is_model, unmet},
 };
 use nave_scheduler::planner::{Plan, plan};
 use nave_store::{Placement, QueuedJob, Snapshot, SupplyHost};
 use proptest::{collection::vec, option, prelude::*};
 
-use crate::supply::{NOW, device, host, host_id, job, snapshot};
+use crate::supply::{NOW, customer_id, device, host, host_id, job, snapshot};
 
 prop_compose! {
     fn any_host()(
@@ -171,5 +172,132 @@ proptest! {
         let first = plan(&snapshot);
         prop_assert_eq!(&plan(&snapshot.clone()), &first);
         prop_assert_eq!(&plan(&turned_round(&snapshot)), &first);
+    }
+}
+
+const REGIONS: [&str; 2] = ["eu", "us"];
+const MODELS: [&str; 3] = ["NVIDIA A100", "NVIDIA H100 80GB", "NVIDIA L4"];
+
+prop_compose! {
+    fn any_place()(
+        mut host in any_host(), region in 0..3_usize, on_demand in any::<bool>(), trust in 0..4_usize, closed in any::<bool>(),
+        miner in 0..2_u8, models in vec((0..3_usize, option::of(0..3_usize)), 5), tenant in option::of((1..4_u128, any::<bool>())),
+    ) -> SupplyHost {
+        host.hotkey = format!("miner {miner}");
+        host.terms.region = REGIONS.get(region).and_then(|name| name.parse().ok());
+        host.terms.term = if on_demand { Term::OnDemand } else { Term::Spot };
+        host.terms.trust = Trust::ALL[trust];
+        if closed { host.inventory.egress = vec![Egress::None]; }
+        for (device, (model, class)) in host.inventory.devices.iter_mut().zip(models) {
+            device.model = MODELS[model].into();
+            if let Some(class) = class {
+                host.classes.insert(device.uuid.clone(), ["a100-80", "h100-sxm", "l4"][class].into());
+            }
+        }
+        if let Some((tenant, alone)) = tenant {
+            host.tenants.insert(customer_id(tenant));
+            host.reserved = alone.then(|| customer_id(tenant));
+        }
+        host
+    }
+}
+
+prop_compose! {
+    fn any_wish()(
+        mut job in any_job(), customer in 1..4_u128, region in 0..4_usize, term in 0..3_usize, trusting in any::<bool>(),
+        alone in 0..4_u8, models in vec(0..3_usize, 0..3), vram_max in option::of(20..80_i64), apart in 0..6_u128,
+        (most, offline, grouped) in (option::of(0..9_000_000_i64), any::<bool>(), any::<bool>()),
+    ) -> QueuedJob {
+        job.customer = customer_id(customer);
+        let request = &mut job.request;
+        request.region = REGIONS.get(region).and_then(|name| name.parse().ok());
+        request.term = TermWish::ALL[term];
+        if trusting { request.trust = Trust::ALL.into(); }
+        if alone == 0 { request.isolation = Isolation::Host; }
+        request.max_price = most.map(MicroUsd);
+        if offline { request.egress = Egress::None; }
+        if apart == 0 { request.apart = Some(uuid::Uuid::from_u128(1)); }
+        else if grouped { request.group = Some("g".into()); }
+        if let Some(gpu) = &mut request.resources.gpu {
+            gpu.models = models.iter().map(|model| ["A100", "H100", "l4"][*model].to_owned()).collect();
+            gpu.vram_max = vram_max.map(|gib| Bytes(gib * Bytes::GIB).max(gpu.vram));
+        }
+        job
+    }
+}
+
+prop_compose! {
+    fn any_market()(mut jobs in vec(any_wish(), 0..25), hosts in vec(any_place(), 0..6), size in 2..4_u8, in_gangs in 0..5_usize)
+        -> Snapshot {
+        for (number, job) in (1..).zip(&mut jobs) {
+            job.job = crate::supply::job_id(number);
+        }
+        // The first ones are gangs.
+        for gang in jobs.chunks_mut(usize::from(size)).take(in_gangs) {
+            let (first, customer) = (gang[0].job, gang[0].customer);
+            for job in gang {
+                (job.customer, job.gang) = (customer, Some(first));
+                (job.request.group, job.request.gang, job.request.apart) = (Some("g".into()), Some(size), None);
+            }
+        }
+        snapshot(jobs, hosts)
+    }
+}
+
+/// Whether a place is all that a job wishes, said once more and in another way than the planner does.
+fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
+    let request = &job.request;
+    assert_eq!(unmet(request, &host.terms, host.rate), None);
+    assert!(host.inventory.egress.contains(&request.egress));
+    assert!(request.group.is_none() || host.inventory.egress.contains(&Egress::Public));
+    let strangers = host.tenants.iter().any(|tenant| *tenant != job.customer);
+    assert!(host.reserved.is_none_or(|owner| owner == job.customer));
+    assert!(request.isolation != Isolation::Host || !strangers);
+    let Some(gpu) = &request.resources.gpu else { return };
+    let device =
+        |uuid: &String| host.inventory.devices.iter().find(|device| device.uuid == *uuid).expect("a device");
+    let all_are = |model: Option<&str>| {
+        placement.devices.iter().map(device).all(|device| {
+            let class = host.classes.get(&device.uuid).map(String::as_str);
+            model.is_none_or(|model| is_model(model, &device.model, class))
+        })
+    };
+    assert!(placement.devices.iter().all(|uuid| gpu.fits(device(uuid).vram)));
+    assert!(gpu.choices().any(all_are));
+}
+
+fn again(snapshot: &Snapshot) -> Plan {
+    plan(snapshot)
+}
+
+proptest! {
+    #[test]
+    fn every_placement_is_all_that_was_wished_and_gangs_are_whole(snapshot in any_market()) {
+        let plan = plan(&snapshot);
+        carry_out(&snapshot, &plan);
+        let mut hosts = snapshot.hosts.clone();
+        let mut apart = BTreeSet::new();
+        let mut gangs: BTreeMap<_, usize> = BTreeMap::new();
+        for placement in &plan.placements {
+            let job = snapshot.jobs.iter().find(|job| job.job == placement.job).expect("a job that waits");
+            let host = hosts.get_mut(&placement.host).expect("a host");
+            assert_met(placement, job, host);
+            assert_wished(placement, job, host);
+            if job.request.isolation == Isolation::Host { host.reserved = Some(job.customer); }
+            host.tenants.insert(job.customer);
+            if job.request.apart.is_some() {
+                prop_assert!(apart.insert((job.customer, host.hotkey.clone())), "two with one miner");
+            }
+            if let Some(gang) = job.gang { *gangs.entry(gang).or_default() += 1; }
+        }
+        for (gang, members) in gangs {
+            let size = snapshot.jobs.iter().find(|job| job.job == gang).and_then(|job| job.request.gang);
+            prop_assert_eq!(Some(members), size.map(usize::from), "a part of a gang was placed");
+        }
+        let placed = plan.placements.iter().map(|placement| placement.job);
+        let mut all: Vec<_> = placed.chain(plan.waiting.iter().chain(&plan.failed).map(|(job, _)| *job)).collect();
+        all.sort();
+        prop_assert_eq!(all, snapshot.jobs.iter().map(|job| job.job).collect::<Vec<_>>());
+        prop_assert_eq!(again(&turned_round(&snapshot)), plan);
     }
 }

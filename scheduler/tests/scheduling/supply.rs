@@ -59,6 +59,7 @@ pub fn host() -> SupplyHost {
         memory_used: Bytes::ZERO,
         disk_used: Bytes::ZERO,
         devices_used: Vec::new(),
+        shared: BTreeMap::new(),
     }
 }
 

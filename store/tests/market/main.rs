@@ -4,6 +4,7 @@
 
 mod apart;
 mod baseline;
+mod batch;
 mod blob;
 mod cancel;
 mod challenge;

@@ -1,0 +1,136 @@
+//! Whose turn it is: spot yields after notice, and nobody waits for ever.
+
+use nave_domain::{
+    LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
+    host::Term,
+    job::{Isolation, TermWish},
+};
+use nave_scheduler::planner::{Notice, Plan, Planner};
+use nave_store::{Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
+use uuid::Uuid;
+
+use crate::supply::{NOW, customer_id, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, snapshot};
+
+fn lease_id(number: u128) -> LeaseId {
+    LeaseId(Uuid::from_u128(number))
+}
+
+/// A spot lease on a host's first GPU.
+fn spot_lease(host: &mut SupplyHost, number: u128, minutes: i64) {
+    let job = gpu_job(number, 1, 0);
+    let part = Occupied {
+        customer: customer_id(9),
+        alone: false,
+        size: job.request.resources.size(),
+        disk: job.request.resources.disk,
+        devices: vec![format!("GPU-{}", host.devices_used.len())],
+        order_bytes: 0,
+    };
+    host.occupy(part.clone());
+    let used = Millis(minutes * 60_000);
+    host.yielding.push(Yielding { lease: lease_id(number), part, used, is_ending: false });
+}
+
+fn waits(plan: &Plan) -> Vec<(nave_domain::JobId, &'static str)> {
+    plan.waiting.iter().map(|(job, reason)| (*job, reason.code)).collect()
+}
+
+#[test]
+fn the_spot_lease_that_has_done_least_yields_and_its_place_is_kept() {
+    let mut full = gpu_host(&[80, 80]);
+    full.terms.term = Term::Spot;
+    spot_lease(&mut full, 101, 60);
+    spot_lease(&mut full, 102, 10);
+    let mut planner = Planner::default();
+    let plan = planner.plan(&snapshot(vec![gpu_job(1, 1, 8)], vec![full.clone()]));
+    let notice = Notice { host: host_id(1), lease: lease_id(102), for_job: job_id(1) };
+    assert_eq!((plan.notices.as_slice(), plan.placements.len()), ([notice].as_slice(), 0));
+    full.yielding[1].is_ending = true;
+    let plan = planner.plan(&snapshot(vec![gpu_job(1, 1, 8)], vec![full.clone()]));
+    assert_eq!((plan.notices.len(), waits(&plan)), (0, vec![(job_id(1), "waiting_for_capacity")]));
+    full.yielding.remove(1);
+    full.devices_used.remove(1);
+    // Whoever is younger does not get it, even if the one it is kept for were looked at later.
+    let plan = planner.plan(&snapshot(vec![gpu_job(1, 1, 8), gpu_job(2, 1, 8)], vec![full]));
+    assert_eq!(plan.placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(1)]);
+}
+
+#[test]
+fn spot_yields_neither_to_spot_nor_where_something_else_is_free_nor_in_vain() {
+    let mut full = gpu_host(&[80]);
+    full.terms.term = Term::Spot;
+    spot_lease(&mut full, 101, 10);
+    let notices = |job: QueuedJob, hosts| Planner::default().plan(&snapshot(vec![job], hosts)).notices.len();
+    let wish = |term| {
+        let mut job = gpu_job(1, 1, 8);
+        job.request.term = term;
+        job
+    };
+    assert_eq!(notices(wish(TermWish::Spot), vec![full.clone()]), 0);
+    assert_eq!(notices(wish(TermWish::OnDemand), vec![full.clone()]), 0, "the host is not on demand");
+    assert_eq!(notices(wish(TermWish::Any), vec![full.clone(), gpu_host(&[80])]), 0);
+    assert_eq!(notices(gpu_job(1, 2, 8), vec![full.clone()]), 0, "it has one");
+    let mut alone = gpu_job(1, 1, 8);
+    alone.request.isolation = Isolation::Host;
+    let mut shared = full.clone();
+    shared.tenants.insert(customer_id(8));
+    assert_eq!(notices(alone, vec![shared]), 0, "somebody else stays");
+    assert_eq!(notices(wish(TermWish::Any), vec![full]), 1);
+}
+
+/// A job that fills a host and has waited for so long.
+fn wide(number: u128, waited: i64) -> QueuedJob {
+    let mut wide = job(number);
+    wide.request.resources.milli_cpu = MilliCpu(8_000);
+    wide.left = MicroUsd(100_000_000);
+    wide.queued_at = Timestamp(NOW.0 - waited);
+    wide
+}
+
+#[test]
+fn a_host_is_kept_for_whoever_has_waited_too_long() {
+    let busy = |milli_cpu| SupplyHost { milli_cpu_used: MilliCpu(milli_cpu), ..host() };
+    let mut planner = Planner::default();
+    let plan = planner.plan(&snapshot(vec![wide(1, 1_000), job(2)], vec![busy(4_000)]));
+    assert_eq!(plan.placements.len(), 1, "it has not waited for long");
+    let late = |hosts| snapshot(vec![wide(1, 400_000), job(2)], hosts);
+    let plan = planner.plan(&late(vec![busy(4_000)]));
+    assert_eq!(waits(&plan), [(job_id(1), "waiting_for_capacity"), (job_id(2), "kept_for_others")]);
+    assert_eq!(hosts_of(&planner.plan(&late(vec![busy(4_000), busy(6_000)]))), [2], "one suffices");
+    // The host that was kept stays the one, whichever is emptier now.
+    assert_eq!(hosts_of(&planner.plan(&late(vec![busy(4_000), busy(1_000)]))), [2]);
+    let plan = planner.plan(&late(vec![busy(0), busy(1_000)]));
+    assert_eq!(
+        plan.placements.iter().map(|p| (p.job, p.host)).collect::<Vec<_>>(),
+        [(job_id(1), host_id(1)), (job_id(2), host_id(2))]
+    );
+    let plan = planner.plan(&Snapshot { jobs: vec![job(2)], ..late(vec![busy(4_000)]) });
+    assert_eq!(plan.placements.len(), 1, "nobody is left to keep it for");
+}
+
+#[test]
+fn what_is_asked_for_and_learned_keeps_scarce_gpus_for_those_who_need_them() {
+    let of = |model: &str, class: &str| {
+        let mut host = gpu_host(&[80]);
+        model.clone_into(&mut host.inventory.devices[0].model);
+        host.classes = [("GPU-0".to_owned(), class.to_owned())].into();
+        host
+    };
+    let hosts = || vec![of("H100", "h100-sxm"), of("A100", "a100-80")];
+    let mut planner = Planner::default();
+    assert_eq!(
+        hosts_of(&planner.plan(&snapshot(vec![gpu_job(1, 1, 8)], hosts()))),
+        [1],
+        "the first of equals"
+    );
+    for look in 0..20 {
+        let choosy = (0..10).map(|number| {
+            let mut job = gpu_job(1_000 + look * 10 + number, 1, 8);
+            job.request.resources.gpu.get_or_insert_default().models = vec!["H100".into()];
+            job
+        });
+        planner.plan(&snapshot(choosy.collect(), hosts()));
+    }
+    let later = Snapshot { now: NOW.after(Millis(60_000)), ..snapshot(vec![gpu_job(9_999, 1, 8)], hosts()) };
+    assert_eq!(hosts_of(&planner.plan(&later)), [2]);
+}
