@@ -27,6 +27,12 @@ pub fn class_of(model: &str, vram_each: Option<Bytes>) -> Option<&'static str> {
     price_list().class.iter().find(|class| is(class, &words, vram_gib)).map(|class| class.name.as_str())
 }
 
+/// The memory of a GPU, where its name says it.
+#[must_use]
+pub fn vram_of(model: &str) -> Option<Bytes> {
+    vram_in(&words(model)).and_then(|gib| gib.checked_mul(Bytes::GIB)).map(Bytes)
+}
+
 fn is(class: &Listed, words: &[String], vram_gib: Option<i64>) -> bool {
     let any = |wanted: &[String]| wanted.iter().any(|wanted| words.contains(wanted));
     let vram = class
@@ -185,6 +191,13 @@ mod tests {
 
     fn gib(count: i64) -> Option<Bytes> {
         Some(Bytes(count * Bytes::GIB))
+    }
+
+    #[test]
+    fn memory_is_read_from_a_name_that_says_it() {
+        assert_eq!(vram_of("A100 (40 GB SXM4)"), gib(40));
+        assert_eq!(vram_of("H100-80G-PCIe"), gib(80));
+        assert_eq!(vram_of("L40S"), None);
     }
 
     #[test]

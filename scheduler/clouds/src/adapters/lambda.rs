@@ -11,7 +11,7 @@ use super::{
     shapes::{self, Named, Number, Pieces},
 };
 use crate::{
-    classes::class_of,
+    classes::{class_of, vram_of},
     error::CloudError,
     http::{Api, Method, if_found, malformed, of_launch, read},
     money::cents,
@@ -112,27 +112,25 @@ fn offers_of(name: &str, entry: &Entry, raw: &str, now: Timestamp) -> Vec<CloudO
         if count.bytes().all(|byte| byte.is_ascii_digit()) { rest } else { words.as_str() }
     });
     let specs = &entry.kind.specs;
-    let offer = |region: Option<&Named>| CloudOffer {
+    let vram_each = vram_of(model);
+    let offer = CloudOffer {
         cloud: Cloud::Lambda,
         id: name.to_owned(),
-        region: region.and_then(|region| region.name.clone()).unwrap_or_default(),
+        region: String::new(),
         model: model.to_owned(),
-        class: class_of(model, None),
+        class: class_of(model, vram_each),
         devices: shapes::count(&specs.gpus),
-        vram_each: None,
+        vram_each,
         cpu: shapes::cpu(&specs.vcpus),
         memory: shapes::gib(&specs.memory_gib),
         disk: shapes::gib(&specs.storage_gib),
         price,
         billing: Cloud::Lambda.terms().billing,
-        availability: region.map_or(Availability::SoldOut, |_| Availability::Available(None)),
+        availability: Availability::Available(None),
         fetched_at: now,
         raw: payload(raw),
     };
-    if entry.regions.is_empty() {
-        return vec![offer(None)];
-    }
-    entry.regions.iter().map(|region| offer(Some(region))).collect()
+    shapes::in_each(&entry.regions, offer)
 }
 
 impl Lambda {

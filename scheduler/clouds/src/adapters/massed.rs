@@ -109,10 +109,10 @@ fn offers_of(name: &str, entry: &Entry, raw: &str, now: Timestamp) -> Vec<CloudO
     };
     let left = entry.capacity_available.as_deref().and_then(whole).and_then(|left| u32::try_from(left).ok());
     let class = class_of(&model, None).or_else(|| class_of(entry.product.description.as_deref()?, None));
-    let offer = |region: Option<&Named>| CloudOffer {
+    let offer = CloudOffer {
         cloud: Cloud::Massed,
         id: name.to_owned(),
-        region: region.and_then(|region| region.name.clone()).unwrap_or_default(),
+        region: String::new(),
         model: model.clone(),
         class,
         devices,
@@ -122,17 +122,11 @@ fn offers_of(name: &str, entry: &Entry, raw: &str, now: Timestamp) -> Vec<CloudO
         disk: shapes::gib(&entry.product.specs.storage_gb),
         price,
         billing: Cloud::Massed.terms().billing,
-        availability: match (region, left) {
-            (Some(_), None | Some(1..)) => Availability::Available(left),
-            (None, _) | (_, Some(0)) => Availability::SoldOut,
-        },
+        availability: if left == Some(0) { Availability::SoldOut } else { Availability::Available(left) },
         fetched_at: now,
         raw: payload(raw),
     };
-    if entry.regions.is_empty() {
-        return vec![offer(None)];
-    }
-    entry.regions.iter().map(|region| offer(Some(region))).collect()
+    shapes::in_each(&entry.regions, offer)
 }
 
 impl Massed {

@@ -8,7 +8,7 @@ use crate::{
     error::CloudError,
     http::malformed,
     money::{thousandths, whole},
-    provider::{CloudId, Machine, MachineState},
+    provider::{Availability, CloudId, CloudOffer, Machine, MachineState},
 };
 
 /// The pieces of a list as the cloud wrote them.
@@ -88,6 +88,16 @@ pub struct Named {
     /// Its name.
     #[serde(default)]
     pub name: Option<String>,
+}
+
+/// What is offered in each of the regions that have some left, or sold out where none has.
+pub fn in_each(regions: &[Named], offer: CloudOffer) -> Vec<CloudOffer> {
+    if regions.is_empty() {
+        return vec![CloudOffer { availability: Availability::SoldOut, ..offer }];
+    }
+    let there =
+        |region: &Named| CloudOffer { region: region.name.clone().unwrap_or_default(), ..offer.clone() };
+    regions.iter().map(there).collect()
 }
 
 /// An address, unless it is a placeholder.
