@@ -198,6 +198,13 @@ pub struct Shared<T> {
     pub count: u16,
 }
 
+impl<T> Shared<T> {
+    /// Counts one more, which fits.
+    pub fn add(taken: &mut Option<Self>, tenant: T, fraction: Fraction) {
+        taken.get_or_insert(Self { tenant, fraction, count: 0 }).count += 1;
+    }
+}
+
 impl<T: PartialEq> Shared<T> {
     /// The shares of a device once it has one more; none where that does not fit: it is somebody else's, of
     /// another size, or more than is left.

@@ -27,8 +27,8 @@ pub struct GpuRequest {
     /// `["H100", "A100"]`. Left out, any will do.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
-    /// Thousandths of a device's computing that suffice. Today devices are leased whole, and so
-    /// is one that only a part was asked of.
+    /// Thousandths of a device's computing that suffice, with `vram` of its memory. Where a host leases
+    /// fractions of devices, the job gets one, which it pays for; else a whole device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<u16>,
 }

@@ -94,6 +94,9 @@ struct RemoveArgs {
     data: DataArg,
     #[command(flatten)]
     docker: DockerArgs,
+    /// The program that speaks to the GPU driver; by default nave-prover beside this one.
+    #[arg(long, env = "NAVE_AGENT_PROVER")]
+    prover: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -178,7 +181,9 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Inventory(args) => show::inventory(args).await,
         Command::Doctor(args) => show::doctor(args).await,
         Command::RemoveAll(args) => {
-            let count = purge::remove_all(&args.data.absolute()?, &args.docker.config()).await?;
+            let mut docker = args.docker.config();
+            docker.shares.prover = args.prover.unwrap_or(docker.shares.prover);
+            let count = purge::remove_all(&args.data.absolute()?, &docker).await?;
             eprintln!("removed {count} jobs and everything around them");
             Ok(ExitCode::SUCCESS)
         }

@@ -205,6 +205,7 @@ impl Drop for Machine {
             .arg("--data")
             .arg(self.data())
             .args(self.docker_args())
+            .env("NAVE_AGENT_PROVER", self.dir.path().join("doubles/nave-prover"))
             .status();
         Doubles::clear(&self.data());
         assert!(removed.expect("remove-all runs").success() || std::thread::panicking());

@@ -50,6 +50,7 @@ fn host(n: u128) -> SupplyHost {
         memory_used: Bytes::ZERO,
         disk_used: Bytes::ZERO,
         devices_used: Vec::new(),
+        shared: BTreeMap::new(),
     }
 }
 

@@ -3,9 +3,11 @@
 use std::{cell::RefCell, collections::BTreeMap, collections::BTreeSet, rc::Rc};
 
 use nave_domain::{
-    Bytes, MicroUsd, MilliCpu,
+    Bytes, MicroUsd, MilliCpu, MilliGpu,
+    fraction::{Division, Fraction, Shared, Slice},
     host::Device,
     job::{Egress, GpuRequest, Isolation, JobRequest},
+    rate::Rate,
     wish::{Known, Unmet, unmet, words},
 };
 use nave_store::{Baselines, QueuedJob, SupplyHost};
@@ -110,6 +112,8 @@ pub(crate) struct Supply {
     pub(crate) host: SupplyHost,
     /// Those that jobs can have whole, the smallest first.
     pub(crate) devices: Rc<[Offered]>,
+    /// Slices of others, each with its device.
+    pub(crate) slices: Rc<[(Slice, Offered)]>,
 }
 
 /// A device that jobs can have.
@@ -126,11 +130,17 @@ impl Supply {
             let class = host.classes.get(&device.uuid).map(|class| (class.as_str(), models));
             Known::of(&device.model, class)
         };
-        let offered =
-            |device: &Device| Offered { device: device.clone(), known: names.number(known(device)) };
-        let mut devices: Vec<Offered> = host.inventory.rentable_devices().map(offered).collect();
+        let mut devices = Vec::new();
+        for device in host.inventory.rentable_devices() {
+            devices.push(Offered { device: device.clone(), known: names.number(known(device)) });
+        }
         devices.sort_by(|a, b| (a.device.vram, &a.device.uuid).cmp(&(b.device.vram, &b.device.uuid)));
-        Self { host: host.clone(), devices: devices.into() }
+        let mut slices = Vec::new();
+        for (device, slice) in host.inventory.rentable_slices() {
+            let known = names.number(known(device));
+            slices.push((slice.clone(), Offered { device: device.clone(), known }));
+        }
+        Self { host: host.clone(), devices: devices.into(), slices: slices.into() }
     }
 
     /// The same host without anybody on it.
@@ -140,11 +150,12 @@ impl Supply {
             memory_used: Bytes::ZERO,
             disk_used: Bytes::ZERO,
             devices_used: Vec::new(),
+            shared: BTreeMap::new(),
             tenants: BTreeSet::new(),
             reserved: None,
             ..self.host.clone()
         };
-        Self { host, devices: self.devices.clone() }
+        Self { host, ..self.clone() }
     }
 
     /// Devices that will do for a request, in use or not, of what is meant by its model; with their places.
@@ -160,8 +171,76 @@ impl Supply {
     }
 
     fn free(&self, gpu: &GpuRequest, model: Option<&Meant>) -> impl Iterator<Item = (usize, &Device)> {
-        self.fitting(gpu, model).filter(|(_, device)| !self.host.devices_used.contains(&device.uuid))
+        self.fitting(gpu, model).filter(|(_, device)| !self.is_in_use(&device.uuid))
     }
+
+    /// Whether somebody has all of a device or of a slice, or a share of it.
+    pub(crate) fn is_in_use(&self, uuid: &str) -> bool {
+        self.host.devices_used.iter().any(|used| used == uuid) || self.host.shared.contains_key(uuid)
+    }
+
+    /// Whether fractions of its devices can be leased.
+    pub(crate) fn has_fractions(&self) -> bool {
+        let shares = |offered: &Offered| offered.device.division == Division::Shares;
+        !self.slices.is_empty() || self.devices.iter().any(shares)
+    }
+
+    /// The same host, if a GPU cost what so much of one costs, rounded up.
+    pub(crate) fn priced(&self, milli: MilliGpu) -> Self {
+        let gpu_hour = i128::from(self.host.rate.gpu_hour.0) * i128::from(milli.0);
+        let gpu_hour = i64::try_from((gpu_hour + 999) / 1_000).unwrap_or(i64::MAX);
+        let rate = Rate { gpu_hour: MicroUsd(gpu_hour), ..self.host.rate };
+        Self { host: SupplyHost { rate, ..self.host.clone() }, ..self.clone() }
+    }
+}
+
+/// What a job gets of one device.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece<'a> {
+    /// The device, or the slice.
+    pub(crate) uuid: &'a str,
+    /// The device that it is of.
+    pub(crate) device: &'a Device,
+    /// Set where it is a share.
+    pub(crate) share: Option<Fraction>,
+    /// How much of a device is paid for.
+    pub(crate) milli: MilliGpu,
+    /// The device's place among those that jobs can have whole.
+    pub(crate) place: Option<usize>,
+}
+
+/// A free fraction of a device for a job that one suffices for: a share beside its customer's own, or else the smallest
+/// slice, or else a share of a device that nobody has.
+pub(crate) fn piece<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Piece<'a>> {
+    let gpu = job.request.resources.gpu.as_ref()?;
+    let wanted = Fraction::wanted(gpu, job.request.isolation)?;
+    let is_meant = |offered: &Offered| model.is_none_or(|meant| meant.contains(&offered.known));
+    let share = |(place, offered): (usize, &'a Offered)| {
+        let device = &offered.device;
+        let fraction = wanted.on(device.vram);
+        let taken = supply.host.shared.get(&device.uuid).copied();
+        let fits = device.division == Division::Shares
+            && is_meant(offered)
+            && !supply.host.devices_used.contains(&device.uuid)
+            && gpu.vram_max.is_none_or(|most| fraction.vram <= most)
+            && Shared::with(taken, device.vram, job.customer, fraction).is_some();
+        let (share, milli) = (Some(fraction), fraction.priced(device.vram));
+        fits.then_some((
+            taken.is_some(),
+            Piece { uuid: &device.uuid, device, share, milli, place: Some(place) },
+        ))
+    };
+    let (beside, fresh): (Vec<_>, Vec<_>) =
+        supply.devices.iter().enumerate().filter_map(share).partition(|(is_beside, _)| *is_beside);
+    let first = |shares: Vec<(bool, Piece<'a>)>| shares.into_iter().next().map(|(_, piece)| piece);
+    let slice = || {
+        let free = supply.slices.iter().filter(|(slice, of)| is_meant(of) && !supply.is_in_use(&slice.uuid));
+        let slice = wanted.slice(free.map(|(slice, _)| slice), gpu.vram_max)?;
+        let (_, of) = supply.slices.iter().find(|(other, _)| other.uuid == slice.uuid)?;
+        let milli = slice.fraction().priced(of.device.vram);
+        Some(Piece { uuid: &slice.uuid, device: &of.device, share: None, milli, place: None })
+    };
+    first(beside).or_else(slice).or_else(|| first(fresh))
 }
 
 /// The first thing a host does not have enough of for a job, whose GPUs are what `model` means if that is named.
@@ -186,7 +265,7 @@ pub(crate) fn may_have(supply: &Supply, names: &Names, job: &QueuedJob, places: 
     has_devices && lack_beside_gpus(supply, job).is_none()
 }
 
-fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack> {
+pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack> {
     let host = &supply.host;
     let wanted = &job.request.resources;
     let has = &host.inventory;

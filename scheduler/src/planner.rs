@@ -169,8 +169,14 @@ impl Look<'_> {
                 Unit::Whole(jobs) => {
                     let refusal = self.refused(&jobs);
                     if refusal.is_empty() {
-                        let request = |job: &&QueuedJob| self.loaded.request(job, &self.market.hosts);
-                        let members = jobs.iter().map(request).collect();
+                        let mut members: Vec<Request> =
+                            jobs.iter().map(|job| self.loaded.request(job, &self.market.hosts)).collect();
+                        if let ([job], [request]) = (jobs.as_slice(), members.as_mut_slice())
+                            && self.market.takes_fraction(job)
+                        {
+                            // The fleet knows whole devices; a fraction is found by hand.
+                            request.classes = 0;
+                        }
                         eligible.push(Eligible { jobs, members });
                     }
                     self.refuse(refusal);
@@ -310,6 +316,9 @@ impl Look<'_> {
             let kept_for = self.loaded.handle(host).and_then(|handle| self.loaded.fleet.kept_for(handle));
             kept_for.is_some_and(|id| whose != Some(id))
         };
+        if let Some(found) = self.market.fraction(job, is_kept) {
+            return Some(found);
+        }
         let (host, places) = self.market.by_hand(job, is_kept)?;
         Some((self.market.placement(job, host, &places)?, places))
     }
@@ -321,11 +330,14 @@ impl Look<'_> {
 
     /// Answers a wish for a quote, as if it were a job.
     fn quote(&mut self, asked: &AskedQuote) {
+        // What is held is a whole device.
+        let mut request = asked.request.clone();
+        request.resources.gpu.iter_mut().for_each(|gpu| gpu.share = None);
         let job = QueuedJob {
             job: JobId(asked.quote.0),
             customer: asked.customer,
             left: asked.request.max_spend,
-            request: asked.request.clone(),
+            request,
             queued_at: asked.asked_at,
             queued: Millis::ZERO,
             attempts: 0,

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Timestamp,
+    fraction::{Share, Tenant},
     host::{self, HostEvent, HostState, Inventory, Proven, Term, Trust},
     job::JobRequest,
     lease::StopReason,
@@ -98,10 +99,12 @@ pub struct OrderRow {
     pub memory: Bytes,
     /// Working directory.
     pub disk: Bytes,
-    /// GPUs.
+    /// GPUs, or a slice of one.
     pub devices: Vec<String>,
     /// The other open leases of its group, by job.
     pub peers: BTreeMap<JobId, LeaseId>,
+    /// What it gets of its one GPU, where that is a share.
+    pub share: Option<Share>,
 }
 
 /// Shortest time between two changes of what a host has. A change makes placements planned
@@ -281,7 +284,8 @@ impl Store {
         .await?
         .ok_or(StoreError::NotFound("host"))?;
         let orders = sqlx::query!(
-            "select l.lease_id, l.job_id, l.attempt, l.stop_reason, l.milli_cpu, l.memory, l.disk, l.devices, j.request
+            "select l.lease_id, l.job_id, l.attempt, l.stop_reason, l.milli_cpu, l.memory, l.disk, l.devices, l.share_milli,
+                    l.share_vram, j.customer_id, j.request
              from leases l join jobs j using (job_id) where l.host_id = $1 and l.state <> 'closed'",
             host.0
         )
@@ -300,6 +304,8 @@ impl Store {
                 devices: row.devices,
                 peers: peers.remove(&row.lease_id.into()).unwrap_or_default(),
             };
+                share: schedule::share(row.share_milli, row.share_vram)
+                    .map(|fraction| Share { fraction, tenant: Tenant::of(host, row.customer_id.into()) }),
             Ok((row.lease_id.into(), order))
         });
         Ok(SpecRow {

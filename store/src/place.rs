@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, Millis,
+    fraction::Fraction,
     host::Trust,
     job::{self, JobEvent, JobState},
     lease::ChosenFor,
@@ -33,8 +34,11 @@ pub struct Placement {
     pub size: Size,
     /// Working directory.
     pub disk: Bytes,
-    /// GPUs.
+    /// GPUs, or a slice of one.
     pub devices: Vec<String>,
+    /// What it gets of its one GPU, where that is a share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Fraction>,
     /// At which rate.
     pub rate: Rate,
     /// Longest run.
@@ -131,9 +135,9 @@ async fn insert(tx: &mut PgConnection, job: &LockedJob, placement: &Placement) -
                        returning attempts, octet_length(request::text) as bytes)
          insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
                              gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes,
-                             reason, trust, baseline_gpu_hour)
+                             reason, trust, baseline_gpu_hour, share_milli, share_vram)
          select $1, $2, attempts, $3, $4::text[], $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                bytes + $14::bigint + $15::bigint * cardinality($4::text[]), $16, $17, $18 from next",
+                bytes + $14::bigint + $15::bigint * cardinality($4::text[]), $16, $17, $18, $19, $20 from next",
         lease.0,
         job.job.0,
         placement.host.0,
@@ -151,7 +155,9 @@ async fn insert(tx: &mut PgConnection, job: &LockedJob, placement: &Placement) -
         DEVICE_BYTES,
         placement.grounds.reason.as_str(),
         placement.grounds.trust.as_str(),
-        placement.grounds.baseline.map(|price| price.0)
+        placement.grounds.baseline.map(|price| price.0),
+        placement.share.map(|share| share.milli.0),
+        placement.share.map(|share| share.vram.0)
     )
     .execute(&mut *tx)
     .await?;
@@ -279,6 +285,8 @@ struct NewLease<'a> {
     reason: &'static str,
     trust: &'static str,
     baseline_gpu_hour: Option<i64>,
+    share_milli: Option<i64>,
+    share_vram: Option<i64>,
 }
 
 impl<'a> NewLease<'a> {
@@ -300,6 +308,8 @@ impl<'a> NewLease<'a> {
             reason: placement.grounds.reason.as_str(),
             trust: placement.grounds.trust.as_str(),
             baseline_gpu_hour: placement.grounds.baseline.map(|price| price.0),
+            share_milli: placement.share.map(|share| share.milli.0),
+            share_vram: placement.share.map(|share| share.vram.0),
         }
     }
 }
@@ -314,7 +324,7 @@ async fn insert_all(tx: &mut PgConnection, placements: &[Placement], leases: &[L
             select * from jsonb_to_recordset($1) fresh (
                 lease_id uuid, job_id uuid, host_id uuid, devices text[], milli_gpu bigint, milli_cpu bigint,
                 memory bigint, disk bigint, gpu_hour bigint, vcpu_hour bigint, gib_hour bigint, run_ms_max bigint,
-                capped_by_spend boolean, reason text, trust text, baseline_gpu_hour bigint)),
+                capped_by_spend boolean, reason text, trust text, baseline_gpu_hour bigint, share_milli bigint, share_vram bigint)),
          next as (
             update jobs set state = $2, attempts = attempts + 1, reason_code = null, reason_message = null,
                 queued_ms = queued_ms + now_ms() - queued_at_ms, queued_at_ms = null
@@ -322,10 +332,10 @@ async fn insert_all(tx: &mut PgConnection, placements: &[Placement], leases: &[L
             returning jobs.job_id, attempts, octet_length(request::text) as bytes)
          insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
                              gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes,
-                             reason, trust, baseline_gpu_hour)
+                             reason, trust, baseline_gpu_hour, share_milli, share_vram)
          select lease_id, job_id, attempts, host_id, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour, vcpu_hour,
                 gib_hour, run_ms_max, capped_by_spend, bytes + $3::bigint + $4::bigint * cardinality(devices),
-                reason, trust, baseline_gpu_hour
+                reason, trust, baseline_gpu_hour, share_milli, share_vram
          from fresh join next using (job_id)",
         error::write_json(&rows)?,
         placed.as_str(),

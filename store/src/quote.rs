@@ -187,6 +187,7 @@ pub(crate) async fn held(tx: &mut PgConnection) -> Result<Vec<(HostId, Occupied)
             size: placement.size,
             disk: placement.disk,
             devices: placement.devices,
+            share: placement.share,
             order_bytes: 0,
         };
         Ok((row.host_id.into(), part))

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
+    fraction::{Fraction, Shared},
     host::{Inventory, Proven},
     job::JobRequest,
     rate::{Rate, Size},
@@ -93,8 +94,10 @@ pub struct SupplyHost {
     pub memory_used: Bytes,
     /// Disk leased or held.
     pub disk_used: Bytes,
-    /// GPUs leased or held.
+    /// GPUs leased or held whole, and slices.
     pub devices_used: Vec<String>,
+    /// GPUs of which shares are leased.
+    pub shared: BTreeMap<String, Shared<CustomerId>>,
 }
 
 impl SupplyHost {
@@ -103,10 +106,21 @@ impl SupplyHost {
         self.milli_cpu_used.0 = self.milli_cpu_used.0.saturating_add(part.size.milli_cpu.0);
         self.memory_used.0 = self.memory_used.0.saturating_add(part.size.memory.0);
         self.disk_used.0 = self.disk_used.0.saturating_add(part.disk.0);
-        self.devices_used.extend(part.devices);
+        match part.share {
+            Some(fraction) => self.share(part.devices, part.customer, fraction),
+            None => self.devices_used.extend(part.devices),
+        }
         self.tenants.insert(part.customer);
         if part.alone {
             self.reserved = Some(part.customer);
+        }
+    }
+
+    fn share(&mut self, devices: Vec<String>, tenant: CustomerId, fraction: Fraction) {
+        for device in devices {
+            let mut taken = self.shared.remove(&device);
+            Shared::add(&mut taken, tenant, fraction);
+            self.shared.extend(taken.map(|taken| (device, taken)));
         }
     }
 }
@@ -137,6 +151,8 @@ pub struct Occupied {
     pub disk: Bytes,
     /// GPUs.
     pub devices: Vec<String>,
+    /// What it has of its one GPU, where that is a share.
+    pub share: Option<Fraction>,
     /// Bytes that its order takes in the spec.
     pub order_bytes: i64,
 }
@@ -148,11 +164,16 @@ const JOBS_MAX: i64 = 1_000;
 /// and the names of its devices.
 const ORDER_BYTES_MAX: i64 = 7 << 18;
 
+/// The share of a row, where it has one.
+pub(crate) fn share(milli: Option<i64>, vram: Option<i64>) -> Option<Fraction> {
+    Some(Fraction { milli: MilliGpu(milli?), vram: Bytes(vram?) })
+}
+
 /// What open leases and quotes occupy, by host.
 pub(crate) async fn occupied(tx: &mut PgConnection) -> Result<BTreeMap<HostId, Vec<Occupied>>> {
     let leases = sqlx::query!(
         r#"select l.host_id, j.customer_id, j.request ->> 'isolation' is not distinct from 'host' as "alone!",
-                l.milli_gpu, l.milli_cpu, l.memory, l.disk, l.devices, l.order_bytes
+                l.milli_gpu, l.milli_cpu, l.memory, l.disk, l.devices, l.share_milli, l.share_vram, l.order_bytes
            from leases l join jobs j using (job_id) where l.state <> 'closed' order by l.lease_id"#
     )
     .fetch_all(&mut *tx)
@@ -169,6 +190,7 @@ pub(crate) async fn occupied(tx: &mut PgConnection) -> Result<BTreeMap<HostId, V
             },
             disk: Bytes(row.disk),
             devices: row.devices,
+            share: share(row.share_milli, row.share_vram),
             order_bytes: row.order_bytes,
         };
         occupied.entry(row.host_id.into()).or_default().push(part);
@@ -183,7 +205,7 @@ pub(crate) async fn occupied(tx: &mut PgConnection) -> Result<BTreeMap<HostId, V
 async fn yielding(tx: &mut PgConnection) -> Result<BTreeMap<HostId, Vec<Yielding>>> {
     let rows = sqlx::query!(
         r#"select l.lease_id, l.host_id, j.customer_id, j.request ->> 'isolation' is not distinct from 'host' as "alone!",
-                l.milli_gpu, l.milli_cpu, l.memory, l.disk, l.devices, l.order_bytes, l.used_ms,
+                l.milli_gpu, l.milli_cpu, l.memory, l.disk, l.devices, l.share_milli, l.share_vram, l.order_bytes, l.used_ms,
                 l.notice_up_ms is not null or l.state in ('stopping', 'draining') as "is_ending!"
            from leases l join jobs j using (job_id)
            where l.state <> 'closed' and (l.state in ('stopping', 'draining') or j.request ->> 'term' = 'spot')
@@ -203,6 +225,7 @@ async fn yielding(tx: &mut PgConnection) -> Result<BTreeMap<HostId, Vec<Yielding
             },
             disk: Bytes(row.disk),
             devices: row.devices,
+            share: share(row.share_milli, row.share_vram),
             order_bytes: row.order_bytes,
         };
         let (lease, used) = (row.lease_id.into(), Millis(row.used_ms));
@@ -291,6 +314,7 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
             memory_used: Bytes::ZERO,
             disk_used: Bytes::ZERO,
             devices_used: Vec::new(),
+            shared: BTreeMap::new(),
         };
         let parts = occupied.remove(&row.host_id.into()).unwrap_or_default();
         let order_bytes: i64 = parts.iter().map(|part| part.order_bytes).sum();

@@ -193,7 +193,11 @@ impl Store {
 
     async fn leases_watched(&self) -> Result<BTreeMap<Uuid, Vec<WatchedLease>>> {
         let rows = sqlx::query!(
-            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms, cardinality(l.devices) > 0 as "has_devices!",
+            // Where a share is leased, nobody but its jobs computes on the device: no test could.
+            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms,
+                    cardinality(l.devices) > 0 and not exists (
+                        select from leases s where s.host_id = l.host_id and s.share_milli is not null and s.state <> 'closed')
+                    as "has_devices!",
                     l.probe_up_ms,
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_start') as "start_probed!",
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_end') as "end_probed!"

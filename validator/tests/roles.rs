@@ -73,6 +73,7 @@ impl Market {
             size: request.resources.size(),
             disk: request.resources.disk,
             devices: Vec::new(),
+            share: None,
             rate: RATE,
             run_max: Millis(60_000),
             capped_by_spend: false,

@@ -148,7 +148,7 @@ fn order(prefix: Prefix, lease: LeaseId, row: OrderRow) -> Order {
         memory: row.memory,
         disk: row.disk,
         devices: row.devices,
-        share: None,
+        share: row.share,
         egress: row.request.egress,
     }
 }

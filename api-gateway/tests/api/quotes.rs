@@ -34,6 +34,7 @@ fn scheduler(store: Store, host: Option<HostId>) -> JoinHandle<()> {
                         size: asked.request.resources.size(),
                         disk: asked.request.resources.disk,
                         devices: Vec::new(),
+                        share: None,
                         rate: supply.rate,
                         run_max: asked.request.limits.run_ms,
                         capped_by_spend: false,

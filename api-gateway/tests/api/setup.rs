@@ -183,6 +183,7 @@ impl Market {
             size: queued.request.resources.size(),
             disk,
             devices: Vec::new(),
+            share: None,
             rate: supply.rate,
             run_max: queued.request.limits.run_ms,
             capped_by_spend: false,

@@ -311,6 +311,7 @@ impl Rows {
             memory_used: Bytes(open().map(|lease| lease.size.memory.0).sum()),
             disk_used: Bytes(open().map(|lease| lease.disk.0).sum()),
             devices_used: open().flat_map(|lease| lease.devices.clone()).collect(),
+            shared: BTreeMap::new(),
         })
     }
 

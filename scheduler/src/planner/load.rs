@@ -127,7 +127,7 @@ impl<'a> Loaded<'a> {
         let alone = host.reserved;
         let tenants: Vec<(u32, bool)> =
             host.tenants.iter().map(|tenant| (self.owner(*tenant), alone == Some(*tenant))).collect();
-        let is_used = |uuid: &String| host.devices_used.contains(uuid);
+        let is_used = |uuid: &String| supply.is_in_use(uuid);
         let places = (0..).zip(supply.devices.iter());
         let devices = places.filter(|(_, offered)| is_used(&offered.device.uuid)).map(|(at, _)| at).collect();
         let used = Used {

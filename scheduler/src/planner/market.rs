@@ -6,16 +6,17 @@ use std::{
 };
 
 use nave_domain::{
-    CustomerId, HostId, JobId, Timestamp,
+    CustomerId, HostId, JobId, Millis, Timestamp,
+    fraction::Fraction,
     job::{GROUP_LEASES_MAX, Isolation},
     lease::ChosenFor,
-    rate::hourly,
+    rate::{Size, hourly},
 };
 use nave_store::{Baselines, Considered, Grounds, Occupied, Placement, QueuedJob, Snapshot};
 use uuid::Uuid;
 
 use crate::{
-    fit::{Names, Supply, baseline, devices, lack, may_have},
+    fit::{Meant, Names, Piece, Supply, baseline, devices, lack, lack_beside_gpus, may_have, piece},
     planner::{
         Reason,
         money::{pays, run_max},
@@ -113,6 +114,7 @@ impl<'a> Market<'a> {
             size: job.request.resources.size(),
             disk: job.request.resources.disk,
             devices: devices.iter().map(|device| device.uuid.clone()).collect(),
+            share: None,
             rate: host.rate,
             run_max,
             capped_by_spend: run_max < job.request.limits.run_ms,
@@ -170,6 +172,60 @@ impl<'a> Market<'a> {
         Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
     }
 
+    /// Whether a fraction of a device suffices for a job, and there are any.
+    pub fn takes_fraction(&self, job: &QueuedJob) -> bool {
+        let gpu = job.request.resources.gpu.as_ref();
+        gpu.and_then(|gpu| Fraction::wanted(gpu, job.request.isolation)).is_some()
+            && self.hosts.values().any(Supply::has_fractions)
+    }
+
+    /// A placement on a fraction of a device, for a job that one suffices for, on the host where that costs least; with the
+    /// place of a device that nobody can have whole then.
+    pub fn fraction(
+        &self,
+        job: &QueuedJob,
+        is_kept: impl Fn(HostId) -> bool,
+    ) -> Option<(Placement, Vec<u8>)> {
+        let job = &*self.kept_apart(job);
+        let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
+        let size = |piece: &Piece<'_>| Size { milli_gpu: piece.milli, ..job.request.resources.size() };
+        let hosts = || self.hosts.iter().filter(|(id, _)| !is_kept(**id));
+        let of_model = |model: &Option<Meant>| {
+            let found = hosts().filter_map(|(id, supply)| {
+                let (piece, run_max) = piece_of(supply, job, model.as_ref())?;
+                let cost = hourly(size(&piece), supply.host.rate).ok()?;
+                Some(((failures(id), cost, *id), supply, piece, run_max))
+            });
+            let mut found: Vec<_> = found.collect();
+            found.sort_by_key(|(rank, ..)| *rank);
+            let reason = if found.len() > 1 { ChosenFor::Cheapest } else { ChosenFor::OnlyFit };
+            found.into_iter().next().map(|found| (found, reason))
+        };
+        let (((_, _, id), supply, piece, run_max), reason) =
+            self.names.choices(&job.request).iter().find_map(of_model)?;
+        let host = &supply.host;
+        let placement = Placement {
+            job: job.job,
+            host: id,
+            generation: host.generation,
+            size: size(&piece),
+            disk: job.request.resources.disk,
+            devices: vec![piece.uuid.to_owned()],
+            share: piece.share,
+            rate: host.rate,
+            run_max,
+            capped_by_spend: run_max < job.request.limits.run_ms,
+            grounds: Grounds {
+                reason,
+                trust: host.terms.trust,
+                baseline: baseline(self.baselines, host, &[piece.device]),
+            },
+            gang: None,
+        };
+        let place = piece.place.and_then(|place| u8::try_from(place).ok());
+        Some((placement, place.into_iter().collect()))
+    }
+
     pub fn occupy(&mut self, job: &QueuedJob, placement: &Placement) {
         let Some(supply) = self.hosts.get_mut(&placement.host) else { return };
         supply.host.generation += 1;
@@ -179,6 +235,7 @@ impl<'a> Market<'a> {
             size: placement.size,
             disk: placement.disk,
             devices: placement.devices.clone(),
+            share: placement.share,
             order_bytes: 0,
         });
         if let Some(apart) = job.request.apart {
@@ -195,6 +252,11 @@ impl<'a> Market<'a> {
         }
         let job = &*self.kept_apart(job);
         let choices = self.names.choices(&job.request);
+        let suffices =
+            |supply: &Supply| choices.iter().any(|model| piece_of(supply, job, model.as_ref()).is_some());
+        if self.empty.values().any(suffices) {
+            return wait("waiting_for_capacity", "every host that fits is busy".into());
+        }
         let fits = |supply: &&Supply| choices.iter().any(|model| lack(supply, job, model.as_ref()).is_none());
         let mut fitting = self.empty.values().filter(fits).peekable();
         if fitting.peek().is_none() {
@@ -230,6 +292,14 @@ impl<'a> Market<'a> {
         considered.sort_by_key(|(lacks, other)| (*lacks, other.hourly, other.host));
         considered.into_iter().map(|(_, other)| other).take(CONSIDERED_MAX).collect()
     }
+}
+
+/// A fraction of a host's devices that suffices for a job, with the longest run that it pays for.
+fn piece_of<'s>(supply: &'s Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<(Piece<'s>, Millis)> {
+    let piece = piece(supply, job, model)?;
+    let priced = supply.priced(piece.milli);
+    let run_max = run_max(job, priced.host.rate)?;
+    lack_beside_gpus(&priced, job).is_none().then_some((piece, run_max))
 }
 
 fn too_dear(job: &QueuedJob) -> Reason {

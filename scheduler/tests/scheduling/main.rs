@@ -1,5 +1,6 @@
 //! Scheduling: the planner and the watch as pure functions, and the role on a real Postgres.
 
+mod fractions;
 mod planner;
 mod properties;
 mod role;

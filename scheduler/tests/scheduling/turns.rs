@@ -24,6 +24,7 @@ fn spot_lease(host: &mut SupplyHost, number: u128, minutes: i64) {
         size: job.request.resources.size(),
         disk: job.request.resources.disk,
         devices: vec![format!("GPU-{}", host.devices_used.len())],
+        share: None,
         order_bytes: 0,
     };
     host.occupy(part.clone());

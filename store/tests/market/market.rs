@@ -149,6 +149,7 @@ impl Market {
             size,
             disk: queued.request.resources.disk,
             devices: Vec::new(),
+            share: None,
             rate: supply.rate,
             run_max,
             capped_by_spend: run_max < limit,

@@ -1,7 +1,10 @@
 //! Placing: only what is still as the planner saw it, and only once.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
-    MicroUsd, MilliCpu,
+    Bytes, MicroUsd, MilliCpu, MilliGpu,
+    fraction::{Fraction, Share, Shared, Tenant},
     host::Trust,
     job::{Isolation, JobRequest, JobState},
     lease::{ChosenFor, LeaseState},
@@ -288,7 +291,11 @@ async fn a_job_that_cannot_be_placed_fails_with_its_reason_and_gets_its_hold_bac
         assert_eq!(failed.state, JobState::Failed);
         assert_eq!(failed.reason, Some(("queue_timeout".into(), "too late".into())));
         assert_eq!(market.money(customer).await, (10_000_000, 0));
-        market.store.jobs_wait([(job, "no_hosts", "no host is ready")].into_iter()).await.expect("too late to wait");
+        market
+            .store
+            .jobs_wait([(job, "no_hosts", "no host is ready")].into_iter())
+            .await
+            .expect("too late to wait");
         assert_eq!(market.job(customer, job).await, failed);
     })
     .await;
@@ -400,6 +407,37 @@ async fn a_snapshot_shows_on_which_terms_hosts_are_there_and_who_is_on_them() {
             (Trust::Unrated, None),
             "its GPU has proven nothing"
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_share_of_a_gpu_stands_in_the_order_and_in_the_next_snapshot_with_whose_it_is() {
+    open(async |market| {
+        let (ada, host) = (market.customer("ada").await, market.host("alpha").await);
+        let fraction = Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) };
+        let mut leases = Vec::new();
+        for batched in [false, true] {
+            let job = market.submit(ada, &request()).await;
+            let mut placement = market.placement(job, host).await;
+            (placement.devices, placement.share) = (vec!["GPU-1".into()], Some(fraction));
+            placement.size.milli_gpu = MilliGpu(250);
+            leases.push(match batched {
+                false => market.store.job_place(&placement).await.expect("placed"),
+                true => market.store.batch_place(&[placement]).await.expect("placed")[0],
+            });
+        }
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let supply = snapshot.hosts.get(&host).expect("the host takes jobs");
+        assert!(supply.devices_used.is_empty(), "nobody has it whole");
+        let taken = Shared { tenant: ada, fraction, count: 2 };
+        assert_eq!(supply.shared, BTreeMap::from([("GPU-1".to_owned(), taken)]));
+        let spec = market.store.host_spec(host).await.expect("spec");
+        let share = Share { fraction, tenant: Tenant::of(host, ada) };
+        for lease in &leases {
+            let order = &spec.orders[lease];
+            assert_eq!((&order.devices, order.share), (&vec!["GPU-1".to_owned()], Some(share)));
+        }
     })
     .await;
 }

@@ -50,6 +50,7 @@ async fn place(market: &Market, quote: QuoteId, host: HostId) -> Placement {
         size: asked.request.resources.size(),
         disk: asked.request.resources.disk,
         devices: Vec::new(),
+        share: None,
         rate: supply.rate,
         run_max: asked.request.limits.run_ms,
         capped_by_spend: false,

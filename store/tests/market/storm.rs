@@ -87,6 +87,7 @@ impl Actor {
             size: job.request.resources.size(),
             disk: job.request.resources.disk,
             devices: Vec::new(),
+            share: None,
             rate: snapshot.hosts[&host].rate,
             run_max: Millis(60_000),
             capped_by_spend: false,

@@ -43,6 +43,7 @@ async fn begin(market: &Market, customer: CustomerId, host: &Host, key: &str) ->
         size: request.resources.size(),
         disk: request.resources.disk,
         devices: Vec::new(),
+        share: None,
         rate: supply.rate,
         run_max: Millis(60_000),
         capped_by_spend: false,

@@ -294,6 +294,7 @@ impl Host {
             size: request.resources.size(),
             disk: request.resources.disk,
             devices: vec![device.to_owned()],
+            share: None,
             rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
             run_max: request.limits.run_ms,
             capped_by_spend: false,

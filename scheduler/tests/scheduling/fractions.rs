@@ -1,0 +1,180 @@
+//! Fractions of devices: who gets which, what they pay, and who never meets on a device.
+
+use std::collections::BTreeMap;
+
+use nave_domain::{
+    Bytes, CustomerId, HostId, MicroUsd, MilliGpu,
+    fraction::{Division, Fraction, Shared, Slice},
+    job::Isolation,
+};
+use nave_scheduler::planner::plan;
+use nave_store::{Placement, QueuedJob, SupplyHost};
+use proptest::prelude::*;
+
+use crate::supply::{customer_id, gpu_host, gpu_job, host_id, snapshot};
+
+/// A host whose GPUs of these sizes in GiB can be shared.
+fn sharing_host(sizes: &[i64]) -> SupplyHost {
+    let mut host = gpu_host(sizes);
+    host.inventory.devices.iter_mut().for_each(|device| device.division = Division::Shares);
+    host
+}
+
+/// A host with one GPU of 80 GiB in slices of these thousandths and GiB.
+fn cut_host(slices: &[(i64, i64)]) -> SupplyHost {
+    let mut host = gpu_host(&[80]);
+    let slice = |(number, (milli, gib)): (usize, &(i64, i64))| Slice {
+        uuid: format!("MIG-{number}"),
+        profile: format!("{gib}gb"),
+        milli: MilliGpu(*milli),
+        vram: Bytes(gib * Bytes::GIB),
+    };
+    host.inventory.devices[0].division = Division::Slices(slices.iter().enumerate().map(slice).collect());
+    host
+}
+
+/// A job of a customer for so much of one GPU.
+fn share_job(number: u128, customer: u128, milli: u16, gib: i64) -> QueuedJob {
+    let mut job = gpu_job(number, 1, gib);
+    job.customer = customer_id(customer);
+    job.request.resources.gpu.as_mut().expect("a GPU").share = Some(milli);
+    job.request.resources.milli_cpu.0 = 10;
+    job
+}
+
+fn placed(jobs: Vec<QueuedJob>, hosts: Vec<SupplyHost>) -> Vec<Placement> {
+    plan(&snapshot(jobs, hosts)).placements
+}
+
+fn devices(placements: &[Placement]) -> Vec<&str> {
+    placements.iter().map(|placement| placement.devices[0].as_str()).collect()
+}
+
+#[test]
+fn a_job_with_a_share_pays_for_the_larger_of_its_computing_and_its_memory() {
+    let of = |milli, gib| {
+        let placements = placed(vec![share_job(1, 1, milli, gib)], vec![sharing_host(&[80])]);
+        (placements[0].share, placements[0].size.milli_gpu)
+    };
+    let share = |milli, gib| Some(Fraction { milli: MilliGpu(milli), vram: Bytes(gib * Bytes::GIB) });
+    assert_eq!(of(250, 8), (share(250, 8), MilliGpu(250)));
+    assert_eq!(of(50, 8), (share(50, 8), MilliGpu(100)));
+}
+
+#[test]
+fn shares_of_one_customer_are_beside_one_another_and_strangers_are_not() {
+    let jobs = vec![
+        share_job(1, 1, 250, 8),
+        share_job(2, 2, 250, 8),
+        share_job(3, 1, 250, 8),
+        share_job(4, 2, 250, 8),
+    ];
+    let placements = placed(jobs, vec![sharing_host(&[80, 80, 80])]);
+    assert_eq!(devices(&placements), ["GPU-0", "GPU-1", "GPU-0", "GPU-1"]);
+    assert_eq!(placed(vec![share_job(5, 3, 250, 8)], vec![sharing_host(&[])]), []);
+}
+
+#[test]
+fn a_stranger_waits_rather_than_share() {
+    let plan =
+        plan(&snapshot(vec![share_job(1, 1, 250, 8), share_job(2, 2, 250, 8)], vec![sharing_host(&[80])]));
+    assert_eq!(plan.placements.len(), 1);
+    assert_eq!(plan.waiting[0].1.code, "waiting_for_capacity");
+}
+
+#[test]
+fn shares_of_two_sizes_are_on_two_devices() {
+    let jobs = vec![share_job(1, 1, 250, 8), share_job(2, 1, 250, 16)];
+    assert_eq!(devices(&placed(jobs, vec![sharing_host(&[80, 80])])), ["GPU-0", "GPU-1"]);
+}
+
+#[test]
+fn a_job_that_wants_a_device_for_itself_gets_all_of_it_and_pays_for_it() {
+    for isolation in [Isolation::Device, Isolation::Host] {
+        let mut job = share_job(1, 1, 250, 8);
+        job.request.isolation = isolation;
+        let placements = placed(vec![job], vec![sharing_host(&[80])]);
+        assert_eq!((placements[0].share, placements[0].size.milli_gpu), (None, MilliGpu(1_000)));
+    }
+}
+
+#[test]
+fn where_nobody_leases_fractions_a_job_that_one_suffices_for_gets_a_device() {
+    let placements = placed(vec![share_job(1, 1, 250, 8)], vec![gpu_host(&[80])]);
+    assert_eq!((placements[0].share, placements[0].size.milli_gpu), (None, MilliGpu(1_000)));
+}
+
+#[test]
+fn nobody_gets_a_device_whole_of_which_there_are_shares() {
+    let mut host = sharing_host(&[80]);
+    let fraction = Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) };
+    let taken = Shared { tenant: customer_id(1), fraction, count: 1 };
+    host.shared = BTreeMap::from([("GPU-0".to_owned(), taken)]);
+    assert_eq!(placed(vec![gpu_job(1, 1, 8)], vec![host.clone()]), []);
+    assert_eq!(devices(&placed(vec![share_job(2, 1, 250, 8)], vec![host.clone()])), ["GPU-0"]);
+    host.shared.clear();
+    let both = placed(vec![share_job(3, 1, 250, 8), gpu_job(4, 1, 8)], vec![host]);
+    assert_eq!(both.len(), 1, "in one plan neither");
+}
+
+#[test]
+fn strangers_get_slices_of_one_device_the_smallest_that_suffices() {
+    let host = cut_host(&[(428, 40), (142, 10), (142, 10)]);
+    let jobs = vec![
+        share_job(1, 1, 100, 8),
+        share_job(2, 2, 100, 8),
+        share_job(3, 3, 100, 8),
+        share_job(4, 4, 100, 8),
+    ];
+    let placements = placed(jobs, vec![host.clone()]);
+    assert_eq!(devices(&placements), ["MIG-1", "MIG-2", "MIG-0"]);
+    let paid: Vec<_> =
+        placements.iter().map(|placement| (placement.share, placement.size.milli_gpu.0)).collect();
+    assert_eq!(paid, [(None, 142), (None, 142), (None, 500)], "for all of the slice");
+    assert_eq!(placed(vec![gpu_job(5, 1, 8)], vec![host]), [], "nobody gets it whole");
+}
+
+#[test]
+fn a_price_that_pays_for_the_fraction_is_enough() {
+    let mut job = share_job(1, 1, 250, 8);
+    job.request.max_price = Some(MicroUsd(1_000_000));
+    job.left = MicroUsd(900);
+    assert_eq!(
+        placed(vec![job.clone()], vec![sharing_host(&[80])]).len(),
+        1,
+        "0.75 dollars an hour, and a little for cores"
+    );
+    job.request.max_price = Some(MicroUsd(700_000));
+    assert_eq!(placed(vec![job], vec![sharing_host(&[80])]), []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_device_is_oversold_and_no_two_customers_meet_on_one(
+        wishes in proptest::collection::vec((1..4_u128, 50..1_000_u16, 1..60_i64, any::<bool>()), 1..24),
+        sizes in proptest::collection::vec(prop_oneof![Just(24_i64), Just(80)], 1..4),
+    ) {
+        let jobs: Vec<QueuedJob> = (1..).zip(&wishes).map(|(number, (customer, milli, gib, whole))| {
+            let mut job = share_job(number, *customer, *milli, *gib);
+            if *whole { job.request.resources.gpu.as_mut().expect("a GPU").share = None; }
+            job
+        }).collect();
+        let owner: BTreeMap<_, CustomerId> = jobs.iter().map(|job| (job.job, job.customer)).collect();
+        let hosts = vec![sharing_host(&sizes), cut_host(&[(428, 40), (428, 40)])];
+        let total = |host: HostId, uuid: &str| hosts.iter().zip(1..).find(|(_, id)| host_id(*id) == host)
+            .and_then(|(host, _)| host.inventory.devices.iter().find(|device| device.uuid == uuid)).map(|device| device.vram);
+        let mut on: BTreeMap<(HostId, String), Vec<Placement>> = BTreeMap::new();
+        for placement in placed(jobs, hosts.clone()) {
+            on.entry((placement.host, placement.devices[0].clone())).or_default().push(placement);
+        }
+        for ((host, uuid), placements) in on {
+            let first = owner[&placements[0].job];
+            if placements.len() == 1 { continue; }
+            prop_assert!(placements.iter().all(|placement| placement.share.is_some() && owner[&placement.job] == first));
+            let (milli, vram) = placements.iter().filter_map(|placement| placement.share)
+                .fold((0, 0), |(milli, vram), share| (milli + share.milli.0, vram + share.vram.0));
+            prop_assert!(milli <= 1_000 && vram <= total(host, &uuid).expect("a device").0);
+        }
+    }
+}
