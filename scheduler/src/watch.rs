@@ -56,7 +56,9 @@ pub fn watch(lease: &OpenLease, patience: &Patience) -> Option<Decision> {
             let spent = lease.capped_by_spend;
             Some(Decision::Stop(if spent { StopReason::SpendCap } else { StopReason::RunTimeout }))
         }
-        LeaseState::Placed | LeaseState::Running if lease.noticed.is_some_and(|ago| ago > patience.notice) => {
+        LeaseState::Placed | LeaseState::Running
+            if lease.noticed.is_some_and(|ago| ago > patience.notice) =>
+        {
             Some(Decision::Stop(StopReason::Preempted))
         }
         LeaseState::Stopping | LeaseState::Draining if over(patience.finish) => Some(Decision::Lose),

@@ -270,7 +270,10 @@ impl Fleet {
         let untouched = request.whole() == 0 && after.whole < room.whole;
         let sort = self.sorts.of(host.0 as usize).1;
         let stranded = self.stranded_on(&after) - self.stranded_on(room);
-        let cost = money + stranded + courtesy(room, request) + self.scarce(sort, request, untouched, after.milli_cpu);
+        let cost = money
+            + stranded
+            + courtesy(room, request)
+            + self.scarce(sort, request, untouched, after.milli_cpu);
         Some(Choice { host, devices: devices.to_vec(), hourly: room.host.hourly(request), cost })
     }
 
@@ -393,7 +396,9 @@ impl Fleet {
         let Some(room) = room else { return UNFIT };
         if room.devices() == 0 {
             return match request.gpus {
-                Gpus::None => self.expected(room, request).map_or(UNFIT, |money| packed(money + courtesy(room, request), false)),
+                Gpus::None => self
+                    .expected(room, request)
+                    .map_or(UNFIT, |money| packed(money + courtesy(room, request), false)),
                 Gpus::Share { .. } | Gpus::Whole { .. } => UNFIT,
             };
         }
