@@ -11,6 +11,10 @@ alter table hosts
 comment on column hosts.strained is 'How often in a row it could not show its GPUs beside jobs, which may be those jobs'' doing';
 comment on column hosts.strained_up_ms is 'The control clock when the first of these tests ended';
 
+-- Most hosts of a market just take jobs: each look reads those that are tested, or wait for it, and no others.
+create index hosts_verifying on hosts (host_id) where state = 'verifying';
+create index hosts_refused on hosts (retry_up_ms) where state = 'refused';
+
 alter table disputes
     drop constraint disputes_outcome,
     add constraint disputes_outcome check (outcome in ('passed', 'failed', 'untested')),
