@@ -34,6 +34,7 @@ mod notify;
 mod place;
 mod quote;
 mod release;
+mod rent;
 mod schedule;
 mod setting;
 mod suite;
@@ -56,10 +57,7 @@ pub use ban::BanRow;
 pub use baseline::{BaselineRow, Baselines};
 pub use blob::BlobClaim;
 pub use challenge::{Decision, Moment, OpenChallenge, SentChallenge, StepRow};
-pub use cloud::{
-    AttemptFault, MachineAttempt, MachineDemand, MachineEnding, MachineRow, MachineWrite, NewMachine, RentSnapshot,
-    RentedMachine, WaitingJob,
-};
+pub use cloud::{AttemptFault, MachineAttempt, MachineDemand, MachineEnding, MachineRow, MachineWrite};
 pub use device::Holder;
 pub use dispute::{DisputeRow, Disputed, Disputing, JobDisputes};
 pub use drawing::Drawing;
@@ -83,6 +81,7 @@ pub use quote::{
     RECENT_MAX as QUOTES_RECENT_MAX,
 };
 pub use release::{NewRelease, ReleaseRow};
+pub use rent::{NewMachine, RentSnapshot, RentedMachine, WaitingJob};
 pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};
