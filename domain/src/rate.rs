@@ -17,6 +17,41 @@ pub struct Rate {
     pub gib_hour: MicroUsd,
 }
 
+/// How the price of a host's GPUs is set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum GpuPrice {
+    /// By its owner, until they change it.
+    #[default]
+    Fixed,
+    /// It follows what clouds ask for such devices, the cheapest of them that the host has.
+    BelowBaseline {
+        /// By how many percent it is lower.
+        percent: u8,
+        /// What it never falls below, in micro-USD per hour of one GPU.
+        floor: MicroUsd,
+    },
+}
+
+impl GpuPrice {
+    /// The largest part by which a price is lower than what clouds ask.
+    pub const PERCENT_MAX: u8 = 99;
+
+    /// micro-USD per hour of one GPU while clouds ask `baseline`, rounded down; none where the owner says.
+    #[must_use]
+    pub fn following(self, baseline: MicroUsd) -> Option<MicroUsd> {
+        match self {
+            Self::Fixed => None,
+            Self::BelowBaseline { percent, floor } => {
+                let part = i128::from(100_u8.saturating_sub(percent));
+                let price = i64::try_from(i128::from(baseline.0) * part / 100).ok()?;
+                Some(MicroUsd(price).max(floor))
+            }
+        }
+    }
+}
+
 /// What a lease occupies, in the parts a [`Rate`] prices.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -93,6 +128,15 @@ mod tests {
     #[test]
     fn an_hour_of_everything_costs_the_sum_of_its_parts() {
         assert_eq!(hourly(size(1_000, 4_000, 10), RATE), Ok(MicroUsd(2_000_000 + 80_000 + 30_000)));
+    }
+
+    #[test]
+    fn a_price_follows_what_clouds_ask_down_to_its_floor() {
+        let how = GpuPrice::BelowBaseline { percent: 10, floor: MicroUsd(800_000) };
+        assert_eq!(how.following(MicroUsd(1_999_999)), Some(MicroUsd(1_799_999)));
+        assert_eq!(how.following(MicroUsd(1)), Some(MicroUsd(800_000)));
+        assert_eq!(how.following(MicroUsd(i64::MAX)), Some(MicroUsd(8_301_034_833_169_298_226)));
+        assert_eq!(GpuPrice::Fixed.following(MicroUsd(2_000_000)), None);
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{MicroUsd, Timestamp, wish::Region};
+use nave_domain::{HostId, MicroUsd, Timestamp, host::Proven, rate::GpuPrice, wish::Region};
 use sqlx::PgConnection;
 
-use crate::{Result, Store, error};
+use crate::{
+    Result, Store, error, host,
+    notify::{Changes, announce},
+};
 
 /// The baseline of one class in one region.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +87,63 @@ pub(crate) async fn current(tx: &mut PgConnection) -> Result<Baselines> {
     rows.collect()
 }
 
+/// How the price of a host's GPUs is set, as its row says.
+pub(crate) fn gpu_price(below_percent: Option<i16>, floor: Option<i64>) -> GpuPrice {
+    let percent = below_percent.and_then(|percent| u8::try_from(percent).ok());
+    match percent.zip(floor) {
+        Some((percent, floor)) => GpuPrice::BelowBaseline { percent, floor: MicroUsd(floor) },
+        None => GpuPrice::Fixed,
+    }
+}
+
 impl Store {
+    /// Brings prices that follow baselines up to date, of one host or of all; returns how many have changed. A
+    /// host without a device that has a baseline keeps its price.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn prices_follow(&self, host: Option<HostId>) -> Result<usize> {
+        let baselines = self.baselines().await?;
+        let rows = sqlx::query!(
+            r#"select host_id, gpu_hour, below_percent, price_floor, region, proven as "proven!" from hosts
+               where below_percent is not null and proven is not null and state not in ('gone', 'banned')
+                 and ($1::uuid is null or host_id = $1) order by host_id"#,
+            host.map(|host| host.0)
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let mut changed = 0;
+        for row in rows {
+            let proven: Proven = error::read_json("what a host has proven", row.proven)?;
+            let region = row.region.map(|name| error::read_name("a region", name)).transpose()?;
+            let asked = proven.classes().filter_map(|(_, class)| baselines.of(&class, region.as_ref())).min();
+            let how = gpu_price(row.below_percent, row.price_floor);
+            let Some(price) = asked.and_then(|baseline| how.following(baseline)) else { continue };
+            if price.0 == row.gpu_hour {
+                continue;
+            }
+            let mut tx = self.pool.begin().await?;
+            let updated = sqlx::query!(
+                "update hosts set gpu_hour = $2
+                 where host_id = $1 and gpu_hour = $3 and below_percent = $4 and price_floor = $5",
+                row.host_id,
+                price.0,
+                row.gpu_hour,
+                row.below_percent,
+                row.price_floor
+            )
+            .execute(&mut *tx)
+            .await?;
+            if updated.rows_affected() == 1 {
+                host::bump(&mut tx, row.host_id.into()).await?;
+                announce(&mut tx, Changes::Supply).await?;
+                tx.commit().await?;
+                changed += 1;
+            }
+        }
+        Ok(changed)
+    }
+
     /// The baselines that count now.
     ///
     /// # Errors

@@ -8,14 +8,14 @@ use nave_domain::{
     host::{self, HostEvent, HostState, Inventory, Proven, Term, Trust},
     job::JobRequest,
     lease::StopReason,
-    rate::Rate,
+    rate::{GpuPrice, Rate},
     wish::Region,
 };
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, cloud, error, group, look,
+    Result, Store, StoreError, baseline, cloud, error, group, look,
     notify::{Changes, announce, announce_each},
     schedule::{self, Occupied},
     suite,
@@ -48,6 +48,8 @@ pub struct HostRow {
     pub region: Option<Region>,
     /// Its price.
     pub rate: Rate,
+    /// How the price of its GPUs is set.
+    pub gpu_price: GpuPrice,
     /// Its address in the mesh.
     pub mesh_address: Option<IpAddr>,
     /// When it became known.
@@ -101,10 +103,10 @@ pub struct OrderRow {
     pub disk: Bytes,
     /// GPUs, or a slice of one.
     pub devices: Vec<String>,
-    /// The other open leases of its group, by job.
-    pub peers: BTreeMap<JobId, LeaseId>,
     /// What it gets of its one GPU, where that is a share.
     pub share: Option<Share>,
+    /// The other open leases of its group, by job.
+    pub peers: BTreeMap<JobId, LeaseId>,
 }
 
 /// Shortest time between two changes of what a host has. A change makes placements planned
@@ -302,10 +304,10 @@ impl Store {
                 memory: Bytes(row.memory),
                 disk: Bytes(row.disk),
                 devices: row.devices,
-                peers: peers.remove(&row.lease_id.into()).unwrap_or_default(),
-            };
                 share: schedule::share(row.share_milli, row.share_vram)
                     .map(|fraction| Share { fraction, tenant: Tenant::of(host, row.customer_id.into()) }),
+                peers: peers.remove(&row.lease_id.into()).unwrap_or_default(),
+            };
             Ok((row.lease_id.into(), order))
         });
         Ok(SpecRow {
@@ -347,7 +349,7 @@ impl Store {
     async fn host_select(&self, hotkey: Option<&str>) -> Result<Vec<HostRow>> {
         let rows = sqlx::query!(
             r#"select h.host_id, h.name, h.hotkey, h.state, h.inventory, h.gpu_hour, h.vcpu_hour, h.gib_hour,
-                    h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term, h.region,
+                    h.below_percent, h.price_floor, h.heard_at_ms, h.proven, h.reason_code, h.reason_message, h.reason_at_ms, h.paused, h.term, h.region,
                     host(h.mesh_address) as mesh_address, h.enrolled_at_ms,
                     exists (select from machines m where m.host_id = h.host_id) as "is_rented!",
                     (select count(*) from leases l where l.host_id = h.host_id and l.state <> 'closed') as "leases!"
@@ -380,6 +382,7 @@ impl Store {
                     vcpu_hour: MicroUsd(row.vcpu_hour),
                     gib_hour: MicroUsd(row.gib_hour),
                 },
+                gpu_price: baseline::gpu_price(row.below_percent, row.price_floor),
                 mesh_address: row.mesh_address.and_then(|address| address.parse().ok()),
                 enrolled_at: Timestamp(row.enrolled_at_ms),
                 heard_at: row.heard_at_ms.map(Timestamp),

@@ -3,7 +3,7 @@
 use nave_domain::{
     HostId,
     host::{self, HostEvent, HostState, Term},
-    rate::Rate,
+    rate::{GpuPrice, Rate},
     wish::Region,
 };
 
@@ -19,6 +19,8 @@ use crate::{
 pub struct HostPatch {
     /// Its price.
     pub rate: Option<Rate>,
+    /// How the price of its GPUs is set from now on.
+    pub gpu_price: Option<GpuPrice>,
     /// For how long its capacity is offered.
     pub term: Option<Term>,
     /// Where it is.
@@ -78,10 +80,15 @@ impl Store {
         if !state.is_member() {
             return Err(StoreError::Stale("host"));
         }
+        let following = match patch.gpu_price {
+            Some(GpuPrice::BelowBaseline { percent, floor }) => Some((percent, floor)),
+            Some(GpuPrice::Fixed) | None => None,
+        };
         sqlx::query!(
             "update hosts set gpu_hour = coalesce($2, gpu_hour), vcpu_hour = coalesce($3, vcpu_hour),
                 gib_hour = coalesce($4, gib_hour), term = coalesce($5, term), paused = coalesce($6, paused),
-                region = coalesce($7, region)
+                region = coalesce($7, region), below_percent = case when $8 then $9 else below_percent end,
+                price_floor = case when $8 then $10 else price_floor end
              where host_id = $1",
             host.0,
             patch.rate.map(|rate| rate.gpu_hour.0),
@@ -89,7 +96,10 @@ impl Store {
             patch.rate.map(|rate| rate.gib_hour.0),
             patch.term.map(Term::as_str),
             patch.paused,
-            patch.region.as_ref().map(Region::as_str)
+            patch.region.as_ref().map(Region::as_str),
+            patch.gpu_price.is_some(),
+            following.map(|(percent, _)| i16::from(percent)),
+            following.map(|(_, floor)| floor.0)
         )
         .execute(&mut *tx)
         .await?;

@@ -57,9 +57,13 @@ pub(crate) async fn change(
 ) -> Result<Json<MinerHost>, ApiError> {
     let patch: HostPatch = extract::parse(&miner.body)?;
     patch.check().map_err(|problem| ApiError::refused("request_invalid", problem))?;
-    let HostPatch { rate, term, region, paused } = patch;
-    let patch = nave_store::HostPatch { rate, term, region, paused };
+    let HostPatch { rate, gpu_price, term, region, paused } = patch;
+    let patch = nave_store::HostPatch { rate, gpu_price, term, region, paused };
+    let follows = patch.gpu_price.is_some();
     app.store.host_patch(&miner.hotkey, id, patch).await.map_err(has_left)?;
+    if follows {
+        app.store.prices_follow(Some(id)).await?;
+    }
     load(&app, &miner, id).await
 }
 
@@ -131,6 +135,7 @@ fn host(row: HostRow) -> MinerHost {
         reason: row.reason.map(view::reason),
         paused: row.paused,
         rate: row.rate,
+        gpu_price: row.gpu_price,
         term: row.term,
         region: row.region,
         trust: row.trust,

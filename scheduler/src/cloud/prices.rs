@@ -27,6 +27,7 @@ pub async fn look(role: &Role) -> Result<(), Broken> {
     let changed = now.into_iter().filter(|(place, baseline)| before.get(place) != Some(baseline));
     let rows: Vec<BaselineRow> = changed.map(|(place, baseline)| written(place, &baseline, epoch)).collect();
     role.store.baselines_set(&rows).await?;
+    role.store.prices_follow(None).await?;
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use nave_domain::{
     HostId, Millis, Timestamp,
     host::{HostState, Inventory, Proven, Term, Trust},
     mesh::MeshKey,
-    rate::Rate,
+    rate::{GpuPrice, Rate},
     wish::Region,
 };
 use serde::{Deserialize, Serialize};
@@ -246,6 +246,9 @@ pub struct MinerHost {
     pub paused: bool,
     /// Its price.
     pub rate: Rate,
+    /// How the price of its GPUs is set.
+    #[serde(default)]
+    pub gpu_price: GpuPrice,
     /// For how long it is offered.
     pub term: Term,
     /// Where you say it is.
@@ -306,6 +309,9 @@ pub struct HostPatch {
     /// The price of leases from now on; open ones keep theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// How the price of its GPUs is set from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_price: Option<GpuPrice>,
     /// For how long it is offered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub term: Option<Term>,
@@ -324,7 +330,14 @@ impl HostPatch {
     /// A sentence that names the field.
     pub fn check(&self) -> Result<(), String> {
         if *self == Self::default() {
-            return Err("rate, term, region or paused: at least one must be given".into());
+            return Err("rate, gpu_price, term, region or paused: at least one must be given".into());
+        }
+        if let Some(GpuPrice::BelowBaseline { percent, floor }) = self.gpu_price {
+            if percent > GpuPrice::PERCENT_MAX {
+                return Err(format!("gpu_price.percent: {percent} is more than {}", GpuPrice::PERCENT_MAX));
+            }
+            check_rate(&Rate { gpu_hour: floor, ..Rate::default() })
+                .map_err(|problem| problem.replacen("rate.gpu_hour", "gpu_price.floor", 1))?;
         }
         self.rate.as_ref().map_or(Ok(()), check_rate)
     }
@@ -363,6 +376,20 @@ mod tests {
             (paused.check(), serde_json::to_string(&paused).ok()),
             (Ok(()), Some(r#"{"paused":true}"#.into()))
         );
+    }
+
+    #[test]
+    fn a_price_that_follows_clouds_is_below_them_and_has_a_floor_that_is_a_price() {
+        let check = |percent, floor| {
+            let gpu_price = Some(GpuPrice::BelowBaseline { percent, floor: MicroUsd(floor) });
+            HostPatch { gpu_price, ..HostPatch::default() }.check()
+        };
+        assert_eq!((check(0, 0), check(99, RATE_PART_MAX)), (Ok(()), Ok(())));
+        assert!(check(100, 0).is_err_and(|problem| problem.starts_with("gpu_price.percent")));
+        assert!(check(1, -1).is_err_and(|problem| problem.starts_with("gpu_price.floor")));
+        let text = r#"{"gpu_price":{"below_baseline":{"percent":10,"floor":800000}}}"#;
+        let patch: HostPatch = serde_json::from_str(text).expect("a document");
+        assert_eq!(serde_json::to_string(&patch).expect("a document"), text);
     }
 
     #[test]

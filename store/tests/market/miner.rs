@@ -15,7 +15,7 @@ async fn a_change_makes_what_was_planned_before_stale() {
         let job = market.submit(customer, &request()).await;
         let placement = market.placement(job, host).await;
         let patch =
-            HostPatch { paused: Some(true), term: Some(Term::Spot), region: "eu".parse().ok(), rate: None };
+            HostPatch { paused: Some(true), term: Some(Term::Spot), region: "eu".parse().ok(), ..HostPatch::default() };
         market.store.host_patch("hotkey of a", host, patch).await.expect("patch");
         assert!(matches!(market.store.job_place(&placement).await, Err(StoreError::Stale(_))));
         assert!(market.store.snapshot().await.expect("snapshot").hosts.is_empty());

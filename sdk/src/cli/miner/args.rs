@@ -5,8 +5,14 @@ use std::path::PathBuf;
 use clap::{
     ArgGroup, Args, Subcommand,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser, ValueParser},
+    value_parser,
 };
-use nave_domain::{MicroUsd, Millis, host::Term, rate::Rate, wish::Region};
+use nave_domain::{
+    MicroUsd, Millis,
+    host::Term,
+    rate::{GpuPrice, Rate},
+    wish::Region,
+};
 use nave_sdk::wire::enrol::{PublicKey, TICKET_LIFE_MAX, check_name};
 
 use super::super::args::{ListVerdicts, ShowVerdict};
@@ -151,13 +157,20 @@ pub struct OneHost {
 /// `nave miner price`; what is not given stays.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true)
-    .args(["price_gpu", "price_cpu", "price_memory"]))]
+    .args(["price_gpu", "below_baseline", "price_cpu", "price_memory"]))]
 pub struct Price {
     /// Its name or id
     pub host: String,
-    /// Dollars per hour of one GPU
+    /// Dollars per hour of one GPU, from now on and until you change it
     #[arg(long, value_name = "DOLLARS")]
     pub price_gpu: Option<MicroUsd>,
+    /// Let the price of GPUs follow what clouds ask for them, so many percent below it
+    #[arg(long, value_name = "PERCENT", conflicts_with = "price_gpu", requires = "floor",
+          value_parser = value_parser!(u8).range(0..=i64::from(GpuPrice::PERCENT_MAX)))]
+    pub below_baseline: Option<u8>,
+    /// Dollars per hour of one GPU that such a price never falls below
+    #[arg(long, value_name = "DOLLARS", requires = "below_baseline")]
+    pub floor: Option<MicroUsd>,
     /// Dollars per hour of one virtual CPU
     #[arg(long, value_name = "DOLLARS")]
     pub price_cpu: Option<MicroUsd>,
@@ -172,6 +185,14 @@ impl Price {
     pub fn over(&self, old: Rate) -> Rate {
         let Self { price_gpu, price_cpu, price_memory, .. } = *self;
         TicketPrice { price_gpu, price_cpu, price_memory }.over(old)
+    }
+
+    /// How the price of GPUs is set from now on; none where that stays.
+    #[must_use]
+    pub fn gpu_price(&self) -> Option<GpuPrice> {
+        let follows = self.below_baseline.zip(self.floor);
+        let follows = follows.map(|(percent, floor)| GpuPrice::BelowBaseline { percent, floor });
+        follows.or(self.price_gpu.map(|_| GpuPrice::Fixed))
     }
 }
 
@@ -260,6 +281,25 @@ mod tests {
     }
 
     #[test]
+    fn a_price_is_set_by_its_owner_or_follows_clouds_down_to_a_floor() {
+        let price = |options: &str| match parse(&format!("nave miner price gpu-1 {options}")).ok()?.command {
+            Command::Price(price) => price.gpu_price(),
+            _ => None,
+        };
+        assert_eq!(price("--price-gpu 1"), Some(GpuPrice::Fixed));
+        let follows = GpuPrice::BelowBaseline { percent: 10, floor: MicroUsd(800_000) };
+        assert_eq!(price("--below-baseline 10 --floor 0.80"), Some(follows));
+        for refused in [
+            "--below-baseline 10",
+            "--floor 1",
+            "--below-baseline 100 --floor 1",
+            "--price-gpu 1 --below-baseline 1 --floor 1",
+        ] {
+            assert_eq!(price(refused), None, "{refused}");
+        }
+    }
+
+    #[test]
     fn a_price_that_changes_nothing_is_refused_and_the_other_parts_stay() {
         assert!(parse("nave miner price gpu-1").is_err());
         let Command::Price(price) = parse("nave miner price gpu-1 --price-cpu 0.05").expect("valid").command
@@ -268,5 +308,6 @@ mod tests {
         };
         let old = Rate { gpu_hour: MicroUsd(1), vcpu_hour: MicroUsd(2), gib_hour: MicroUsd(3) };
         assert_eq!(price.over(old), Rate { vcpu_hour: MicroUsd(50_000), ..old });
+        assert_eq!(price.gpu_price(), None);
     }
 }

@@ -139,11 +139,14 @@ async fn change(caller: &Caller, host: &MinerHost, patch: HostPatch) -> Result<M
 
 async fn change_price(cx: &Context, caller: &Caller, price: Price) -> Result<(), Failure> {
     let host = caller.host(&price.host).await?;
-    let rate = Some(price.over(host.rate));
-    let changed = change(caller, &host, HostPatch { rate, ..HostPatch::default() }).await?;
+    let rate = price.over(host.rate);
+    let rate = (rate != host.rate).then_some(rate);
+    let patch = HostPatch { rate, gpu_price: price.gpu_price(), ..HostPatch::default() };
+    let changed = change(caller, &host, patch).await?;
     answer(cx, &changed, |host| {
         let price = show::price(&host.rate);
-        format!("{} costs {price}; open leases keep their price\n", clean(&host.name))
+        let how = show::following(host.gpu_price);
+        format!("{} costs {price}{how}; open leases keep their price\n", clean(&host.name))
     })
 }
 

@@ -2,7 +2,12 @@
 
 use std::fmt::Write as _;
 
-use nave_domain::{Timestamp, host::Term, rate::Rate, wish::Region};
+use nave_domain::{
+    Timestamp,
+    host::Term,
+    rate::{GpuPrice, Rate},
+    wish::Region,
+};
 use nave_sdk::wire::enrol::{InventorySummary, MinerHost};
 
 use super::super::{
@@ -63,7 +68,7 @@ pub fn host(host: &MinerHost, now: Timestamp) -> String {
         ("host", host.host.to_string()),
         ("name", host.name.clone()),
         ("state", stands(host.state, host.paused)),
-        ("price", price(&host.rate)),
+        ("price", price(&host.rate) + &following(host.gpu_price)),
         ("term", term(host.term).to_owned()),
         ("region", region(host.region.as_ref())),
         ("trust", word(&host.trust)),
@@ -112,6 +117,17 @@ pub fn host(host: &MinerHost, now: Timestamp) -> String {
 pub fn price(rate: &Rate) -> String {
     let Rate { gpu_hour, vcpu_hour, gib_hour } = rate;
     format!("{gpu_hour} per GPU, {vcpu_hour} per CPU and {gib_hour} per GiB of memory an hour")
+}
+
+/// What a price of GPUs follows, after the price in words.
+#[must_use]
+pub fn following(how: GpuPrice) -> String {
+    match how {
+        GpuPrice::Fixed => String::new(),
+        GpuPrice::BelowBaseline { percent, floor } => {
+            format!("; that of GPUs follows clouds, {percent} % below them, not below {floor}")
+        }
+    }
 }
 
 /// A region, where it is known.
