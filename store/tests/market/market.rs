@@ -255,9 +255,13 @@ impl Market {
             ),
             ("amounts of zero leave no trace", "select count(*) from ledger_entries where amount = 0"),
             (
-                "a device is leased once",
-                "select count(*) from (select unnest(devices) from leases where state <> 'closed'
-                                       group by host_id, 1 having count(*) > 1) twice",
+                "a device is leased once, or in shares of one size to one customer that are no more than it",
+                "select count(*) from (
+                     select device from leases l join jobs using (job_id), unnest(l.devices) device
+                     where l.state <> 'closed' group by l.host_id, device
+                     having count(*) > 1 and (
+                         bool_or(share_milli is null) or sum(share_milli) > 1000 or count(distinct customer_id) > 1
+                         or count(distinct (share_milli, share_vram)) > 1)) twice",
             ),
         ];
         for (rule, query) in broken {
