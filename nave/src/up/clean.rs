@@ -11,6 +11,7 @@ use super::{
     keep,
     layout::{Layout, write_whole},
     network::{HOSTS_MAX, Network, RENTED},
+    part::end_leftovers,
     program,
     slot::Slot,
     status::HostStatus,
@@ -78,6 +79,20 @@ fn left(layout: &Layout, slot: Slot, hosts: &[HostStatus]) -> Vec<LocalHost> {
         Some(LocalHost::new(network, number, layout, None, Some(socket)).found())
     });
     with_engine.collect()
+}
+
+/// Ends what a killed supervisor left running: agents first, since an engine that is stopped while it does
+/// something for one may never start again.
+///
+/// # Errors
+/// When something stays; it can be tried again.
+pub async fn end_parts(layout: &Layout) -> anyhow::Result<()> {
+    for number in RENTED {
+        if let Some(slot) = Slot::of(layout) {
+            inside::end(rented(layout, slot, number).namespace.as_deref(), What::Agents).await?;
+        }
+    }
+    end_leftovers(&layout.pids()).await
 }
 
 /// Takes away the machines of the local cloud that are there, but for those of some numbers.

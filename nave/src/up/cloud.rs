@@ -50,6 +50,8 @@ pub struct Cloud {
     share: Share,
     devices: Option<SimulatedDevices>,
     args: RentedArgs,
+    /// This program, which may be replaced while it runs.
+    naved: PathBuf,
     relayed: Vec<String>,
     estate: Estate,
     /// What runs of each machine, in the order in which it was started.
@@ -122,6 +124,7 @@ impl Cloud {
             share,
             devices: args.simulated_devices.clone(),
             args: args.rented.clone(),
+            naved: env::current_exe()?,
             relayed: Vec::new(),
             estate: Estate::new(layout.cloud()),
             running: BTreeMap::new(),
@@ -257,7 +260,7 @@ impl Cloud {
 
     /// What runs of a machine: its engine, its ways out, and the script it boots with, which runs the agent.
     fn parts(&self, host: &LocalHost, name: &str) -> anyhow::Result<Vec<Kept>> {
-        let (number, agent, naved) = (host.number, agent_program()?, env::current_exe()?);
+        let (number, agent) = (host.number, agent_program()?);
         let namespace = host.namespace.clone().context("a rented machine has a namespace of its own")?;
         let part =
             |part: &str, seconds, make: Make| keep(&self.layout, numbered(part, number), seconds, make);
@@ -268,7 +271,7 @@ impl Cloud {
             parts.push(part("dockerd", ENGINE_SECONDS, Box::new(make)));
         }
         for (count, address) in self.relayed.iter().enumerate() {
-            let (naved, address, namespace) = (naved.clone(), address.clone(), namespace.clone());
+            let (naved, address, namespace) = (self.naved.clone(), address.clone(), namespace.clone());
             let make = move || Ok(relay_command(&naved, &address, [namespace.clone()]));
             parts.push(part(&format!("relay-{}", count + 1), 5, Box::new(make)));
         }
@@ -279,8 +282,8 @@ impl Cloud {
     }
 
     async fn end(&mut self, name: &str, number: Option<u8>) -> anyhow::Result<()> {
-        if let Some((_, parts)) = self.running.remove(name) {
-            stop_parts(parts).await;
+        if let Some((host, parts)) = self.running.remove(name) {
+            stop_parts(&host, parts).await?;
         }
         if let Some(number) = number.filter(|number| RENTED.contains(number)) {
             clean::remove_rented(&self.layout, self.network.slot, number).await?;
@@ -314,8 +317,9 @@ impl Keeping {
         let cloud = self.task.await?;
         let mut done = Ok(());
         for (_, (host, parts)) in cloud.running {
-            stop_parts(parts).await;
-            done = done.and(clean::remove_rented(&cloud.layout, cloud.network.slot, host.number).await);
+            let stopped = stop_parts(&host, parts).await;
+            let removed = clean::remove_rented(&cloud.layout, cloud.network.slot, host.number).await;
+            done = done.and(stopped).and(removed);
         }
         done
     }
@@ -328,11 +332,17 @@ fn warn(machine: &str, done: anyhow::Result<()>) {
     }
 }
 
-/// The last first: the agent before its engine.
-async fn stop_parts(parts: Vec<Kept>) {
+/// The last first. The agent, which the script has started, ends before its engine does: one that is stopped
+/// while it does something for an agent may never start again.
+async fn stop_parts(host: &LocalHost, mut parts: Vec<Kept>) -> anyhow::Result<()> {
+    if let Some(script) = parts.pop() {
+        script.stop().await;
+    }
+    let ended = inside::end(host.namespace.as_deref(), What::Agents).await;
     for part in parts.into_iter().rev() {
         part.stop().await;
     }
+    ended
 }
 
 fn step(rented: &Rented, is_running: bool, now: Timestamp, boot: Millis) -> Step {

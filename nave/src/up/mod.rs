@@ -41,7 +41,7 @@ pub use self::{
     network::{HOSTS_MAX, RENTED_MAX},
 };
 use self::{
-    part::{Kept, Make, Part, Process, end_leftovers},
+    part::{Kept, Make, Part, Process},
     running::Market,
     status::Status,
 };
@@ -83,7 +83,7 @@ pub async fn down(args: &DownArgs) -> anyhow::Result<()> {
     if let Some(supervisor) = status.as_ref().and_then(|status| Process::recorded(&status.supervisor)) {
         supervisor.end("supervisor", Duration::from_secs(60)).await;
     }
-    end_leftovers(&layout.pids()).await?;
+    clean::end_parts(&layout).await?;
     clean::remove_traces(&layout).await.context("remove what the local hosts have made on this machine")?;
     Status::remove(&layout);
     eprintln!("stopped; the market's state is in {}", layout.root().display());
@@ -137,7 +137,7 @@ fn last_words(log: &Path, from: u64) -> Option<String> {
 async fn supervise(args: UpArgs, layout: &Layout) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let _lock = lock(layout)?;
-    end_leftovers(&layout.pids()).await?;
+    clean::end_parts(layout).await?;
     check_free(args.api)?;
     let mut market = Market::start(args, layout).await?;
     let stopped = tokio::select! {

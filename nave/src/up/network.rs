@@ -221,12 +221,15 @@ table inet {table} {{
     pub fn remove_host(self, host: u8) -> anyhow::Result<()> {
         let namespace = Namespace::named(&self.namespace(host))?;
         let interface: Name = self.host_interface(host).parse()?;
-        if namespace.path().exists() {
-            clean_up(&interface, Some(&namespace))?;
-        }
-        // The namespace's end goes with it.
+        // The namespace's end goes with it, and it with the namespace: it may just be going.
         let link = self.link(host);
-        if exists(&link) { ip(&["link", "delete", "dev", &link]) } else { Ok(()) }
+        if exists(&link)
+            && let Err(error) = ip(&["link", "delete", "dev", &link])
+            && exists(&link)
+        {
+            return Err(error);
+        }
+        if namespace.path().exists() { Ok(clean_up(&interface, Some(&namespace))?) } else { Ok(()) }
     }
 }
 

@@ -195,10 +195,13 @@ impl Process {
     }
 }
 
-/// Ends what a killed supervisor left running.
+/// Ends what a killed supervisor left running, agents first.
 pub async fn end_leftovers(pids: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(pids).with_context(|| format!("read {}", pids.display()))? {
-        let path = entry?.path();
+    let entries = fs::read_dir(pids).with_context(|| format!("read {}", pids.display()))?;
+    let mut records = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+    // In the order of their names that is before what they use: dockerd, gateway, hub, postgres.
+    records.sort();
+    for path in records {
         if let Some(process) = left_running(&fs::read_to_string(&path)?).await {
             tracing::info!(part = %path.display(), "ending a part that an earlier supervisor left running");
             let name = path.file_name().unwrap_or_default().to_string_lossy();
