@@ -10,8 +10,9 @@ use std::{
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
-    host::{Inventory, Runtime, Term, Trust},
-    job::{Egress, JobRequest},
+    fraction::Division,
+    host::{Device, Inventory, Runtime, Term, Trust},
+    job::{Egress, GpuRequest, JobRequest},
     rate::Rate,
     wish::Terms,
 };
@@ -79,6 +80,33 @@ fn snapshot(milli_cpu: i64) -> Snapshot {
     Snapshot { now: Timestamp(1_000), jobs, hosts, quotes: Vec::new(), baselines: Baselines::default() }
 }
 
+/// 100 hosts with 800 GPUs, and jobs of which each wishes 16 models; of one list for all, or of a list each.
+fn wishful(lists: u128) -> Snapshot {
+    let device = |at: u128| Device {
+        uuid: format!("GPU-{at}"),
+        model: format!("NVIDIA M{} {at}GB", at % 20),
+        vram: Bytes(80 * Bytes::GIB),
+        driver: "1".into(),
+        simulated: false,
+        division: Division::default(),
+    };
+    let gpu_host = |n: u128| {
+        let mut host = host(n);
+        host.inventory.devices = (0..8).map(|at| device(n * 8 + at)).collect();
+        host.inventory.milli_cpu = MilliCpu(64_000);
+        (HostId(Uuid::from_u128(n)), host)
+    };
+    let wishful = |n: u128| {
+        let mut job = job(n, 1_000);
+        let models = (0..16).map(|model| format!("M{} {}GB", model + 4, (n % lists) * 16 + model)).collect();
+        job.request.trust.insert(Trust::Unrated);
+        job.request.resources.gpu = Some(GpuRequest { models, ..GpuRequest::default() });
+        job
+    };
+    let hosts = (0..100).map(gpu_host).collect();
+    Snapshot { hosts, jobs: (0..JOBS).map(wishful).collect(), ..snapshot(1_000) }
+}
+
 /// The floor: CPU, memory and disk of the first host that has enough.
 fn first_fit(snapshot: &Snapshot) -> usize {
     let mut hosts = snapshot.hosts.clone();
@@ -99,7 +127,12 @@ fn first_fit(snapshot: &Snapshot) -> usize {
 }
 
 fn plans(criterion: &mut Criterion) {
-    let cases = [("all placed", snapshot(1_000)), ("none fits", snapshot(1_000_000))];
+    let cases = [
+        ("all placed", snapshot(1_000)),
+        ("none fits", snapshot(1_000_000)),
+        ("sixteen models for all", wishful(1)),
+        ("sixteen models each", wishful(JOBS)),
+    ];
     for (name, snapshot) in &cases {
         let mut group = criterion.benchmark_group(*name);
         group.throughput(Throughput::Elements(u64::try_from(JOBS).expect("a small number"))).sample_size(20);

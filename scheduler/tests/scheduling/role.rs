@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use nave_domain::{
-    CustomerId, HostId, JobId, MicroUsd, Millis,
-    host::{HostState, Inventory},
-    job::{JobRequest, JobState},
-    lease::{LeaseState, Outcome},
+    CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis,
+    host::{HostState, Inventory, Term},
+    job::{JobRequest, JobState, TermWish},
+    lease::{LeaseState, Outcome, StopReason},
     rate::Rate,
 };
 use nave_scheduler::{planner::plan, role::carry_out, watch::Patience};
@@ -344,6 +344,48 @@ async fn a_gang_begins_once_all_of_it_is_queued() {
     for job in [first, second] {
         market.attempt(job, 1).await;
     }
+    market.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spot_job_yields_once_its_notice_is_over_and_waits_for_another_place() {
+    let mut market = Market::open(1).await;
+    let host = market.host("alpha").await;
+    let patch = HostPatch { term: Some(Term::Spot), ..HostPatch::default() };
+    market.store.host_patch("miner", host, patch).await.expect("spot");
+    let mut wide = supply::job(0).request;
+    wide.resources.milli_cpu = MilliCpu(7_000);
+    let submit = async |key: &str, request: &JobRequest| {
+        let submission = Submission { customer: market.customer, key, hash: [0; 32], request };
+        market.store.job_submit(&submission).await.expect("submit").job
+    };
+    let spot = submit("spot", &JobRequest { term: TermWish::Spot, ..wide.clone() }).await;
+    let lease = market.attempt(spot, 1).await.lease;
+    market.store.lease_started(host, lease).await.expect("started");
+    let other = submit("other", &wide).await;
+    let told = async {
+        loop {
+            match market
+                .store
+                .host_spec(host)
+                .await
+                .expect("spec")
+                .orders
+                .get(&lease)
+                .and_then(|order| order.stop)
+            {
+                Some(reason) => return reason,
+                None => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let reason = timeout(Duration::from_secs(20), told).await.expect("told in time");
+    assert_eq!(reason, StopReason::Preempted);
+    market.store.lease_finished(host, lease, None, None).await.expect("finished");
+    assert_eq!(market.attempt(other, 1).await.host, host);
+    assert_eq!(market.attempts(spot).await[0].outcome, Some(Outcome::Preempted));
+    let row = market.store.job_get(market.customer, spot).await.expect("the job");
+    assert_eq!(row.state, JobState::Queued);
     market.close().await;
 }
 
