@@ -101,14 +101,14 @@ fn each_wish_of_a_job_is_met_or_nothing_is_rented() {
         asking(|request| request.apart = Some(Uuid::nil())),
     ];
     for job in unmet {
-        assert!(bought(&[job.clone()], &[offer("a10", 1, 1)]).is_empty(), "{:?}", job.request);
+        assert!(bought(std::slice::from_ref(&job), &[offer("a10", 1, 1)]).is_empty(), "{:?}", job.request);
     }
 }
 
 #[test]
 fn whoever_cannot_pay_for_what_is_expected_gets_no_machine() {
     let short = WaitingJob { left: MicroUsd(100_000), ..job(1) };
-    assert!(bought(&[short.clone()], &[offer("a10", 1, 1)]).is_empty());
+    assert!(bought(std::slice::from_ref(&short), &[offer("a10", 1, 1)]).is_empty());
     let mut quick = short;
     quick.request.expected_ms = Some(Millis(60_000));
     assert_eq!(bought(&[quick], &[offer("a10", 1, 1)]), ["a10"]);
@@ -152,7 +152,7 @@ fn one_machine_serves_all_waiting_jobs_that_fit_it() {
 fn what_is_rented_already_causes_no_second_machine() {
     let a10 = offer("a10", 1, 1);
     let rents = |rented: &[Rented]| {
-        demand(&[job(1)], &[a10.clone()], rented, &BTreeSet::new(), &Limits::default(), NOW).len()
+        demand(&[job(1)], std::slice::from_ref(&a10), rented, &BTreeSet::new(), &Limits::default(), NOW).len()
     };
     assert_eq!(rents(&[rented(&a10, true)]), 0, "it boots or is idle");
     assert_eq!(rents(&[rented(&a10, false)]), 1, "it works");
@@ -164,7 +164,7 @@ fn the_operators_limits_hold() {
     let a10 = offer("a10", 3, 1);
     let jobs: Vec<WaitingJob> = (1..=10).map(job).collect();
     let rents = |limits: Limits, rented: &[Rented]| {
-        demand(&jobs, &[a10.clone()], rented, &BTreeSet::new(), &limits, NOW).len()
+        demand(&jobs, std::slice::from_ref(&a10), rented, &BTreeSet::new(), &limits, NOW).len()
     };
     let usual = Limits::default();
     assert_eq!(rents(usual, &[]), 3, "3.30 dollars each, of 10");
