@@ -282,9 +282,9 @@ mod tests {
 
     #[test]
     fn a_price_is_set_by_its_owner_or_follows_clouds_down_to_a_floor() {
-        let price = |options: &str| match parse(&format!("nave miner price gpu-1 {options}")).ok()?.command {
-            Command::Price(price) => price.gpu_price(),
-            _ => None,
+        let price = |options: &str| {
+            let command = parse(&format!("nave miner price gpu-1 {options}")).ok()?.command;
+            if let Command::Price(price) = command { price.gpu_price() } else { None }
         };
         assert_eq!(price("--price-gpu 1"), Some(GpuPrice::Fixed));
         let follows = GpuPrice::BelowBaseline { percent: 10, floor: MicroUsd(800_000) };
