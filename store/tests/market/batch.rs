@@ -32,7 +32,7 @@ async fn placements(market: &Market, customer: CustomerId, number: u64) -> Vec<P
 async fn many_jobs_are_placed_at_once_and_each_as_if_it_were_alone() {
     open(async |market| {
         let customer = market.customer("ada").await;
-        let placements = placements(&market, customer, 5).await;
+        let placements = placements(market, customer, 5).await;
         let before = market.store.host_spec(placements[0].host).await.expect("spec").generation;
         let leases = market.store.batch_place(&placements).await.expect("placed");
         let spec = market.store.host_spec(placements[0].host).await.expect("spec");
@@ -57,7 +57,7 @@ async fn many_jobs_are_placed_at_once_and_each_as_if_it_were_alone() {
 async fn one_that_is_stale_keeps_all_of_a_batch_from_being_placed() {
     open(async |market| {
         let customer = market.customer("ada").await;
-        let placements = placements(&market, customer, 3).await;
+        let placements = placements(market, customer, 3).await;
         let refused = async |some: Vec<Placement>| {
             let before = market.state().await;
             let refused = market.store.batch_place(&some).await;
@@ -110,15 +110,15 @@ async fn a_gang_stays_as_it_was_formed_and_a_new_job_takes_the_place_of_one_that
             jobs.push(market.submit(customer, &member(2)).await);
         }
         let [a, b, c, d] = jobs[..] else { panic!("four jobs") };
-        assert_eq!(gangs(&market).await, [(a, Some(a)), (b, Some(a)), (c, Some(c)), (d, Some(c))]);
+        assert_eq!(gangs(market).await, [(a, Some(a)), (b, Some(a)), (c, Some(c)), (d, Some(c))]);
         market.store.job_cancel(customer, b).await.expect("cancelled");
-        assert_eq!(gangs(&market).await, [(a, Some(a)), (c, Some(c)), (d, Some(c))]);
+        assert_eq!(gangs(market).await, [(a, Some(a)), (c, Some(c)), (d, Some(c))]);
         let late = market.submit(customer, &member(2)).await;
-        assert_eq!(gangs(&market).await[3], (late, Some(a)));
+        assert_eq!(gangs(market).await[3], (late, Some(a)));
         let other = market.submit(customer, &member(3)).await;
         let strange = market.submit(market.customer("bob").await, &member(3)).await;
         let alone = market.submit(customer, &small()).await;
-        let formed = gangs(&market).await;
+        let formed = gangs(market).await;
         assert_eq!(formed[4..], [(other, Some(other)), (strange, Some(strange)), (alone, None)]);
     })
     .await;
@@ -149,7 +149,7 @@ async fn the_queue_that_a_scheduler_sees_never_ends_within_a_gang() {
         .execute(&market.sql)
         .await
         .expect("with older ids");
-        let seen = gangs(&market).await;
+        let seen = gangs(market).await;
         assert_eq!(seen.len(), 1_002);
         assert_eq!(seen.iter().filter(|(_, gang)| *gang == Some(last)).count(), 3);
         sqlx::query("delete from jobs where idempotency_key like 'before %'").execute(&market.sql).await.expect("gone");
