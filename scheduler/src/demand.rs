@@ -140,7 +140,7 @@ pub fn demand(
 fn is_worth_it(job: &WaitingJob, limits: &Limits, now: Timestamp) -> bool {
     let waited = Millis(job.queued.0.saturating_add(now.since(job.queued_at).0));
     let patience = match job.code.as_str() {
-        "waiting_for_capacity" | "gang_waits" => limits.patience,
+        "waiting_for_capacity" | "kept_for_others" | "gang_waits" => limits.patience,
         code if code.starts_with("no_host") => limits.patience.min(Limits::SHORT),
         _ => return false,
     };

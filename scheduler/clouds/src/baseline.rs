@@ -58,7 +58,7 @@ impl CloudQuote {
 pub struct Baseline {
     /// For one device and one hour.
     pub price: MicroUsd,
-    /// The oldest of what it rests on.
+    /// When the newest of what it rests on was asked.
     pub fetched_at: Timestamp,
     /// What it rests on.
     pub source: Source,
@@ -137,7 +137,7 @@ fn of_quotes(before: Option<&Baseline>, quotes: &[&CloudQuote], now: Timestamp) 
     let mut clouds: Vec<Cloud> = cheapest.iter().map(|quote| quote.cloud).collect();
     clouds.sort_unstable();
     clouds.dedup();
-    let fetched_at = cheapest.iter().map(|quote| quote.fetched_at).min().unwrap_or(now);
+    let fetched_at = cheapest.iter().map(|quote| quote.fetched_at).max().unwrap_or(now);
     Baseline { price, fetched_at, source: Source::Quotes(clouds) }
 }
 
@@ -238,7 +238,7 @@ mod tests {
         let found = baselines(&BTreeMap::new(), &quotes, NOW).remove(&place()).expect("quoted");
         assert_eq!(found.price, MicroUsd(2_500_000));
         assert_eq!(found.source, Source::Quotes(vec![Cloud::Lambda, Cloud::Runpod, Cloud::Vast]));
-        assert_eq!(found.fetched_at, Timestamp(NOW.0 - 60_000));
+        assert_eq!(found.fetched_at, Timestamp(NOW.0 - 1_000));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use nave_clouds::{
     http::Network,
     keeper::Boot,
     ledger::{Broken, Kept},
+    provider::MachineId,
 };
 use nave_domain::{Timestamp, rate::Rate, wish::Region};
 use nave_store::Store;
@@ -105,12 +106,17 @@ pub async fn run(
         }
         tasks.spawn(repeat("rent machines", MARKET, role.clone(), |role| Box::pin(rent::look(role))));
     }
+    tasks.spawn(tell_abandoned(role.clone()));
     tasks.spawn(repeat("say what devices cost", PRICES, role, |role| Box::pin(prices::look(role))));
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             () = &mut shutdown => return Ok(()),
-            Some(ended) = tasks.join_next() => tracing::error!(?ended, "what looks after a cloud has ended"),
+            Some(ended) = tasks.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "what looks after a cloud has ended");
+                }
+            }
         }
     }
 }
@@ -156,6 +162,17 @@ impl Role {
         if let Some(site) = self.sites.lock().unwrap_or_else(PoisonError::into_inner).get(&cloud) {
             site.wake.notify_one();
         }
+    }
+}
+
+/// Says which machines nobody looks after any more, since the operator's file does not have their cloud.
+async fn tell_abandoned(role: Arc<Role>) {
+    let rows = role.store.machine_list(1_000).await.unwrap_or_default();
+    let sites = role.sites.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_kept = |cloud: &str| role.market.is_some() && sites.keys().any(|site| site.name() == cloud);
+    for row in rows.iter().filter(|row| !row.is_closed && !is_kept(&row.cloud)) {
+        tracing::error!(machine.id = %MachineId(row.machine), cloud.name = row.cloud,
+            "a machine is rented and its cloud is not in the file of clouds: nobody gives it back");
     }
 }
 
