@@ -73,6 +73,8 @@ pub struct WatchedLease {
     pub was_started: bool,
     /// Whether GPUs are leased.
     pub has_devices: bool,
+    /// Whether it has a share of one: nothing but its customer's jobs computes there then.
+    pub has_share: bool,
     /// The control clock when they are tested beside the job.
     pub probe_up: Option<Millis>,
     /// Whether they were tested because it began.
@@ -193,11 +195,8 @@ impl Store {
 
     async fn leases_watched(&self) -> Result<BTreeMap<Uuid, Vec<WatchedLease>>> {
         let rows = sqlx::query!(
-            // Where a share is leased, nobody but its jobs computes on the device: no test could.
-            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms,
-                    cardinality(l.devices) > 0 and not exists (
-                        select from leases s where s.host_id = l.host_id and s.share_milli is not null and s.state <> 'closed')
-                    as "has_devices!",
+            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms, cardinality(l.devices) > 0 as "has_devices!",
+                    l.share_milli is not null as "has_share!",
                     l.probe_up_ms,
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_start') as "start_probed!",
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_end') as "end_probed!"
@@ -216,6 +215,7 @@ impl Store {
                 state: error::read_name("a lease's state", row.state)?,
                 was_started: row.started_at_ms.is_some(),
                 has_devices: row.has_devices,
+                has_share: row.has_share,
                 probe_up: row.probe_up_ms.map(Millis),
                 start_probed: row.start_probed,
                 end_probed: row.end_probed,

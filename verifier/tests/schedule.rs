@@ -78,6 +78,7 @@ fn lease(number: u128, state: LeaseState, has_devices: bool) -> WatchedLease {
         state,
         was_started: state != LeaseState::Placed,
         has_devices,
+        has_share: false,
         probe_up: Some(Millis(NOW.0 + 1)),
         start_probed: true,
         end_probed: false,
@@ -157,6 +158,16 @@ fn a_host_that_has_proven_less_than_is_wanted_by_now_is_tested_when_it_is_free()
     assert_eq!(actions(&watch(vec![before.clone()]), &few), [], "it has proven what was wanted");
     let busy = WatchedHost { leases: vec![lease(1, LeaseState::Running, false)], ..before };
     assert_eq!(of(busy), []);
+}
+
+#[test]
+fn a_host_of_which_a_gpu_is_shared_is_not_tested_beside_its_jobs() {
+    for state in [LeaseState::Placed, LeaseState::Running, LeaseState::Draining, LeaseState::Closed] {
+        let share = WatchedLease { start_probed: false, has_share: true, ..lease(1, state, true) };
+        let whole = WatchedLease { start_probed: false, ..lease(2, LeaseState::Running, true) };
+        let host = WatchedHost { leases: vec![share, whole], ..host(1, 1) };
+        assert_eq!(causes(&of(host)), [], "{state:?}");
+    }
 }
 
 #[test]
