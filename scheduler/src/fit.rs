@@ -88,10 +88,17 @@ impl Names {
         number
     }
 
-    /// The models of GPUs to try for a request, one after the other; none stands for any.
+    /// The models of GPUs to try for a request, one after the other and at least one; none stands for any.
     pub(crate) fn choices(&self, request: &JobRequest) -> Vec<Option<Meant>> {
         let Some(gpu) = &request.resources.gpu else { return vec![None] };
-        gpu.choices().map(|model| model.map(|model| self.meant(model))).collect()
+        let mut choices: Vec<Option<Meant>> = Vec::new();
+        for meant in gpu.choices().map(|model| model.map(|model| self.meant(model))) {
+            // Names that mean the same or nothing make no choice.
+            if meant.as_ref().is_none_or(|meant| !meant.is_empty()) && !choices.contains(&meant) {
+                choices.push(meant);
+            }
+        }
+        if choices.is_empty() { vec![Some(Meant::default())] } else { choices }
     }
 
     fn meant(&self, wanted: &str) -> Meant {
@@ -250,6 +257,17 @@ pub(crate) fn lack(supply: &Supply, job: &QueuedJob, model: Option<&Meant>) -> O
     lack_beside_gpus(supply, job).or_else(|| wanted.is_some_and(is_short).then_some(Lack::Gpus))
 }
 
+/// Whether a host has all that a job needs, with GPUs of one of these models.
+pub(crate) fn fits(supply: &Supply, job: &QueuedJob, choices: &[Option<Meant>]) -> bool {
+    let has_gpus = || match &job.request.resources.gpu {
+        None => true,
+        Some(gpu) => choices.iter().any(|model| {
+            supply.free(gpu, model.as_ref()).nth(usize::from(gpu.count).saturating_sub(1)).is_some()
+        }),
+    };
+    lack_beside_gpus(supply, job).is_none() && has_gpus()
+}
+
 /// Whether a job may have just these devices of a host, by their places, and everything else that it needs.
 pub(crate) fn may_have(supply: &Supply, names: &Names, job: &QueuedJob, places: &[u8]) -> bool {
     let has_devices = match &job.request.resources.gpu {
@@ -278,8 +296,9 @@ pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack>
     if wanted.disk.0 > has.disk.0 - host.disk_used.0 {
         return Some(Lack::Disk);
     }
-    if let Some(lack @ (Lack::Egress | Lack::Group)) = lack_for_ever(host, &job.request) {
-        return Some(lack);
+    let for_ever = lack_for_ever(host, &job.request);
+    if let Some(Lack::Egress | Lack::Group) = for_ever {
+        return for_ever;
     }
     if is_in_the_way(host, job) {
         return Some(Lack::Alone);
@@ -287,7 +306,7 @@ pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack>
     if job.apart_from.contains(&host.hotkey) {
         return Some(Lack::Apart);
     }
-    lack_for_ever(host, &job.request)
+    for_ever
 }
 
 /// What a host does not have beside capacity, whoever asks and whatever is on it.

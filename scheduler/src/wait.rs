@@ -12,7 +12,7 @@ use nave_domain::{
 use nave_store::{QueuedJob, SupplyHost};
 
 use crate::{
-    fit::{Lack, Meant, Names, Supply, devices, lack},
+    fit::{Lack, Meant, Names, Supply, devices, fits, lack},
     planner::Reason,
 };
 
@@ -42,6 +42,9 @@ pub(crate) fn explain(empty: &BTreeMap<HostId, Supply>, names: &Names, job: &Que
         let without = QueuedJob { request, ..job.clone() };
         let models = names.choices(&without.request);
         let fitting = |supply| {
+            if !fits(supply, &without, &models) {
+                return None;
+            }
             let model = models.iter().find(|model| lack(supply, &without, model.as_ref()).is_none())?;
             Some((supply, model.as_ref()))
         };

@@ -170,13 +170,7 @@ impl<'a> Loaded<'a> {
     }
 
     fn wish(&mut self, request: &JobRequest, hosts: &BTreeMap<HostId, Supply>) -> (u32, u64) {
-        // A name that means no device of this market needs no place in the order.
-        let mut choices = self.names.choices(request);
-        choices.retain(|model| model.as_ref().is_none_or(|meant| !meant.is_empty()));
-        if choices.is_empty() {
-            choices.push(Some(Meant::default()));
-        }
-        let last_first = choices.into_iter().rev();
+        let last_first = self.names.choices(request).into_iter().rev();
         last_first.fold((0, 0), |otherwise, model| self.wish_of(request, model, otherwise, hosts))
     }
 

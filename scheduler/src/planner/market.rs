@@ -16,7 +16,7 @@ use nave_store::{Baselines, Considered, Grounds, Occupied, Placement, QueuedJob,
 use uuid::Uuid;
 
 use crate::{
-    fit::{Meant, Names, Piece, Supply, baseline, devices, lack, lack_beside_gpus, may_have, piece},
+    fit::{Meant, Names, Piece, Supply, baseline, devices, fits, lack, lack_beside_gpus, may_have, piece},
     planner::{
         Reason,
         money::{pays, run_max},
@@ -126,14 +126,15 @@ impl<'a> Market<'a> {
     /// Why a host is chosen of all that would do.
     fn chosen_for(&self, job: &QueuedJob, chosen: HostId) -> ChosenFor {
         let size = job.request.resources.size();
-        let price = |host: &HostId| hourly(size, self.hosts.get(host)?.host.rate).ok();
+        let price = |supply: &Supply| hourly(size, supply.host.rate).ok();
+        let own = self.hosts.get(&chosen).and_then(price);
         let job = &*self.kept_apart(job);
+        let choices = self.names.choices(&job.request);
+        let would_do = |supply: &Supply| would_do(supply, job, &choices);
         let others = || self.hosts.iter().filter(|(id, _)| **id != chosen);
-        let mut cheaper = others()
-            .filter(|(id, _)| price(id) < price(&chosen))
-            .filter(|(_, other)| self.would_do(job, other));
+        let mut cheaper = others().filter(|(_, other)| price(other) < own && would_do(other));
         let Some((first, supply)) = cheaper.next() else {
-            let is_only = !others().any(|(_, other)| self.would_do(job, other));
+            let is_only = !others().any(|(_, other)| would_do(other));
             return if is_only { ChosenFor::OnlyFit } else { ChosenFor::Cheapest };
         };
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
@@ -147,26 +148,18 @@ impl<'a> Market<'a> {
         }
     }
 
-    fn would_do(&self, job: &QueuedJob, supply: &Supply) -> bool {
-        pays(job, supply.host.rate)
-            && self
-                .names
-                .choices(&job.request)
-                .iter()
-                .any(|model| lack(supply, job, model.as_ref()).is_none())
-    }
-
     /// The cheapest host that would do and its devices, looked for without the fleet, which counts memory in MiB and
     /// knows no hosts with very many devices.
     pub fn by_hand(&self, job: &QueuedJob, is_kept: impl Fn(HostId) -> bool) -> Option<(HostId, Vec<u8>)> {
         let job = &*self.kept_apart(job);
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
-        let fits = self.hosts.iter().filter(|(id, supply)| !is_kept(**id) && self.would_do(job, supply));
+        let choices = self.names.choices(&job.request);
+        let would_do = |supply: &Supply| would_do(supply, job, &choices);
+        let fits = self.hosts.iter().filter(|(id, supply)| would_do(supply) && !is_kept(**id));
         let size = job.request.resources.size();
         let (id, supply) =
             fits.min_by_key(|(id, supply)| (failures(id), hourly(size, supply.host.rate).ok(), **id))?;
         let Some(gpu) = &job.request.resources.gpu else { return Some((*id, Vec::new())) };
-        let choices = self.names.choices(&job.request);
         let model = choices.iter().find(|model| lack(supply, job, model.as_ref()).is_none())?;
         let places = devices(supply, gpu, model.as_ref()).into_iter();
         Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
@@ -257,15 +250,14 @@ impl<'a> Market<'a> {
         if self.empty.values().any(suffices) {
             return wait("waiting_for_capacity", "every host that fits is busy".into());
         }
-        let fits = |supply: &&Supply| choices.iter().any(|model| lack(supply, job, model.as_ref()).is_none());
-        let mut fitting = self.empty.values().filter(fits).peekable();
+        let mut fitting = self.empty.values().filter(|supply| fits(supply, job, &choices)).peekable();
         if fitting.peek().is_none() {
             return Refusal::Wait(explain(self.empty, self.names, job));
         }
         if !fitting.any(|supply| pays(job, supply.host.rate)) {
             return Refusal::Fail(too_dear(job));
         }
-        if self.hosts.values().any(|supply| self.would_do(job, supply)) {
+        if self.hosts.values().any(|supply| would_do(supply, job, &choices)) {
             return wait("kept_for_others", "what is free is kept for jobs that wait for longer".into());
         }
         wait("waiting_for_capacity", "every host that fits is busy".into())
@@ -300,6 +292,11 @@ fn piece_of<'s>(supply: &'s Supply, job: &QueuedJob, model: Option<&Meant>) -> O
     let priced = supply.priced(piece.milli);
     let run_max = run_max(job, priced.host.rate)?;
     lack_beside_gpus(&priced, job).is_none().then_some((piece, run_max))
+}
+
+/// Whether a job could be on a host now, and pay for it.
+fn would_do(supply: &Supply, job: &QueuedJob, choices: &[Option<Meant>]) -> bool {
+    pays(job, supply.host.rate) && fits(supply, job, choices)
 }
 
 fn too_dear(job: &QueuedJob) -> Reason {
