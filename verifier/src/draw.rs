@@ -158,7 +158,10 @@ fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
 /// The models of a class, by which its devices may be asked for, too.
 fn models_of(class: &str) -> Vec<String> {
     let catalogue = Catalogue::embedded().ok();
-    catalogue.and_then(|catalogue| catalogue.named(class)).map(|class| class.models.clone()).unwrap_or_default()
+    catalogue
+        .and_then(|catalogue| catalogue.named(class))
+        .map(|class| class.models.clone())
+        .unwrap_or_default()
 }
 
 fn judged_before(last: &Decided) -> Vec<Judged> {
