@@ -236,7 +236,7 @@ impl Cloud {
             Some(number) => (Does::Boots, number),
             None => (Does::Failed, 0),
         };
-        progress(&format!("somebody rents {name}"));
+        say(name, "boots");
         Ok(self.estate.tell(name, &Told { does, number, address: None })?)
     }
 
@@ -250,16 +250,16 @@ impl Cloud {
         spawn_blocking(move || network.ensure_host(number)).await??;
         // An earlier supervisor's script may have left its agent behind.
         inside::end(host.namespace.as_deref(), What::Agents).await?;
-        let parts = self.parts(&host, name)?;
+        let parts = self.parts(&host, name).await?;
         self.running.insert(name.to_owned(), (host, parts));
         let address = Some(self.network.address(number).to_string());
         self.estate.tell(name, &Told { does: Does::Runs, number, address })?;
-        progress(&format!("{name} has booted"));
+        say(name, "has booted");
         Ok(())
     }
 
     /// What runs of a machine: its engine, its ways out, and the script it boots with, which runs the agent.
-    fn parts(&self, host: &LocalHost, name: &str) -> anyhow::Result<Vec<Kept>> {
+    async fn parts(&self, host: &LocalHost, name: &str) -> anyhow::Result<Vec<Kept>> {
         let (number, agent) = (host.number, agent_program()?);
         let namespace = host.namespace.clone().context("a rented machine has a namespace of its own")?;
         let part =
@@ -269,6 +269,7 @@ impl Cloud {
             let (layout, namespace) = (self.layout.clone(), namespace.clone());
             let make = move || engine::dockerd(&dockerd, &layout, number, Some(&namespace));
             parts.push(part("dockerd", ENGINE_SECONDS, Box::new(make)));
+            engine::answers(&self.layout, number).await;
         }
         for (count, address) in self.relayed.iter().enumerate() {
             let (naved, address, namespace) = (self.naved.clone(), address.clone(), namespace.clone());
@@ -293,7 +294,7 @@ impl Cloud {
             }
         }
         self.estate.forget(name)?;
-        progress(&format!("{name} is gone"));
+        say(name, "is gone");
         Ok(())
     }
 
@@ -323,6 +324,10 @@ impl Keeping {
         }
         done
     }
+}
+
+fn say(machine: &str, what: &str) {
+    progress(&format!("of the local cloud, {machine} {what}"));
 }
 
 fn warn(machine: &str, done: anyhow::Result<()>) {

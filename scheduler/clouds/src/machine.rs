@@ -64,12 +64,7 @@ impl Rules {
             | Cloud::Vast
             | Cloud::Verda => Self::USUAL,
             // It costs nothing to ask, and somebody looks on.
-            Cloud::Local => Self {
-                boot_max: Millis(300_000),
-                confirm: Millis(5_000),
-                again: Millis(2_000),
-                ..Self::USUAL
-            },
+            Cloud::Local => Self { boot_max: Millis(300_000), confirm: Millis(5_000), ..Self::USUAL },
         }
     }
 }
