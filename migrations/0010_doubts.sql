@@ -1,9 +1,9 @@
 -- Doubt follows a miner and its GPUs, whatever names they have; hosts that are never free are tested all the same, or it is said
 -- that they were not.
 
-alter table hosts add proven_at_ms bigint;
-update hosts set proven_at_ms = enrolled_at_ms where proven is not null;
-comment on column hosts.proven_at_ms is 'When it had first proven its claims since it joined; until then it is a name and no more';
+alter table hosts add tested_at_ms bigint;
+update hosts set tested_at_ms = enrolled_at_ms where exists (select from challenges c where c.host_id = hosts.host_id);
+comment on column hosts.tested_at_ms is 'When it was first tested since it joined; until then it is a name and no more';
 
 alter table hosts
     add strained       integer not null default 0,
@@ -22,18 +22,18 @@ alter table disputes
     add constraint disputes_tested check (outcome is null or outcome = 'untested' or suite_at_ms is not null);
 comment on column disputes.outcome is 'What came of that suite: whether its host passed; or that there was none';
 
--- Bans that count against a host, those that are over too: its own, those of its miner unless it had proven itself before,
--- and those that took GPUs along which it claims.
+-- Bans that count against a host, those that are over too: its own, those of its miner if it joined since that test or was not
+-- tested before the ban, and those that took GPUs along which it claims.
 create or replace function bans_of(host uuid) returns setof bans language sql stable
     begin atomic
         select b.* from hosts h join bans b
             on b.host_id = h.host_id
-            or (b.hotkey = h.hotkey and (h.proven_at_ms is null or h.proven_at_ms >= (
+            or (b.hotkey = h.hotkey and (h.tested_at_ms is null or h.tested_at_ms >= b.since_ms or h.enrolled_at_ms >= (
                 select drawn_at_ms from challenges c where c.challenge_id = b.challenge_id)))
             or b.devices && array(select device ->> 'uuid' from jsonb_array_elements(h.inventory -> 'devices') device)
         where h.host_id = host and b.lifted_at_ms is null;
     end;
-comment on column bans.hotkey is 'Its miner: no host of theirs is tested before the ban is over that had not proven itself when this one was tested';
+comment on column bans.hotkey is 'Its miner: no host of theirs that joined since it was tested, or was not tested before the ban, is tested before that is over';
 
 -- Other hosts in doubt that count against a host: its miner's, whenever they joined, and those of anyone that have
 -- proven GPUs which it claims and nobody has proven since.

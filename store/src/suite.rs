@@ -190,7 +190,7 @@ impl Store {
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null,
-                strained = 0, strained_up_ms = null, proven_at_ms = coalesce(proven_at_ms, now_ms())
+                strained = 0, strained_up_ms = null, tested_at_ms = coalesce(tested_at_ms, now_ms())
              where host_id = $1",
             host.0,
             to.as_str(),

@@ -115,6 +115,11 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
         let old = host_of(market, 1, "cheater", &[]).await;
         market.store.host_passed(old).await.expect("prove");
         let spare = host_of(market, 7, "cheater", &[]).await;
+        let beside = host_of(market, 8, "cheater", &[]).await;
+        let (body, claims) = (json!({}), inventory());
+        let seen = market.store.host_generation(beside).await.expect("generation");
+        let begun = crate::challenge::drawing(beside, Kind::Cpu, &body, &claims);
+        market.store.challenges_draw(&[(beside, seen)], &[begun]).await.expect("draw");
         let host = host_of(market, 2, "cheater", &["GPU-1", "GPU-2"]).await;
         holds(market, host, &["GPU-1", "GPU-2"]).await.expect("its own");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -127,6 +132,7 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
         let stranger = host_of(market, 6, "another", &["GPU-3"]).await;
         assert_eq!(due(market).await, [stranger], "what has nothing to do with it");
         assert_eq!(state_of(market, old).await, HostState::Ready, "it had proven itself before");
+        assert_eq!(state_of(market, beside).await, HostState::Verifying, "it is being tested, too");
         for refused in [host, newcomer, spare, accomplice] {
             assert_eq!(state_of(market, refused).await, HostState::Refused);
             assert!(wait(market, refused).await > HOUR - 10_000);
