@@ -12,7 +12,7 @@ use nave_domain::{
     rate::{Rate, Size},
 };
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
@@ -194,9 +194,7 @@ impl Store {
             jobs.push(lock(&mut tx, placement.job).await?);
         }
         let leases = open(&mut tx, &mut jobs, &sorted, Basis::Snapshot).await?;
-        crash_point!("store.job_place.before_commit");
-        tx.commit().await?;
-        crash_point!("store.job_place.after_commit");
+        commit(tx).await?;
         Ok(leases)
     }
 
@@ -215,11 +213,16 @@ impl Store {
         let hosts: BTreeSet<HostId> = placements.iter().map(|placement| placement.host).collect();
         let jobs = placements.iter().map(|placement| Changes::Job(placement.job));
         announce_all(&mut tx, jobs.chain(hosts.into_iter().map(Changes::Host))).await?;
-        crash_point!("store.job_place.before_commit");
-        tx.commit().await?;
-        crash_point!("store.job_place.after_commit");
+        commit(tx).await?;
         Ok(leases)
     }
+}
+
+async fn commit(tx: Transaction<'_, Postgres>) -> Result<()> {
+    crash_point!("store.job_place.before_commit");
+    tx.commit().await?;
+    crash_point!("store.job_place.after_commit");
+    Ok(())
 }
 
 /// Locks jobs that all wait and of which none has to do with another.
