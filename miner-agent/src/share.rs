@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 
 /// What a program that controls MPS is called.
 pub const CONTROL: &str = "nvidia-cuda-mps-control";
+/// What a daemon is asked that has been told its limits.
+pub const QUESTIONS: &str = "get_default_active_thread_percentage\nget_default_device_pinned_mem_limit 0\n";
 /// Where daemons and jobs find the memory that they share.
 pub const MEMORY: &str = "/dev/shm";
 /// Where they find the daemon's pipes and sockets.
@@ -86,6 +88,19 @@ impl Terms {
             self.percentage(),
             self.mib()
         )
+    }
+
+    /// Whether a daemon's answers to [`QUESTIONS`], such as `50.0` and `8G`, are these limits. What cannot be read is not.
+    #[must_use]
+    pub fn are_limits(&self, said: &str) -> bool {
+        let mut words = said.split_whitespace();
+        let percentage = words.next().map(|word| word.strip_suffix(".0").unwrap_or(word).parse::<i64>());
+        let mib = words.next().and_then(|word| match word.split_at_checked(word.len().checked_sub(1)?)? {
+            (count, "G") => count.parse::<i64>().ok()?.checked_mul(1 << 10),
+            (count, "M") => count.parse().ok(),
+            _ => None,
+        });
+        percentage == Some(Ok(self.percentage())) && mib == Some(self.mib()) && words.next().is_none()
     }
 
     /// Percent of the device's computing, rounded up.
@@ -300,6 +315,26 @@ mod tests {
     fn a_daemon_is_told_the_limits_of_every_process_before_it_serves_one() {
         let said = "set_default_active_thread_percentage 13\nset_default_device_pinned_mem_limit 0 8192M\n";
         assert_eq!(terms(1, 8).commands(), said);
+    }
+
+    #[test]
+    fn a_daemon_has_its_limits_where_it_says_them_back() {
+        let terms = terms(1, 8);
+        for said in ["13.0\n8192M\n", "13\n8G\n"] {
+            assert!(terms.are_limits(said), "{said:?}");
+        }
+        for said in [
+            "",
+            "13.0\n",
+            "100.0\n8G\n",
+            "13.5\n8G\n",
+            "13.0\n9G\n",
+            "13.0\n8192\n",
+            "13.0\n8G\n8G\n",
+            "13.0\nµ\n",
+        ] {
+            assert!(!terms.are_limits(said), "{said:?}");
+        }
     }
 
     #[test]

@@ -155,7 +155,7 @@ async fn cut_off(host: &Host, lease: LeaseId, line: &str) {
     let terms = terms(1, 8);
     tokio::select! {
         joined = daemons.join(lease, &terms) => panic!("it came up: {joined:?}"),
-        () = until("it has begun", || fs::read_to_string(host.doubles.path("said")).expect("said").contains(line)) => {}
+        () = until("it has begun", || host.doubles.has_said(line)) => {}
     }
 }
 
@@ -174,6 +174,64 @@ async fn a_daemon_whose_agent_was_killed_before_it_had_its_limits_serves_nobody(
     assert!(Doubles::processes(&host.data()).iter().all(|pid| !begun.contains(pid)), "by another daemon");
     host.daemons().leave(lease).await.expect("left");
     assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_replaces_another_serves_nobody_either_until_it_has_its_limits() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    Doubles::kill_all(&host.data());
+    host.doubles.said();
+    fs::write(host.doubles.path("deaf"), "").expect("written");
+    tokio::select! {
+        tended = daemons.tend() => panic!("it came up: {tended:?}"),
+        () = until("another has begun", || host.doubles.has_said("daemon of")) => {}
+    }
+    fs::remove_file(host.doubles.path("deaf")).expect("removed");
+    host.doubles.said();
+    host.daemons().tend().await.expect("begun anew");
+    assert_eq!(host.doubles.said(), LIMITS);
+    host.daemons().leave(lease).await.expect("left");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_say_its_limits_back_serves_nobody() {
+    let host = Host::new();
+    fs::write(host.doubles.path("forgetful"), "").expect("written");
+    let why = host.daemons().join(new_lease(), &terms(1, 8)).await.expect_err("it has other limits");
+    assert!(format!("{why:#}").contains("100.0"), "{why:#}");
+    assert!(Doubles::processes(&host.data()).is_empty());
+}
+
+#[tokio::test]
+async fn a_daemon_that_replaces_another_serves_nobody_either_until_it_has_its_limits() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    Doubles::kill_all(&host.data());
+    host.doubles.said();
+    fs::write(host.doubles.path("deaf"), "").expect("written");
+    tokio::select! {
+        tended = daemons.tend() => panic!("it came up: {tended:?}"),
+        () = until("another has begun", || host.doubles.has_said("daemon of")) => {}
+    }
+    fs::remove_file(host.doubles.path("deaf")).expect("removed");
+    host.doubles.said();
+    host.daemons().tend().await.expect("begun anew");
+    assert_eq!(host.doubles.said(), LIMITS);
+    host.daemons().leave(lease).await.expect("left");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_say_its_limits_back_serves_nobody() {
+    let host = Host::new();
+    fs::write(host.doubles.path("forgetful"), "").expect("written");
+    let why = host.daemons().join(new_lease(), &terms(1, 8)).await.expect_err("it has other limits");
+    assert!(format!("{why:#}").contains("100.0"), "{why:#}");
+    assert!(Doubles::processes(&host.data()).is_empty());
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use nix::{
 };
 use tokio::sync::{Mutex, MutexGuard};
 
-use super::{CONTROL, MARK, MEMORY, Place, Record, Terms, join};
+use super::{CONTROL, MARK, MEMORY, Place, QUESTIONS, Record, Terms, join};
 use crate::{
     command,
     files::{self, Keep},
@@ -115,10 +115,7 @@ impl Daemons {
     pub async fn join(&self, lease: LeaseId, terms: &Terms) -> anyhow::Result<Place> {
         let mut records = self.once(|records| join(records, lease, terms)).await?;
         self.save(&records)?;
-        if let Some(record) = records.get_mut(&terms.device) {
-            self.keep(record).await?;
-        }
-        self.save(&records)?;
+        self.keep(&mut records, &terms.device).await?;
         Ok(self.place(terms))
     }
 
@@ -187,16 +184,9 @@ impl Daemons {
     pub async fn tend(&self) -> anyhow::Result<()> {
         let mut records = self.records.lock().await;
         self.end_unused(&mut records).await?;
-        let mut devices: Vec<String> = records.keys().cloned().collect();
-        while let Some(device) = devices.pop() {
-            if let Some(record) = records.get_mut(&device) {
-                let before = record.ready;
-                let kept = self.keep(record).await;
-                if before != record.ready {
-                    self.save(&records)?;
-                }
-                kept?;
-            }
+        let devices: Vec<String> = records.keys().cloned().collect();
+        for device in devices {
+            self.keep(&mut records, &device).await?;
         }
         Ok(())
     }
@@ -245,21 +235,23 @@ impl Daemons {
         Place(self.dir.join(terms.name()))
     }
 
-    /// Has a daemon run and know its limits.
-    async fn keep(&self, record: &mut Record) -> anyhow::Result<()> {
+    /// Has the daemon of a device run and know its limits.
+    async fn keep(&self, records: &mut BTreeMap<String, Record>, device: &str) -> anyhow::Result<()> {
+        let Some(record) = records.get_mut(device) else { return Ok(()) };
         if record.ready && self.answers(&record.terms).await {
             return Ok(());
         }
         if std::mem::take(&mut record.ready) {
-            tracing::warn!(
-                device = record.terms.device,
-                "the daemon that shares a device is gone; starting another"
-            );
+            tracing::warn!(device, "the daemon that shares a device is gone; starting another");
         }
-        let begun = self.begin(&record.terms).await;
-        begun.with_context(|| format!("share {}", record.terms.device))?;
-        record.ready = true;
-        Ok(())
+        let terms = record.terms.clone();
+        // An agent that finds the next daemon must not take it for one that has its limits.
+        self.save(records)?;
+        self.begin(&terms).await.with_context(|| format!("share {device}"))?;
+        if let Some(record) = records.get_mut(device) {
+            record.ready = true;
+        }
+        self.save(records)
     }
 
     async fn answers(&self, terms: &Terms) -> bool {
@@ -276,7 +268,7 @@ impl Daemons {
         self.set_mode(&terms.device, "exclusive").await?;
         self.launch(terms, &place)?;
         let end = Instant::now() + PATIENCE;
-        while let Err(error) = self.say(terms, &terms.commands()).await {
+        while let Err(error) = self.tell_limits(terms).await {
             if Instant::now() >= end {
                 kill_all(&place).await?;
                 return Err(error).context("tell the daemon its limits");
@@ -305,13 +297,21 @@ impl Daemons {
         Ok(())
     }
 
-    /// Speaks to a daemon.
-    async fn say(&self, terms: &Terms, what: &str) -> anyhow::Result<()> {
+    /// Tells a daemon its limits, and has it say them back: what it does not take, it may not tell.
+    async fn tell_limits(&self, terms: &Terms) -> anyhow::Result<()> {
+        self.say(terms, &terms.commands()).await?;
+        let said = self.say(terms, QUESTIONS).await?;
+        ensure!(terms.are_limits(&said), "its limits are other ones: {said:?}");
+        Ok(())
+    }
+
+    /// Speaks to a daemon, and answers what it says.
+    async fn say(&self, terms: &Terms, what: &str) -> anyhow::Result<String> {
         let control = self.means.control.to_str().context("the path of the control of MPS is not UTF-8")?;
         let variables = self.place(terms).outside();
         let no_arguments: [&str; 0] = [];
-        command::run_in(control, &no_arguments, what.as_bytes(), &variables).await?;
-        Ok(())
+        let said = command::run_in(control, &no_arguments, what.as_bytes(), &variables).await?;
+        String::from_utf8(said).context("read what a daemon says")
     }
 
     async fn set_mode(&self, device: &str, mode: &str) -> anyhow::Result<()> {

@@ -59,7 +59,12 @@ impl Doubles {
     pub fn said(&self) -> Vec<String> {
         let said = fs::read_to_string(self.path("said")).expect("readable");
         fs::write(self.path("said"), "").expect("written");
-        said.lines().filter(|line| *line != "get_server_list").map(str::to_owned).collect()
+        said.lines().filter(|line| !line.starts_with("get_")).map(str::to_owned).collect()
+    }
+
+    /// Whether this is in what was said since [`Self::said`].
+    pub fn has_said(&self, what: &str) -> bool {
+        fs::read_to_string(self.path("said")).expect("readable").contains(what)
     }
 
     /// Has the driver say from now on that these processes hold that much.
@@ -88,11 +93,16 @@ impl Doubles {
         found.collect()
     }
 
-    /// Ends what a failed test has left below `data`.
-    pub fn clear(data: &Path) {
+    /// Kills the processes of daemons below `data`.
+    pub fn kill_all(data: &Path) {
         for pid in Self::processes(data) {
             let _ = kill(pid, Signal::SIGKILL);
         }
+    }
+
+    /// Ends what a failed test has left below `data`.
+    pub fn clear(data: &Path) {
+        Self::kill_all(data);
         for entry in fs::read_dir(data.join("mps")).into_iter().flatten().flatten() {
             let _ = umount2(&entry.path().join("shm"), MntFlags::MNT_DETACH);
         }
