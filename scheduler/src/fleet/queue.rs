@@ -78,7 +78,7 @@ impl Fleet {
         }
         // One that would fit nowhere even then keeps nothing from the next.
         for waiting in &without {
-            if self.keep_for(&waiting.gang) {
+            if self.keep_for(waiting) {
                 break;
             }
         }
@@ -140,10 +140,14 @@ impl Fleet {
     }
 
     /// Keeps hosts free for a gang: its own already, then those where the least must end until
-    /// its members fit, then those that are kept for somebody younger. `false` and none where
-    /// the gang would not fit even so.
-    fn keep_for(&mut self, gang: &Gang) -> bool {
-        let open = |(at, room)| Some((at, Option::as_ref(room).filter(|room: &&Room| room.open)?));
+    /// its members fit, then those that are kept for somebody younger. What yielded to others is
+    /// kept for them, so a spot gang takes none of the last. `false` and none where the gang would
+    /// not fit even so.
+    fn keep_for(&mut self, waiting: &Waiting) -> bool {
+        let gang = &waiting.gang;
+        let may_have =
+            |room: &&Room| room.open && (waiting.on_demand || room.kept_for.is_none_or(|id| id == gang.id));
+        let open = |(at, room)| Some((at, Option::as_ref(room).filter(may_have)?));
         let mut empty: Vec<((u8, u32), usize, Room)> = self
             .rooms
             .iter()

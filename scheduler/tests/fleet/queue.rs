@@ -93,6 +93,20 @@ fn spot_leases_of_one_host_yield_to_all_members_of_a_gang() {
 }
 
 #[test]
+fn a_spot_job_that_yielded_does_not_take_back_what_is_kept_for_the_one_that_it_yielded_to() {
+    let (mut fleet, _) = fleet([host(1)]);
+    let lease = spot(&mut fleet, 7, whole(1));
+    let young = Waiting { since_ms: 2 * PATIENCE, ..on_demand(1, &[whole(1)]) };
+    let plan = fleet.plan(std::slice::from_ref(&young), std::slice::from_ref(&lease), 2 * PATIENCE, PATIENCE);
+    assert_eq!(plan.notices, [(7, 1)]);
+    // It waits again, and has waited for longer than anybody has patience.
+    fleet.release(lease.host, &lease.request, &lease.devices);
+    let plan = fleet.plan(&[waiting(0, &[whole(1)], 0), young], &[], 2 * PATIENCE, PATIENCE);
+    let placed: Vec<u64> = plan.placed.iter().map(|(id, _)| *id).collect();
+    assert_eq!((placed, plan.waiting), (vec![1], vec![0]));
+}
+
+#[test]
 fn a_host_is_kept_no_longer_than_the_wait() {
     let (mut fleet, _) = fleet([host(1)]);
     let leases = [spot(&mut fleet, 7, share(500))];
