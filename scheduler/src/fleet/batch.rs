@@ -24,6 +24,8 @@ type Wish = Vec<Option<(Handle, Vec<u8>)>>;
 const WEIGHED_MAX: usize = 5;
 /// Places that are tried for a member, besides the cheapest.
 const OPTIONS_MAX: usize = 16;
+/// Decisions after which gangs that are weighed against one another go where the best way so far has them.
+const DECISIONS_MAX: usize = 1 << 14;
 /// How often each gang of a batch is tried elsewhere.
 const PASSES: usize = 3;
 /// In a hurry a batch is good enough when it costs no more than this many percent above what
@@ -36,7 +38,8 @@ const WAIT_PRICES: i64 = 3;
 impl Fleet {
     /// Occupies the cheapest places for all members of a gang; changes nothing where one has none.
     pub fn place_gang(&mut self, gang: &Gang) -> Option<Places> {
-        self.place_wished(gang, &vec![None; gang.members.len()])
+        self.decisions = 0;
+        self.place_wished(gang, &free(gang))
     }
 
     /// Gives back what a gang occupied.
@@ -56,21 +59,23 @@ impl Fleet {
     }
 
     fn place_few(&mut self, gangs: &[Gang], hurry: bool) -> Vec<Option<Places>> {
+        self.decisions = 0;
         let alone: Vec<Option<Alone>> = gangs.iter().map(|gang| self.alone(gang)).collect();
         let sum: i64 = alone.iter().flatten().map(|alone| alone.cost).sum();
         let enough = if hurry { sum.saturating_add(sum / 100 * SPARE_PERCENT) } else { i64::MIN };
-        let mut order: Vec<usize> = (0..gangs.len()).collect();
+        // Whoever finds no place when alone finds none beside others.
+        let mut order: Vec<usize> = (0..gangs.len()).filter(|at| alone[*at].is_some()).collect();
         order.sort_by_key(|at| Reverse(gangs[*at].members.iter().map(hardness).max()));
         let mut best = Tried { cost: i64::MAX, places: Vec::new() };
         for order in orders(&order) {
-            if best.cost > enough {
+            if best.cost > enough && (best.places.is_empty() || self.decisions < DECISIONS_MAX) {
                 let turns = order.iter().map(|at| (*at, free(&gangs[*at]))).collect();
                 best.take_cheaper(self.try_out(gangs, turns, &alone));
             }
         }
         for _ in 0..PASSES {
             let before = best.cost;
-            for at in 0..gangs.len() {
+            for at in (0..gangs.len()).filter(|at| alone[*at].is_some()) {
                 if best.cost > enough {
                     self.try_elsewhere(gangs, at, &order, &alone, &mut best);
                 }
@@ -88,7 +93,7 @@ impl Fleet {
     }
 
     fn alone(&mut self, gang: &Gang) -> Option<Alone> {
-        let places = self.place_gang(gang)?;
+        let places = self.place_wished(gang, &free(gang))?;
         self.release_gang(gang, &places);
         Some(Alone {
             cost: places.iter().map(|choice| choice.cost).sum(),
@@ -108,6 +113,9 @@ impl Fleet {
         let gang = &gangs[at];
         for (member, request) in gang.members.iter().enumerate() {
             for option in self.options(request, gang.id, OPTIONS_MAX) {
+                if self.decisions >= DECISIONS_MAX {
+                    return;
+                }
                 let mut wish = free(gang);
                 wish[member] = Some(option);
                 let others = order.iter().filter(|other| **other != at);
@@ -140,12 +148,21 @@ impl Fleet {
         // After those whose place is decided the hardest: what suffices for them is scarcest.
         let mut order: Vec<usize> = (0..gang.members.len()).collect();
         order.sort_by_key(|at| (wish[*at].is_none(), Reverse(hardness(&gang.members[*at]))));
-        // Whoever finds no place goes first in the next attempt.
         for _ in 0..gang.members.len() {
             match self.place_ordered(gang, wish, &order) {
                 Ok(places) => return Some(places),
-                Err(0) => return None,
-                Err(without) => order[..=without].rotate_right(1),
+                // Whoever finds no place goes first in the next attempt, unless those before are like it.
+                Err(without) => {
+                    let last = order[without];
+                    let is_like = |at: &usize| {
+                        wish[*at] == wish[last]
+                            && self.guests.are_alike(&gang.members[*at], &gang.members[last])
+                    };
+                    if self.decisions >= DECISIONS_MAX || order[..without].iter().all(is_like) {
+                        return None;
+                    }
+                    order[..=without].rotate_right(1);
+                }
             }
         }
         None
@@ -156,6 +173,7 @@ impl Fleet {
         let mut placed: Vec<(usize, Choice)> = Vec::new();
         for (turn, at) in order.iter().enumerate() {
             let member = &gang.members[*at];
+            self.decisions += 1;
             let choice = match &wish[*at] {
                 Some((host, devices)) => self.choice(*host, member, devices, gang.id),
                 None => self.decide_for(member, Some(gang.id)),
@@ -242,4 +260,71 @@ fn orders(first: &[usize]) -> impl Iterator<Item = Vec<usize>> {
         }
         Some(given)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Gpus, Host, Rate},
+        *,
+    };
+
+    fn fleet(devices: usize) -> Fleet {
+        let mut fleet = Fleet::new();
+        for _ in 0..devices {
+            let host = Host {
+                milli_cpu: 16_000,
+                memory_mib: 1 << 16,
+                disk_mib: 1 << 20,
+                vram_mib: vec![1 << 14],
+                class: 0,
+                zone: 0,
+                miner: 0,
+                has: 0,
+                rate: Rate { gpu_hour: 1_000_000, vcpu_hour: 10_000, gib_hour: 1_000 },
+                loss_ppm: 0,
+                start_s: 0,
+            };
+            fleet.insert(host).expect("a usual host");
+        }
+        fleet
+    }
+
+    fn request(milli_cpu: u32) -> Request {
+        Request::new(milli_cpu, 1_024, Gpus::Whole { count: 1, vram_mib: 0 })
+    }
+
+    #[test]
+    fn a_gang_of_equals_that_is_one_short_is_not_tried_in_every_order() {
+        let mut fleet = fleet(63);
+        assert!(fleet.place_gang(&Gang { id: 0, members: vec![request(1_000); 64] }).is_none());
+        assert_eq!(fleet.decisions, 64);
+    }
+
+    #[test]
+    fn members_with_the_same_rules_are_equals_and_others_are_not() {
+        let mut fleet = fleet(63);
+        let guest = |owner| super::super::Guest { owner, ..Default::default() };
+        let mut of = |owner| Request { guest: fleet.invite(guest(owner)), ..request(1_000) };
+        let (one, same, other) = (of(1), of(1), of(2));
+        assert!(fleet.guests.are_alike(&one, &same) && !fleet.guests.are_alike(&one, &other));
+    }
+
+    #[test]
+    fn gangs_that_find_no_place_alone_are_not_weighed_against_others() {
+        let mut fleet = fleet(63);
+        let gangs: Vec<Gang> = (0..4).map(|id| Gang { id, members: vec![request(1_000); 64] }).collect();
+        assert!(fleet.place_batch(&gangs).iter().all(Option::is_none));
+        assert_eq!(fleet.decisions, 4 * 64);
+    }
+
+    #[test]
+    fn gangs_are_weighed_against_one_another_only_for_so_long() {
+        let mut fleet = fleet(320);
+        let different = |id: u64| (0..64).map(move |member| request(1_000 + 64 * id as u32 + member));
+        let gangs: Vec<Gang> = (0..5).map(|id| Gang { id, members: different(id).collect() }).collect();
+        let places = fleet.place_batch(&gangs);
+        assert!(places.iter().all(Option::is_some));
+        assert!(fleet.decisions < DECISIONS_MAX + 2 * 320, "{}", fleet.decisions);
+    }
 }

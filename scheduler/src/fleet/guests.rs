@@ -90,6 +90,12 @@ impl Guests {
         Some(guest.failures.get(&host).map_or(0, |failures| FAILURE * i64::from(*failures)))
     }
 
+    /// Whether two ask for the same under the same rules: where one finds no place, the other finds none.
+    pub fn are_alike(&self, one: &Request, other: &Request) -> bool {
+        Request { guest: other.guest, ..*one } == *other
+            && numbered(&self.guests, one.guest) == numbered(&self.guests, other.guest)
+    }
+
     /// Notes that a guest goes to a host.
     pub fn enter(&mut self, request: &Request, room: &mut Room) {
         let Some(guest) = numbered(&self.guests, request.guest) else { return };

@@ -81,6 +81,8 @@ pub struct Fleet {
     priced: Option<u64>,
     /// How often it has learned.
     epoch: u64,
+    /// Decisions for the gangs that are weighed against one another.
+    decisions: usize,
 }
 
 impl Default for Fleet {
@@ -107,6 +109,7 @@ impl Fleet {
             logged: 0,
             priced: None,
             epoch: 0,
+            decisions: 0,
         }
     }
 
