@@ -169,14 +169,8 @@ impl Look<'_> {
                 Unit::Whole(jobs) => {
                     let refusal = self.refused(&jobs);
                     if refusal.is_empty() {
-                        let mut members: Vec<Request> =
+                        let members =
                             jobs.iter().map(|job| self.loaded.request(job, &self.market.hosts)).collect();
-                        if let ([job], [request]) = (jobs.as_slice(), members.as_mut_slice())
-                            && self.market.takes_fraction(job)
-                        {
-                            // The fleet knows whole devices; a fraction is found by hand.
-                            request.classes = 0;
-                        }
                         eligible.push(Eligible { jobs, members });
                     }
                     self.refuse(refusal);
@@ -231,13 +225,16 @@ impl Look<'_> {
             }
         }
         let now = self.market.now;
-        let waiting: Vec<Waiting> = (0..).zip(units).map(|(id, unit)| unit.waiting(id, now)).collect();
+        let mut waiting: Vec<Waiting> = (0..).zip(units).map(|(id, unit)| unit.waiting(id, now)).collect();
+        waiting.sort_by_key(|waiting| (waiting.since_ms, waiting.gang.id));
+        let on_fractions = self.place_on_fractions(units, &waiting);
+        waiting.retain(|waiting| !on_fractions.contains(&waiting.gang.id));
         let (yielding, leases) = self.loaded.yielding(&self.market.hosts);
         let mut planned = self.loaded.fleet.plan(&waiting, &yielding, now.0, PATIENCE.0);
         planned.placed.sort_by_key(|(id, _)| *id);
         let placed: BTreeMap<u64, Places> = planned.placed.into_iter().collect();
         let mut without = Vec::new();
-        for (id, unit) in (0..).zip(units) {
+        for (id, unit) in (0..).zip(units).filter(|(id, _)| !on_fractions.contains(id)) {
             if !placed.get(&id).is_some_and(|places| self.carry_out(unit, places)) {
                 without.push((id, unit));
             }
@@ -253,6 +250,29 @@ impl Look<'_> {
             Some((*host, units.get(usize::try_from(id).ok()?)?.jobs[0].job))
         };
         self.market.hosts.keys().filter_map(kept_for).collect()
+    }
+
+    /// Places jobs that a fraction of a device suffices for on one, in this order; says which. The others are for the
+    /// fleet, which knows whole devices.
+    fn place_on_fractions(&mut self, units: &[Eligible<'_>], oldest: &[Waiting]) -> BTreeSet<u64> {
+        let mut placed = BTreeSet::new();
+        let mut without = BTreeSet::new();
+        for id in oldest.iter().map(|waiting| waiting.gang.id) {
+            let Some(unit) = usize::try_from(id).ok().and_then(|at| units.get(at)) else { continue };
+            let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else { continue };
+            if !self.market.takes_fraction(job) || without.contains(&like(job)) {
+                continue;
+            }
+            let found = self.market.fraction(job, |host| self.is_kept(host, Some(id)));
+            let Some(found) = found else {
+                without.insert(like(job));
+                continue;
+            };
+            self.occupy(job, request, &found);
+            self.plan.placements.push(Placement { gang: unit.gang(), ..found.0 });
+            placed.insert(id);
+        }
+        placed
     }
 
     /// Places a unit where the fleet says; `false` and nothing done where one of it may not be there.
@@ -312,15 +332,14 @@ impl Look<'_> {
 
     /// A place for a job that the fleet does not see.
     fn by_hand(&self, job: &QueuedJob, whose: Option<u64>) -> Option<Found> {
-        let is_kept = |host: HostId| {
-            let kept_for = self.loaded.handle(host).and_then(|handle| self.loaded.fleet.kept_for(handle));
-            kept_for.is_some_and(|id| whose != Some(id))
-        };
-        if let Some(found) = self.market.fraction(job, is_kept) {
-            return Some(found);
-        }
-        let (host, places) = self.market.by_hand(job, is_kept)?;
+        let (host, places) = self.market.by_hand(job, |host| self.is_kept(host, whose))?;
         Some((self.market.placement(job, host, &places)?, places))
+    }
+
+    /// Whether a host is kept for somebody else.
+    fn is_kept(&self, host: HostId, whose: Option<u64>) -> bool {
+        let kept_for = self.loaded.handle(host).and_then(|handle| self.loaded.fleet.kept_for(handle));
+        kept_for.is_some_and(|id| whose != Some(id))
     }
 
     fn occupy(&mut self, job: &QueuedJob, request: &Request, (placement, places): &Found) {

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, MicroUsd, MilliGpu,
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliGpu, Millis,
     fraction::{Division, Fraction, Shared, Slice},
+    host::Term,
     job::Isolation,
 };
-use nave_scheduler::planner::plan;
-use nave_store::{Placement, QueuedJob, SupplyHost};
+use nave_scheduler::planner::{Planner, plan};
+use nave_store::{Occupied, Placement, QueuedJob, SupplyHost, Yielding};
 use proptest::prelude::*;
 
-use crate::supply::{customer_id, gpu_host, gpu_job, host_id, snapshot};
+use crate::supply::{customer_id, gpu_host, gpu_job, host_id, job_id, snapshot};
 
 /// A host whose GPUs of these sizes in GiB can be shared.
 fn sharing_host(sizes: &[i64]) -> SupplyHost {
@@ -115,6 +116,51 @@ fn nobody_gets_a_device_whole_of_which_there_are_shares() {
     host.shared.clear();
     let both = placed(vec![share_job(3, 1, 250, 8), gpu_job(4, 1, 8)], vec![host]);
     assert_eq!(both.len(), 1, "in one plan neither");
+}
+
+#[test]
+fn whoever_has_waited_for_longest_gets_the_fraction_however_young_its_id() {
+    let mut tired = share_job(2, 2, 250, 8);
+    tired.queued = Millis(600_000);
+    let placements = placed(vec![share_job(1, 1, 250, 8), tired], vec![sharing_host(&[80])]);
+    assert_eq!(placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(2)]);
+}
+
+#[test]
+fn a_host_is_kept_for_a_job_with_a_share_that_has_waited_too_long() {
+    let mut tired = share_job(1, 1, 250, 8);
+    tired.queued = Millis(600_000);
+    let busy = |used: &[&str]| SupplyHost {
+        devices_used: used.iter().map(|uuid| (*uuid).to_owned()).collect(),
+        ..sharing_host(&[80, 80])
+    };
+    let mut planner = Planner::default();
+    let jobs = || vec![tired.clone(), gpu_job(2, 1, 8)];
+    planner.plan(&snapshot(jobs(), vec![busy(&["GPU-0", "GPU-1"])]));
+    let plan = planner.plan(&snapshot(jobs(), vec![busy(&["GPU-1"])]));
+    assert_eq!(plan.placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(1)]);
+    assert!(plan.placements[0].share.is_some(), "it does not take all of it then");
+}
+
+#[test]
+fn spot_yields_to_a_job_that_accepts_a_fraction_as_to_any_other() {
+    let mut full = sharing_host(&[80]);
+    full.terms.term = Term::Spot;
+    let spot = gpu_job(101, 1, 0);
+    let part = Occupied {
+        customer: customer_id(9),
+        alone: false,
+        size: spot.request.resources.size(),
+        disk: spot.request.resources.disk,
+        devices: vec!["GPU-0".to_owned()],
+        share: None,
+        order_bytes: 0,
+    };
+    full.occupy(part.clone());
+    let lease = LeaseId(uuid::Uuid::from_u128(101));
+    full.yielding.push(Yielding { lease, part, used: Millis::ZERO, is_ending: false });
+    let plan = plan(&snapshot(vec![share_job(1, 1, 250, 8)], vec![full]));
+    assert_eq!(plan.notices.iter().map(|notice| notice.for_job).collect::<Vec<_>>(), [job_id(1)]);
 }
 
 #[test]
