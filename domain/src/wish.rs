@@ -59,6 +59,10 @@ impl GpuRequest {
         }
         if let Some(share) = self.share {
             within("resources.gpu.share", i64::from(share), 1, 1_000)?;
+            if (1..Bytes::MIB).contains(&self.vram.0) {
+                let problem = format!("a share has no memory or at least a MiB, not {}", self.vram);
+                return Err(BadRequest { field: "resources.gpu.vram", problem });
+            }
         }
         let is_odd = |model: &String| {
             model.len() > MODEL_BYTES_MAX
@@ -348,6 +352,18 @@ mod tests {
         let models = ["NVIDIA GeForce RTX 4090".to_owned()];
         let known = Known::of("NVIDIA H100", Some(("rtx-4090", &models)));
         assert!(known.is("GeForce RTX 4090") && known.is("rtx-4090") && !known.is("H100"));
+    }
+
+    #[test]
+    fn a_share_has_a_mebibyte_of_memory_at_least_or_says_nothing_of_it() {
+        let check = |vram, share| GpuRequest { vram: Bytes(vram), share, ..GpuRequest::default() }.check();
+        for vram in [1, Bytes::MIB - 1] {
+            assert_eq!(check(vram, Some(250)).map_err(|error| error.field), Err("resources.gpu.vram"));
+            assert_eq!(check(vram, None), Ok(()), "a whole device has more");
+        }
+        for vram in [0, Bytes::MIB] {
+            assert_eq!(check(vram, Some(250)), Ok(()));
+        }
     }
 
     #[test]
