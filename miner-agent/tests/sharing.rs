@@ -206,32 +206,38 @@ async fn a_daemon_that_does_not_say_its_limits_back_serves_nobody() {
 }
 
 #[tokio::test]
-async fn a_daemon_that_replaces_another_serves_nobody_either_until_it_has_its_limits() {
+async fn a_device_whose_sharing_does_not_end_is_in_nobody_elses_way() {
     let host = Host::new();
-    let (daemons, lease) = (host.daemons(), new_lease());
+    let (daemons, lease, other) = (host.daemons(), new_lease(), new_lease());
+    let second = Terms { device: "SIM-2".into(), ..terms(1, 8) };
     daemons.join(lease, &terms(1, 8)).await.expect("a share");
-    Doubles::kill_all(&host.data());
-    host.doubles.said();
-    fs::write(host.doubles.path("deaf"), "").expect("written");
-    tokio::select! {
-        tended = daemons.tend() => panic!("it came up: {tended:?}"),
-        () = until("another has begun", || host.doubles.has_said("daemon of")) => {}
-    }
-    fs::remove_file(host.doubles.path("deaf")).expect("removed");
-    host.doubles.said();
-    host.daemons().tend().await.expect("begun anew");
-    assert_eq!(host.doubles.said(), LIMITS);
-    host.daemons().leave(lease).await.expect("left");
+    fs::write(host.doubles.path("stuck"), DEVICE).expect("written");
+    daemons.leave(lease).await.expect_err("its mode stays as it is");
+    daemons.vacate(&[]).await.expect("a job without devices starts");
+    daemons.vacate(&["SIM-3".to_owned()]).await.expect("one that has another device, too");
+    daemons.join(other, &second).await.expect("and one that shares another");
+    daemons.leave(new_lease()).await.expect("nothing to leave");
+    daemons.vacate(&[DEVICE.to_owned()]).await.expect_err("this one is not free");
+    fs::remove_file(host.doubles.path("stuck")).expect("removed");
+    daemons.vacate(&[DEVICE.to_owned()]).await.expect("now it is");
+    daemons.leave(other).await.expect("left");
     assert!(host.is_clean());
 }
 
 #[tokio::test]
-async fn a_daemon_that_does_not_say_its_limits_back_serves_nobody() {
+async fn daemons_are_looked_after_beside_a_device_whose_sharing_does_not_end() {
     let host = Host::new();
-    fs::write(host.doubles.path("forgetful"), "").expect("written");
-    let why = host.daemons().join(new_lease(), &terms(1, 8)).await.expect_err("it has other limits");
-    assert!(format!("{why:#}").contains("100.0"), "{why:#}");
-    assert!(Doubles::processes(&host.data()).is_empty());
+    let (daemons, lease, other) = (host.daemons(), new_lease(), new_lease());
+    daemons.join(other, &Terms { device: "SIM-2".into(), ..terms(1, 8) }).await.expect("a share");
+    daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    fs::write(host.doubles.path("stuck"), DEVICE).expect("written");
+    daemons.leave(lease).await.expect_err("its mode stays as it is");
+    Doubles::kill_all(&host.data());
+    daemons.tend().await.expect_err("it still does");
+    assert!(!Doubles::processes(&host.data()).is_empty(), "the other one is replaced");
+    fs::remove_file(host.doubles.path("stuck")).expect("removed");
+    daemons.settle(&BTreeSet::new()).await.expect("ended");
+    assert!(host.is_clean());
 }
 
 #[tokio::test]

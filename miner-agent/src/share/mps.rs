@@ -113,7 +113,8 @@ impl Daemons {
     /// # Errors
     /// When the device is shared on other terms, or its daemon does not come up.
     pub async fn join(&self, lease: LeaseId, terms: &Terms) -> anyhow::Result<Place> {
-        let mut records = self.once(|records| join(records, lease, terms)).await?;
+        let device = std::slice::from_ref(&terms.device);
+        let mut records = self.once(device, |records| join(records, lease, terms)).await?;
         self.save(&records)?;
         self.keep(&mut records, &terms.device).await?;
         Ok(self.place(terms))
@@ -124,6 +125,9 @@ impl Daemons {
     /// # Errors
     /// When somebody still does after a while.
     pub async fn vacate(&self, devices: &[String]) -> anyhow::Result<()> {
+        if devices.is_empty() {
+            return Ok(());
+        }
         let is_free = |records: &mut BTreeMap<String, Record>| match devices
             .iter()
             .find(|device| records.contains_key(*device))
@@ -131,18 +135,19 @@ impl Daemons {
             Some(device) => Err(format!("{device} is shared")),
             None => Ok(()),
         };
-        self.once(is_free).await.map(drop)
+        self.once(devices, is_free).await.map(drop)
     }
 
-    /// Does something about the records, as soon as it can be done.
+    /// Does something about the records of these devices, as soon as it can be done.
     async fn once<T>(
         &self,
+        devices: &[String],
         mut attempt: impl FnMut(&mut BTreeMap<String, Record>) -> Result<T, String>,
     ) -> anyhow::Result<MutexGuard<'_, BTreeMap<String, Record>>> {
         let end = Instant::now() + LEAVING;
         loop {
             let mut records = self.records.lock().await;
-            self.end_unused(&mut records).await?;
+            self.end_unused(&mut records, devices).await?;
             match attempt(&mut records) {
                 Ok(_) => return Ok(records),
                 Err(why) if Instant::now() >= end => bail!(why),
@@ -157,7 +162,13 @@ impl Daemons {
     /// # Errors
     /// When the daemon does not end; [`Self::tend`] tries again.
     pub async fn leave(&self, lease: LeaseId) -> anyhow::Result<()> {
-        self.retain(|other| *other != lease).await
+        let mut records = self.records.lock().await;
+        let left = retain(&mut records, |other| *other != lease);
+        if left.is_empty() {
+            return Ok(());
+        }
+        self.save(&records)?;
+        self.end_unused(&mut records, &left).await
     }
 
     /// Takes back the shares of all leases but these, and ends what nobody knows of.
@@ -165,8 +176,11 @@ impl Daemons {
     /// # Errors
     /// As [`Self::leave`].
     pub async fn settle(&self, known: &BTreeSet<LeaseId>) -> anyhow::Result<()> {
-        self.retain(|lease| known.contains(lease)).await?;
-        let records = self.records.lock().await;
+        let mut records = self.records.lock().await;
+        retain(&mut records, |lease| known.contains(lease));
+        self.save(&records)?;
+        let devices: Vec<String> = records.keys().cloned().collect();
+        let ended = self.end_unused(&mut records, &devices).await;
         let names: BTreeSet<String> = records.values().map(|record| record.terms.name()).collect();
         for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let is_known = entry.file_name().to_str().is_some_and(|name| names.contains(name));
@@ -174,21 +188,21 @@ impl Daemons {
                 remove(&Place(entry.path())).await?;
             }
         }
-        Ok(())
+        ended
     }
 
     /// Has every daemon run that somebody needs, and ends the others.
     ///
     /// # Errors
-    /// The first thing that did not work; the same again tries again.
+    /// Everything that did not work; the same again tries again.
     pub async fn tend(&self) -> anyhow::Result<()> {
         let mut records = self.records.lock().await;
-        self.end_unused(&mut records).await?;
         let devices: Vec<String> = records.keys().cloned().collect();
+        let mut failed = Vec::from_iter(self.end_unused(&mut records, &devices).await.err());
         for device in devices {
-            self.keep(&mut records, &device).await?;
+            failed.extend(self.keep(&mut records, &device).await.err());
         }
-        Ok(())
+        all_done(&failed)
     }
 
     /// Processes of all daemons.
@@ -198,29 +212,28 @@ impl Daemons {
         places.flat_map(|place| processes(&place)).map(|pid| pid.as_raw().unsigned_abs()).collect()
     }
 
-    async fn retain(&self, stays: impl Fn(&LeaseId) -> bool) -> anyhow::Result<()> {
-        let mut records = self.records.lock().await;
-        let before = records.clone();
-        records.values_mut().for_each(|record| record.leases.retain(&stays));
-        if *records == before && records.values().all(|record| !record.leases.is_empty()) {
-            return Ok(());
-        }
-        self.save(&records)?;
-        self.end_unused(&mut records).await
-    }
-
-    async fn end_unused(&self, records: &mut BTreeMap<String, Record>) -> anyhow::Result<()> {
-        let unused: Vec<Terms> = records
-            .values()
-            .filter(|record| record.leases.is_empty())
-            .map(|record| record.terms.clone())
-            .collect();
+    /// Ends the sharing of those of these devices that nobody shares any more. One that does not end is in no other's way.
+    async fn end_unused(
+        &self,
+        records: &mut BTreeMap<String, Record>,
+        devices: &[String],
+    ) -> anyhow::Result<()> {
+        let is_unused = |record: &&Record| record.leases.is_empty() && devices.contains(&record.terms.device);
+        let unused: Vec<Terms> =
+            records.values().filter(is_unused).map(|record| record.terms.clone()).collect();
+        let mut failed = Vec::new();
         for terms in unused {
-            self.end(&terms).await.with_context(|| format!("end the sharing of {}", terms.device))?;
-            records.remove(&terms.device);
-            self.save(records)?;
+            let ended =
+                self.end(&terms).await.with_context(|| format!("end the sharing of {}", terms.device));
+            match ended {
+                Ok(()) => {
+                    records.remove(&terms.device);
+                    self.save(records)?;
+                }
+                Err(error) => failed.push(error),
+            }
         }
-        Ok(())
+        all_done(&failed)
     }
 
     fn save(&self, records: &BTreeMap<String, Record>) -> anyhow::Result<()> {
@@ -237,7 +250,9 @@ impl Daemons {
 
     /// Has the daemon of a device run and know its limits.
     async fn keep(&self, records: &mut BTreeMap<String, Record>, device: &str) -> anyhow::Result<()> {
-        let Some(record) = records.get_mut(device) else { return Ok(()) };
+        let Some(record) = records.get_mut(device).filter(|record| !record.leases.is_empty()) else {
+            return Ok(());
+        };
         if record.ready && self.answers(&record.terms).await {
             return Ok(());
         }
@@ -333,6 +348,23 @@ impl Daemons {
         self.set_mode(&terms.device, "default").await?;
         remove(&place).await
     }
+}
+
+/// Takes back the shares of all leases but those that stay. Answers which devices somebody has left.
+fn retain(records: &mut BTreeMap<String, Record>, stays: impl Fn(&LeaseId) -> bool) -> Vec<String> {
+    let left = |record: &mut Record| {
+        let before = record.leases.len();
+        record.leases.retain(&stays);
+        (record.leases.len() < before).then(|| record.terms.device.clone())
+    };
+    records.values_mut().filter_map(left).collect()
+}
+
+/// One error of all of them.
+fn all_done(failed: &[anyhow::Error]) -> anyhow::Result<()> {
+    let said: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
+    ensure!(said.is_empty(), said.join("; "));
+    Ok(())
 }
 
 /// Makes the directories of a daemon, and its memory.
