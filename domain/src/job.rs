@@ -146,6 +146,14 @@ pub struct Limits {
     pub run_ms: Millis,
 }
 
+impl Limits {
+    /// Longest time for which an attempt occupies a host.
+    #[must_use]
+    pub fn longest(&self) -> Millis {
+        Millis(self.start_ms.0.saturating_add(self.run_ms.0))
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { queue_ms: Millis(3_600_000), start_ms: Millis(600_000), run_ms: Millis(3_600_000) }

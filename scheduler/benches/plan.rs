@@ -30,6 +30,7 @@ fn host(n: u128) -> SupplyHost {
         generation: 1,
         rate: Rate { gpu_hour: MicroUsd(0), vcpu_hour: MicroUsd(20_000 + spread), gib_hour: MicroUsd(3_000) },
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
+        lasts: None,
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
         yielding: Vec::new(),

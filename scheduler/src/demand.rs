@@ -17,7 +17,7 @@ use nave_domain::{
     rate::{Rate, affordable},
     wish::{GpuRequest, Region, Terms, is_model, unmet},
 };
-use nave_store::{MachineDemand, RentedMachine, WaitingJob};
+use nave_store::{MachineDemand, MachineRow, RentedMachine, WaitingJob};
 use serde::{Deserialize, Serialize};
 
 /// What the operator allows.
@@ -148,7 +148,7 @@ fn is_worth_it(job: &WaitingJob, limits: &Limits, now: Timestamp) -> bool {
     waited >= patience
         && job.machines < Limits::MACHINES_PER_JOB
         && job.request.apart.is_none()
-        && job.request.limits.run_ms.0 <= limits.life.0 / 2
+        && job.request.limits.longest().0 + MachineRow::MARGIN.0 <= limits.life.0 / 2
 }
 
 struct Market<'a> {

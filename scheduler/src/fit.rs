@@ -22,6 +22,7 @@ pub(crate) enum Lack {
     Group,
     Alone,
     Apart,
+    Time,
     Wish(Unmet),
     Gpus,
 }
@@ -37,6 +38,7 @@ impl Lack {
             Self::Group => "group",
             Self::Alone => "not_alone",
             Self::Apart => "not_apart",
+            Self::Time => "time",
             Self::Wish(Unmet::MaxPrice) => "max_price",
             Self::Wish(Unmet::Region) => "region",
             Self::Wish(Unmet::Term) => "term",
@@ -55,6 +57,7 @@ impl Lack {
             Self::Group => "a way to keep it to its group",
             Self::Alone => "nobody else's jobs",
             Self::Apart => "an owner who has none of the jobs that it is kept apart from",
+            Self::Time => "enough time until it ends",
             Self::Wish(Unmet::MaxPrice) => "a price within max_price",
             Self::Wish(Unmet::Region) => "its place in that region",
             Self::Wish(Unmet::Term) => "that term",
@@ -318,6 +321,9 @@ pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest) -> Option<L
     // What keeps a job to public addresses keeps it to its group.
     if request.group.is_some() && !has.egress.contains(&Egress::Public) {
         return Some(Lack::Group);
+    }
+    if host.lasts.is_some_and(|lasts| request.limits.longest() > lasts) {
+        return Some(Lack::Time);
     }
     unmet(request, &host.terms, host.rate).map(Lack::Wish)
 }

@@ -5,7 +5,7 @@
 
 use nave_crash_point::crash_point;
 use nave_domain::{
-    HostId, JobId, MicroUsd, Timestamp,
+    HostId, JobId, MicroUsd, Millis, Timestamp,
     host::{HostState, Inventory, Proven, Trust},
 };
 use serde_json::Value;
@@ -46,6 +46,11 @@ pub struct MachineRow {
     pub job: Option<JobId>,
     /// The host that it is.
     pub host: Option<HostId>,
+}
+
+impl MachineRow {
+    /// How long before its dead-man switch a machine goes back, as its keeper has it.
+    pub const MARGIN: Millis = Millis(300_000);
 }
 
 /// Whether a machine is wanted.
@@ -463,6 +468,13 @@ pub(crate) async fn joined(tx: &mut PgConnection, ticket: &str, hotkey: &str, ho
     .execute(&mut *tx)
     .await?;
     announce(tx, Changes::Supply).await
+}
+
+/// How much longer what runs on a machine can go on: until it goes back, since its dead-man switch is near.
+pub(crate) fn lasts(dead_man: Option<Value>, now: Timestamp) -> Result<Option<Millis>> {
+    let dead_man: Option<Timestamp> =
+        dead_man.map(|at| error::read_json("a dead-man switch", at)).transpose()?;
+    Ok(dead_man.map(|at| Millis(at.since(now).0 - MachineRow::MARGIN.0)))
 }
 
 /// What is known of a host: a machine that the market rents itself is what it was rented as.

@@ -292,7 +292,9 @@ fn differs(quoted: &JobRequest, asked: &JobRequest) -> Result<Option<String>> {
 async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobRequest) -> Result<bool> {
     let row = sqlx::query!(
         r#"select h.inventory as "inventory!", h.proven, h.term, h.region,
-                exists (select from machines m where m.host_id = h.host_id) as "is_rented!", sum(l.milli_cpu)::bigint as "milli_cpu!",
+                exists (select from machines m where m.host_id = h.host_id) as "is_rented!",
+                (select known -> 'dead_man' from machines m where m.host_id = h.host_id) as dead_man, now_ms() as "now!",
+                sum(l.milli_cpu)::bigint as "milli_cpu!",
                 sum(l.memory)::bigint as "memory!", sum(l.disk)::bigint as "disk!"
            from hosts h join leases l using (host_id) where h.host_id = $1 and l.state <> 'closed' group by h.host_id"#,
         placement.host.0
@@ -307,10 +309,12 @@ async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobReq
         region: row.region.map(|name| error::read_name("a region", name)).transpose()?,
         trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
     };
+    let lasts = cloud::lasts(row.dead_man, Timestamp(row.now))?;
     let at_any_price = JobRequest { max_price: None, ..request.clone() };
     Ok(row.milli_cpu <= inventory.milli_cpu.0
         && row.memory <= inventory.memory.0
         && row.disk <= inventory.disk.0
+        && lasts.is_none_or(|lasts| request.limits.longest() <= lasts)
         && has_devices(&inventory, proven.as_ref(), placement, request)
         && wish::unmet(&at_any_price, &terms, placement.rate).is_none())
 }

@@ -76,6 +76,8 @@ pub struct SupplyHost {
     pub rate: Rate,
     /// On which terms it is there.
     pub terms: Terms,
+    /// How much longer what runs there can go on; none where no end is known.
+    pub lasts: Option<Millis>,
     /// What it says it has.
     pub inventory: Inventory,
     /// Classes of its GPUs, by identifier; those without one are unrated.
@@ -275,10 +277,11 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
     Ok(jobs)
 }
 
-async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
+async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId, SupplyHost>> {
     let rows = sqlx::query!(
         r#"select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven,
-                exists (select from machines m where m.host_id = hosts.host_id) as "is_rented!"
+                exists (select from machines m where m.host_id = hosts.host_id) as "is_rented!",
+                (select known -> 'dead_man' from machines m where m.host_id = hosts.host_id) as dead_man
            from hosts where state = 'ready' and not paused and inventory is not null"#
     )
     .fetch_all(&mut *tx)
@@ -304,6 +307,7 @@ async fn hosts(tx: &mut PgConnection) -> Result<BTreeMap<HostId, SupplyHost>> {
                 gib_hour: MicroUsd(row.gib_hour),
             },
             terms,
+            lasts: cloud::lasts(row.dead_man, now)?,
             inventory,
             classes: proven.iter().flat_map(Proven::classes).collect(),
             models: proven.iter().flat_map(Proven::models).collect(),
@@ -340,7 +344,7 @@ impl Store {
         Ok(Snapshot {
             now: Timestamp(now),
             jobs: jobs(&mut tx).await?,
-            hosts: hosts(&mut tx).await?,
+            hosts: hosts(&mut tx, Timestamp(now)).await?,
             quotes: quote::asked(&mut tx).await?,
             baselines: baseline::current(&mut tx).await?,
         })

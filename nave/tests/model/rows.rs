@@ -301,6 +301,7 @@ impl Rows {
             generation: host.generation,
             rate: host.rate,
             terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
+            lasts: None,
             inventory: host.inventory.clone()?,
             classes: BTreeMap::new(),
             models: BTreeMap::new(),

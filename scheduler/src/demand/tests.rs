@@ -1,7 +1,6 @@
 //! Which jobs are worth a machine, and which machine.
 
 use nave_domain::job::TermWish;
-use nave_store::MachineRow;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -98,11 +97,18 @@ fn each_wish_of_a_job_is_met_or_nothing_is_rented() {
         asking(|request| request.resources.disk = gib(1_000)),
         asking(|request| request.resources.milli_cpu = MilliCpu(31_000)),
         asking(|request| request.limits.run_ms = Millis(13 * 3_600_000)),
+        asking(|request| request.limits.run_ms = Millis(12 * 3_600_000 - 899_999)),
         asking(|request| request.apart = Some(Uuid::nil())),
     ];
     for job in unmet {
         assert!(bought(std::slice::from_ref(&job), &[offer("a10", 1, 1)]).is_empty(), "{:?}", job.request);
     }
+}
+
+#[test]
+fn what_placements_take_for_the_end_of_a_machine_is_when_its_keeper_gives_it_back() {
+    let keepers = nave_clouds::Rules::of(Cloud::Lambda).margin;
+    assert_eq!((keepers, nave_clouds::Rules::of(Cloud::Local).margin), (MachineRow::MARGIN, keepers));
 }
 
 #[test]

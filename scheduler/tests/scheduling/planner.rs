@@ -51,6 +51,18 @@ fn the_oldest_job_goes_first_when_there_is_room_for_one() {
 }
 
 #[test]
+fn no_job_goes_where_it_could_not_run_to_its_end() {
+    let longest = job(1).request.limits.longest();
+    let lasting = |lasts: Millis| plan_for(vec![job(1)], vec![SupplyHost { lasts: Some(lasts), ..host() }]);
+    assert_eq!(lasting(longest).placements.len(), 1);
+    let plan = lasting(Millis(longest.0 - 1));
+    assert_eq!(
+        waits_for(&plan),
+        ("no_host_fits", "no host has enough time until it ends; see `nave offers`")
+    );
+}
+
+#[test]
 fn a_large_job_that_waits_does_not_keep_a_small_one_from_starting() {
     let mut large = job(1);
     large.request.resources.milli_cpu = MilliCpu(64_000);

@@ -38,6 +38,7 @@ pub fn host() -> SupplyHost {
         generation: 5,
         rate: RATE,
         terms: Terms { term: Term::OnDemand, region: None, trust: Trust::Verified },
+        lasts: None,
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
         yielding: Vec::new(),

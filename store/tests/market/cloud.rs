@@ -8,7 +8,7 @@ use nave_domain::{
 };
 use nave_store::{
     AttemptFault, HostRow, Joined, Joining, MachineAttempt, MachineDemand, MachineEnding, MachineRow,
-    MachineWrite, NewMachine, RentedMachine, StoreError,
+    MachineWrite, NewMachine, QuoteFault, RentedMachine, StoreError,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::{
     enrol::wish,
     market::{Market, inventory, open, request},
+    quote::{held, on},
 };
 
 const PLATFORM: &str = "platform";
@@ -91,6 +92,32 @@ async fn a_ticket_makes_the_machine_a_host_that_the_market_vouches_for() {
         assert_eq!(host(market, id).await.trust, Trust::Cloud);
         let snapshot = market.store.snapshot().await.expect("a snapshot");
         assert_eq!(snapshot.hosts[&id].terms.trust, Trust::Cloud);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_a_machine_can_still_run_ends_when_it_goes_back_for_placements_and_quotes() {
+    open(async |market| {
+        let (machine, host) = works(market).await;
+        let ends_in = async |span: i64| {
+            let known = json!({ "dead_man": market.store.now().await.expect("the time").after(Millis(MachineRow::MARGIN.0 + span)) });
+            sqlx::query("update machines set known = $2 where machine_id = $1")
+                .bind(machine)
+                .bind(known)
+                .execute(&market.sql)
+                .await
+                .expect("written");
+        };
+        let hour = 3_600_000;
+        ends_in(10 * hour).await;
+        let lasts = market.store.snapshot().await.expect("a snapshot").hosts[&host].lasts.expect("an end");
+        assert!((9 * hour..=10 * hour).contains(&lasts.0), "{lasts}");
+        let customer = market.customer("ada").await;
+        let quote = held(market, customer, host).await;
+        ends_in(request().limits.longest().0 - 1).await;
+        let late = market.try_submit(customer, "late", &on(quote)).await;
+        assert!(matches!(late, Err(StoreError::Quote(QuoteFault::Void))), "{late:?}");
     })
     .await;
 }

@@ -64,14 +64,14 @@ async fn answer(market: &Market, quote: QuoteId, placement: Placement) -> Result
 }
 
 /// A quote that holds a place on a host.
-async fn held(market: &Market, customer: CustomerId, host: HostId) -> QuoteId {
+pub async fn held(market: &Market, customer: CustomerId, host: HostId) -> QuoteId {
     let quote = ask(market, customer, &QuoteId(uuid::Uuid::now_v7()).to_string(), HOLD).await.expect("asked");
     let placement = place(market, quote, host).await;
     answer(market, quote, placement).await.expect("answered");
     quote
 }
 
-fn on(quote: QuoteId) -> JobRequest {
+pub fn on(quote: QuoteId) -> JobRequest {
     JobRequest { quote: Some(quote), ..request() }
 }
 
