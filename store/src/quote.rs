@@ -13,7 +13,7 @@ use nave_domain::{
     lease::ChosenFor,
     ledger::Account,
     rate,
-    wish::{self, Terms},
+    wish::{self, Known, Terms},
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
@@ -327,6 +327,12 @@ fn has_devices(
     request: &JobRequest,
 ) -> bool {
     let classes: BTreeMap<_, _> = proven.iter().flat_map(|proven| proven.classes()).collect();
+    let models: BTreeMap<_, _> = proven.iter().flat_map(|proven| proven.models()).collect();
+    let known = |device: &Device| {
+        let models = models.get(&device.uuid).map(Vec::as_slice).unwrap_or_default();
+        let class = classes.get(&device.uuid).map(|class| (class.as_str(), models));
+        Known::of(&device.model, class)
+    };
     let all_are = |wanted: &dyn Fn(&Device) -> bool| {
         let is_one =
             |uuid: &String| inventory.rentable_devices().any(|device| device.uuid == *uuid && wanted(device));
@@ -334,10 +340,7 @@ fn has_devices(
     };
     let Some(gpu) = &request.resources.gpu else { return all_are(&|_| true) };
     gpu.choices().any(|model| {
-        all_are(&|device| {
-            let class = classes.get(&device.uuid).map(String::as_str);
-            gpu.fits(device.vram) && model.is_none_or(|model| wish::is_model(model, &device.model, class))
-        })
+        all_are(&|device| gpu.fits(device.vram) && model.is_none_or(|model| known(device).is(model)))
     })
 }
 

@@ -7,7 +7,7 @@ use nave_domain::{
     host::{Device, Term, Trust},
     job::{Egress, GpuRequest, Isolation, TermWish},
     rate::{affordable, charge},
-    wish::{is_model, unmet},
+    wish::{Known, unmet},
 };
 use nave_scheduler::planner::{Plan, plan};
 use nave_store::{Placement, QueuedJob, Snapshot, SupplyHost};
@@ -258,8 +258,9 @@ fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
         |uuid: &String| host.inventory.devices.iter().find(|device| device.uuid == *uuid).expect("a device");
     let all_are = |model: Option<&str>| {
         placement.devices.iter().map(device).all(|device| {
-            let class = host.classes.get(&device.uuid).map(String::as_str);
-            model.is_none_or(|model| is_model(model, &device.model, class))
+            let models = host.models.get(&device.uuid).map(Vec::as_slice).unwrap_or_default();
+            let class = host.classes.get(&device.uuid).map(|class| (class.as_str(), models));
+            model.is_none_or(|model| Known::of(&device.model, class).is(model))
         })
     };
     assert!(placement.devices.iter().all(|uuid| gpu.fits(device(uuid).vram)));

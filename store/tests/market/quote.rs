@@ -1,8 +1,10 @@
 //! Quotes: capacity that is held at its price, for one job, until it expires.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId,
-    host::{Inventory, Trust},
+    host::{Inventory, ProvenDevice, Trust},
     job::{Isolation, JobRequest, JobState, Resources},
     lease::ChosenFor,
     rate::Rate,
@@ -497,6 +499,39 @@ async fn a_quote_is_void_once_its_host_is_not_what_was_asked_for_but_for_its_pri
         become_of(market, host, good.0, good.1, good.2).await;
         let job = market.submit(customer, &on_it).await;
         assert_eq!(market.attempt(job).await.rate, RATE, "it was there all the time, at its price");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_is_used_where_a_device_is_named_by_a_model_of_its_class() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let cases =
+            [("GPU-1", "H100 80GB HBM3", true), ("GPU-2", "h100-sxm", true), ("GPU-3", "test", false)];
+        let devices = cases.map(|(uuid, ..)| device(uuid)).into();
+        let host = market.host_with("alpha", RATE, &Inventory { devices, ..inventory() }).await;
+        let proven = ProvenDevice {
+            models: vec!["NVIDIA H100 80GB HBM3".into()],
+            ..ProvenDevice::of(&device("GPU-1"), Some("h100-sxm".into()))
+        };
+        let proven: BTreeMap<&str, ProvenDevice> = cases.map(|(uuid, ..)| (uuid, proven.clone())).into();
+        sqlx::query("update hosts set proven = jsonb_set(proven, '{devices}', $2) where host_id = $1")
+            .bind(host.0)
+            .bind(serde_json::to_value(proven).expect("serialise"))
+            .execute(&market.sql)
+            .await
+            .expect("proven");
+        for (uuid, model, is_meant) in cases {
+            let gpu = GpuRequest { models: vec![model.into()], ..GpuRequest::default() };
+            let resources = Resources { gpu: Some(gpu), ..request().resources };
+            let wish = JobRequest { resources, trust: Trust::ALL.into(), ..request() };
+            let quote = ask_for(market, customer, model, &wish, HOLD).await.expect("asked");
+            let held = Placement { devices: vec![uuid.into()], ..place(market, quote, host).await };
+            answer(market, quote, held).await.expect("answered");
+            let used = market.try_submit(customer, model, &JobRequest { quote: Some(quote), ..wish }).await;
+            assert_eq!(used.is_ok(), is_meant, "{model}: {used:?}");
+        }
     })
     .await;
 }
