@@ -8,16 +8,19 @@ use nave_store::{Changes, OpenLease, Placement, QuoteAnswer, Store, StoreError};
 use tokio::{
     sync::broadcast,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
+    class_use::class_use,
     planner::{Plan, Planner, Quoted, Reason},
     watch::{Decision, Patience, watch},
 };
 
 /// Longest time between two looks at the market.
 const TICK: Duration = Duration::from_millis(500);
+/// Time between two looks that count how much of each class is leased.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 /// Jobs that are placed in one transaction.
 const BATCH: usize = 128;
 
@@ -37,11 +40,11 @@ pub async fn run(patience: Patience, store: Store, shutdown: impl Future<Output 
 
 async fn place_for_ever(store: &Store) {
     let mut changes = store.listen().subscribe();
-    let mut planner = Planner::default();
+    let (mut planner, mut counted) = (Planner::default(), None);
     loop {
         // One look answers every announcement before it: many jobs at once are not many looks.
         changes = changes.resubscribe();
-        if let Err(error) = place(store, &mut planner).await {
+        if let Err(error) = place(store, &mut planner, &mut counted).await {
             tracing::warn!(%error, "could not schedule; trying again");
         }
         supply_changed(&mut changes).await;
@@ -64,8 +67,12 @@ async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
     drop(timeout(TICK, wait).await);
 }
 
-async fn place(store: &Store, planner: &mut Planner) -> anyhow::Result<()> {
+async fn place(store: &Store, planner: &mut Planner, counted: &mut Option<Instant>) -> anyhow::Result<()> {
     let snapshot = store.snapshot().await?;
+    if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+        store.class_use_add(&class_use(&snapshot)).await?;
+        *counted = Some(Instant::now());
+    }
     let mut own = std::mem::take(planner);
     // A plan is computed at a stretch: not where others wait to go on.
     let planned = spawn_blocking(move || (own.plan(&snapshot), own)).await?;

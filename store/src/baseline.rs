@@ -32,6 +32,11 @@ pub struct BaselineRow {
 pub struct Baselines(BTreeMap<(String, Option<Region>), MicroUsd>);
 
 impl Baselines {
+    /// The classes that have one somewhere, by name; those with several regions more than once.
+    pub fn classes(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(|(class, _)| class.as_str())
+    }
+
     /// The baseline of a class in a region, or else anywhere.
     #[must_use]
     pub fn of(&self, class: &str, region: Option<&Region>) -> Option<MicroUsd> {

@@ -11,6 +11,7 @@ mod ban;
 mod baseline;
 mod blob;
 mod challenge;
+mod class_use;
 mod clock;
 mod cloud;
 mod device;

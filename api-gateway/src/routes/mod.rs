@@ -1,6 +1,7 @@
 //! The customers' API: one module per resource.
 
 mod balance;
+mod classes;
 mod disputes;
 mod enrolments;
 mod epochs;
@@ -44,6 +45,7 @@ pub(crate) fn with_key() -> OpenApiRouter<App> {
         .routes(routes!(logs::read))
         .routes(routes!(receipts::show))
         .routes(routes!(offers::list_offers))
+        .routes(routes!(classes::list))
         .routes(routes!(quotes::create))
         .routes(routes!(quotes::show))
         .routes(routes!(quotes::release))

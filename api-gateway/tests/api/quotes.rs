@@ -223,3 +223,23 @@ async fn offers_are_chosen_as_jobs_choose_hosts() {
     assert_eq!((devices.model.as_str(), devices.free, devices.total), ("H200", 1, 1));
     assert_eq!((offers[0].trust, offers[0].baseline), (Trust::Unrated, None), "nobody knows what its GPU is");
 }
+
+#[tokio::test]
+async fn classes_are_shown_with_what_clouds_ask_and_how_much_is_leased() {
+    let market = Market::start().await;
+    let rows = [BaselineRow {
+        class: "h200".into(),
+        region: None,
+        epoch: 1,
+        gpu_hour: MicroUsd(3_000_000),
+        source: "test".into(),
+        fetched_at: nave_domain::Timestamp(1),
+    }];
+    market.store.baselines_set(&rows).await.expect("baselines");
+    market.store.epoch_open("test").await.expect("an epoch");
+    let seen = nave_domain::standby::ClassUse { devices: 4, leased_milli: 3_400 };
+    market.store.class_use_add(&[("h200".to_owned(), seen)].into()).await.expect("seen");
+    let classes: serde_json::Value = market.fetch("/v1/classes").await;
+    let h200 = json!({ "class": "h200", "baseline": 3_000_000, "utilisation": 850, "standby": 600_000 });
+    assert_eq!(classes, json!([h200]));
+}

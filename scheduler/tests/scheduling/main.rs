@@ -1,5 +1,6 @@
 //! Scheduling: the planner and the watch as pure functions, and the role on a real Postgres.
 
+mod class_use;
 mod fractions;
 mod planner;
 mod properties;

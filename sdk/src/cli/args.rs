@@ -74,6 +74,8 @@ pub enum Command {
     Judge(JudgeArgs),
     /// List capacity that can be rented now, cheapest first
     Offers(Box<super::wishes::OffersArgs>),
+    /// List classes of GPUs: what clouds ask for them, and how much of them is leased here
+    Classes,
     /// Have a place held at its price, for `nave run --quote`
     Quote(Box<QuoteArgs>),
     /// Show what can be spent and what is set aside

@@ -51,6 +51,12 @@ pub async fn offers(cx: &Context, args: &OffersArgs) -> Result<(), Failure> {
     answer(cx, &offers, |offers| show::offers(offers, is_filtered))
 }
 
+/// `nave classes`.
+pub async fn classes(cx: &Context) -> Result<(), Failure> {
+    let classes = cx.client()?.classes().await.map_err(Failure::when("list classes"))?;
+    answer(cx, &classes, |classes| show::classes(classes))
+}
+
 /// `nave balance`.
 pub async fn balance(cx: &Context) -> Result<(), Failure> {
     let balance = cx.client()?.balance().await.map_err(Failure::when("show the balance"))?;

@@ -121,6 +121,7 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
             None => lists::hosts(&cx(global)?).await,
             Some(command) => verdicts::hosts(&cx(global)?, command).await,
         },
+        Command::Classes => lists::classes(&cx(global)?).await,
         Command::Offers(args) => lists::offers(&cx(global)?, &args).await,
         Command::Quote(args) => return quote::quote(&cx(global)?, *args).await,
         Command::Balance => lists::balance(&cx(global)?).await,

@@ -7,7 +7,7 @@ use nave_domain::{
     epoch::WEIGHT_TOTAL,
     host::{HostState, Inventory, Runtime},
 };
-use nave_sdk::wire::rest::{Balance, Epoch, Host, Job, Key, Offer};
+use nave_sdk::wire::rest::{Balance, DeviceClass, Epoch, Host, Job, Key, Offer};
 
 use super::table::{clean, command_line, cut, table};
 
@@ -101,6 +101,22 @@ pub fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
     let parts: Vec<String> =
         counts.filter(|(_, n)| *n > 0).map(|(model, n)| format!("{n} x {model}")).collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+}
+
+/// Classes of devices, one per line.
+#[must_use]
+pub fn classes(classes: &[DeviceClass]) -> String {
+    let known = |amount: Option<String>| amount.unwrap_or_else(|| "-".to_owned());
+    let row = |class: &DeviceClass| {
+        vec![
+            class.class.clone(),
+            known(class.baseline.map(|price| price.to_string())),
+            known(class.utilisation.map(|milli| format!("{}.{} %", milli / 10, milli % 10))),
+            class.standby.to_string(),
+        ]
+    };
+    let rows: Vec<Vec<String>> = classes.iter().map(row).collect();
+    table(&["CLASS", "CLOUDS/H>", "LEASED>", "STANDBY/H>"], &rows)
 }
 
 /// Offers, one per line, what is free beside what there is.

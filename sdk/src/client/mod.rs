@@ -38,8 +38,8 @@ pub use self::{
 use crate::wire::{
     quote::{Quote, QuoteRequest},
     rest::{
-        Balance, Dispute, DisputeRequest, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine, Logs,
-        NewKey, Offer, Page, Receipt,
+        Balance, DeviceClass, Dispute, DisputeRequest, Epoch, Health, Host, Job, Key, KeyRequest, LedgerLine,
+        Logs, NewKey, Offer, Page, Receipt,
     },
 };
 
@@ -312,6 +312,14 @@ impl Client {
     /// [`Error`].
     pub async fn offers(&self, query: &OffersQuery) -> Result<Vec<Offer>, Error> {
         self.fetch(query.apply(Call::get(&[&"offers"]))).await
+    }
+
+    /// Classes of devices, with what clouds ask for them and how much of them is leased.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn classes(&self) -> Result<Vec<DeviceClass>, Error> {
+        self.fetch(Call::get(&[&"classes"])).await
     }
 
     /// Asks for a quote. The same key with the same wish gives the same quote.

@@ -235,6 +235,19 @@ pub struct Balance {
     pub held: MicroUsd,
 }
 
+/// A class of devices, and how much of it is leased.
+pub struct DeviceClass {
+    /// Its name.
+    pub class: String,
+    /// What clouds ask for an hour of one of them, wherever it is; absent where nobody knows.
+    pub baseline: Option<MicroUsd>,
+    /// Thousandths of miners' devices that were leased in the epoch that ended last, or else in this one; absent
+    /// where there are none.
+    pub utilisation: Option<i64>,
+    /// What an hour of an idle one is worth at that: nothing up to a half, a fifth of the baseline from 85 % on.
+    pub standby: MicroUsd,
+}
+
 /// Capacity that can be rented now: of a host without GPUs, or of its GPUs of one kind.
 pub struct Offer {
     /// The host.

@@ -8,6 +8,7 @@ mod batch;
 mod blob;
 mod cancel;
 mod challenge;
+mod class_use;
 mod clock;
 mod cloud;
 mod dispute;
