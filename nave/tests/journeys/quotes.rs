@@ -7,7 +7,8 @@ use crate::support::{Market, succeed};
 #[test]
 fn a_quoted_place_is_kept_from_others_and_used_once_or_given_back() {
     let all = ["--cpu", "1"];
-    let Some(market) = Market::simulated(&all) else { return };
+    let image = format!("example.org/none@sha256:{}", "0".repeat(64));
+    let Some(market) = Market::simulated(&["--cpu", "1", "--default-image", &image]) else { return };
     let quote = |hold: &str| -> Value {
         let mut options = vec!["quote", "--json", "--hold", hold];
         options.extend(all);
