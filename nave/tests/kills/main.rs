@@ -38,7 +38,7 @@ use self::{
     chores::Releases,
     leftovers::Machine,
     plan::{Chore, Kind, Rng, STRIKES_MIN, Schedule, Strike, plan},
-    stream::{Asked, Customer, Deed, ask, check, patiently},
+    stream::{Asked, Customer, Deed, Place, ask, check, patiently},
     support::{Host, Market, succeed},
     watch::Watch,
 };
@@ -75,11 +75,11 @@ fn open(releases: &Releases) -> Option<Market> {
         "--hosts",
         "3",
         "--cpu",
-        "1.8",
+        "1.9",
         "--memory",
-        "3GiB",
+        "4GiB",
         "--disk",
-        "3GiB",
+        "4GiB",
         "--proof-effort",
         "500ms",
         "--enforce",
@@ -92,6 +92,14 @@ fn open(releases: &Releases) -> Option<Market> {
         "3s",
         "--release-key",
         releases.key(),
+        "--cloud",
+        "local",
+        "--cloud-boot",
+        "1s",
+        "--cloud-patience",
+        "2s",
+        "--cloud-idle",
+        "4s",
     ])
 }
 
@@ -211,8 +219,8 @@ impl Run {
         let mut rng = Rng::new(schedule.seed);
         self.begin_chore(schedule.chore, rng.next());
         for _ in 0..schedule.jobs {
-            let deed = Deed::draw(&mut rng);
-            self.ask(&mut rng, deed).await;
+            let (deed, place) = (Deed::draw(&mut rng), Place::draw(&mut rng));
+            self.ask(&mut rng, deed, place).await;
         }
         self.cancel_some().await;
         let rest = Duration::from_millis(plan::SCHEDULE_MS).saturating_sub(began.elapsed());
@@ -220,8 +228,8 @@ impl Run {
         self.take_hits();
     }
 
-    async fn ask(&mut self, rng: &mut Rng, deed: Deed) -> Asked {
-        let asked = ask(&self.customers, rng, deed).await;
+    async fn ask(&mut self, rng: &mut Rng, deed: Deed, place: Place) -> Asked {
+        let asked = ask(&self.customers, rng, deed, place).await;
         self.open.push(asked.clone());
         asked
     }

@@ -8,7 +8,7 @@ use nave_sdk::client::Error;
 use crate::{
     Run, blows,
     plan::{Chore, Kind, Rng, Strike},
-    stream::{Asked, Deed, patiently},
+    stream::{Asked, Deed, Place, patiently},
 };
 
 /// Longest time for all blows of a kind that are missing.
@@ -63,7 +63,7 @@ impl Run {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             self.test_refused().await;
-            self.ask(rng, Deed::Work { lines: 100 }).await;
+            self.ask(rng, Deed::Work { lines: 100 }, Place::Any).await;
         }
     }
 
@@ -85,10 +85,11 @@ impl Run {
         for chore in [Chore::SlowUpgrade, Chore::Join, Chore::Rotate] {
             self.begin_chore(chore, rng.next());
         }
-        for deed in [Deed::Work { lines: 20 }, Deed::Fail, Deed::Work { lines: 50 }] {
-            self.ask(rng, deed).await;
+        let deeds = [Deed::Work { lines: 20 }, Deed::Fail, Deed::Work { lines: 50 }];
+        for (deed, place) in deeds.into_iter().zip([Place::Quoted, Place::Any, Place::Rented]) {
+            self.ask(rng, deed, place).await;
         }
-        let lost = self.ask(rng, Deed::Wait).await;
+        let lost = self.ask(rng, Deed::Wait, Place::Any).await;
         let began = Instant::now();
         let mut cut = false;
         while began.elapsed() < ROUND && !self.tally.unreached().is_empty() {

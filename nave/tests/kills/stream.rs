@@ -29,6 +29,16 @@ pub enum Deed {
     Wait,
 }
 
+/// Where a job is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Any,
+    /// A place that was quoted, where there is one.
+    Quoted,
+    /// A rented machine: no miner's host will do.
+    Rented,
+}
+
 /// A job that was asked for.
 #[derive(Debug, Clone)]
 pub struct Asked {
@@ -57,13 +67,23 @@ impl Deed {
     }
 }
 
-/// Asks for a job until it is accepted, some on quotes, and asks once more: it must be the same one.
-pub async fn ask(customers: &[Customer], rng: &mut Rng, deed: Deed) -> Asked {
+impl Place {
+    pub fn draw(rng: &mut Rng) -> Self {
+        match rng.below(12) {
+            0 => Self::Rented,
+            1..=3 => Self::Quoted,
+            _ => Self::Any,
+        }
+    }
+}
+
+/// Asks for a job until it is accepted, and asks once more: it must be the same one.
+pub async fn ask(customers: &[Customer], rng: &mut Rng, deed: Deed, place: Place) -> Asked {
     let customer = usize::try_from(rng.below(customers.len() as u64)).expect("small");
     let key = format!("k{:016x}", rng.next());
-    let request = request(&key, deed);
+    let request = request(&key, deed, place);
     let client = &customers[customer].client;
-    let quote = if rng.below(4) == 0 { held(client, &request, &key).await } else { None };
+    let quote = if place == Place::Quoted { held(client, &request, &key).await } else { None };
     let on_quote = JobRequest { quote, ..request.clone() };
     let (request, job) = match submit(client, &on_quote, &key).await {
         Ok(job) => (on_quote, job),
@@ -111,7 +131,7 @@ async fn submit(client: &Client, request: &JobRequest, key: &str) -> Result<JobI
     panic!("{key} was not accepted in a minute");
 }
 
-fn request(key: &str, deed: Deed) -> JobRequest {
+fn request(key: &str, deed: Deed, place: Place) -> JobRequest {
     let work = "import os, sys, time\n\
         for i in range(int(sys.argv[1])): print(sys.argv[2], i, flush=True); time.sleep(.1)\n\
         open(os.environ['NAVE_OUT'] + '/key', 'w').write(sys.argv[2])";
@@ -125,6 +145,7 @@ fn request(key: &str, deed: Deed) -> JobRequest {
         "env": { TAG: key },
         "resources": { "milli_cpu": 100, "memory": 64 << 20, "disk": 32 << 20 },
         "retries": if deed == Deed::Fail { 1 } else { 0 },
+        "trust": if place == Place::Rented { vec!["cloud"] } else { vec!["verified", "cloud"] },
         "max_spend": 100_000,
     });
     serde_json::from_value(request).expect("a request")
