@@ -82,7 +82,7 @@ async fn place(store: &Store, planner: &mut Planner, counted: &mut Option<Instan
     carry_out(store, &plan).await?;
     for notice in &plan.notices {
         tracing::info!(lease.id = %notice.lease, job.id = %notice.for_job, "a spot lease yields");
-        store.lease_notice(notice.lease).await?;
+        store.lease_notice(notice.lease, notice.for_job).await?;
     }
     let waiting = plan.waiting.iter().map(|(job, reason)| (*job, reason.code, reason.message.as_str()));
     store.jobs_wait(waiting).await?;
@@ -199,6 +199,7 @@ async fn guard(store: &Store, patience: &Patience) -> Result<(), StoreError> {
     if store.hosts_suspect(patience.suspect).await? > 0 {
         tracing::info!("a host has fallen silent");
     }
+    store.notices_clear().await?;
     for lease in &store.leases_open().await? {
         match act(store, lease, patience).await {
             Err(error @ StoreError::Database(_)) => return Err(error),

@@ -79,6 +79,21 @@ fn spot_yields_neither_to_spot_nor_where_something_else_is_free_nor_in_vain() {
     assert_eq!(notices(wish(TermWish::Any), vec![full]), 1);
 }
 
+#[test]
+fn nobody_yields_to_a_job_that_gets_a_place_in_the_same_plan() {
+    let mut full = gpu_host(&[80]);
+    full.terms.term = Term::Spot;
+    full.inventory.memory.0 *= 2;
+    spot_lease(&mut full, 101, 10);
+    // It fits to the byte, which is seen only when it is looked for by hand.
+    let mut exact = gpu_host(&[80]);
+    exact.inventory.memory.0 += 1;
+    let mut job = gpu_job(1, 1, 8);
+    job.request.resources.memory = exact.inventory.memory;
+    let plan = Planner::default().plan(&snapshot(vec![job], vec![full, exact]));
+    assert_eq!((hosts_of(&plan), plan.notices), (vec![2], vec![]));
+}
+
 /// A job that fills a host and has waited for so long.
 fn wide(number: u128, waited: i64) -> QueuedJob {
     let mut wide = job(number);

@@ -173,7 +173,13 @@ async fn a_spot_lease_yields_with_notice_is_paid_for_what_it_ran_and_its_job_run
         );
         let noticed = async || market.store.leases_open().await.expect("open")[0].noticed;
         assert_eq!(noticed().await, None);
-        market.store.lease_notice(lease).await.expect("noticed");
+        let [other, ran] = [market.submit(customer, &request()).await, job];
+        // Who does not wait, or no more, gets no place.
+        market.store.lease_notice(lease, ran).await.expect("noticed");
+        market.store.notices_clear().await.expect("cleared");
+        assert_eq!(noticed().await, None);
+        market.store.lease_notice(lease, other).await.expect("noticed");
+        market.store.notices_clear().await.expect("cleared");
         assert!(noticed().await.is_some());
         assert!(yielding().await[0].is_ending);
         market.store.lease_stop(host, lease, StopReason::Preempted).await.expect("stopped");
