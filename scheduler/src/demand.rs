@@ -4,7 +4,7 @@
 //! machine that is chosen for one takes those after it that fit beside it. What must fit is what an agent
 //! will offer of the machine, not what the cloud calls it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use nave_clouds::{
     CloudOffer,
@@ -14,7 +14,7 @@ use nave_domain::{
     Bytes, CustomerId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
     host::{HostState, Term, Trust},
     job::{Isolation, JobRequest},
-    rate::{Rate, affordable},
+    rate::{Rate, affordable, charge, hourly},
     wish::{GpuRequest, Region, Terms, is_model, unmet},
 };
 use nave_store::{MachineDemand, MachineRow, RentedMachine, WaitingJob};
@@ -35,6 +35,8 @@ pub struct Limits {
     pub idle: Millis,
     /// Percent on top of what a machine costs.
     pub margin_percent: i64,
+    /// Percent of what a machine costs that the jobs which wait for it are to pay at the least.
+    pub share_percent: i64,
 }
 
 impl Default for Limits {
@@ -46,6 +48,7 @@ impl Default for Limits {
             patience: Millis(60_000),
             idle: Millis(120_000),
             margin_percent: 10,
+            share_percent: 50,
         }
     }
 }
@@ -61,6 +64,10 @@ impl Limits {
     const MACHINES_PER_JOB: u32 = 2;
     /// How old an offer may be.
     const OFFER_AGE_MAX: Millis = Millis(900_000);
+    /// How long a machine typically is paid for until it has proven what it claims.
+    const BOOT: Millis = Millis(600_000);
+    /// How many offers are looked at for one job, of those that it fits.
+    const OFFERS_MAX: usize = 8;
     /// A job that could pay for this long on a machine is worth one, whatever it is expected to take.
     const PAID_MIN: Millis = Millis(3_600_000);
 }
@@ -127,11 +134,13 @@ pub fn demand(
 ) -> Vec<Purchase> {
     let mut market = Market::new(offers, rented, refused, limits, now);
     let mut purchases = Vec::new();
-    for job in jobs.iter().filter(|job| is_worth_it(job, limits, now)) {
-        if market.rooms.iter_mut().any(|room| room.take(job)) {
-            continue;
-        }
-        purchases.extend(market.buy(job));
+    let mut waiting: VecDeque<&WaitingJob> =
+        jobs.iter().filter(|job| is_worth_it(job, limits, now)).collect();
+    waiting.retain(|job| !market.rooms.iter_mut().any(|room| room.take(job)));
+    while let Some(job) = waiting.pop_front() {
+        let Some((purchase, room)) = market.buy(job, &waiting) else { continue };
+        waiting.retain(|job| !room.jobs.contains(&job.job));
+        purchases.push(purchase);
     }
     purchases
 }
@@ -157,6 +166,7 @@ struct Market<'a> {
     rooms: Vec<Room>,
     machines_left: u32,
     hourly_left: MicroUsd,
+    limits: Limits,
 }
 
 impl<'a> Market<'a> {
@@ -187,11 +197,13 @@ impl<'a> Market<'a> {
             rooms: free.filter_map(|machine| machine.shape.clone()).map(Room::new).collect(),
             machines_left: limits.machines.saturating_sub(count),
             hourly_left: MicroUsd(limits.hourly.0.saturating_sub(spent)),
+            limits: *limits,
         }
     }
 
-    /// The cheapest machine that would take the job, of the first model for which there is one.
-    fn buy(&mut self, job: &WaitingJob) -> Option<Purchase> {
+    /// The cheapest machine that would take the job and is paid for well enough by it and those beside it, of the
+    /// first model for which there is one; with all that it takes.
+    fn buy(&mut self, job: &WaitingJob, others: &VecDeque<&WaitingJob>) -> Option<(Purchase, Room)> {
         if self.machines_left == 0 {
             return None;
         }
@@ -201,16 +213,20 @@ impl<'a> Market<'a> {
             let fits = |(offer, shape): &&(&CloudOffer, Shape)| {
                 most(offer.price) <= self.hourly_left && shape.takes(job, model)
             };
-            let Some((offer, shape)) = self.offers.iter().find(fits) else { continue };
-            let mut room = Room::new(shape.clone());
-            room.take(job);
+            let filled = |(offer, shape): &(&'a CloudOffer, Shape)| {
+                let mut room = Room::new(shape.clone());
+                room.take(job);
+                for other in others {
+                    room.take(other);
+                }
+                room.pays(offer.price, &self.limits).then(|| (*offer, shape.clone(), room))
+            };
+            let found = self.offers.iter().filter(fits).take(Limits::OFFERS_MAX).find_map(filled);
+            let Some((offer, shape, room)) = found else { continue };
             let price_max = most(offer.price);
-            let purchase =
-                Purchase { job: job.job, offer: (*offer).clone(), shape: shape.clone(), price_max };
-            self.rooms.push(room);
             self.machines_left -= 1;
             self.hourly_left.0 -= price_max.0;
-            return Some(purchase);
+            return Some((Purchase { job: job.job, offer: offer.clone(), shape, price_max }, room));
         }
         None
     }
@@ -303,11 +319,18 @@ struct Room {
     tenants: BTreeSet<CustomerId>,
     /// Who has it alone.
     reserved: Option<CustomerId>,
+    /// What it has taken.
+    jobs: BTreeSet<JobId>,
+    /// What those pay in an hour.
+    hourly: i128,
+    /// What they pay as long as they are expected to run, within what is left of their spend caps.
+    paid: i128,
 }
 
 impl Room {
     fn new(shape: Shape) -> Self {
-        Self { shape, tenants: BTreeSet::new(), reserved: None }
+        let (tenants, jobs) = (BTreeSet::new(), BTreeSet::new());
+        Self { shape, tenants, reserved: None, jobs, hourly: 0, paid: 0 }
     }
 
     /// Whether the job has a place here, which it then has taken.
@@ -332,7 +355,21 @@ impl Room {
         if wants_alone {
             self.reserved = Some(job.customer);
         }
+        let (size, rate) = (wanted.size(), self.shape.rate);
+        let expected = request.expected().min(request.limits.run_ms);
+        let paid = charge(size, expected, rate).unwrap_or(job.left).min(job.left);
+        self.jobs.insert(job.job);
+        self.hourly += i128::from(hourly(size, rate).unwrap_or_default().0);
+        self.paid += i128::from(paid.0);
         true
+    }
+
+    /// Whether what it has taken pays the operator's share of what it costs: in an hour, and in all of what a machine
+    /// costs while it boots, proves what it has, and is idle before it goes back.
+    fn pays(&self, price: MicroUsd, limits: &Limits) -> bool {
+        let share = i128::from(price.0) * i128::from(limits.share_percent);
+        let beside = i128::from(Limits::BOOT.0) + i128::from(limits.idle.0);
+        self.hourly * 100 >= share && self.paid * 100 * 3_600_000 >= share * beside
     }
 }
 

@@ -80,6 +80,7 @@ struct LimitsTable {
     hourly: String,
     patience: String,
     idle: String,
+    share_percent: u8,
 }
 
 #[derive(Serialize)]
@@ -170,6 +171,8 @@ impl Cloud {
                 hourly: MicroUsd(hourly).to_string(),
                 patience: format!("{}ms", self.args.cloud_patience.0),
                 idle: format!("{}ms", self.args.cloud_idle.0),
+                // Its machines cost nothing, whatever is said of their prices.
+                share_percent: 0,
             },
             local: LocalTable { dir: self.layout.cloud() },
         };

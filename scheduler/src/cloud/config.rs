@@ -14,6 +14,8 @@
 //! patience = "1m"                 # that a job waits for busy hosts before a machine is rented for it
 //! idle = "2m"                     # that a machine has nothing to do until it goes back
 //! margin_percent = 10             # on top of what a machine costs
+//! share_percent = 50              # of its cost that jobs which wait are to pay, or it is not rented: of its price an
+//!                                 # hour, and of what it costs to boot and be idle; 0 rents for any job
 //!
 //! [agent]                         # for images that do not have the program; the same for [prover]
 //! url = "https://files.example/miner-agent"
@@ -100,6 +102,7 @@ struct LimitsTable {
     #[serde(deserialize_with = "written")]
     idle: Option<Millis>,
     margin_percent: Option<i64>,
+    share_percent: Option<i64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -221,6 +224,11 @@ impl LimitsTable {
             (0..=MARGIN_PERCENT_MAX).contains(&margin_percent),
             "[limits]: margin_percent is not between 0 and {MARGIN_PERCENT_MAX}"
         );
+        let share_percent = self.share_percent.unwrap_or(usual.share_percent);
+        anyhow::ensure!(
+            (0..=100).contains(&share_percent),
+            "[limits]: share_percent is not between 0 and 100"
+        );
         let life = self.life.unwrap_or(usual.life);
         anyhow::ensure!(life.0 >= Limits::LIFE_MIN.0, "[limits]: life is less than {}", Limits::LIFE_MIN);
         Ok(Limits {
@@ -230,6 +238,7 @@ impl LimitsTable {
             patience: self.patience.unwrap_or(usual.patience),
             idle: self.idle.unwrap_or(usual.idle),
             margin_percent,
+            share_percent,
         })
     }
 }
@@ -294,6 +303,7 @@ mod tests {
             ("[limits]\nlife = \"1m\"", "life"),
             ("[limits]\nhourly = \"much\"", "dollars"),
             ("[limits]\nmargin_percent = -1", "margin_percent"),
+            ("[limits]\nshare_percent = 101", "share_percent"),
             ("[agent]\nurl = \"https://x\"", "sha256"),
         ];
         for (text, words) in cases {

@@ -52,7 +52,11 @@ fn asking(change: impl FnOnce(&mut JobRequest)) -> WaitingJob {
 }
 
 fn bought(jobs: &[WaitingJob], offers: &[CloudOffer]) -> Vec<String> {
-    let purchases = demand(jobs, offers, &[], &BTreeSet::new(), &Limits::default(), NOW);
+    bought_within(jobs, offers, &Limits { share_percent: 0, ..Limits::default() })
+}
+
+fn bought_within(jobs: &[WaitingJob], offers: &[CloudOffer], limits: &Limits) -> Vec<String> {
+    let purchases = demand(jobs, offers, &[], &BTreeSet::new(), limits, NOW);
     purchases.into_iter().map(|purchase| purchase.offer.id).collect()
 }
 
@@ -118,6 +122,28 @@ fn whoever_cannot_pay_for_what_is_expected_gets_no_machine() {
     let mut quick = short;
     quick.request.expected_ms = Some(Millis(60_000));
     assert_eq!(bought(&[quick], &[offer("a10", 1, 1)]), ["a10"]);
+}
+
+#[test]
+fn jobs_together_pay_a_share_of_a_machine_or_it_is_not_rented() {
+    let usual = Limits::default();
+    let jobs: Vec<WaitingJob> = (1..=4).map(job).collect();
+    let eight = [offer("eight", 8, 8)];
+    assert!(bought_within(&jobs[..3], &eight, &usual).is_empty(), "three of eight GPUs");
+    assert_eq!(bought_within(&jobs, &eight, &usual), ["eight"], "with CPU and memory more than half of it");
+    assert_eq!(bought_within(&jobs[..3], &eight, &Limits { share_percent: 25, ..usual }), ["eight"]);
+    let small = asking(|request| request.resources.gpu = None);
+    assert!(bought_within(&[small], &eight, &usual).is_empty());
+}
+
+#[test]
+fn jobs_that_end_before_they_have_paid_for_the_boot_have_no_machine_rented() {
+    let a10 = [offer("a10", 1, 1)];
+    let expecting = |ms| asking(|request| request.expected_ms = Some(Millis(ms)));
+    let is_bought = |job| !bought_within(&[job], &a10, &Limits::default()).is_empty();
+    assert!(!is_bought(expecting(1)));
+    assert!(!is_bought(expecting(300_000)), "five minutes, where booting and idling take twelve");
+    assert!(is_bought(expecting(600_000)));
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn estate(dir: &TempDir) -> (Estate, Clouds) {
         image: String::new(),
         ssh_key: String::new(),
     };
-    let limits = Limits { patience: Millis(0), idle: Millis(1_000), ..Limits::default() };
+    let limits = Limits { patience: Millis(0), idle: Millis(1_000), share_percent: 0, ..Limits::default() };
     (estate, Clouds { limits, accounts: vec![(Cloud::Local, settings)], ..Clouds::default() })
 }
 
