@@ -191,6 +191,7 @@ pub fn join(records: &mut BTreeMap<String, Record>, lease: LeaseId, terms: &Term
         terms: terms.clone(),
         leases: BTreeSet::new(),
         ready: false,
+        silences: 0,
     });
     if record.terms.tenant != terms.tenant {
         return Err(format!("{} is shared by another customer", terms.device));
@@ -210,6 +211,9 @@ pub struct Record {
     pub leases: BTreeSet<LeaseId>,
     /// Whether the daemon has been told its limits. One that has not serves nobody.
     pub ready: bool,
+    /// How many times in a row it has not answered.
+    #[serde(skip)]
+    pub silences: u32,
 }
 
 /// Memory of a device that a process holds.

@@ -124,8 +124,10 @@ async fn a_daemon_that_was_killed_is_replaced_and_nothing_of_it_stays() {
     let before: BTreeSet<u32> = daemons.processes().await;
     kill(nix::unistd::Pid::from_raw(pid.trim().parse().expect("a number")), Signal::SIGKILL).expect("killed");
     host.doubles.said();
-    daemons.tend().await.expect("replaced");
+    fs::write(place.memory().join("mine"), "").expect("a job's memory");
+    tend(&daemons).await;
     assert_eq!(host.doubles.said(), LIMITS, "with the same limits");
+    assert!(place.memory().join("mine").exists(), "where jobs that run find it");
     assert!(daemons.processes().await.is_disjoint(&before), "its server is gone, too");
     daemons.tend().await.expect("nothing to do");
     assert!(host.doubles.said().is_empty());
@@ -147,6 +149,11 @@ async fn the_next_agent_keeps_the_daemons_of_leases_that_are_there_and_ends_the_
     after.settle(&BTreeSet::from([new_lease()])).await.expect("ended");
     assert_eq!(host.doubles.said(), END);
     assert!(host.is_clean());
+}
+
+/// Looks at the daemons until there is nothing to do.
+async fn tend(daemons: &Daemons) {
+    while daemons.tend().await.is_err() {}
 }
 
 /// Cuts a start off where an agent might be killed: after so many looks at what was said.
@@ -193,6 +200,22 @@ async fn a_daemon_that_replaces_another_serves_nobody_either_until_it_has_its_li
     host.daemons().tend().await.expect("begun anew");
     assert_eq!(host.doubles.said(), LIMITS);
     host.daemons().leave(lease).await.expect("left");
+    assert!(host.is_clean());
+}
+
+#[tokio::test]
+async fn a_daemon_that_does_not_answer_once_goes_on_serving() {
+    let host = Host::new();
+    let (daemons, lease) = (host.daemons(), new_lease());
+    daemons.join(lease, &terms(1, 8)).await.expect("a share");
+    host.doubles.said();
+    fs::write(host.doubles.path("deaf"), "").expect("written");
+    daemons.tend().await.expect_err("it does not answer");
+    daemons.join(new_lease(), &terms(1, 8)).await.expect_err("nor serve anybody new");
+    fs::remove_file(host.doubles.path("deaf")).expect("removed");
+    daemons.tend().await.expect("nothing to do");
+    assert!(host.doubles.said().is_empty(), "its jobs go on");
+    daemons.settle(&BTreeSet::new()).await.expect("ended");
     assert!(host.is_clean());
 }
 

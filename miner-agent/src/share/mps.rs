@@ -10,7 +10,11 @@ use std::{
     ffi::OsStr,
     fs::{self, File, Permissions},
     io,
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, PermissionsExt as _},
+        process::CommandExt as _,
+    },
     path::{Path, PathBuf},
     process::Stdio,
     time::{Duration, Instant},
@@ -38,6 +42,8 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest that leases may take to leave a device that the control plane has given to others already.
 const LEAVING: Duration = Duration::from_secs(30);
+/// How many times in a row a daemon that runs may not answer.
+const SILENCES_MAX: u32 = 3;
 /// Time between two looks at whether it does.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Memory that daemons and those whom they serve may share; what is in it counts against the jobs that wrote it.
@@ -253,7 +259,7 @@ impl Daemons {
         let Some(record) = records.get_mut(device).filter(|record| !record.leases.is_empty()) else {
             return Ok(());
         };
-        if record.ready && self.answers(&record.terms).await {
+        if record.ready && self.goes_on(record).await? {
             return Ok(());
         }
         if std::mem::take(&mut record.ready) {
@@ -269,8 +275,23 @@ impl Daemons {
         self.save(records)
     }
 
-    async fn answers(&self, terms: &Terms) -> bool {
-        !processes(&self.place(terms)).is_empty() && self.say(terms, "get_server_list\n").await.is_ok()
+    /// Whether a daemon serves. Another one costs its jobs what they compute, so that one that runs and
+    /// does not answer has time to.
+    async fn goes_on(&self, record: &mut Record) -> anyhow::Result<bool> {
+        if processes(&self.place(&record.terms)).is_empty() {
+            record.silences = 0;
+            return Ok(false);
+        }
+        let Err(error) = self.say(&record.terms, "get_server_list\n").await else {
+            record.silences = 0;
+            return Ok(true);
+        };
+        record.silences += 1;
+        if record.silences < SILENCES_MAX {
+            return Err(error).with_context(|| format!("ask the daemon of {}", record.terms.device));
+        }
+        record.silences = 0;
+        Ok(false)
     }
 
     /// Starts a daemon where there may be the rest of another, and tells it its limits.
@@ -371,16 +392,37 @@ fn all_done(failed: &[anyhow::Error]) -> anyhow::Result<()> {
 fn prepare(place: &Place) -> anyhow::Result<()> {
     let memory = place.memory();
     files::ensure_dir(&memory)?;
+    if is_whole(place)? {
+        // Jobs that run have this file system; in another one they would not find the next daemon.
+        return empty(&place.pipes());
+    }
     unmount(&memory)?;
     let options = format!("size={MEMORY_MAX},mode=1777");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), &memory, Some("tmpfs"), flags, Some(options.as_str()))
         .with_context(|| format!("mount memory at {}", memory.display()))?;
-    // Jobs may go through the one, and servers, which run as the jobs' user, write into the other.
-    for (dir, mode) in [(place.pipes(), 0o755), (place.log(), 0o1777)] {
+    // Servers, which run as the jobs' user, write into the one, and jobs may go through the other.
+    for (dir, mode) in [(place.log(), 0o1777), (place.pipes(), 0o755)] {
         let made =
             fs::create_dir(&dir).and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(mode)));
         made.with_context(|| format!("create {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// Whether the memory of a daemon is there as an earlier one had it. The pipes are made last.
+fn is_whole(place: &Place) -> anyhow::Result<bool> {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    let of_both = device(&place.0).and_then(|outer| Ok(outer != device(&place.memory())?));
+    let is_mounted = of_both.with_context(|| format!("look at {}", place.0.display()))?;
+    Ok(is_mounted && place.pipes().is_dir())
+}
+
+fn empty(dir: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        gone.with_context(|| format!("delete {}", path.display()))?;
     }
     Ok(())
 }

@@ -6,6 +6,8 @@ use std::{
     fs,
     os::unix::fs::symlink,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use nave_domain::{
@@ -93,10 +95,17 @@ impl Doubles {
         found.collect()
     }
 
-    /// Kills the processes of daemons below `data`.
+    /// Kills the processes of daemons below `data`, and waits a while until they are gone.
     pub fn kill_all(data: &Path) {
-        for pid in Self::processes(data) {
-            let _ = kill(pid, Signal::SIGKILL);
+        for _ in 0..500 {
+            let left = Self::processes(data);
+            if left.is_empty() {
+                break;
+            }
+            for pid in left {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            thread::sleep(Duration::from_millis(10));
         }
     }
 
