@@ -98,10 +98,8 @@ fn exited(exit: &Exit, held: HeldLease) -> Vec<Effect> {
 
 /// A command may run and end between two reports.
 fn has_run(exit: &Exit, held: HeldLease) -> Vec<Effect> {
-    let has_run = matches!(
-        exit,
-        Exit::Code { .. } | Exit::OutOfMemory | Exit::OutOfGpuMemory { .. } | Exit::Killed
-    );
+    let has_run =
+        matches!(exit, Exit::Code { .. } | Exit::OutOfMemory | Exit::OutOfGpuMemory { .. } | Exit::Killed);
     if has_run && !held.started { vec![Effect::Started] } else { Vec::new() }
 }
 

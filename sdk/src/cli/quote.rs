@@ -19,7 +19,8 @@ use super::{
 /// Has a place held, or gives one back.
 pub async fn quote(cx: &Context, args: QuoteArgs) -> Result<u8, Failure> {
     if let Some(quote) = args.release {
-        let quote = cx.client()?.release(quote).await.map_err(Failure::when(&format!("give {quote} back")))?;
+        let quote =
+            cx.client()?.release(quote).await.map_err(Failure::when(&format!("give {quote} back")))?;
         answer(cx, &quote, text)?;
         return Ok(0);
     }

@@ -14,8 +14,12 @@ async fn a_change_makes_what_was_planned_before_stale() {
         let (customer, host) = (market.customer("alice").await, market.host("a").await);
         let job = market.submit(customer, &request()).await;
         let placement = market.placement(job, host).await;
-        let patch =
-            HostPatch { paused: Some(true), term: Some(Term::Spot), region: "eu".parse().ok(), ..HostPatch::default() };
+        let patch = HostPatch {
+            paused: Some(true),
+            term: Some(Term::Spot),
+            region: "eu".parse().ok(),
+            ..HostPatch::default()
+        };
         market.store.host_patch("hotkey of a", host, patch).await.expect("patch");
         assert!(matches!(market.store.job_place(&placement).await, Err(StoreError::Stale(_))));
         assert!(market.store.snapshot().await.expect("snapshot").hosts.is_empty());

@@ -105,7 +105,14 @@ pub async fn look(verifier: &mut Verifier) {
 pub fn device(uuid: &str) -> Device {
     let (model, driver) = ("Nave Simulated".to_owned(), "1".to_owned());
     let (uuid, vram) = (uuid.to_owned(), Bytes(64 * Bytes::MIB));
-    Device { uuid, model, vram, driver, simulated: true, division: nave_domain::fraction::Division::default() }
+    Device {
+        uuid,
+        model,
+        vram,
+        driver,
+        simulated: true,
+        division: nave_domain::fraction::Division::default(),
+    }
 }
 
 fn model(dishonesty: &[Dishonesty]) -> SoftwareModel {
