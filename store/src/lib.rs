@@ -31,6 +31,7 @@ mod log;
 mod look;
 mod mesh;
 mod miner;
+mod notice;
 mod notify;
 mod place;
 mod quote;
