@@ -15,7 +15,7 @@ use nave_domain::{
     host::{HostState, Term, Trust},
     job::{Isolation, JobRequest},
     rate::{Rate, affordable, charge, hourly},
-    wish::{GpuRequest, Region, Terms, is_model, unmet},
+    wish::{GpuRequest, Known, Region, Terms, unmet},
 };
 use nave_store::{MachineDemand, MachineRow, RentedMachine, WaitingJob};
 use serde::{Deserialize, Serialize};
@@ -145,16 +145,18 @@ pub fn demand(
     purchases
 }
 
-/// Whether a job has waited for long enough, and for something that a machine would change.
+/// Whether a job has waited for long enough, for something that a machine would change, and still waits when it is there.
 fn is_worth_it(job: &WaitingJob, limits: &Limits, now: Timestamp) -> bool {
-    let waited = Millis(job.queued.0.saturating_add(now.since(job.queued_at).0));
+    let waits = now.since(job.queued_at);
     let patience = match job.code.as_str() {
         "waiting_for_capacity" | "kept_for_others" | "gang_waits" => limits.patience,
         code if code.starts_with("no_host") => limits.patience.min(Limits::SHORT),
         _ => return false,
     };
+    let left = job.request.limits.queue_ms.0.saturating_sub(job.queued.0).saturating_sub(waits.0);
     // All machines have one owner, and replicas must not; what outlives a machine would be lost with it.
-    waited >= patience
+    waits >= patience
+        && left >= Limits::BOOT.0
         && job.machines < Limits::MACHINES_PER_JOB
         && job.request.apart.is_none()
         && job.request.limits.longest().0 + MachineRow::MARGIN.0 <= limits.life.0 / 2
@@ -298,10 +300,11 @@ impl Shape {
     fn has(&self, gpu: &GpuRequest, model: Option<&str>) -> bool {
         // Drivers keep up to a sixteenth of what a device is called after.
         let real = Bytes(self.vram.0 / 16 * 15);
+        let known = Known::of(&self.model, self.class.as_deref().map(|class| (class, [].as_slice())));
         u32::from(gpu.count) <= self.devices
             && gpu.vram <= real
             && gpu.vram_max.is_none_or(|most| self.vram <= most)
-            && model.is_none_or(|model| is_model(model, &self.model, self.class.as_deref()))
+            && model.is_none_or(|model| known.is(model))
     }
 
     /// Whether what is left of the job's spend cap pays for as long as it is expected to run.

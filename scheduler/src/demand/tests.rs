@@ -167,7 +167,18 @@ fn a_job_waits_for_busy_hosts_before_a_machine_is_rented() {
     assert!(!is_bought(waits("no_host_in_region", 14_000)));
     assert!(is_bought(waits("no_host_in_region", 16_000)));
     assert!(!is_bought(waits("backing_off", 600_000)), "a machine would change nothing");
-    assert!(is_bought(WaitingJob { queued: Millis(50_000), ..waits("gang_waits", 20_000) }));
+    assert!(!is_bought(WaitingJob { queued: Millis(50_000), ..waits("gang_waits", 20_000) }), "a new wait");
+}
+
+#[test]
+fn no_machine_is_rented_for_a_job_that_waits_no_longer_when_it_is_ready() {
+    let left = |left: i64, queued: i64| {
+        let mut job = WaitingJob { queued: Millis(queued), ..job(1) };
+        job.request.limits.queue_ms = Millis(600_000 + queued + left);
+        !bought(&[job], &[offer("a10", 1, 1)]).is_empty()
+    };
+    assert!(left(600_000, 0) && left(600_000, 90_000));
+    assert!(!left(599_999, 0) && !left(599_999, 90_000), "what it waited before counts, too");
 }
 
 #[test]
