@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use nave_domain::Timestamp;
+use nave_domain::{Millis, Timestamp};
 
 use crate::{
     error::{CloudError, Kind},
@@ -21,9 +21,15 @@ pub struct Keeper<'a> {
     /// The time.
     now: &'a (dyn Fn() -> Timestamp + Sync),
     boot: &'a dyn Boot,
-    /// Until when the cloud wants not to be asked.
+    /// Until when the cloud is asked for nothing.
     quiet_until: AtomicI64,
+    /// Until when it is asked for no machine.
+    no_launch_until: AtomicI64,
 }
+
+/// For how long a cloud that wants to be left alone is asked for nothing at the most: what is rented there costs money
+/// until it is given back.
+const QUIET_MAX: Millis = Millis(60_000);
 
 /// What writes the scripts that machines boot with.
 pub trait Boot: Send + Sync {
@@ -55,6 +61,7 @@ impl<'a> Keeper<'a> {
             now,
             boot,
             quiet_until: AtomicI64::new(i64::MIN),
+            no_launch_until: AtomicI64::new(i64::MIN),
         }
     }
 
@@ -140,7 +147,8 @@ impl<'a> Keeper<'a> {
     async fn launch(&self, row: &mut Row) -> Result<bool, Broken> {
         let terms = self.provider.cloud().terms();
         let last = self.ledger.last_asked(row.cloud).await?;
-        if last.is_some_and(|last| (self.now)().since(last) < terms.pace) {
+        let is_early = last.is_some_and(|last| (self.now)().since(last) < terms.pace);
+        if is_early || (self.now)().0 < self.no_launch_until.load(Ordering::Relaxed) {
             return Ok(true);
         }
         let asked_at = (self.now)();
@@ -259,10 +267,11 @@ impl<'a> Keeper<'a> {
         self.ledger.note(&Attempt { row, cloud: self.provider.cloud(), at, call, error }).await
     }
 
-    /// A cloud that asks for it is left alone.
+    /// A cloud that asks for it is left alone: with launches for as long as it wants, with the rest for a while.
     fn hush(&self, error: &CloudError, at: Timestamp) {
         if let Kind::RateLimited { after } = error.kind {
-            self.quiet_until.fetch_max(at.after(after).0, Ordering::Relaxed);
+            self.no_launch_until.fetch_max(at.after(after).0, Ordering::Relaxed);
+            self.quiet_until.fetch_max(at.after(after.min(QUIET_MAX)).0, Ordering::Relaxed);
         }
     }
 }

@@ -36,7 +36,7 @@ pub struct Rules {
     pub margin: Millis,
     /// How long a machine that was given back must be missing to be gone.
     pub confirm: Millis,
-    /// How long until a cloud is asked again for what it refused or did not do; it doubles.
+    /// How long until a cloud is asked again for what it refused or did not do; after the second time twice as long.
     pub again: Millis,
 }
 
@@ -69,8 +69,9 @@ impl Rules {
     }
 }
 
-/// The longest that it takes until a cloud is asked again, as a power of two of the first time.
-const DOUBLINGS_MAX: u32 = 4;
+/// The longest that it takes until a cloud is asked again, as a power of two of the first time: what it does not take
+/// back is paid for.
+const DOUBLINGS_MAX: u32 = 1;
 
 /// A machine that we want from a cloud, and all that is known of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -151,6 +151,8 @@ pub struct Site {
     pub price: MicroUsd,
     /// How many launches were asked for under each name.
     pub launches: BTreeMap<String, u32>,
+    /// For how many seconds it wants to be left alone, from and to.
+    pub pause: (i64, i64),
     /// What should not have been asked.
     pub wrongs: Vec<String>,
     numbers: Numbers,
@@ -171,6 +173,7 @@ impl Site {
             machines: BTreeMap::new(),
             price: MicroUsd(2_000_000),
             launches: BTreeMap::new(),
+            pause: (1, 45),
             wrongs: Vec::new(),
             numbers: Numbers::new(seed),
         };

@@ -80,7 +80,8 @@ impl Double {
             }
             Fault::Garbled => Ok(reply(200, "<html>{\"oops\":")),
             Fault::RateLimited => {
-                let seconds = self.site.numbers().between(1, 45);
+                let (least, most) = self.site.pause;
+                let seconds = self.site.numbers().between(least, most);
                 Ok(Reply { retry_after: Some(Millis(seconds * 1_000)), ..self.shape.fault(fault) })
             }
             Fault::Dearer => {

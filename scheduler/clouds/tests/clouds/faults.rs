@@ -7,6 +7,7 @@ use nave_clouds::{
     adapters::open,
     error::Kind,
     keeper::Keeper,
+    ledger::{Attempt, Call},
     machine::{Demand, Row, Why},
     provider::{Cloud, CloudOffer, Launch, MachineId},
     secret::Secret,
@@ -264,6 +265,42 @@ fn a_cloud_that_wants_to_be_left_alone_is() {
     market.pass(50);
     tick();
     assert_eq!(market.double().seen.len(), asked + 1);
+}
+
+#[test]
+fn a_cloud_that_wants_an_hour_launches_nothing_in_it_and_takes_back_what_is_rented() {
+    for cloud in Cloud::ALL {
+        let mut market = market(cloud);
+        let fuse = Arc::new(Fuse::whole());
+        let (wire, book) = (market.wire(&fuse), Book { journal: market.journal.clone(), fuse });
+        let provider = open(cloud, settings("http://double"), Arc::new(wire.clone()));
+        let (now, boot) = (|| wire.now(), |row: &Row| Secret::new(format!("join {}", row.id)));
+        let keeper = Keeper::new(provider.as_ref(), &book, owner(), &now, &boot);
+        let tick = || keeper.tick().now_or_never().expect("nothing waits").expect("the ledger works");
+        let first = market.want();
+        tick();
+        assert_eq!(living(&market), 1, "{cloud}");
+        market.pass(15);
+        market.double().site.pause = (3_600, 3_600);
+        market.double().site.script.push(Fault::RateLimited);
+        market.want();
+        tick();
+        market.demand(first, Demand::Released);
+        market.pass(60);
+        tick();
+        let is_return = |attempt: &Attempt| attempt.row == Some(first) && attempt.call == Call::Return;
+        assert!(market.journal().attempts.iter().any(is_return), "{cloud}: it was not given back");
+        for _ in 0..50 {
+            market.pass(60);
+            market.want();
+            tick();
+        }
+        assert_eq!(market.double().site.launches.len(), 1, "{cloud}");
+        market.pass(3_600);
+        market.want();
+        tick();
+        assert_eq!(market.double().site.launches.len(), 2, "{cloud}");
+    }
 }
 
 #[test]
