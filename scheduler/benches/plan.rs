@@ -34,8 +34,7 @@ fn host(n: u128) -> SupplyHost {
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
         yielding: Vec::new(),
-        tenants: BTreeSet::new(),
-        reserved: None,
+        tenants: Vec::new(),
         inventory: Inventory {
             milli_cpu: MilliCpu(4_000 + 1_000 * spread),
             memory: Bytes(16 * Bytes::GIB),

@@ -7,7 +7,6 @@ use nave_domain::{
     fraction::{Division, Fraction, Shared, Slice},
     host::Device,
     job::{Egress, GpuRequest, Isolation, JobRequest},
-    rate::Rate,
     wish::{Known, Unmet, unmet, words},
 };
 use nave_store::{Baselines, QueuedJob, SupplyHost};
@@ -161,8 +160,7 @@ impl Supply {
             disk_used: Bytes::ZERO,
             devices_used: Vec::new(),
             shared: BTreeMap::new(),
-            tenants: BTreeSet::new(),
-            reserved: None,
+            tenants: Vec::new(),
             ..self.host.clone()
         };
         Self { host, ..self.clone() }
@@ -197,9 +195,7 @@ impl Supply {
 
     /// The same host, if a GPU cost what so much of one costs, rounded up.
     pub(crate) fn priced(&self, milli: MilliGpu) -> Self {
-        let gpu_hour = i128::from(self.host.rate.gpu_hour.0) * i128::from(milli.0);
-        let gpu_hour = i64::try_from((gpu_hour + 999) / 1_000).unwrap_or(i64::MAX);
-        let rate = Rate { gpu_hour: MicroUsd(gpu_hour), ..self.host.rate };
+        let rate = self.host.rate.for_part(milli);
         Self { host: SupplyHost { rate, ..self.host.clone() }, ..self.clone() }
     }
 }
@@ -330,9 +326,8 @@ pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest) -> Option<L
 
 /// Whether somebody has the host alone, or is on it where this job wants it alone.
 fn is_in_the_way(host: &SupplyHost, job: &QueuedJob) -> bool {
-    let is_other = |customer: &_| *customer != job.customer;
     let wants_alone = job.request.isolation == Isolation::Host;
-    host.reserved.as_ref().is_some_and(is_other) || wants_alone && host.tenants.iter().any(is_other)
+    host.tenants.iter().any(|(customer, alone)| *customer != job.customer && (wants_alone || *alone))
 }
 
 /// The devices for a request: the smallest that suffice, so that large ones stay free.

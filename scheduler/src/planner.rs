@@ -242,14 +242,15 @@ impl Look<'_> {
         without.into_iter().for_each(|(id, unit)| self.without_place(id, unit));
         let placed: BTreeSet<JobId> = self.plan.placements.iter().map(|placement| placement.job).collect();
         for (lease, id) in planned.notices {
-            let (Some((host, lease)), Some(unit)) = (leases.get(lease as usize), units.get(id as usize))
+            let (Some((host, leases)), Some(unit)) = (leases.get(lease as usize), units.get(id as usize))
             else {
                 continue;
             };
             // Whoever got a place that the fleet does not see needs nobody to yield.
             let for_job = unit.jobs[0].job;
             if !placed.contains(&for_job) {
-                self.plan.notices.push(Notice { host: *host, lease: *lease, for_job });
+                let notice = |lease: &LeaseId| Notice { host: *host, lease: *lease, for_job };
+                self.plan.notices.extend(leases.iter().map(notice));
             }
         }
         let kept_for = |host: &HostId| {

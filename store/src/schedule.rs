@@ -86,10 +86,8 @@ pub struct SupplyHost {
     pub models: BTreeMap<String, Vec<String>>,
     /// Leases that end soon, or that end when somebody else needs their place; they occupy it until then.
     pub yielding: Vec<Yielding>,
-    /// Whose leases and quotes are on it.
-    pub tenants: BTreeSet<CustomerId>,
-    /// The one of them who has it alone.
-    pub reserved: Option<CustomerId>,
+    /// Whose each lease and quote on it is, and whether that one is to be alone there.
+    pub tenants: Vec<(CustomerId, bool)>,
     /// CPU leased or held; all of it where no further order fits into the host's spec.
     pub milli_cpu_used: MilliCpu,
     /// Memory leased or held.
@@ -112,10 +110,7 @@ impl SupplyHost {
             Some(fraction) => self.share(part.devices, part.customer, fraction),
             None => self.devices_used.extend(part.devices),
         }
-        self.tenants.insert(part.customer);
-        if part.alone {
-            self.reserved = Some(part.customer);
-        }
+        self.tenants.push((part.customer, part.alone));
     }
 
     fn share(&mut self, devices: Vec<String>, tenant: CustomerId, fraction: Fraction) {
@@ -312,8 +307,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             classes: proven.iter().flat_map(Proven::classes).collect(),
             models: proven.iter().flat_map(Proven::models).collect(),
             yielding: yielding.remove(&row.host_id.into()).unwrap_or_default(),
-            tenants: BTreeSet::new(),
-            reserved: None,
+            tenants: Vec::new(),
             milli_cpu_used: MilliCpu::ZERO,
             memory_used: Bytes::ZERO,
             disk_used: Bytes::ZERO,

@@ -21,7 +21,7 @@ pub struct Waiting {
     pub on_demand: bool,
 }
 
-/// A lease that yields to those that are on demand.
+/// A lease that yields to those that are on demand, or several that yield together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpotLease {
     /// Known to the caller.
@@ -32,8 +32,17 @@ pub struct SpotLease {
     pub request: Request,
     /// On which devices.
     pub devices: Vec<u8>,
+    /// Whose each is, and whether that one has the host alone, where anybody is told apart.
+    pub tenants: Vec<(u32, bool)>,
     /// Whether it was given notice already: it ends anyway.
     pub noticed: bool,
+}
+
+impl SpotLease {
+    fn leave(&self, room: &mut Room) {
+        room.give(&self.request, &self.devices);
+        self.tenants.iter().for_each(|(owner, alone)| room.leave(*owner, *alone));
+    }
 }
 
 /// What is to be done now.
@@ -187,7 +196,7 @@ impl Fleet {
             let room = rooms.remove(&found.host).or_else(|| self.room(found.host).cloned());
             let Some(mut room) = room else { return };
             for lease in spot.iter().filter(|lease| found.leases.contains(&lease.id)) {
-                room.give(&lease.request, &lease.devices);
+                lease.leave(&mut room);
             }
             self.fill(found.host.0 as usize, &mut room, member);
             rooms.insert(found.host, room);
@@ -240,7 +249,7 @@ impl Fleet {
         };
         let fits = |ending: &[&SpotLease]| {
             let mut room = room.clone();
-            ending.iter().for_each(|lease| room.give(&lease.request, &lease.devices));
+            ending.iter().for_each(|lease| lease.leave(&mut room));
             self.fill(host.0 as usize, &mut room, request)
         };
         leases.sort_by_key(|lease| (lost(lease), lease.id));

@@ -79,7 +79,7 @@ pub struct Used {
     pub disk_mib: u32,
     /// Whole devices.
     pub devices: Vec<u8>,
-    /// Owners of guests that are on it, and whether each of them has it alone.
+    /// Whose each of them is, and whether that one is to be alone there.
     pub tenants: Vec<(u32, bool)>,
 }
 

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, LeaseId, MicroUsd, Millis,
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu,
     host::Trust,
     job::{Egress, Isolation, JobRequest, TermWish},
     rate::{Rate, Size},
     wish::Region,
 };
-use nave_store::{Baselines, Occupied, QueuedJob, SupplyHost};
+use nave_store::{Baselines, Occupied, QueuedJob, SupplyHost, Yielding};
 use uuid::Uuid;
 
 use crate::{
@@ -124,9 +124,7 @@ impl<'a> Loaded<'a> {
         self.handles.insert(id, handle);
         self.ids.insert(handle, id);
         self.classes.push(class);
-        let alone = host.reserved;
-        let tenants: Vec<(u32, bool)> =
-            host.tenants.iter().map(|tenant| (self.owner(*tenant), alone == Some(*tenant))).collect();
+        let tenants = host.tenants.iter().map(|(tenant, alone)| (self.owner(*tenant), *alone)).collect();
         let is_used = |uuid: &String| supply.is_in_use(uuid);
         let places = (0..).zip(supply.devices.iter());
         let devices = places.filter(|(_, offered)| is_used(&offered.device.uuid)).map(|(at, _)| at).collect();
@@ -248,16 +246,26 @@ impl<'a> Loaded<'a> {
         }
     }
 
-    /// The leases that end soon or yield, each with its number.
-    pub fn yielding(&self, hosts: &BTreeMap<HostId, Supply>) -> (Vec<SpotLease>, Vec<(HostId, LeaseId)>) {
+    /// What ends soon or yields: leases, and all those together that have shares of one device; with the leases of each.
+    pub fn yielding(
+        &self,
+        hosts: &BTreeMap<HostId, Supply>,
+    ) -> (Vec<SpotLease>, Vec<(HostId, Vec<LeaseId>)>) {
         let (mut leases, mut ids) = (Vec::new(), Vec::new());
         for (host, supply) in hosts {
             let Some(handle) = self.handle(*host) else { continue };
-            for lease in &supply.host.yielding {
-                let Some((request, devices)) = leased(supply, &lease.part, lease.used) else { continue };
-                let id = ids.len() as u64;
-                leases.push(SpotLease { id, host: handle, request, devices, noticed: lease.is_ending });
-                ids.push((*host, lease.lease));
+            for some in together(supply) {
+                let (request, devices) = leased(supply, &some);
+                let tenant = |of: &Occupied| Some((*self.owners.get(&of.customer)?, of.alone));
+                leases.push(SpotLease {
+                    id: ids.len() as u64,
+                    host: handle,
+                    request,
+                    devices,
+                    tenants: some.iter().filter_map(|lease| tenant(&lease.part)).collect(),
+                    noticed: some.iter().all(|lease| lease.is_ending),
+                });
+                ids.push((*host, some.iter().map(|lease| lease.lease).collect()));
             }
         }
         (leases, ids)
@@ -277,16 +285,46 @@ fn sized(size: Size) -> Request {
     Request::new(count(size.milli_cpu.0), mib(size.memory), gpus)
 }
 
-/// What a lease takes, where its devices are such as the fleet knows.
-fn leased(supply: &Supply, part: &Occupied, used: Millis) -> Option<(Request, Vec<u8>)> {
-    let place = |uuid: &String| {
-        let at = supply.devices.iter().position(|offered| offered.device.uuid == *uuid)?;
-        u8::try_from(at).ok()
+/// The leases of a host that yield; those with shares of a device together where that sets the device free.
+fn together(supply: &Supply) -> Vec<Vec<&Yielding>> {
+    let device = |lease: &Yielding| lease.part.share.and(lease.part.devices.first().cloned());
+    let mut sharing: BTreeMap<String, Vec<&Yielding>> = BTreeMap::new();
+    let mut all = Vec::new();
+    for lease in &supply.host.yielding {
+        match device(lease) {
+            Some(device) => sharing.entry(device).or_default().push(lease),
+            None => all.push(vec![lease]),
+        }
+    }
+    for (device, leases) in sharing {
+        let shares = supply.host.shared.get(&device).map_or(0, |shared| shared.count as usize);
+        if leases.len() == shares {
+            all.push(leases);
+        } else {
+            all.extend(leases.into_iter().map(|lease| vec![lease]));
+        }
+    }
+    all
+}
+
+/// What leases take that end together, and the devices that are free then: neither a slice nor one that others share.
+fn leased(supply: &Supply, leases: &[&Yielding]) -> (Request, Vec<u8>) {
+    let sum = |of: fn(&Occupied) -> i64| leases.iter().map(|lease| of(&lease.part)).sum::<i64>();
+    let is_free = |uuid: &String| {
+        supply.host.shared.get(uuid).is_none_or(|shared| shared.count as usize == leases.len())
     };
-    let devices: Vec<u8> = part.devices.iter().map(place).collect::<Option<_>>()?;
-    let request =
-        Request { disk_mib: mib(part.disk), redo_minutes: count(used.0 / 60_000), ..sized(part.size) };
-    (usize::from(request.whole()) == devices.len()).then_some((request, devices))
+    let place = |uuid: &String| supply.devices.iter().position(|offered| offered.device.uuid == *uuid);
+    let uuids: BTreeSet<&String> = leases.iter().flat_map(|lease| &lease.part.devices).collect();
+    let places = uuids.into_iter().filter(|uuid| is_free(uuid)).filter_map(place);
+    let devices: Vec<u8> = places.filter_map(|place| u8::try_from(place).ok()).collect();
+    let size = Size {
+        milli_gpu: MilliGpu(1_000 * i64::try_from(devices.len()).unwrap_or(0)),
+        milli_cpu: MilliCpu(sum(|part| part.size.milli_cpu.0)),
+        memory: Bytes(sum(|part| part.size.memory.0)),
+    };
+    let used = leases.iter().map(|lease| lease.used.0).max().unwrap_or(0);
+    let disk_mib = mib(Bytes(sum(|part| part.disk.0)));
+    (Request { disk_mib, redo_minutes: count(used / 60_000), ..sized(size) }, devices)
 }
 
 /// Which devices of a host will do for a request.

@@ -19,7 +19,7 @@ fn on_demand(id: u64, members: &[Request]) -> Waiting {
 fn spot(fleet: &mut Fleet, id: u64, request: Request) -> SpotLease {
     let choice = fleet.decide(&request).expect("a place");
     assert!(fleet.place(choice.host, &request, &choice.devices));
-    SpotLease { id, host: choice.host, request, devices: choice.devices, noticed: false }
+    SpotLease { id, host: choice.host, request, devices: choice.devices, tenants: Vec::new(), noticed: false }
 }
 
 #[test]

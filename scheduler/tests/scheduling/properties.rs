@@ -195,8 +195,7 @@ prop_compose! {
             }
         }
         if let Some((tenant, alone)) = tenant {
-            host.tenants.insert(customer_id(tenant));
-            host.reserved = alone.then(|| customer_id(tenant));
+            host.tenants.push((customer_id(tenant), alone));
         }
         host
     }
@@ -250,9 +249,8 @@ fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
     assert_eq!(unmet(request, &host.terms, host.rate), None);
     assert!(host.inventory.egress.contains(&request.egress));
     assert!(request.group.is_none() || host.inventory.egress.contains(&Egress::Public));
-    let strangers = host.tenants.iter().any(|tenant| *tenant != job.customer);
-    assert!(host.reserved.is_none_or(|owner| owner == job.customer));
-    assert!(request.isolation != Isolation::Host || !strangers);
+    let mut strangers = host.tenants.iter().filter(|(tenant, _)| *tenant != job.customer);
+    assert!(strangers.all(|(_, alone)| !*alone && request.isolation != Isolation::Host));
     let Some(gpu) = &request.resources.gpu else { return };
     let device =
         |uuid: &String| host.inventory.devices.iter().find(|device| device.uuid == *uuid).expect("a device");
@@ -284,8 +282,7 @@ proptest! {
             let host = hosts.get_mut(&placement.host).expect("a host");
             assert_met(placement, job, host);
             assert_wished(placement, job, host);
-            if job.request.isolation == Isolation::Host { host.reserved = Some(job.customer); }
-            host.tenants.insert(job.customer);
+            host.tenants.push((job.customer, job.request.isolation == Isolation::Host));
             if job.request.apart.is_some() {
                 prop_assert!(apart.insert((job.customer, host.hotkey.clone())), "two with one miner");
             }

@@ -42,8 +42,7 @@ pub fn host() -> SupplyHost {
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
         yielding: Vec::new(),
-        tenants: BTreeSet::new(),
-        reserved: None,
+        tenants: Vec::new(),
         inventory: Inventory {
             milli_cpu: MilliCpu(8_000),
             memory: Bytes(32 * Bytes::GIB),

@@ -1,9 +1,11 @@
 //! Whose turn it is: spot yields after notice, and nobody waits for ever.
 
 use nave_domain::{
-    LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
+    Bytes, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
+    fraction::Fraction,
     host::Term,
     job::{Isolation, TermWish},
+    rate::Size,
 };
 use nave_scheduler::planner::{Notice, Plan, Planner};
 use nave_store::{Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
@@ -15,10 +17,14 @@ fn lease_id(number: u128) -> LeaseId {
     LeaseId(Uuid::from_u128(number))
 }
 
-/// A spot lease on a host's first GPU.
+/// A spot lease on a host's next GPU.
 fn spot_lease(host: &mut SupplyHost, number: u128, minutes: i64) {
+    spot_lease_of(host, number, minutes, |_| ());
+}
+
+fn spot_lease_of(host: &mut SupplyHost, number: u128, minutes: i64, change: impl FnOnce(&mut Occupied)) {
     let job = gpu_job(number, 1, 0);
-    let part = Occupied {
+    let mut part = Occupied {
         customer: customer_id(9),
         alone: false,
         size: job.request.resources.size(),
@@ -27,6 +33,7 @@ fn spot_lease(host: &mut SupplyHost, number: u128, minutes: i64) {
         share: None,
         order_bytes: 0,
     };
+    change(&mut part);
     host.occupy(part.clone());
     let used = Millis(minutes * 60_000);
     host.yielding.push(Yielding { lease: lease_id(number), part, used, is_ending: false });
@@ -74,7 +81,7 @@ fn spot_yields_neither_to_spot_nor_where_something_else_is_free_nor_in_vain() {
     let mut alone = gpu_job(1, 1, 8);
     alone.request.isolation = Isolation::Host;
     let mut shared = full.clone();
-    shared.tenants.insert(customer_id(8));
+    shared.tenants.push((customer_id(8), false));
     assert_eq!(notices(alone, vec![shared]), 0, "somebody else stays");
     assert_eq!(notices(wish(TermWish::Any), vec![full]), 1);
 }
@@ -92,6 +99,83 @@ fn nobody_yields_to_a_job_that_gets_a_place_in_the_same_plan() {
     job.request.resources.memory = exact.inventory.memory;
     let plan = Planner::default().plan(&snapshot(vec![job], vec![full, exact]));
     assert_eq!((hosts_of(&plan), plan.notices), (vec![2], vec![]));
+}
+
+fn notices(job: QueuedJob, host: &SupplyHost) -> Vec<LeaseId> {
+    let plan = Planner::default().plan(&snapshot(vec![job], vec![host.clone()]));
+    plan.notices.iter().map(|notice| notice.lease).collect()
+}
+
+/// A lease of a host that stays.
+fn staying(host: &mut SupplyHost, customer: u128) {
+    spot_lease_of(host, 999, 0, |part| {
+        part.customer = customer_id(customer);
+        (part.devices, part.size.milli_gpu) = (Vec::new(), MilliGpu(0));
+    });
+    host.yielding.pop();
+}
+
+#[test]
+fn a_spot_job_that_has_its_host_alone_yields_like_any_other() {
+    let mut full = gpu_host(&[80]);
+    full.terms.term = Term::Spot;
+    spot_lease_of(&mut full, 101, 10, |part| part.alone = true);
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), [lease_id(101)]);
+    assert_eq!(notices(job(1), &full), [lease_id(101)], "to whoever needs no GPU, too");
+    // A small job of its customer beside it is no protection, unless that one keeps others off itself.
+    staying(&mut full, 9);
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), [lease_id(101)]);
+    full.tenants[1].1 = true;
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), []);
+}
+
+#[test]
+fn whoever_wants_a_host_alone_gets_it_from_spot_jobs_of_others_and_keeps_their_own_there() {
+    let mut full = gpu_host(&[80, 80]);
+    full.terms.term = Term::Spot;
+    spot_lease(&mut full, 101, 10);
+    spot_lease(&mut full, 102, 10);
+    let mut alone = gpu_job(1, 1, 8);
+    alone.request.isolation = Isolation::Host;
+    assert_eq!(notices(alone.clone(), &full), [lease_id(101), lease_id(102)]);
+    staying(&mut full, 1);
+    assert_eq!(notices(alone.clone(), &full), [lease_id(101), lease_id(102)]);
+    staying(&mut full, 8);
+    assert_eq!(notices(alone, &full), [], "somebody else stays");
+}
+
+#[test]
+fn the_shares_of_a_device_yield_together() {
+    let mut full = gpu_host(&[80]);
+    full.terms.term = Term::Spot;
+    let share = |part: &mut Occupied| {
+        let fraction = Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) };
+        part.devices = vec!["GPU-0".into()];
+        (part.share, part.size.milli_gpu) = (Some(fraction), fraction.milli);
+    };
+    spot_lease_of(&mut full, 101, 10, share);
+    spot_lease_of(&mut full, 102, 20, share);
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), [lease_id(101), lease_id(102)]);
+    // One of them stays, and with it the device; what else they take is to be had.
+    spot_lease_of(&mut full, 103, 0, share);
+    full.yielding.pop();
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), []);
+    let mut wide = job(1);
+    wide.request.resources.milli_cpu = MilliCpu(6_000);
+    assert_eq!(notices(wide, &full), [lease_id(101)]);
+}
+
+#[test]
+fn a_slice_that_yields_sets_no_device_free_but_cpu() {
+    let mut full = gpu_host(&[80]);
+    full.terms.term = Term::Spot;
+    full.inventory.devices[0].division = nave_domain::fraction::Division::Slices(Vec::new());
+    spot_lease_of(&mut full, 101, 10, |part| {
+        (part.devices, part.size) = (vec!["MIG-0".into()], Size { milli_gpu: MilliGpu(500), ..part.size });
+        part.size.milli_cpu = MilliCpu(8_000);
+    });
+    assert_eq!(notices(gpu_job(1, 1, 8), &full), []);
+    assert_eq!(notices(job(1), &full), [lease_id(101)]);
 }
 
 /// A job that fills a host and has waited for so long.

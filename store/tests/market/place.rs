@@ -401,12 +401,9 @@ async fn a_snapshot_shows_on_which_terms_hosts_are_there_and_who_is_on_them() {
         let terms = &hosts[&plain].terms;
         assert_eq!(terms.region.as_ref().map(nave_domain::wish::Region::as_str), Some("eu-1"));
         assert_eq!((terms.term, terms.trust), (nave_domain::host::Term::Spot, Trust::Verified));
-        assert_eq!((hosts[&plain].reserved, hosts[&plain].tenants.len()), (Some(customer), 1));
-        assert_eq!(
-            (hosts[&gpu].terms.trust, hosts[&gpu].reserved),
-            (Trust::Unrated, None),
-            "its GPU has proven nothing"
-        );
+        assert_eq!(hosts[&plain].tenants, [(customer, true)]);
+        assert_eq!(hosts[&gpu].tenants, []);
+        assert_eq!(hosts[&gpu].terms.trust, Trust::Unrated, "its GPU has proven nothing");
     })
     .await;
 }
