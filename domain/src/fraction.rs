@@ -158,21 +158,22 @@ impl Fraction {
         MilliGpu(i64::try_from(of_vram).unwrap_or(WHOLE.0).max(self.milli.0).min(WHOLE.0))
     }
 
-    /// The smallest of these slices that has at least this much computing and memory, and at most `vram_max`.
+    /// Whether a slice has at least this much computing and memory, and at most `vram_max`.
+    #[must_use]
+    pub fn is_met_by(self, slice: &Slice, vram_max: Option<Bytes>) -> bool {
+        slice.milli >= self.milli && slice.vram >= self.vram && vram_max.is_none_or(|most| slice.vram <= most)
+    }
+
+    /// The smallest of the slices that it is met by.
     #[must_use]
     pub fn slice<'a>(
         self,
         slices: impl IntoIterator<Item = &'a Slice>,
         vram_max: Option<Bytes>,
     ) -> Option<&'a Slice> {
-        let suffices = |slice: &&Slice| {
-            slice.milli >= self.milli
-                && slice.vram >= self.vram
-                && vram_max.is_none_or(|most| slice.vram <= most)
-        };
         slices
             .into_iter()
-            .filter(suffices)
+            .filter(|slice| self.is_met_by(slice, vram_max))
             .min_by(|a, b| (a.fraction(), &a.uuid).cmp(&(b.fraction(), &b.uuid)))
     }
 }
@@ -225,6 +226,19 @@ impl<T: PartialEq> Shared<T> {
             && milli <= i128::from(WHOLE.0)
             && vram <= i128::from(shareable(total).0);
         fits.then_some(Self { tenant, fraction, count })
+    }
+
+    /// How many more shares of this size a tenant can have of a device.
+    #[must_use]
+    pub fn room(taken: Option<&Self>, total: Bytes, tenant: &T, fraction: Fraction) -> u16 {
+        let has = match taken {
+            None => 0,
+            Some(taken) if taken.tenant == *tenant && taken.fraction == fraction => i64::from(taken.count),
+            Some(_) => return 0,
+        };
+        let of = |all: i64, each: i64| if each > 0 { all / each } else { 0 };
+        let most = of(WHOLE.0, fraction.milli.0).min(of(shareable(total).0, fraction.vram.0));
+        u16::try_from((most - has).max(0)).unwrap_or(u16::MAX)
     }
 }
 
@@ -356,6 +370,10 @@ mod tests {
                 taken = Some(more);
             }
             let count = taken.map_or(0, |taken| i64::from(taken.count)) + 1;
+            let room = |taken: Option<&_>, tenant: &i32| i64::from(Shared::room(taken, total, tenant, fraction));
+            prop_assert_eq!((room(None, &1), room(taken.as_ref(), &1)), (count - 1, 0));
+            let one = Shared { tenant: 1, fraction, count: 1 };
+            prop_assert_eq!((room(Some(&one), &1), room(Some(&one), &2)), ((count - 2).max(0), 0));
             prop_assert!(count * milli > WHOLE.0 || count * fraction.vram.0 > shareable(total).0, "the last did not fit");
         }
 

@@ -17,6 +17,16 @@ pub struct Rate {
     pub gib_hour: MicroUsd,
 }
 
+impl Rate {
+    /// The same if a GPU cost what so much of one costs, rounded up.
+    #[must_use]
+    pub fn for_part(self, milli: MilliGpu) -> Self {
+        let part = i128::from(self.gpu_hour.0) * i128::from(milli.0);
+        let gpu_hour = MicroUsd(i64::try_from((part + 999) / 1_000).unwrap_or(i64::MAX));
+        Self { gpu_hour, ..self }
+    }
+}
+
 /// How the price of a host's GPUs is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -97,6 +107,23 @@ pub fn hourly(size: Size, rate: Rate) -> Result<MicroUsd, Overflow> {
     charge(size, Millis(3_600_000), rate)
 }
 
+/// Price of one hour of `size` for each whole GPU of it, its cores and memory included, rounded up; none where it
+/// has no GPUs.
+#[must_use]
+pub fn gpu_hourly(size: Size, rate: Rate) -> Option<MicroUsd> {
+    let milli_gpu = i128::from(size.milli_gpu.0);
+    let hourly = numerator(size, rate).checked_mul(3_600_000 * 1_000).filter(|_| milli_gpu > 0)?;
+    let scale = DENOMINATOR * milli_gpu;
+    i64::try_from(hourly / scale + i128::from(hourly % scale > 0)).ok().map(MicroUsd)
+}
+
+/// How much less each GPU of `size` costs an hour here than the whole machines that `baseline` is the price of;
+/// negative where it costs more.
+#[must_use]
+pub fn saving(baseline: Option<MicroUsd>, size: Size, rate: Rate) -> Option<MicroUsd> {
+    baseline?.minus(gpu_hourly(size, rate)?).ok()
+}
+
 /// The longest use of `size` that `cap` pays for; `None` when it costs nothing.
 #[must_use]
 pub fn affordable(size: Size, cap: MicroUsd, rate: Rate) -> Option<Millis> {
@@ -142,6 +169,29 @@ mod tests {
     #[test]
     fn a_host_without_gpus_earns_too() {
         assert_eq!(hourly(size(0, 1_000, 1), RATE), Ok(MicroUsd(23_000)));
+    }
+
+    #[test]
+    fn cores_and_memory_count_against_a_saving() {
+        let clouds = Some(MicroUsd(2_500_000));
+        assert_eq!(saving(clouds, size(2_000, 8_000, 20), RATE), Some(MicroUsd(500_000 - 80_000 - 30_000)));
+        let dear_cores = Rate { vcpu_hour: MicroUsd(200_000), ..RATE };
+        assert_eq!(saving(clouds, size(1_000, 4_000, 0), dear_cores), Some(MicroUsd(-300_000)));
+        assert_eq!(
+            saving(clouds, size(250, 1_000, 0), dear_cores),
+            Some(MicroUsd(-300_000)),
+            "as of a whole GPU"
+        );
+        assert_eq!(saving(clouds, size(0, 4_000, 0), RATE), None);
+        assert_eq!(saving(None, size(1_000, 4_000, 0), RATE), None);
+    }
+
+    #[test]
+    fn a_gpu_with_its_cores_and_memory_is_rounded_up() {
+        let odd = Rate { gpu_hour: MicroUsd(1), ..Rate::default() };
+        assert_eq!(gpu_hourly(size(1_000, 0, 0), odd), Some(MicroUsd(1)));
+        let odd = Rate { vcpu_hour: MicroUsd(1), ..Rate::default() };
+        assert_eq!(gpu_hourly(size(3_000, 1_000, 0), odd), Some(MicroUsd(1)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{
-    host::{Term, Trust},
+    host::{Device, Proven, Term, Trust},
     job::{BadRequest, JobRequest},
     rate::{Rate, hourly},
     units::{Bytes, MicroUsd},
@@ -106,6 +106,13 @@ impl Known {
         Self(words(name).chain(models.iter().flat_map(|model| words(model))).collect())
     }
 
+    /// What a device of a host is known by that has proven so much.
+    #[must_use]
+    pub fn device(device: &Device, proven: Option<&Proven>) -> Self {
+        let shown = proven.and_then(|proven| proven.device(&device.uuid));
+        Self::of(&device.model, shown.and_then(|shown| Some((shown.class.as_deref()?, &*shown.models))))
+    }
+
     /// Each of them.
     pub fn words(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
@@ -117,12 +124,6 @@ impl Known {
         let mut words = words(wanted).peekable();
         words.peek().is_some() && words.all(|word| self.0.contains(&word))
     }
-}
-
-/// Whether a device is what `wanted` names, that calls itself `model` or is of a class with that name.
-#[must_use]
-pub fn is_model(wanted: &str, model: &str, class: Option<&str>) -> bool {
-    Known::of(model, class.map(|name| (name, [].as_slice()))).is(wanted)
 }
 
 /// The words of a model's name in lower case, the vendor's left out, which some drivers do not say.
@@ -302,7 +303,10 @@ pub fn unmet(request: &JobRequest, terms: &Terms, rate: Rate) -> Option<Unmet> {
     let price = MicroUsd(price);
     let is_unmet = |wish: &Unmet| match wish {
         Unmet::MaxPrice => request.max_price.is_some_and(|most| price > most),
-        Unmet::Region => request.region.is_some() && request.region != terms.region,
+        Unmet::Region => request
+            .region
+            .as_ref()
+            .is_some_and(|wanted| !terms.region.as_ref().is_some_and(|at| at.is_in(wanted))),
         Unmet::Term => !request.term.takes(terms.term),
         Unmet::Trust => !request.trust.contains(&trust),
     };
@@ -321,6 +325,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn is_model(wanted: &str, model: &str, class: Option<&str>) -> bool {
+        Known::of(model, class.map(|name| (name, [].as_slice()))).is(wanted)
+    }
 
     #[test]
     fn a_model_is_named_by_some_of_its_words() {
@@ -393,9 +401,13 @@ mod tests {
         assert_eq!(unmet(&request, &terms, rate), Some(Unmet::Term));
         request.region = "us".parse().ok();
         assert_eq!(unmet(&request, &terms, rate), Some(Unmet::Region));
-        request.region = "eu".parse().ok();
         request.term = TermWish::Spot;
-        assert_eq!(unmet(&request, &terms, rate), None);
+        for within in ["eu", "europe"] {
+            request.region = within.parse().ok();
+            assert_eq!(unmet(&request, &terms, rate), None);
+        }
+        let unknown = Terms { region: None, ..terms };
+        assert_eq!(unmet(&request, &unknown, rate), Some(Unmet::Region));
     }
 
     #[test]

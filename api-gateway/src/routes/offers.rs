@@ -1,5 +1,7 @@
 //! Offers: capacity that can be rented now.
 
+mod groups;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -7,12 +9,14 @@ use std::{
 
 use axum::{Json, extract::State, http::StatusCode};
 use nave_domain::{
-    Bytes, MicroUsd, MilliCpu,
+    Bytes, CustomerId, MicroUsd, MilliCpu,
+    fraction::Fraction,
     host::{Device, HostState, Inventory, Trust},
     job::{GpuRequest, Isolation, JobRequest, TermWish},
-    wish::{Region, Terms, is_model, unmet},
+    rate::Rate,
+    wish::{Region, Terms, unmet},
 };
-use nave_sdk::wire::rest::{Capacity, DeviceGroup, Offer};
+use nave_sdk::wire::rest::{Capacity, DeviceGroup, Offer, OfferedFraction};
 use nave_store::{Baselines, HostRow, Occupied};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -23,6 +27,7 @@ use crate::{
     extract::Query,
     view,
 };
+use groups::{Gpus, Group, Part};
 
 /// Which offers to list; each part as in a job's request.
 #[derive(Default, Deserialize, utoipa::IntoParams)]
@@ -40,6 +45,10 @@ pub(crate) struct OffersQuery {
     vram_max: Option<Bytes>,
     /// Only GPUs of one of these models or classes, separated by commas.
     models: Option<String>,
+    /// Only where so many thousandths of a GPU's computing can be had, with `vram` of its memory: fractions that
+    /// suffice, or where none is free whole GPUs, as for a job.
+    #[param(minimum = 1, maximum = 1000)]
+    share: Option<u16>,
     /// Only where so many thousandths of a virtual CPU are free.
     #[param(value_type = Option<i64>)]
     milli_cpu: Option<MilliCpu>,
@@ -79,15 +88,18 @@ struct Wanted {
 impl OffersQuery {
     fn read(self) -> Result<Wanted, ApiError> {
         let models: Vec<String> = list("models", self.models.as_deref())?;
-        let asks_for_gpus =
-            self.gpus.is_some() || self.vram.is_some() || self.vram_max.is_some() || !models.is_empty();
+        let asks_for_gpus = self.gpus.is_some()
+            || self.vram.is_some()
+            || self.vram_max.is_some()
+            || self.share.is_some()
+            || !models.is_empty();
         let mut request = JobRequest::of(vec!["-".to_owned()]);
         request.resources.gpu = asks_for_gpus.then(|| GpuRequest {
             count: self.gpus.unwrap_or(1),
             vram: self.vram.unwrap_or_default(),
             vram_max: self.vram_max,
             models,
-            share: None,
+            share: self.share,
         });
         request.resources.milli_cpu = self.milli_cpu.unwrap_or(request.resources.milli_cpu);
         request.resources.memory = self.memory.unwrap_or(request.resources.memory);
@@ -124,13 +136,13 @@ fn bad_query(detail: &str) -> ApiError {
 }
 
 /// Capacity that can be rented now, cheapest first: one offer for each host without GPUs, and for each
-/// kind of GPUs of the others.
+/// kind of GPUs of the others, and of slices of them. Shares of GPUs are listed where `share` is asked for.
 #[utoipa::path(get, path = "/v1/offers", tag = "market", operation_id = "offers_list", params(OffersQuery),
     security(("key" = ["jobs:read"])),
     responses((status = 200, description = "Hosts with room for a job", body = Vec<Offer>)))]
 pub(crate) async fn list_offers(
     State(app): State<App>,
-    _: Caller<JobsRead>,
+    caller: Caller<JobsRead>,
     Query(query): Query<OffersQuery>,
 ) -> Result<Json<Vec<Offer>>, ApiError> {
     let wanted = query.read()?;
@@ -141,87 +153,96 @@ pub(crate) async fn list_offers(
     let mut offers: Vec<Offer> = ready
         .flat_map(|host| {
             let parts = occupied.remove(&host.host).unwrap_or_default();
-            offers(&host, &parts, &baselines)
+            offers(&host, &parts, &baselines, &wanted, caller.customer)
         })
-        .filter(|offer| is_wanted(offer, &wanted))
         .collect();
+    // Whoever accepts a fraction gets no more where there is one.
+    if wanted.accepts_fraction() && offers.iter().any(|offer| offer.fraction.is_some()) {
+        offers.retain(|offer| offer.fraction.is_some());
+    }
     offers.sort_by_key(rank);
     Ok(Json(offers))
 }
 
-fn is_wanted(offer: &Offer, wanted: &Wanted) -> bool {
-    let terms = Terms { term: offer.term, region: offer.region.clone(), trust: offer.trust };
-    let isolation = match wanted.request.isolation {
-        Isolation::Any | Isolation::Device => true,
-        Isolation::Host => offer.isolation == Isolation::Host,
-    };
-    let devices = match (&wanted.request.resources.gpu, &offer.devices) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(gpu), Some(devices)) => {
-            devices.free >= u32::from(gpu.count)
-                && gpu.fits(devices.vram)
-                && gpu.choices().any(|model| {
-                    model.is_none_or(|model| is_model(model, &devices.model, devices.class.as_deref()))
-                })
-        }
-    };
-    let room = offer.free.milli_cpu >= wanted.milli_cpu
-        && offer.free.memory >= wanted.memory
-        && offer.free.disk >= wanted.disk;
-    // An offer is shown with what is known of its GPUs, whatever a job needs of them.
-    let trust = wanted.trust.contains(&offer.trust);
-    room && devices && isolation && trust && unmet(&wanted.request, &terms, offer.rate).is_none()
+impl Wanted {
+    fn accepts_fraction(&self) -> bool {
+        let gpu = self.request.resources.gpu.as_ref();
+        gpu.is_some_and(|gpu| Fraction::wanted(gpu, self.request.isolation).is_some())
+    }
+
+    /// Whether a host's GPUs will do, or for whoever wants none whatever it has.
+    fn takes_gpus(&self, group: Option<&Group>) -> bool {
+        let Some(gpu) = &self.request.resources.gpu else { return true };
+        group.is_some_and(|Group { known, devices, part }| {
+            let suffices = match part {
+                Some(part) => part.free > 0,
+                None => devices.free >= u32::from(gpu.count) && gpu.fits(devices.vram),
+            };
+            suffices && gpu.choices().any(|model| model.is_none_or(|model| known.is(model)))
+        })
+    }
+
+    fn takes(&self, offer: &Offer) -> bool {
+        let terms = Terms { term: offer.term, region: offer.region.clone(), trust: offer.trust };
+        let isolation = match self.request.isolation {
+            Isolation::Any | Isolation::Device => true,
+            Isolation::Host => offer.isolation == Isolation::Host,
+        };
+        let room = offer.free.milli_cpu >= self.milli_cpu
+            && offer.free.memory >= self.memory
+            && offer.free.disk >= self.disk;
+        // An offer is shown with what is known of its GPUs, whatever a job needs of them.
+        let trust = self.trust.contains(&offer.trust);
+        let rate = offer.fraction.as_ref().map_or(offer.rate, |part| offer.rate.for_part(part.paid));
+        room && isolation && trust && unmet(&self.request, &terms, rate).is_none()
+    }
 }
 
 /// Order among offers: the price of one of each thing that is offered, dearer ones
 /// later; among equals the one with more free cores; then by id.
 fn rank(offer: &Offer) -> (i128, Reverse<i64>, nave_domain::HostId, Option<String>) {
-    let part = |price: MicroUsd, is_there: bool| if is_there { i128::from(price.0) } else { 0 };
-    let gpu = part(offer.rate.gpu_hour, offer.devices.is_some());
-    let price = gpu + part(offer.rate.vcpu_hour, true) + part(offer.rate.gib_hour, true);
+    let gpu = match (&offer.devices, &offer.fraction) {
+        (None, _) => 0,
+        (Some(_), None) => i128::from(offer.rate.gpu_hour.0),
+        (Some(_), Some(part)) => i128::from(part.gpu_hour.0),
+    };
+    let price = gpu + i128::from(offer.rate.vcpu_hour.0) + i128::from(offer.rate.gib_hour.0);
     let model = offer.devices.as_ref().map(|devices| devices.model.clone());
     (price, Reverse(offer.free.milli_cpu), offer.host, model)
 }
 
-/// What a host offers; nothing when no job would fit.
-fn offers(host: &HostRow, parts: &[Occupied], baselines: &Baselines) -> Vec<Offer> {
+/// What a host offers of what is wanted; nothing when no job would fit.
+fn offers(
+    host: &HostRow,
+    parts: &[Occupied],
+    baselines: &Baselines,
+    wanted: &Wanted,
+    customer: CustomerId,
+) -> Vec<Offer> {
     let Some(inventory) = &host.inventory else { return Vec::new() };
     // Whoever has it alone shares it with nobody.
     if parts.iter().any(|part| part.alone) {
         return Vec::new();
     }
-    let groups = groups(host, inventory, parts);
-    let of = |devices: Option<DeviceGroup>| offer(host, inventory, parts, devices, baselines);
+    let gpus = Gpus { inventory, proven: host.proven.as_ref(), parts };
+    let mut groups: Vec<Option<Group>> = gpus.whole().into_iter().map(Some).collect();
+    groups.extend(gpus.fractions(&wanted.request, customer).into_iter().map(Some));
     if groups.is_empty() {
-        of(None).into_iter().collect()
-    } else {
-        groups.into_iter().map(Some).filter_map(of).collect()
+        groups.push(None);
     }
-}
-
-/// The GPUs of a host by what they are.
-fn groups(host: &HostRow, inventory: &Inventory, parts: &[Occupied]) -> Vec<DeviceGroup> {
-    let mut groups: BTreeMap<_, DeviceGroup> = BTreeMap::new();
-    for device in inventory.rentable_devices() {
-        let proven = host.proven.as_ref().and_then(|proven| proven.device(&device.uuid));
-        let class = proven.and_then(|proven| proven.class.clone());
-        let group = groups.entry((device.label(), device.vram, class.clone())).or_insert_with(|| {
-            DeviceGroup { model: device.label(), class, vram: device.vram, free: 0, total: 0 }
-        });
-        group.total += 1;
-        group.free += u32::from(parts.iter().all(|part| !part.devices.contains(&device.uuid)));
-    }
-    groups.into_values().collect()
+    let wanted_groups = groups.into_iter().filter(|group| wanted.takes_gpus(group.as_ref()));
+    let offers = wanted_groups.filter_map(|group| offer(host, inventory, parts, group, baselines));
+    offers.filter(|offer| wanted.takes(offer)).collect()
 }
 
 fn offer(
     host: &HostRow,
     inventory: &Inventory,
     parts: &[Occupied],
-    devices: Option<DeviceGroup>,
+    group: Option<Group>,
     baselines: &Baselines,
 ) -> Option<Offer> {
+    let (devices, part) = group.map_or((None, None), |group| (Some(group.devices), group.part));
     let gpus = |count: fn(&DeviceGroup) -> u32| {
         devices.iter().map(|group| (group.model.clone(), count(group))).collect::<BTreeMap<_, _>>()
     };
@@ -250,7 +271,24 @@ fn offer(
         saving: view::saving(baseline, host.rate),
         runtime: view::runtime(&inventory.runtime).to_owned(),
         devices,
+        fraction: part.map(|part| fraction(part, host.rate, baseline)),
     })
+}
+
+fn fraction(part: Part, rate: Rate, baseline: Option<MicroUsd>) -> OfferedFraction {
+    let rate = rate.for_part(part.paid);
+    let clouds = baseline.map(|gpu_hour| Rate { gpu_hour, ..Rate::default() }.for_part(part.paid).gpu_hour);
+    OfferedFraction {
+        profile: part.profile,
+        share: part.fraction.milli,
+        vram: part.fraction.vram,
+        paid: part.paid,
+        free: part.free,
+        total: part.total,
+        gpu_hour: rate.gpu_hour,
+        baseline: clouds,
+        saving: view::saving(clouds, rate),
+    }
 }
 
 /// What is left; nothing when a host has shrunk under its leases.

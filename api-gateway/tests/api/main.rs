@@ -16,6 +16,7 @@ mod jobs;
 mod keys;
 mod logs;
 mod miner;
+mod offers;
 mod openapi;
 mod proofs;
 mod quotes;

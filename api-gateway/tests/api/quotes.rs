@@ -169,62 +169,6 @@ async fn a_wish_that_makes_no_sense_is_refused_with_its_field() {
 }
 
 #[tokio::test]
-async fn offers_are_chosen_as_jobs_choose_hosts() {
-    let market = Market::start().await;
-    let host = market.host("alpha").await;
-    let rows = [BaselineRow {
-        class: "h200".into(),
-        region: None,
-        epoch: 1,
-        gpu_hour: MicroUsd(3_000_000),
-        source: "test".into(),
-        fetched_at: nave_domain::Timestamp(1),
-    }];
-    market.store.baselines_set(&rows).await.expect("baselines");
-    let patch = nave_store::HostPatch { region: "eu".parse().ok(), ..nave_store::HostPatch::default() };
-    market.store.host_patch("5Miner", host.id, patch).await.expect("a region");
-    let found = async |query: &str| {
-        let offers: Vec<nave_sdk::wire::rest::Offer> = market.fetch(&format!("/v1/offers?{query}")).await;
-        offers.len()
-    };
-    for met in [
-        "",
-        "gpus=1",
-        "models=A100,h200",
-        "region=eu",
-        "term=on_demand",
-        "trust=unrated",
-        "isolation=host",
-        "vram=100000000000&vram_max=200000000000",
-        "gpus=1&milli_cpu=1000&max_price=38000000",
-        "milli_cpu=8000",
-        "trust=unrated&gpus=1",
-    ] {
-        assert_eq!(found(met).await, 1, "{met}");
-    }
-    for unmet in [
-        "gpus=2",
-        "models=A100",
-        "region=us",
-        "term=spot",
-        "vram_max=1000000000",
-        "gpus=1&milli_cpu=1000&max_price=37999999",
-        "milli_cpu=8001",
-        "trust=verified&gpus=1",
-        "max_price=1",
-    ] {
-        assert_eq!(found(unmet).await, 0, "{unmet}");
-    }
-    for odd in ["gpus=0", "term=soon", "trust=anyone", "region=EU", "color=red"] {
-        refused(market.get(&format!("/v1/offers?{odd}")), 400, "query_invalid").await;
-    }
-    let offers: Vec<nave_sdk::wire::rest::Offer> = market.fetch("/v1/offers").await;
-    let devices = offers[0].devices.as_ref().expect("GPUs");
-    assert_eq!((devices.model.as_str(), devices.free, devices.total), ("H200", 1, 1));
-    assert_eq!((offers[0].trust, offers[0].baseline), (Trust::Unrated, None), "nobody knows what its GPU is");
-}
-
-#[tokio::test]
 async fn classes_are_shown_with_what_clouds_ask_and_how_much_is_leased() {
     let market = Market::start().await;
     let rows = [BaselineRow {

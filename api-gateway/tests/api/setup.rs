@@ -12,6 +12,7 @@ use std::{
 
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu,
+    fraction::Fraction,
     host::{Device, Inventory, Runtime},
     job::{Egress, Resources},
     mesh::Prefix,
@@ -172,6 +173,17 @@ impl Market {
 
     /// Places a queued job as the scheduler would.
     pub async fn place(&self, job: JobId, host: HostId) -> LeaseId {
+        self.place_on(job, host, &[], None).await
+    }
+
+    /// The same, on GPUs or a slice, or on a share of one.
+    pub async fn place_on(
+        &self,
+        job: JobId,
+        host: HostId,
+        devices: &[&str],
+        share: Option<Fraction>,
+    ) -> LeaseId {
         let snapshot = self.store.snapshot().await.expect("a snapshot");
         let queued = snapshot.jobs.iter().find(|queued| queued.job == job).expect("a queued job");
         let supply = &snapshot.hosts[&host];
@@ -182,8 +194,8 @@ impl Market {
             generation: supply.generation,
             size: queued.request.resources.size(),
             disk,
-            devices: Vec::new(),
-            share: None,
+            devices: devices.iter().map(|uuid| (*uuid).to_owned()).collect(),
+            share,
             rate: supply.rate,
             run_max: queued.request.limits.run_ms,
             capped_by_spend: false,
@@ -202,12 +214,17 @@ impl Market {
 
     /// A host that was heard and takes jobs.
     pub async fn host(&self, name: &str) -> Host<'_> {
+        self.host_with(name, inventory()).await
+    }
+
+    /// The same, with other claims.
+    pub async fn host_with(&self, name: &str, inventory: Inventory) -> Host<'_> {
         let id = HostId(Uuid::now_v7());
         let new = NewHost { host: id, name, hotkey: "5Miner", rate: RATE };
         self.store.host_enrol(&new).await.expect("enrol");
         let address = fresh_address();
         self.store.host_move(id, address).await.expect("an address");
-        let mut host = Host::new(self, id, address);
+        let mut host = Host { inventory, ..Host::new(self, id, address) };
         host.report(&[]).await;
         host
     }

@@ -133,6 +133,7 @@ impl OffersQuery {
             .query("vram", gpu.map(|gpu| gpu.vram.0).filter(|vram| *vram > 0))
             .query("vram_max", gpu.and_then(|gpu| gpu.vram_max).map(|most| most.0))
             .query("models", models)
+            .query("share", gpu.and_then(|gpu| gpu.share))
             .query("milli_cpu", self.milli_cpu.map(|amount| amount.0))
             .query("memory", self.memory.map(|amount| amount.0))
             .query("disk", self.disk.map(|amount| amount.0))

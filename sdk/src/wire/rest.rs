@@ -28,7 +28,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, Millis, Timestamp,
+    Bytes, ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId, MicroUsd, MilliGpu, Millis, Timestamp,
     dispute::DisputeState,
     epoch::EpochState,
     host::{HostState, Inventory, Term, Trust},
@@ -248,7 +248,7 @@ pub struct DeviceClass {
     pub standby: MicroUsd,
 }
 
-/// Capacity that can be rented now: of a host without GPUs, or of its GPUs of one kind.
+/// Capacity that can be rented now: of a host without GPUs, of its GPUs of one kind, or of fractions of them.
 pub struct Offer {
     /// The host.
     pub host: HostId,
@@ -257,6 +257,9 @@ pub struct Offer {
     /// The GPUs; absent where the host has none.
     #[serde(default)]
     pub devices: Option<DeviceGroup>,
+    /// What is offered of one of them, where that is not all of it.
+    #[serde(default)]
+    pub fraction: Option<OfferedFraction>,
     /// Free capacity.
     pub free: Capacity,
     /// Whole capacity.
@@ -282,6 +285,28 @@ pub struct Offer {
     pub saving: Option<MicroUsd>,
     /// `docker` or `simulated`.
     pub runtime: String,
+}
+
+/// Fractions of GPUs that are alike. A slice may be next to those of others; a share is only ever next to your own.
+pub struct OfferedFraction {
+    /// How the vendor calls a slice, which the hardware keeps apart, such as `1g.10gb`; absent of a share.
+    pub profile: Option<String>,
+    /// Thousandths of a GPU's computing.
+    pub share: MilliGpu,
+    /// Memory.
+    pub vram: Bytes,
+    /// Thousandths of a GPU that are paid for: the larger of its computing and its memory.
+    pub paid: MilliGpu,
+    /// How many you can have.
+    pub free: u32,
+    /// How many there are.
+    pub total: u32,
+    /// Price per hour of one of them, in place of that of a GPU.
+    pub gpu_hour: MicroUsd,
+    /// What clouds ask for as much of a GPU; absent where nobody knows.
+    pub baseline: Option<MicroUsd>,
+    /// How much cheaper it is here; negative where it is dearer.
+    pub saving: Option<MicroUsd>,
 }
 
 /// GPUs of a host that are alike.
