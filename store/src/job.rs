@@ -194,14 +194,15 @@ impl Store {
     /// [`StoreError::Quote`] when its quote cannot be used for it.
     pub async fn job_submit(&self, submission: &Submission<'_>) -> Result<Submitted> {
         let mut tx = self.pool.begin().await?;
-        // The host of a quote is locked before the customer's money.
         let quote = match submission.request.quote {
             Some(quote) => Some(quote::lock(&mut tx, submission.customer, quote).await?),
-            None => {
-                ledger::lock(&mut tx, submission.customer).await?;
-                None
-            }
+            None => None,
         };
+        lock_key(&mut tx, submission).await?;
+        // The host of a quote is locked before the customer's money.
+        if quote.is_none() {
+            ledger::lock(&mut tx, submission.customer).await?;
+        }
         if let Some(job) = find_submitted(&mut tx, submission).await? {
             return Ok(Submitted { job, fresh: false });
         }
@@ -370,6 +371,19 @@ async fn place_quoted(tx: &mut PgConnection, quote: &LockedQuote, job: JobId) ->
         Err(error) => Err(error),
         Ok(_) => quote.used(tx, &placement).await,
     }
+}
+
+/// Keeps others from submitting under the same key until the end of the transaction: they would wait for it with
+/// the customer's money locked, which a job on a quote needs later.
+async fn lock_key(tx: &mut PgConnection, submission: &Submission<'_>) -> Result<()> {
+    sqlx::query!(
+        "select pg_advisory_xact_lock(hashtextextended('key ' || $1::uuid || ' ' || $2::text, 0))",
+        submission.customer.0,
+        submission.key
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 async fn find_submitted(tx: &mut PgConnection, submission: &Submission<'_>) -> Result<Option<JobId>> {

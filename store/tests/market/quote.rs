@@ -626,3 +626,42 @@ async fn what_a_quote_may_hold_is_bounded_by_what_its_customer_could_pay() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_same_key_with_and_without_a_quote_is_accepted_once_and_the_two_wait_for_one_another_in_turn() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let quote = held(market, customer, host).await;
+        let mut busy = market.sql.begin().await.expect("a transaction");
+        let lock = sqlx::query("select from hosts where host_id = $1 for update").bind(host.0);
+        lock.execute(&mut *busy).await.expect("locked");
+        let (on_quote, without) = (on(quote), request());
+        let one_after_the_other = async {
+            until_some_wait(market, 1).await;
+            let second = market.try_submit(customer, "key", &without);
+            let free = async {
+                until_some_wait(market, 2).await;
+                busy.rollback().await.expect("free");
+            };
+            tokio::join!(second, free).0
+        };
+        let (first, second) =
+            tokio::join!(market.try_submit(customer, "key", &on_quote), one_after_the_other);
+        assert!(first.as_ref().is_ok_and(|first| first.fresh), "{first:?}");
+        assert!(matches!(second, Err(StoreError::KeyReused)), "{second:?}");
+    })
+    .await;
+}
+
+/// Until so many transactions wait for locks.
+async fn until_some_wait(market: &Market, count: i64) {
+    let query = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    for _ in 0..600 {
+        if sqlx::query_scalar::<_, i64>(query).fetch_one(&market.sql).await.expect("activity") == count {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{count} transactions should wait");
+}
