@@ -14,6 +14,7 @@ pub mod lease;
 pub mod ledger;
 pub mod mesh;
 pub mod rate;
+pub mod region;
 pub mod standby;
 pub mod units;
 pub mod verdict;

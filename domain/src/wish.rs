@@ -303,7 +303,10 @@ pub fn unmet(request: &JobRequest, terms: &Terms, rate: Rate) -> Option<Unmet> {
     let price = MicroUsd(price);
     let is_unmet = |wish: &Unmet| match wish {
         Unmet::MaxPrice => request.max_price.is_some_and(|most| price > most),
-        Unmet::Region => request.region.is_some() && request.region != terms.region,
+        Unmet::Region => request
+            .region
+            .as_ref()
+            .is_some_and(|wanted| terms.region.as_ref().is_none_or(|at| !at.is_in(wanted))),
         Unmet::Term => !request.term.takes(terms.term),
         Unmet::Trust => !request.trust.contains(&trust),
     };
@@ -399,8 +402,12 @@ mod tests {
         request.region = "us".parse().ok();
         assert_eq!(unmet(&request, &terms, rate), Some(Unmet::Region));
         request.term = TermWish::Spot;
-        request.region = "eu".parse().ok();
-        assert_eq!(unmet(&request, &terms, rate), None);
+        for within in ["eu", "europe"] {
+            request.region = within.parse().ok();
+            assert_eq!(unmet(&request, &terms, rate), None);
+        }
+        let unknown = Terms { region: None, ..terms };
+        assert_eq!(unmet(&request, &unknown, rate), Some(Unmet::Region));
     }
 
     #[test]
