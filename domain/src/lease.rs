@@ -205,7 +205,7 @@ pub enum Outcome {
     Cancelled,
     /// Its spot job yielded to another one; it runs again.
     Preempted,
-    /// The host fell silent; the customer is not charged for this attempt.
+    /// The host fell silent, or lost what the command computed with; the customer is not charged for this attempt.
     HostLost,
 }
 

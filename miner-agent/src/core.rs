@@ -75,6 +75,8 @@ pub struct Memory {
     pub dismissed: bool,
     /// Leases that were seen to hold more than their share of a device.
     pub over: BTreeMap<LeaseId, Over>,
+    /// Leases whose share of a device is gone, with what they computed on it.
+    pub lost: BTreeSet<LeaseId>,
     /// The task under way for a lease, in this process; a restart forgets it.
     pub busy: BTreeMap<LeaseId, Task>,
 }
@@ -101,6 +103,8 @@ pub enum Ending {
     Cut,
     /// It held more memory than its share of a device has.
     Over(Over),
+    /// Its share of a device is gone.
+    Lost,
 }
 
 impl Ending {
@@ -110,6 +114,7 @@ impl Ending {
             Self::Fenced => Exit::Fenced,
             Self::Cut => Exit::Killed,
             Self::Over(Over { asked, used }) => Exit::OutOfGpuMemory { asked, used },
+            Self::Lost => Exit::Lost,
         }
     }
 
@@ -117,7 +122,7 @@ impl Ending {
     #[must_use]
     pub fn grace(self) -> Millis {
         match self {
-            Self::Stopped | Self::Cut => STOP_GRACE,
+            Self::Stopped | Self::Cut | Self::Lost => STOP_GRACE,
             Self::Fenced => FENCE_GRACE,
             // Every moment of grace is one in which it holds what is not its own.
             Self::Over(_) => Millis::ZERO,
@@ -205,6 +210,7 @@ pub fn decide(
             note: memory.notes.get(&lease).cloned().unwrap_or_default(),
             busy: memory.busy.get(&lease).copied(),
             over: memory.over.get(&lease).copied(),
+            lost: memory.lost.contains(&lease),
             in_touch: memory.in_touch,
             fenced,
             dismissed: memory.dismissed,
@@ -255,6 +261,7 @@ struct View<'a> {
     note: Note,
     busy: Option<Task>,
     over: Option<Over>,
+    lost: bool,
     in_touch: bool,
     fenced: bool,
     dismissed: bool,
@@ -350,7 +357,8 @@ impl View<'_> {
     fn reason(&self, order: Option<&Order>) -> Option<Ending> {
         let stopped = order.is_some_and(|order| order.stop.is_some()).then_some(Ending::Stopped);
         let over = self.over.map(Ending::Over);
-        self.note.ending.or(stopped).or(over).or(self.fenced.then_some(Ending::Fenced))
+        let lost = self.lost.then_some(Ending::Lost);
+        self.note.ending.or(stopped).or(over).or(lost).or(self.fenced.then_some(Ending::Fenced))
     }
 
     /// How a command ended that is seen like this.
@@ -359,11 +367,14 @@ impl View<'_> {
     /// 137 came from outside: the kernel's memory limit or something on the host.
     /// Where only a child was ended for memory and the command went on, its own
     /// code counts. An end whose output may be lost is the host's fault, whatever
-    /// the code.
+    /// the code. Where the share of a device is gone, a command fails for that; one that says it did its
+    /// work has done it before.
     fn exit(&self, ended: Phase) -> Exit {
         match (self.note.ending, ended) {
             (Some(why), _) => why.exit(),
             (None, Phase::Exited { code: 137, oom: true }) => Exit::OutOfMemory,
+            (None, Phase::Exited { code: 0, .. }) => Exit::Code { code: 0 },
+            (None, _) if self.lost => Exit::Lost,
             (None, Phase::Exited { code, .. }) if code != 137 => Exit::Code { code },
             (None, Phase::Exited { .. } | Phase::CutOff | Phase::Created | Phase::Running) => Exit::Killed,
         }

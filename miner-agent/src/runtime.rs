@@ -116,6 +116,15 @@ impl Runtime {
         either!(self, inner => inner.over())
     }
 
+    /// The leases that have lost what they compute: what gave them their share of a device ended before they did.
+    #[must_use]
+    pub fn lost(&self) -> BTreeSet<LeaseId> {
+        match self {
+            Self::Docker(docker) => docker.lost(),
+            Self::Simulated(_) => BTreeSet::new(),
+        }
+    }
+
     /// Whether devices can be shared with limits that hold, and shall.
     #[must_use]
     pub fn shares_devices(&self) -> bool {

@@ -11,6 +11,7 @@ pub mod watch;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -21,6 +22,8 @@ use nave_domain::{
 };
 use nave_sdk::wire::{host::Order, sign::sha256};
 use serde::{Deserialize, Serialize};
+
+use crate::inspect::proc;
 
 /// What a program that controls MPS is called.
 pub const CONTROL: &str = "nvidia-cuda-mps-control";
@@ -185,14 +188,17 @@ impl Place {
 /// Adds a lease to those that share a device. Answers whether it was new.
 ///
 /// # Errors
-/// A sentence, where the device is somebody else's, or shared out in another size.
+/// A sentence, where the device is somebody else's, shared out in another size, or its daemon has ended.
 pub fn join(records: &mut BTreeMap<String, Record>, lease: LeaseId, terms: &Terms) -> Result<bool, String> {
     let record = records.entry(terms.device.clone()).or_insert_with(|| Record {
         terms: terms.clone(),
         leases: BTreeSet::new(),
-        ready: false,
+        stage: Stage::Beginning,
         silences: 0,
     });
+    if record.stage == Stage::Lost {
+        return Err(format!("the daemon that shares {} has ended, and its leases have yet to", terms.device));
+    }
     if record.terms.tenant != terms.tenant {
         return Err(format!("{} is shared by another customer", terms.device));
     }
@@ -209,11 +215,47 @@ pub struct Record {
     pub terms: Terms,
     /// The leases that have, or are about to have, a share; without any the daemon shall end.
     pub leases: BTreeSet<LeaseId>,
-    /// Whether the daemon has been told its limits. One that has not serves nobody.
-    pub ready: bool,
+    /// How far its daemon is.
+    pub stage: Stage,
     /// How many times in a row it has not answered.
     #[serde(skip)]
     pub silences: u32,
+}
+
+/// How far the daemon of a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// It has yet to be told its limits, and serves nobody.
+    Beginning,
+    /// Leases compute in this process.
+    Serving(Server),
+    /// It ended before its leases, and what they computed is lost. Nobody gets a share until they have left.
+    Lost,
+}
+
+/// The server of a daemon, known also after another process has got its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its number.
+    pub pid: u32,
+    /// When it began, in ticks since the machine started.
+    pub began: u64,
+}
+
+impl Server {
+    /// The process of this number, where there is one.
+    #[must_use]
+    pub fn find(pid: u32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(Self { pid, began: proc::began(&stat)? })
+    }
+
+    /// Whether it is still there.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        Self::find(self.pid) == Some(*self)
+    }
 }
 
 /// Memory of a device that a process holds.
@@ -391,6 +433,16 @@ mod tests {
             join(&mut records, lease(3), &terms(2, 8)).is_err_and(|why| why.contains("another customer"))
         );
         assert!(join(&mut records, lease(3), &terms(1, 9)).is_err_and(|why| why.contains("another size")));
+        records.values_mut().for_each(|record| record.stage = Stage::Lost);
+        assert!(join(&mut records, lease(3), &terms(1, 8)).is_err_and(|why| why.contains("has ended")));
+    }
+
+    #[test]
+    fn a_server_is_not_taken_for_another_process_of_its_number() {
+        let own = Server::find(std::process::id()).expect("this process");
+        assert!(own.is_there());
+        assert!(!Server { began: own.began + 1, ..own }.is_there());
+        assert_eq!(Server::find(u32::MAX), None);
     }
 
     #[test]

@@ -311,6 +311,8 @@ impl Agent {
                 }
                 self.observed = observed;
                 self.memory.over = self.runtime.over();
+                // After the look: what was seen to end because of it is taken for that.
+                self.memory.lost = self.runtime.lost();
                 if self.memory.learn(&self.observed) {
                     self.save().await;
                 }
@@ -586,6 +588,7 @@ impl Ending {
             Self::Fenced => "the control plane has not been heard in time",
             Self::Cut => "the machine restarted",
             Self::Over(_) => "it held more memory than its share of a device has",
+            Self::Lost => "the daemon that gave it its share of a device has ended",
         }
     }
 }

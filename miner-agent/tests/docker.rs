@@ -18,7 +18,7 @@ mod site;
 
 use std::{
     net::Ipv6Addr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -720,6 +720,40 @@ async fn a_daemon_outlives_the_agent_with_its_jobs_and_is_ended_by_the_next_one_
     machine.start_agent();
     machine.becomes_clean(lease).await;
     until("the daemon is gone", || Doubles::processes(&machine.data()).is_empty()).await;
+}
+
+#[tokio::test]
+async fn jobs_whose_daemon_died_end_as_lost_whatever_they_make_of_it_while_the_agent_is_away() {
+    let Some((mut machine, _doubles)) = Machine::begin_sharing('v') else { return };
+    let (fails, stays) = (new_lease(), new_lease());
+    let script =
+        "import os, time\nwhile not os.path.exists('/dev/shm/go'): time.sleep(0.05)\nraise SystemExit(3)";
+    let Order { argv, .. } = machine.python(script);
+    machine.plane.place(fails, Order { argv, ..machine.sharer(1) });
+    machine.plane.place(stays, Order { argv: machine.order(&["sleep", "600"]).argv, ..machine.sharer(1) });
+    for lease in [fails, stays] {
+        machine.plane.running(lease).await;
+    }
+    let process = machine.process(fails).await;
+    machine.kill_agent().await;
+    Doubles::kill_all(&machine.data());
+    let place = std::fs::read_dir(machine.data().join("mps")).expect("daemons").flatten();
+    let place = place.map(|entry| entry.path()).find(|path| path.is_dir()).expect("a place");
+    std::fs::write(place.join("shm/go"), "").expect("written");
+    until("its command has ended", || !Path::new(&format!("/proc/{process}")).exists()).await;
+    machine.start_agent();
+    for lease in [fails, stays] {
+        assert_eq!(machine.plane.finished(lease).await.0, Exit::Lost);
+    }
+    for lease in [fails, stays] {
+        machine.plane.close(lease);
+        machine.becomes_clean(lease).await;
+    }
+    let next = new_lease();
+    machine.plane.place(next, machine.sharer(1));
+    machine.plane.running(next).await;
+    machine.plane.stop(next);
+    machine.plane.finished(next).await;
 }
 
 #[tokio::test]

@@ -332,7 +332,7 @@ fn why(outcome: &Outcome) -> Option<Why> {
         Outcome::SpendCap => ("spend_cap", "the job used up its spend cap".into()),
         Outcome::Cancelled => ("cancelled", "the customer cancelled it".into()),
         Outcome::Preempted => ("preempted", "its spot job yielded to another one; it runs again".into()),
-        Outcome::HostLost => ("host_lost", "the host fell silent; the attempt is not charged".into()),
+        Outcome::HostLost => ("host_lost", "the host lost the attempt, which is not charged".into()),
     };
     Some((code, message))
 }

@@ -111,7 +111,7 @@ fn outcome(exit: Exit) -> Option<Outcome> {
         Exit::OutOfMemory => Some(Outcome::OutOfMemory),
         Exit::OutOfGpuMemory { asked, used } => Some(Outcome::OutOfGpuMemory { asked, used }),
         Exit::Killed => Some(Outcome::Killed),
-        Exit::Stopped | Exit::Fenced => None,
+        Exit::Stopped | Exit::Fenced | Exit::Lost => None,
         Exit::StartFailed { detail } => {
             Some(Outcome::StartFailed { detail: bounded(&detail, DETAIL_BYTES_MAX) })
         }
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn an_end_that_the_control_plane_caused_is_for_it_to_name() {
-        assert_eq!([Exit::Stopped, Exit::Fenced].map(outcome), [None, None]);
+        assert_eq!([Exit::Stopped, Exit::Fenced, Exit::Lost].map(outcome), [None, None, None]);
     }
 
     #[test]

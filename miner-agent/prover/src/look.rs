@@ -7,7 +7,7 @@ use nvml_wrapper::{
 };
 use serde::Serialize;
 
-/// Most processes that are named.
+/// Most processes that are named of one device, and most of all of them where somebody only looks.
 const HOLDERS_MAX: usize = 256;
 
 #[derive(Serialize)]
@@ -41,30 +41,43 @@ pub fn run() {
 }
 
 fn see(nvml: &Nvml) -> Result<Answer, NvmlError> {
-    Ok(Answer::Seen { driver: nvml.sys_driver_version()?, holders: holders(nvml)? })
-}
-
-/// Who holds memory of devices.
-///
-/// # Errors
-/// When the driver does not list them.
-pub fn holders(nvml: &Nvml) -> Result<Vec<Holder>, NvmlError> {
     let mut holders = Vec::new();
     for index in 0..nvml.device_count()? {
         let device = nvml.device_by_index(index)?;
-        let uuid = device.uuid()?;
-        // A device that does not tell is no reason not to look at the others.
-        let lists = [
-            device.running_compute_processes(),
-            device.running_graphics_processes(),
-            device.mps_running_compute_processes(),
-        ];
-        holders.extend(lists.into_iter().flatten().flatten().map(|process| Holder::of(&uuid, &process)));
+        holders.extend(holders_of(&device, &device.uuid()?));
     }
-    holders.sort();
+    holders.truncate(HOLDERS_MAX);
+    Ok(Answer::Seen { driver: nvml.sys_driver_version()?, holders })
+}
+
+/// Who holds memory of these devices.
+///
+/// # Errors
+/// When there is no such device.
+pub fn holders(nvml: &Nvml, uuids: &[String]) -> Result<Vec<Holder>, NvmlError> {
+    let mut holders = Vec::new();
+    for uuid in uuids {
+        holders.extend(holders_of(&nvml.device_by_uuid(uuid.as_str())?, uuid));
+    }
+    Ok(holders)
+}
+
+/// Who holds memory of a device. A list that it does not tell is no reason not to look at the others.
+fn holders_of(device: &nvml_wrapper::Device<'_>, uuid: &str) -> Vec<Holder> {
+    let lists = [
+        device.running_compute_processes(),
+        device.running_graphics_processes(),
+        device.mps_running_compute_processes(),
+    ];
+    most(lists.into_iter().flatten().flatten().map(|process| Holder::of(uuid, &process)).collect())
+}
+
+/// Those who hold most, each once.
+fn most(mut holders: Vec<Holder>) -> Vec<Holder> {
+    holders.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.cmp(b)));
     holders.dedup();
     holders.truncate(HOLDERS_MAX);
-    Ok(holders)
+    holders
 }
 
 impl Holder {
@@ -74,5 +87,19 @@ impl Holder {
             UsedGpuMemory::Unavailable => 0,
         };
         Self { device: device.to_owned(), pid: process.pid, bytes }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_most_is_named_however_many_hold_little() {
+        let holder = |pid, bytes| Holder { device: "GPU-1".into(), pid, bytes };
+        let small = (0..1_000).map(|pid| holder(pid, 1));
+        let named = most(small.chain([holder(5_000, 9), holder(5_000, 9), holder(5_001, 7)]).collect());
+        assert_eq!(named[..3], [holder(5_000, 9), holder(5_001, 7), holder(0, 1)]);
+        assert_eq!(named.len(), HOLDERS_MAX);
     }
 }

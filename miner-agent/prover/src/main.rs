@@ -6,7 +6,7 @@
 //! - `nave-prover prove` does the work of one challenge; see [`prove`]. A test of a disk needs `--disk DIR`,
 //!   where its file is made.
 //! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
-//! - `nave-prover watch` says it twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
+//! - `nave-prover watch UUID…` says it of these devices twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
 //!   may compute on a device; see [`share`].
 //!
 //! With `--simulated FILE` there are the devices of that file, too; see [`simulated`].
@@ -27,7 +27,8 @@ use std::{path::PathBuf, process::ExitCode};
 struct Options {
     proves: bool,
     looks: bool,
-    watches: bool,
+    /// The devices whose holders are watched.
+    watches: Option<Vec<String>>,
     /// The device whose compute mode is set, and to what.
     mode: Option<(String, share::Mode)>,
     /// The directory for the file of a test of a disk.
@@ -44,7 +45,7 @@ impl Options {
             match argument.as_str() {
                 "prove" if !options.proves => options.proves = true,
                 "look" if !options.looks => options.looks = true,
-                "watch" if !options.watches => options.watches = true,
+                "watch" if options.watches.is_none() => options.watches = Some(arguments.by_ref().collect()),
                 "mode" if options.mode.is_none() => {
                     options.mode = Some((arguments.next()?, share::Mode::read(&arguments.next()?)?));
                 }
@@ -53,7 +54,7 @@ impl Options {
                 _ => return None,
             }
         }
-        let tasks = [options.proves, options.looks, options.watches, options.mode.is_some()];
+        let tasks = [options.proves, options.looks, options.watches.is_some(), options.mode.is_some()];
         (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }
@@ -61,7 +62,7 @@ impl Options {
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
         eprintln!(
-            "usage: nave-prover [prove | look | watch | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
+            "usage: nave-prover [prove | look | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
         );
         return ExitCode::from(2);
     };
@@ -72,8 +73,8 @@ fn main() -> ExitCode {
         look::run();
         return ExitCode::SUCCESS;
     }
-    if options.watches {
-        share::watch();
+    if let Some(devices) = options.watches {
+        share::watch(&devices);
         return ExitCode::SUCCESS;
     }
     if let Some((device, mode)) = options.mode {
@@ -103,9 +104,11 @@ mod tests {
         let mode = Some(("GPU-1".to_owned(), share::Mode::Exclusive));
         assert_eq!(read(&["mode", "GPU-1", "exclusive"]), Some(Options { mode, ..Options::default() }));
         assert_eq!(
-            [read(&["mode", "GPU-1", "x"]), read(&["mode", "GPU-1"]), read(&["watch", "look"])],
+            [read(&["mode", "GPU-1", "x"]), read(&["mode", "GPU-1"]), read(&["look", "watch"])],
             [None, None, None]
         );
+        let watches = Some(vec!["GPU-1".to_owned(), "GPU-2".to_owned()]);
+        assert_eq!(read(&["watch", "GPU-1", "GPU-2"]), Some(Options { watches, ..Options::default() }));
         assert_eq!([read(&["look", "look"]), read(&["--disk"])], [None, None]);
     }
 }

@@ -50,8 +50,8 @@ enum Answer {
     Error(String),
 }
 
-/// Prints who holds memory of devices, line by line, until nobody listens or the driver does not say.
-pub fn watch() {
+/// Prints who holds memory of these devices, line by line, until nobody listens or the driver does not say.
+pub fn watch(devices: &[String]) {
     thread::spawn(|| {
         // The input ends with the agent.
         let _ = std::io::stdin().read(&mut [0]);
@@ -65,8 +65,8 @@ pub fn watch() {
         }
     };
     loop {
-        let seen =
-            holders(&nvml).map_or_else(|error| Answer::Error(format!("NVML: {error}")), Answer::Holders);
+        let seen = holders(&nvml, devices)
+            .map_or_else(|error| Answer::Error(format!("NVML: {error}")), Answer::Holders);
         if !print(&seen) || matches!(seen, Answer::Error(_)) {
             return;
         }

@@ -281,6 +281,27 @@ fn a_lease_that_holds_more_than_its_share_is_ended_at_once_and_says_why() {
 }
 
 #[test]
+fn a_lease_whose_share_of_a_device_is_gone_ends_as_lost_whatever_its_command_makes_of_it() {
+    let lost = |mut case: Case| {
+        case.memory.lost.insert(lease(1));
+        case
+    };
+    let running = lost(Case::listed().sees(Phase::Running));
+    assert_eq!(running.decide().0, Some(Action::Stop(Ending::Lost)));
+    assert_eq!(lost(Case::listed().busy(Task::Start)).decide().0, Some(Action::Stop(Ending::Lost)));
+    for code in [1, 137, 143] {
+        let failed = lost(Case::listed().sees(exited(code)));
+        assert_eq!(failed.decide().0, Some(Action::Drain(Exit::Lost)), "{code}");
+    }
+    assert_eq!(lost(Case::listed().sees(Phase::CutOff)).decide().0, Some(Action::Drain(Exit::Lost)));
+    let done = lost(Case::listed().sees(exited(0)));
+    assert_eq!(done.decide().0, Some(Action::Drain(Exit::Code { code: 0 })), "it had done its work");
+    // Nothing remembers it any more, and what was noted still counts.
+    let ended = Case::listed().sees(exited(143)).notes(ended(Ending::Lost));
+    assert_eq!(ended.decide().0, Some(Action::Drain(Exit::Lost)));
+}
+
+#[test]
 fn silence_beyond_the_fence_ends_every_job_and_starts_none() {
     assert_eq!(Case::listed().sees(Phase::Running).silent_for(FENCE).decide().0, None);
     let silent = || Case::listed().silent_for(FENCE + 1);
@@ -350,6 +371,7 @@ fn any_note() -> impl Strategy<Value = Note> {
         1 => Just(Some(Ending::Stopped)),
         1 => Just(Some(Ending::Fenced)),
         1 => Just(Some(Ending::Over(Over { asked: Bytes(1), used: Bytes(2) }))),
+        1 => Just(Some(Ending::Lost)),
     ];
     let finished = prop_oneof![
         3 => Just(None),

@@ -144,6 +144,15 @@ pub fn parent(stat: &str) -> Option<u32> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// When a process began, in ticks since the machine started, in the text of `/proc/PID/stat`; none of one that has
+/// ended and waits to be reaped.
+#[must_use]
+pub fn began(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    fields.next().filter(|state| !matches!(*state, "Z" | "X"))?;
+    fields.nth(18)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -213,6 +222,14 @@ nonsense";
         assert_eq!(preloads(text).collect::<Vec<_>>(), ["/usr/lib/a.so", "/usr/lib/b.so", "/usr/lib/c.so"]);
         let environ = b"PATH=/bin\0LD_PRELOAD=/tmp/hook.so\0LD_LIBRARY_PATH=\0XLD_AUDIT=1\0";
         assert_eq!(linker_variables(environ), ["LD_PRELOAD=/tmp/hook.so"]);
+    }
+
+    #[test]
+    fn a_process_has_a_beginning_until_it_has_ended() {
+        let stat =
+            |state| format!("7 (a) Z (b) {state} 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20");
+        assert_eq!(began(&stat("S")), Some(4_242));
+        assert_eq!((began(&stat("Z")), began("7 (a) S 1"), began("")), (None, None, None));
     }
 
     #[test]

@@ -54,7 +54,7 @@ use crate::{
     core::{Observed, Phase},
     inspect::Containers,
     routes::{Route, Routes},
-    share::{Over, Terms},
+    share::{Over, Terms, mps::Means},
     state::heard_of,
 };
 
@@ -116,6 +116,8 @@ impl Docker {
                 "no egress filter: this host offers egress \"none\" only"
             );
         }
+        let user = container::JOB_UID + user_base(&info);
+        let shares = Means { user, ..config.shares.clone() };
         let changed = Arc::new(Notify::new());
         let outages = Arc::new(Outages::default());
         if let Some((engine, agent)) = began(&config.socket).await.zip(heard_of(data)) {
@@ -124,13 +126,13 @@ impl Docker {
         Ok(Self {
             events: tokio::spawn(watch(client.clone(), host, changed.clone(), outages.clone())),
             networks: Networks::new(client.clone(), host, config.prefix.clone(), config.pools),
-            work: WorkDirs::new(data, container::JOB_UID + user_base(&info)),
+            work: WorkDirs::new(data, user),
             version: version.version.unwrap_or_default(),
             config: config.clone(),
             ended: Mutex::default(),
             client,
             host,
-            shares: Shares::open(data, config.shares.clone(), changed.clone()),
+            shares: Shares::open(data, shares, changed.clone()),
             firewall,
             routes: tokio::sync::Mutex::default(),
             changed,
@@ -411,6 +413,11 @@ impl Docker {
     /// The leases that were seen to hold more than their share of a device.
     pub(super) fn over(&self) -> BTreeMap<LeaseId, Over> {
         self.shares.over()
+    }
+
+    /// The leases whose daemon ended before they did.
+    pub(super) fn lost(&self) -> BTreeSet<LeaseId> {
+        self.shares.lost()
     }
 
     /// Whether this host can share its devices, and shall.

@@ -4,19 +4,19 @@
 //! first, and its processes are known by the directory that their environment names, so that the next
 //! agent goes on from any line at which this one was killed: it keeps the daemons of leases that are there,
 //! and ends the others.
+//!
+//! A daemon that ends too soon is not replaced while leases are there that computed with it: they end for that, and
+//! the next lease gets another one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     fs::{self, File, Permissions},
     io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{MetadataExt as _, PermissionsExt as _},
-        process::CommandExt as _,
-    },
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -29,12 +29,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex as Turn, MutexGuard as Mine};
 
-use super::{CONTROL, MARK, MEMORY, Place, QUESTIONS, Record, Terms, join};
+use super::{CONTROL, MARK, MEMORY, Place, QUESTIONS, Record, Server, Stage, Terms, join};
 use crate::{
     command,
     files::{self, Keep},
+    runtime::docker::container::JOB_UID,
     upgrade,
 };
 
@@ -44,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LEAVING: Duration = Duration::from_secs(30);
 /// How many times in a row a daemon that runs may not answer.
 const SILENCES_MAX: u32 = 3;
+/// What a daemon is asked to see whether it answers, and for its servers.
+const LIST: &str = "get_server_list\n";
 /// Time between two looks at whether it does.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Memory that daemons and those whom they serve may share; what is in it counts against the jobs that wrote it.
@@ -60,13 +63,24 @@ pub struct Means {
     pub prover: PathBuf,
     /// Whether the owner wants devices to be shared.
     pub wanted: bool,
+    /// Whom jobs run as, as this machine counts users.
+    pub user: u32,
+    /// Longest silence of a prover that watches what leases hold.
+    pub silence_max: Duration,
 }
 
 impl Default for Means {
     fn default() -> Self {
         let launcher = upgrade::installed().unwrap_or_default();
         let prover = launcher.with_file_name("nave-prover");
-        Self { control: CONTROL.into(), launcher, prover, wanted: false }
+        Self {
+            control: CONTROL.into(),
+            launcher,
+            prover,
+            wanted: false,
+            user: JOB_UID,
+            silence_max: Duration::from_secs(20),
+        }
     }
 }
 
@@ -90,7 +104,9 @@ impl Means {
 pub struct Daemons {
     dir: PathBuf,
     means: Means,
-    records: Mutex<BTreeMap<String, Record>>,
+    records: Turn<BTreeMap<String, Record>>,
+    /// The records as they were last written down, for who cannot wait for a daemon.
+    written: Mutex<BTreeMap<String, Record>>,
 }
 
 impl Daemons {
@@ -98,8 +114,9 @@ impl Daemons {
     #[must_use]
     pub fn open(data: &Path, means: Means) -> Self {
         let dir = data.join("mps");
-        let records = files::read_json(&dir.join("shares.json")).ok().flatten().unwrap_or_default();
-        Self { dir, means, records: Mutex::new(records) }
+        let records: BTreeMap<_, _> =
+            files::read_json(&dir.join("shares.json")).ok().flatten().unwrap_or_default();
+        Self { dir, means, written: Mutex::new(records.clone()), records: Turn::new(records) }
     }
 
     /// What they are made with.
@@ -113,6 +130,18 @@ impl Daemons {
         self.records.lock().await.values().cloned().collect()
     }
 
+    /// The leases whose daemon ended before they did.
+    #[must_use]
+    pub fn lost(&self) -> BTreeSet<LeaseId> {
+        let is_lost = |record: &&Record| match record.stage {
+            Stage::Beginning => false,
+            Stage::Serving(server) => !server.is_there(),
+            Stage::Lost => true,
+        };
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.values().filter(is_lost).flat_map(|record| record.leases.iter().copied()).collect()
+    }
+
     /// Gives a lease a share of a device, whose daemon serves with these limits once this returns. Where others
     /// had the device until now, this waits until they have left. May be cut off at any point; [`Self::leave`] clears up.
     ///
@@ -123,6 +152,8 @@ impl Daemons {
         let mut records = self.once(device, |records| join(records, lease, terms)).await?;
         self.save(&records)?;
         self.keep(&mut records, &terms.device).await?;
+        let is_lost = records.get(&terms.device).is_none_or(|record| record.stage == Stage::Lost);
+        ensure!(!is_lost, "the daemon that shares {} has ended", terms.device);
         Ok(self.place(terms))
     }
 
@@ -149,7 +180,7 @@ impl Daemons {
         &self,
         devices: &[String],
         mut attempt: impl FnMut(&mut BTreeMap<String, Record>) -> Result<T, String>,
-    ) -> anyhow::Result<MutexGuard<'_, BTreeMap<String, Record>>> {
+    ) -> anyhow::Result<Mine<'_, BTreeMap<String, Record>>> {
         let end = Instant::now() + LEAVING;
         loop {
             let mut records = self.records.lock().await;
@@ -197,7 +228,7 @@ impl Daemons {
         ended
     }
 
-    /// Has every daemon run that somebody needs, and ends the others.
+    /// Has every daemon run that somebody needs, or its leases be known for lost, and ends the others.
     ///
     /// # Errors
     /// Everything that did not work; the same again tries again.
@@ -247,42 +278,49 @@ impl Daemons {
             return Ok(());
         }
         files::ensure_dir(&self.dir)?;
-        files::write_json(&self.dir.join("shares.json"), records, Keep::Process)
+        files::write_json(&self.dir.join("shares.json"), records, Keep::Process)?;
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).clone_from(records);
+        Ok(())
     }
 
     fn place(&self, terms: &Terms) -> Place {
         Place(self.dir.join(terms.name()))
     }
 
-    /// Has the daemon of a device run and know its limits.
+    /// Has the daemon of a device serve within its limits, or its leases be known for lost.
     async fn keep(&self, records: &mut BTreeMap<String, Record>, device: &str) -> anyhow::Result<()> {
         let Some(record) = records.get_mut(device).filter(|record| !record.leases.is_empty()) else {
             return Ok(());
         };
-        if record.ready && self.goes_on(record).await? {
-            return Ok(());
-        }
-        if std::mem::take(&mut record.ready) {
-            tracing::warn!(device, "the daemon that shares a device is gone; starting another");
-        }
-        let terms = record.terms.clone();
-        // An agent that finds the next daemon must not take it for one that has its limits.
+        let (terms, stage) = (record.terms.clone(), record.stage);
+        record.stage = match stage {
+            Stage::Beginning => {
+                let begun = self.begin(&terms).await.with_context(|| format!("share {device}"))?;
+                Stage::Serving(begun)
+            }
+            Stage::Serving(server) if self.goes_on(record, server).await? => return Ok(()),
+            Stage::Serving(_) => {
+                tracing::warn!(
+                    device,
+                    "the daemon that shares a device is gone, and with it what its leases compute"
+                );
+                Stage::Lost
+            }
+            Stage::Lost => Stage::Lost,
+        };
+        let is_lost = record.stage == Stage::Lost;
+        // Before what is left of it is killed: how leases end by that is not their doing.
         self.save(records)?;
-        self.begin(&terms).await.with_context(|| format!("share {device}"))?;
-        if let Some(record) = records.get_mut(device) {
-            record.ready = true;
-        }
-        self.save(records)
+        if is_lost { kill_all(&self.place(&terms)).await } else { Ok(()) }
     }
 
-    /// Whether a daemon serves. Another one costs its jobs what they compute, so that one that runs and
+    /// Whether a daemon serves. Its end costs its jobs what they compute, so that one that runs and
     /// does not answer has time to.
-    async fn goes_on(&self, record: &mut Record) -> anyhow::Result<bool> {
-        if processes(&self.place(&record.terms)).is_empty() {
-            record.silences = 0;
+    async fn goes_on(&self, record: &mut Record, server: Server) -> anyhow::Result<bool> {
+        if !server.is_there() {
             return Ok(false);
         }
-        let Err(error) = self.say(&record.terms, "get_server_list\n").await else {
+        let Err(error) = self.say(&record.terms, LIST).await else {
             record.silences = 0;
             return Ok(true);
         };
@@ -290,12 +328,11 @@ impl Daemons {
         if record.silences < SILENCES_MAX {
             return Err(error).with_context(|| format!("ask the daemon of {}", record.terms.device));
         }
-        record.silences = 0;
         Ok(false)
     }
 
-    /// Starts a daemon where there may be the rest of another, and tells it its limits.
-    async fn begin(&self, terms: &Terms) -> anyhow::Result<()> {
+    /// Starts a daemon where there may be the rest of another, tells it its limits and has it start its server.
+    async fn begin(&self, terms: &Terms) -> anyhow::Result<Server> {
         let place = self.place(terms);
         place.check().map_err(anyhow::Error::msg)?;
         kill_all(&place).await?;
@@ -303,15 +340,42 @@ impl Daemons {
         // No process computes there but through the daemon.
         self.set_mode(&terms.device, "exclusive").await?;
         self.launch(terms, &place)?;
-        let end = Instant::now() + PATIENCE;
-        while let Err(error) = self.tell_limits(terms).await {
-            if Instant::now() >= end {
-                kill_all(&place).await?;
-                return Err(error).context("tell the daemon its limits");
-            }
-            tokio::time::sleep(PAUSE).await;
+        let served = self.serve(terms).await;
+        if served.is_err() {
+            kill_all(&place).await?;
         }
-        Ok(())
+        served
+    }
+
+    /// Has a daemon that has just begun serve.
+    async fn serve(&self, terms: &Terms) -> anyhow::Result<Server> {
+        let (end, mut is_told) = (Instant::now() + PATIENCE, false);
+        loop {
+            match self.try_serve(terms, &mut is_told).await {
+                Err(error) if Instant::now() >= end => return Err(error),
+                Err(_) => tokio::time::sleep(PAUSE).await,
+                Ok(server) => return Ok(server),
+            }
+        }
+    }
+
+    /// A server has the limits that were told before it started.
+    async fn try_serve(&self, terms: &Terms, is_told: &mut bool) -> anyhow::Result<Server> {
+        if !*is_told {
+            self.tell_limits(terms).await.context("tell the daemon its limits")?;
+            let start = format!("start_server -uid {}\n", self.means.user);
+            self.say(terms, &start).await.context("have the daemon start its server")?;
+            *is_told = true;
+        }
+        self.find_server(terms).await.context("find the server of the daemon")
+    }
+
+    /// The one server that a daemon names.
+    async fn find_server(&self, terms: &Terms) -> anyhow::Result<Server> {
+        let said = self.say(terms, LIST).await?;
+        let pid = said.split_whitespace().next().context("it has no server")?;
+        let pid = pid.parse().with_context(|| format!("read the server's number in {said:?}"))?;
+        Server::find(pid).context("its server has ended")
     }
 
     fn launch(&self, terms: &Terms, place: &Place) -> anyhow::Result<()> {
@@ -388,14 +452,10 @@ fn all_done(failed: &[anyhow::Error]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the directories of a daemon, and its memory.
+/// Makes the directories of a daemon, and its memory, in place of what an earlier one may have left.
 fn prepare(place: &Place) -> anyhow::Result<()> {
     let memory = place.memory();
     files::ensure_dir(&memory)?;
-    if is_whole(place)? {
-        // Jobs that run have this file system; in another one they would not find the next daemon.
-        return empty(&place.pipes());
-    }
     unmount(&memory)?;
     let options = format!("size={MEMORY_MAX},mode=1777");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -406,23 +466,6 @@ fn prepare(place: &Place) -> anyhow::Result<()> {
         let made =
             fs::create_dir(&dir).and_then(|()| fs::set_permissions(&dir, Permissions::from_mode(mode)));
         made.with_context(|| format!("create {}", dir.display()))?;
-    }
-    Ok(())
-}
-
-/// Whether the memory of a daemon is there as an earlier one had it. The pipes are made last.
-fn is_whole(place: &Place) -> anyhow::Result<bool> {
-    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
-    let of_both = device(&place.0).and_then(|outer| Ok(outer != device(&place.memory())?));
-    let is_mounted = of_both.with_context(|| format!("look at {}", place.0.display()))?;
-    Ok(is_mounted && place.pipes().is_dir())
-}
-
-fn empty(dir: &Path) -> anyhow::Result<()> {
-    let entries = fs::read_dir(dir).with_context(|| format!("list {}", dir.display()))?;
-    for path in entries.flatten().map(|entry| entry.path()) {
-        let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        gone.with_context(|| format!("delete {}", path.display()))?;
     }
     Ok(())
 }

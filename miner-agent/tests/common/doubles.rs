@@ -54,7 +54,9 @@ impl Doubles {
 
     pub fn means(&self) -> Means {
         let launcher = env!("CARGO_BIN_EXE_miner-agent").into();
-        Means { control: self.path("mps-control"), launcher, prover: self.path("nave-prover"), wanted: true }
+        let (control, prover) = (self.path("mps-control"), self.path("nave-prover"));
+        let silence_max = Duration::from_secs(1);
+        Means { control, launcher, prover, wanted: true, user: 4_242, silence_max }
     }
 
     /// What was said to the programs, and by them, since this was asked last.

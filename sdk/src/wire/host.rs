@@ -226,6 +226,8 @@ pub enum Exit {
     Stopped,
     /// The agent ended it because it had not heard from the control plane in time.
     Fenced,
+    /// What it computed with ended under it, on the host: what it did is worth nothing.
+    Lost,
     /// It never started.
     StartFailed {
         /// One sentence; at most [`DETAIL_BYTES_MAX`] bytes.

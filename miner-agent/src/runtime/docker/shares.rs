@@ -50,7 +50,7 @@ struct Inner {
     over: Mutex<BTreeMap<LeaseId, Over>>,
     /// Woken when a lease has got a share.
     joined: Notify,
-    /// Wakes the agent when a lease holds more than its share.
+    /// Wakes the agent when a lease holds more than its share, or has lost it.
     changed: Arc<Notify>,
 }
 
@@ -121,6 +121,12 @@ impl Shares {
         lock(&self.inner.over).clone()
     }
 
+    /// The leases whose daemon ended before they did.
+    #[must_use]
+    pub fn lost(&self) -> BTreeSet<LeaseId> {
+        self.inner.daemons.lost()
+    }
+
     /// Processes of the daemons.
     pub async fn processes(&self) -> BTreeSet<u32> {
         self.inner.daemons.processes().await
@@ -138,7 +144,7 @@ async fn watch(inner: Arc<Inner>) {
             inner.joined.notified().await;
         }
         inner.tend().await;
-        if let Err(error) = inner.judge_until_unused().await {
+        if let Err(error) = inner.judge_until_others().await {
             tracing::warn!(
                 error = format!("{error:#}"),
                 "nobody sees what shares of devices hold; looking again"
@@ -156,12 +162,18 @@ impl Inner {
                 "a device is not shared as it should be; trying again"
             );
         }
+        if !self.daemons.lost().is_empty() {
+            self.changed.notify_one();
+        }
     }
 
-    async fn judge_until_unused(&self) -> anyhow::Result<()> {
-        let mut watch = Watch::begin(&self.daemons.means().prover)?;
+    /// Judges what leases hold for as long as it is of these devices.
+    async fn judge_until_others(&self) -> anyhow::Result<()> {
+        let devices = self.devices().await;
+        let means = self.daemons.means();
+        let mut watch = Watch::begin(&means.prover, &devices, means.silence_max)?;
         let mut tended = Instant::now();
-        loop {
+        while self.devices().await == devices {
             // A prover that is silent for long is no reason not to look at the daemons.
             match timeout_at(tended + TEND, watch.next()).await {
                 Ok(held) => self.judge(&held?).await,
@@ -170,10 +182,13 @@ impl Inner {
                     tended = Instant::now();
                 }
             }
-            if self.daemons.records().await.is_empty() {
-                return Ok(());
-            }
         }
+        Ok(())
+    }
+
+    /// The devices that are shared.
+    async fn devices(&self) -> BTreeSet<String> {
+        self.daemons.records().await.into_iter().map(|record| record.terms.device).collect()
     }
 
     async fn judge(&self, held: &[Held]) {
