@@ -434,6 +434,26 @@ fn documents_lead_to_files_that_are_there() {
     assert_none(&broken, "Correct the link, or drop it.");
 }
 
+#[test]
+fn attacks_are_refused_by_tests_that_are_there() {
+    let named = |line: &str| {
+        let (file, test) = line.strip_prefix("- `")?.strip_suffix('`')?.split_once(" :: ")?;
+        Some((file.to_owned(), test.to_owned()))
+    };
+    let all = sources();
+    let document =
+        all.iter().find(|source| source.path == "docs/security/attacks.md").expect("the list of attacks");
+    let tests: Vec<(String, String)> = document.text.lines().filter_map(named).collect();
+    assert!(tests.len() > 100, "{} tests are not all that there are", tests.len());
+    let is_missing = |(file, test): &&(String, String)| {
+        let source = all.iter().find(|source| source.path == *file);
+        !source.is_some_and(|source| source.text.contains(&format!("fn {test}(")))
+    };
+    let broken: Vec<String> =
+        tests.iter().filter(is_missing).map(|(file, test)| format!("{file} :: {test}")).collect();
+    assert_none(&broken, "Name the test as it is called now; scripts/attacks runs it.");
+}
+
 /// The targets of a document's links to files, and whatever else leads upwards.
 fn links(text: &str) -> impl Iterator<Item = &str> {
     let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
