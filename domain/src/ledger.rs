@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     CustomerId, JobId, LeaseId,
@@ -17,8 +18,10 @@ use crate::{
 pub enum Account {
     /// Where credits come from; its balance is minus all credit ever given.
     Funding,
-    /// What the market has earned.
+    /// What the market has earned, less what its machines cost.
     Treasury,
+    /// What clouds get for machines.
+    Clouds,
     /// What a customer can spend.
     Available(CustomerId),
     /// What is set aside for a customer's open jobs.
@@ -30,7 +33,7 @@ impl Account {
     #[must_use]
     pub fn customer(self) -> Option<CustomerId> {
         match self {
-            Self::Funding | Self::Treasury => None,
+            Self::Funding | Self::Treasury | Self::Clouds => None,
             Self::Available(customer) | Self::Held(customer) => Some(customer),
         }
     }
@@ -41,6 +44,7 @@ impl fmt::Display for Account {
         match self {
             Self::Funding => f.write_str("funding"),
             Self::Treasury => f.write_str("treasury"),
+            Self::Clouds => f.write_str("clouds"),
             Self::Available(customer) => write!(f, "available:{customer}"),
             Self::Held(customer) => write!(f, "held:{customer}"),
         }
@@ -62,6 +66,8 @@ pub enum PostingKind {
     Refund,
     /// What was set aside and not used.
     Release,
+    /// What a cloud gets for a machine.
+    Rent,
 }
 
 impl PostingKind {
@@ -74,6 +80,7 @@ impl PostingKind {
             Self::Charge => "charge",
             Self::Refund => "refund",
             Self::Release => "release",
+            Self::Rent => "rent",
         }
     }
 }
@@ -87,6 +94,8 @@ pub struct Posting {
     pub kind: PostingKind,
     /// The job it belongs to, if to one.
     pub job: Option<JobId>,
+    /// The machine it is paid for, if for one.
+    pub machine: Option<Uuid>,
     /// Where the money leaves.
     pub from: Account,
     /// Where it arrives.
@@ -112,6 +121,7 @@ impl Posting {
             key: format!("credit:{customer}:{key}"),
             kind: PostingKind::Credit,
             job: None,
+            machine: None,
             from: Account::Funding,
             to: Account::Available(customer),
             amount,
@@ -125,6 +135,7 @@ impl Posting {
             key: format!("hold:{job}"),
             kind: PostingKind::Hold,
             job: Some(job),
+            machine: None,
             from: Account::Available(customer),
             to: Account::Held(customer),
             amount,
@@ -144,6 +155,7 @@ impl Posting {
             key: format!("charge:{lease}:{}", total.0),
             kind: PostingKind::Charge,
             job: Some(job),
+            machine: None,
             from: Account::Held(customer),
             to: Account::Treasury,
             amount,
@@ -157,10 +169,32 @@ impl Posting {
             key: format!("refund:{lease}"),
             kind: PostingKind::Refund,
             job: Some(job),
+            machine: None,
             from: Account::Treasury,
             to: Account::Held(customer),
             amount,
         }
+    }
+
+    /// Brings what the market owes for a machine from `before` to `now`, once per `version` of its row. It may be less
+    /// than before, where more was taken to have been used than was.
+    ///
+    /// # Errors
+    /// [`Overflow`] when the difference is beyond all money.
+    pub fn rent(machine: Uuid, version: u64, before: MicroUsd, now: MicroUsd) -> Result<Self, Overflow> {
+        let (from, to) = match now < before {
+            false => (Account::Treasury, Account::Clouds),
+            true => (Account::Clouds, Account::Treasury),
+        };
+        Ok(Self {
+            key: format!("rent:{machine}:{version}"),
+            kind: PostingKind::Rent,
+            job: None,
+            machine: Some(machine),
+            from,
+            to,
+            amount: now.max(before).minus(now.min(before))?,
+        })
     }
 
     /// Returns what `job` did not use.
@@ -170,6 +204,7 @@ impl Posting {
             key: format!("release:{job}"),
             kind: PostingKind::Release,
             job: Some(job),
+            machine: None,
             from: Account::Held(customer),
             to: Account::Available(customer),
             amount,

@@ -7,13 +7,14 @@ use nave_crash_point::crash_point;
 use nave_domain::{
     HostId, JobId, MicroUsd, Millis, Timestamp,
     host::{HostState, Inventory, Proven, Trust},
+    ledger::Posting,
 };
 use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Departure, Result, Store, StoreError, error, miner,
+    Departure, Result, Store, StoreError, error, ledger, miner,
     notify::{Changes, announce},
 };
 
@@ -102,6 +103,8 @@ pub struct MachineWrite<'a> {
 pub struct MachineEnding {
     /// For programs.
     pub name: &'static str,
+    /// Since when.
+    pub at: Timestamp,
     /// Whether only a machine that has nothing to do goes back for it.
     pub is_for_want_of_work: bool,
 }
@@ -238,7 +241,8 @@ impl Store {
     /// where somebody else wrote the row since it was read. So too where a machine was to go back for want
     /// of work and its host has some: then it is wanted again.
     ///
-    /// A machine that begins to go back is no host any more: what else ran there is lost and runs again.
+    /// A machine that begins to go back is no host any more: what else ran there is lost and runs again. What it has
+    /// cost since the last write is posted with it.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -252,8 +256,10 @@ impl Store {
             if !turn_up(&mut tx, write).await? {
                 return Ok(false);
             }
+            owe(&mut tx, write, MicroUsd::ZERO).await?;
         } else {
-            let Some(host) = lock(&mut tx, write.machine, write.version).await? else { return Ok(false) };
+            let locked = lock(&mut tx, write.machine, write.version).await?;
+            let Some((host, before)) = locked else { return Ok(false) };
             if let (Host::Is(host), Some(ending)) = (host, write.ending)
                 && !leave(&mut tx, write.machine, host, ending).await?
             {
@@ -261,6 +267,7 @@ impl Store {
                 return Ok(false);
             }
             update(&mut tx, write).await?;
+            owe(&mut tx, write, before).await?;
         }
         if let Some(attempt) = attempt {
             note(&mut tx, attempt).await?;
@@ -329,13 +336,14 @@ impl Store {
 /// A row for a machine that nobody wanted; false where there is one.
 async fn turn_up(tx: &mut PgConnection, write: &MachineWrite<'_>) -> Result<bool> {
     let done = sqlx::query!(
-        "insert into machines (machine_id, version, cloud, made_at_ms, asked_at_ms, ending, is_closed, cost, known)
-         values ($1, 1, $2, $3, $4, $5, $6, $7, $8) on conflict do nothing",
+        "insert into machines (machine_id, version, cloud, made_at_ms, asked_at_ms, ending, ended_at_ms, is_closed, cost, known)
+         values ($1, 1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing",
         write.machine,
         write.cloud,
         write.made_at.0,
         write.asked_at.map(|at| at.0),
         write.ending.map(|ending| ending.name),
+        write.ending.map(|ending| ending.at.0),
         write.is_closed,
         write.cost.0,
         write.known
@@ -351,16 +359,24 @@ enum Host {
     Is(HostId),
 }
 
-/// Locks a machine that was read at a version; none where it was written since.
-async fn lock(tx: &mut PgConnection, machine: Uuid, version: u64) -> Result<Option<Host>> {
+/// Locks a machine that was read at a version; none where it was written since. With what it had cost then.
+async fn lock(tx: &mut PgConnection, machine: Uuid, version: u64) -> Result<Option<(Host, MicroUsd)>> {
     let row = sqlx::query!(
-        "select host_id, ending from machines where machine_id = $1 and version = $2 for update",
+        "select host_id, ending, cost from machines where machine_id = $1 and version = $2 for update",
         machine,
         version.cast_signed()
     );
     let row = row.fetch_optional(tx).await?;
     let host = |host: Option<Uuid>| host.map_or(Host::None, |host| Host::Is(HostId(host)));
-    Ok(row.map(|row| if row.ending.is_some() { Host::None } else { host(row.host_id) }))
+    Ok(row.map(|row| {
+        (if row.ending.is_some() { Host::None } else { host(row.host_id) }, MicroUsd(row.cost))
+    }))
+}
+
+/// Posts what a machine has cost since it was written last. A row is written once in each version, and so is this.
+async fn owe(tx: &mut PgConnection, write: &MachineWrite<'_>, before: MicroUsd) -> Result<()> {
+    ledger::post(tx, &Posting::rent(write.machine, write.version, before, write.cost)?).await?;
+    Ok(())
 }
 
 /// Takes out the host that a machine is. False where it goes back for want of work and its host has some.
@@ -393,11 +409,13 @@ async fn leave(tx: &mut PgConnection, machine: Uuid, host: HostId, ending: Machi
 
 async fn update(tx: &mut PgConnection, write: &MachineWrite<'_>) -> Result<()> {
     sqlx::query!(
-        "update machines set version = version + 1, asked_at_ms = $2, ending = $3, is_closed = $4, cost = $5, known = $6
+        "update machines set version = version + 1, asked_at_ms = $2, ending = $3, ended_at_ms = $4, is_closed = $5,
+            cost = $6, known = $7
          where machine_id = $1",
         write.machine,
         write.asked_at.map(|at| at.0),
         write.ending.map(|ending| ending.name),
+        write.ending.map(|ending| ending.at.0),
         write.is_closed,
         write.cost.0,
         write.known

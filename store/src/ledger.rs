@@ -53,12 +53,13 @@ pub(crate) async fn post(tx: &mut PgConnection, posting: &Posting) -> Result<boo
     }
     let customer = posting.from.customer().or(posting.to.customer());
     let id = sqlx::query_scalar!(
-        "insert into ledger_postings (idempotency_key, kind, job_id, customer_id) values ($1, $2, $3, $4)
+        "insert into ledger_postings (idempotency_key, kind, job_id, customer_id, machine_id) values ($1, $2, $3, $4, $5)
          on conflict on constraint ledger_postings_key do nothing returning posting_id",
         posting.key,
         posting.kind.as_str(),
         posting.job.map(|job| job.0),
-        customer.map(|customer| customer.0)
+        customer.map(|customer| customer.0),
+        posting.machine
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -139,6 +140,16 @@ impl Store {
         Ok(BalanceRow { available: MicroUsd(row.available), held: MicroUsd(row.held) })
     }
 
+    /// What clouds got for machines, as far as it is posted.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn clouds_paid(&self) -> Result<MicroUsd> {
+        let clouds = Account::Clouds.to_string();
+        let balance = sqlx::query_scalar!("select balance from ledger_accounts where account = $1", clouds);
+        Ok(MicroUsd(balance.fetch_optional(&self.pool).await?.unwrap_or(0)))
+    }
+
     /// A customer's postings below `before`, newest first.
     ///
     /// # Errors
@@ -185,8 +196,8 @@ impl Store {
         rows.into_iter().map(|row| ledger_row!(row)).collect()
     }
 
-    /// Whether the books balance: every posting and all balances sum to zero, and each
-    /// balance is the sum of its entries. Returns what does not, in sentences.
+    /// Whether the books balance: every posting and all balances sum to zero, each
+    /// balance is the sum of its entries, and jobs and machines say what the ledger says of them. Returns what does not, in sentences.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -204,7 +215,13 @@ impl Store {
                from jobs j left join (
                    select p.job_id, sum(e.amount) as paid from ledger_postings p
                    join ledger_entries e on e.posting_id = p.posting_id and e.account = 'treasury' group by p.job_id
-               ) l on l.job_id = j.job_id where j.charged <> coalesce(l.paid, 0)"#
+               ) l on l.job_id = j.job_id where j.charged <> coalesce(l.paid, 0)
+               union all
+               select 'machine ' || m.machine_id || ' has cost ' || m.cost || ', the ledger says ' || coalesce(l.paid, 0)
+               from machines m left join (
+                   select p.machine_id, sum(e.amount) as paid from ledger_postings p
+                   join ledger_entries e on e.posting_id = p.posting_id and e.account = 'clouds' group by p.machine_id
+               ) l on l.machine_id = m.machine_id where m.cost <> coalesce(l.paid, 0)"#
         )
         .fetch_all(&self.pool)
         .await?;

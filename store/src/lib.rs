@@ -37,6 +37,7 @@ mod place;
 mod quote;
 mod release;
 mod rent;
+mod resting;
 mod schedule;
 mod setting;
 mod suite;
@@ -84,6 +85,7 @@ pub use quote::{
 };
 pub use release::{NewRelease, ReleaseRow};
 pub use rent::{NewMachine, RentSnapshot, RentedMachine, WaitingJob};
+pub use resting::{CloudRow, MachineEnd};
 pub use schedule::{Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};

@@ -84,10 +84,12 @@ impl<'a> Keeper<'a> {
         if let Some(listing) = &listing {
             rows.extend(self.turned_up(listing, &rows).await?);
         }
+        let mut done = Ok(());
         for row in rows {
-            self.keep(row, listing.as_ref()).await?;
+            // Whatever is the matter with one, the others are looked after.
+            done = done.and(self.keep(row, listing.as_ref()).await);
         }
-        Ok(())
+        done
     }
 
     /// The machines of the account; none when the cloud does not say.

@@ -86,6 +86,7 @@ impl Rows {
     async fn write_row(&self, row: &Row, attempt: Option<&Attempt>) -> Result<bool, Broken> {
         let ending = row.ending.map(|ending| MachineEnding {
             name: ending.why.name(),
+            at: ending.at,
             is_for_want_of_work: ending.why.is_for_want_of_work(),
         });
         let write = MachineWrite {

@@ -19,12 +19,13 @@ use crate::{
     quote::{held, on},
 };
 
-const PLATFORM: &str = "platform";
-const IDLE: MachineEnding = MachineEnding { name: "idle", is_for_want_of_work: true };
-const BROKE: MachineEnding = MachineEnding { name: "broke", is_for_want_of_work: false };
+pub const PLATFORM: &str = "platform";
+pub const IDLE: MachineEnding = MachineEnding { name: "idle", at: Timestamp(9), is_for_want_of_work: true };
+pub const BROKE: MachineEnding =
+    MachineEnding { name: "broke", at: Timestamp(9), is_for_want_of_work: false };
 
 /// A machine that is wanted for a job.
-async fn want(market: &Market, machine: Uuid) -> Result<(), StoreError> {
+pub async fn want(market: &Market, machine: Uuid) -> Result<(), StoreError> {
     let customer = market.customer("customer").await;
     let job = market.submit(customer, &request()).await;
     let seen = market.store.rent_snapshot(Millis(0)).await.expect("a snapshot").seen;
@@ -42,7 +43,7 @@ async fn enrol(market: &Market, machine: Uuid, hotkey: &str) -> Result<Joined, S
 }
 
 /// A machine that is a host and takes jobs.
-async fn works(market: &Market) -> (Uuid, HostId) {
+pub async fn works(market: &Market) -> (Uuid, HostId) {
     let machine = Uuid::now_v7();
     want(market, machine).await.expect("wanted");
     let host = enrol(market, machine, PLATFORM).await.expect("enrolled").host;
@@ -51,7 +52,7 @@ async fn works(market: &Market) -> (Uuid, HostId) {
     (machine, host)
 }
 
-async fn row(market: &Market, machine: Uuid) -> MachineRow {
+pub async fn row(market: &Market, machine: Uuid) -> MachineRow {
     market.store.machine_find(machine).await.expect("the database").expect("a machine")
 }
 
@@ -67,6 +68,11 @@ async fn host(market: &Market, host: HostId) -> HostRow {
 
 /// What a keeper writes who has read the row now.
 async fn ends(market: &Market, machine: Uuid, ending: MachineEnding) -> bool {
+    costs(market, machine, Some(ending), 5).await
+}
+
+/// What a keeper writes who has read the row now: what it has cost, and perhaps that it goes.
+pub async fn costs(market: &Market, machine: Uuid, ending: Option<MachineEnding>, cost: i64) -> bool {
     let row = row(market, machine).await;
     let write = MachineWrite {
         machine,
@@ -74,10 +80,10 @@ async fn ends(market: &Market, machine: Uuid, ending: MachineEnding) -> bool {
         cloud: "lambda",
         made_at: row.made_at,
         asked_at: Some(row.made_at),
-        ending: Some(ending),
+        ending,
         is_closed: false,
-        cost: MicroUsd(5),
-        known: json!({}),
+        cost: MicroUsd(cost),
+        known: json!({ "offer": ["small", "us"] }),
     };
     market.store.machine_write(&write, None).await.expect("the database")
 }

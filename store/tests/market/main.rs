@@ -29,6 +29,7 @@ mod place;
 mod quote;
 mod release;
 mod requeue;
+mod resting;
 mod storm;
 mod submit;
 mod transfer;

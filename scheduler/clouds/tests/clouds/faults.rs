@@ -6,8 +6,8 @@ use futures_util::FutureExt as _;
 use nave_clouds::{
     adapters::open,
     error::Kind,
-    keeper::Keeper,
-    ledger::{Attempt, Call},
+    keeper::{Boot, Keeper},
+    ledger::{Attempt, Call, Kept},
     machine::{Demand, Row, Why},
     provider::{Cloud, CloudOffer, Launch, MachineId},
     secret::Secret,
@@ -301,6 +301,33 @@ fn a_cloud_that_wants_an_hour_launches_nothing_in_it_and_takes_back_what_is_rent
         tick();
         assert_eq!(market.double().site.launches.len(), 2, "{cloud}");
     }
+}
+
+/// Has no script for one machine.
+struct Missing(MachineId);
+
+impl Boot for Missing {
+    fn script<'a>(&'a self, row: &'a Row) -> Kept<'a, Secret> {
+        let script = if row.id == self.0 { Err("no script".into()) } else { Ok(Secret::new("join")) };
+        Box::pin(async move { script })
+    }
+}
+
+#[test]
+fn a_machine_that_there_is_no_script_for_keeps_no_other_one_from_being_launched_or_given_back() {
+    let mut market = market(Cloud::Hyperstack);
+    let mut ids = [market.want(), market.want()];
+    ids.sort_unstable();
+    let [first, second] = ids;
+    let fuse = Arc::new(Fuse::whole());
+    let (wire, book) = (market.wire(&fuse), Book { journal: market.journal.clone(), fuse });
+    let provider = open(Cloud::Hyperstack, settings("http://double"), Arc::new(wire.clone()));
+    let (now, boot) = (|| wire.now(), Missing(first));
+    let keeper = Keeper::new(provider.as_ref(), &book, owner(), &now, &boot);
+    let error = keeper.tick().now_or_never().expect("nothing waits").expect_err("it is said");
+    assert_eq!(error.to_string(), "no script");
+    let launched: Vec<_> = market.double().site.launches.keys().cloned().collect();
+    assert_eq!(launched, [owner().tag(second).to_string()]);
 }
 
 #[test]
