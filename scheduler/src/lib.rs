@@ -9,7 +9,7 @@ pub mod demand;
 mod fit;
 pub mod fleet;
 pub mod planner;
-mod resting;
+pub mod resting;
 pub mod role;
 mod wait;
 pub mod watch;
