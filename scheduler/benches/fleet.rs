@@ -29,6 +29,7 @@ fn host(at: u32) -> Host {
             gib_hour: 0,
         },
         loss_ppm: 0,
+        order_bytes: u32::MAX,
         start_s: 20,
     }
 }

@@ -47,6 +47,7 @@ fn host(n: u128) -> SupplyHost {
             egress: vec![Egress::Public, Egress::None],
             agent: "1".into(),
         },
+        order_bytes: 0,
         milli_cpu_used: MilliCpu::ZERO,
         memory_used: Bytes::ZERO,
         disk_used: Bytes::ZERO,
@@ -70,6 +71,7 @@ fn job(n: u128, milli_cpu: i64) -> QueuedJob {
         gang: None,
         group_leases: 0,
         apart_from: BTreeSet::new(),
+        order_bytes: 2_000,
     }
 }
 

@@ -63,6 +63,7 @@ fn translate(host: &trace::Host) -> Host {
         has: 0,
         rate: Rate { gpu_hour: GPU_HOUR, vcpu_hour: 0, gib_hour: 0 },
         loss_ppm: 0,
+        order_bytes: u32::MAX,
         start_s: 0,
     }
 }

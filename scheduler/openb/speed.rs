@@ -36,6 +36,7 @@ fn host(random: &mut Random) -> Host {
         has: 0,
         rate: Rate { gpu_hour: price, vcpu_hour: 10_000, gib_hour: 1_000 },
         loss_ppm: u32::try_from(random.below(5)).unwrap_or(0) * 500,
+        order_bytes: u32::MAX,
         start_s: 20,
     }
 }

@@ -9,7 +9,7 @@ use nave_domain::{
     job::{Egress, GpuRequest, Isolation, JobRequest},
     wish::{Known, Unmet, unmet, words},
 };
-use nave_store::{Baselines, QueuedJob, SupplyHost};
+use nave_store::{Baselines, ORDERS_BYTES_MAX, QueuedJob, SupplyHost};
 
 /// What keeps a job off a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +17,7 @@ pub(crate) enum Lack {
     Cpu,
     Memory,
     Disk,
+    Spec,
     Egress,
     Group,
     Alone,
@@ -33,6 +34,7 @@ impl Lack {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::Spec => "spec",
             Self::Egress => "egress",
             Self::Group => "group",
             Self::Alone => "not_alone",
@@ -52,6 +54,7 @@ impl Lack {
             Self::Cpu => "enough CPU",
             Self::Memory => "enough memory",
             Self::Disk => "enough disk",
+            Self::Spec => "room for its order among those that it has",
             Self::Egress => "a way to enforce its egress policy",
             Self::Group => "a way to keep it to its group",
             Self::Alone => "nobody else's jobs",
@@ -158,6 +161,7 @@ impl Supply {
             milli_cpu_used: MilliCpu::ZERO,
             memory_used: Bytes::ZERO,
             disk_used: Bytes::ZERO,
+            order_bytes: 0,
             devices_used: Vec::new(),
             shared: BTreeMap::new(),
             tenants: Vec::new(),
@@ -294,6 +298,9 @@ pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack>
     }
     if wanted.disk.0 > has.disk.0 - host.disk_used.0 {
         return Some(Lack::Disk);
+    }
+    if job.order_bytes > ORDERS_BYTES_MAX - host.order_bytes {
+        return Some(Lack::Spec);
     }
     let for_ever = lack_for_ever(host, &job.request);
     if let Some(Lack::Egress | Lack::Group) = for_ever {

@@ -15,7 +15,7 @@ use nave_domain::{
     HostId, JobId, LeaseId, Millis, QuoteId, Timestamp,
     job::{GROUP_LEASES_MAX, TermWish},
 };
-use nave_store::{AskedQuote, Considered, Placement, QueuedJob, QuoteAnswer, Snapshot};
+use nave_store::{AskedQuote, Considered, ORDER_BYTES_MAX, Placement, QueuedJob, QuoteAnswer, Snapshot};
 
 use crate::{
     fit::{Names, Supply},
@@ -372,6 +372,8 @@ impl Look<'_> {
             gang: None,
             group_leases: 0,
             apart_from: BTreeSet::new(),
+            // What the job will say is not known yet.
+            order_bytes: ORDER_BYTES_MAX,
         };
         let request = self.loaded.request(&job, &self.market.hosts);
         let found = match self.market.held_back(&job) {

@@ -7,7 +7,7 @@ use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, Millis,
     fraction::Fraction,
     host::Trust,
-    job::{self, JobEvent, JobState},
+    job::{self, JobEvent, JobRequest, JobState},
     lease::ChosenFor,
     rate::{Rate, Size},
 };
@@ -75,6 +75,13 @@ pub const ORDERS_BYTES_MAX: i64 = 15 << 18;
 const ORDER_BYTES: i64 = 1_024;
 /// Bytes of a device in an order.
 const DEVICE_BYTES: i64 = 264;
+
+/// Bytes of the order of a job beside its request.
+pub(crate) fn order_bytes(request: &JobRequest) -> i64 {
+    let of_group = if request.group.is_some() { group::ORDER_BYTES } else { 0 };
+    let devices = request.resources.gpu.as_ref().map_or(0, |gpu| i64::from(gpu.count));
+    ORDER_BYTES + of_group + DEVICE_BYTES * devices
+}
 
 /// What a placement rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use crate::{
     baseline::Baselines,
     cloud,
     error::{self, readable},
-    place::ORDERS_BYTES_MAX,
+    place,
     quote::{self, AskedQuote},
 };
 
@@ -63,6 +63,8 @@ pub struct QueuedJob {
     pub group_leases: u32,
     /// Owners of hosts that have, or had, one of the jobs that it is kept apart from.
     pub apart_from: BTreeSet<String>,
+    /// Bytes that its order would take in the spec of a host.
+    pub order_bytes: i64,
 }
 
 /// A host that takes jobs.
@@ -88,7 +90,10 @@ pub struct SupplyHost {
     pub yielding: Vec<Yielding>,
     /// Whose each lease and quote on it is, and whether that one is to be alone there.
     pub tenants: Vec<(CustomerId, bool)>,
-    /// CPU leased or held; all of it where no further order fits into the host's spec.
+    /// Bytes that the orders of its leases take in its spec, at most
+    /// [`ORDERS_BYTES_MAX`](crate::ORDERS_BYTES_MAX).
+    pub order_bytes: i64,
+    /// CPU leased or held.
     pub milli_cpu_used: MilliCpu,
     /// Memory leased or held.
     pub memory_used: Bytes,
@@ -106,6 +111,7 @@ impl SupplyHost {
         self.milli_cpu_used.0 = self.milli_cpu_used.0.saturating_add(part.size.milli_cpu.0);
         self.memory_used.0 = self.memory_used.0.saturating_add(part.size.memory.0);
         self.disk_used.0 = self.disk_used.0.saturating_add(part.disk.0);
+        self.order_bytes = self.order_bytes.saturating_add(part.order_bytes);
         match part.share {
             Some(fraction) => self.share(part.devices, part.customer, fraction),
             None => self.devices_used.extend(part.devices),
@@ -159,7 +165,7 @@ pub struct Occupied {
 const JOBS_MAX: i64 = 1_000;
 /// Most bytes that one order takes: 256 KiB of arguments that JSON writes six times as long,
 /// and the names of its devices.
-const ORDER_BYTES_MAX: i64 = 7 << 18;
+pub const ORDER_BYTES_MAX: i64 = 7 << 18;
 
 /// The share of a row, where it has one.
 pub(crate) fn share(milli: Option<i64>, vram: Option<i64>) -> Option<Fraction> {
@@ -235,7 +241,7 @@ async fn yielding(tx: &mut PgConnection) -> Result<BTreeMap<HostId, Vec<Yielding
 async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
     let rows = sqlx::query!(
         r#"select j.job_id, j.customer_id, j.request || '{"argv": [], "env": {}}' as "request!", j.max_spend - j.charged as "left!", j.queued_at_ms as "queued_at_ms!",
-                j.queued_ms, j.attempts, j.gang,
+                j.queued_ms, j.attempts, j.gang, octet_length(j.request::text)::bigint as "request_bytes!",
                 array(select l.host_id from leases l where l.job_id = j.job_id
                       and l.outcome ->> 'kind' in ('host_lost', 'start_failed', 'killed')
                       order by l.attempt) as "failed_on!",
@@ -253,10 +259,12 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
     .fetch_all(tx)
     .await?;
     let jobs = rows.into_iter().map(|row| {
+        let request: JobRequest = error::read_json("a job's request", row.request)?;
         Ok(QueuedJob {
             job: row.job_id.into(),
             customer: row.customer_id.into(),
-            request: error::read_json("a job's request", row.request)?,
+            order_bytes: row.request_bytes + place::order_bytes(&request),
+            request,
             left: MicroUsd(row.left),
             queued_at: Timestamp(row.queued_at_ms),
             queued: Millis(row.queued_ms),
@@ -308,6 +316,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             models: proven.iter().flat_map(Proven::models).collect(),
             yielding: yielding.remove(&row.host_id.into()).unwrap_or_default(),
             tenants: Vec::new(),
+            order_bytes: 0,
             milli_cpu_used: MilliCpu::ZERO,
             memory_used: Bytes::ZERO,
             disk_used: Bytes::ZERO,
@@ -315,12 +324,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             shared: BTreeMap::new(),
         };
         let parts = occupied.remove(&row.host_id.into()).unwrap_or_default();
-        let order_bytes: i64 = parts.iter().map(|part| part.order_bytes).sum();
         parts.into_iter().for_each(|part| host.occupy(part));
-        // A host whose spec has no room for another order is as good as busy.
-        if order_bytes > ORDERS_BYTES_MAX - ORDER_BYTES_MAX {
-            host.milli_cpu_used = host.milli_cpu_used.max(host.inventory.milli_cpu);
-        }
         Ok((row.host_id.into(), host))
     });
     Ok(hosts.filter_map(readable).collect())

@@ -272,6 +272,7 @@ impl Rows {
             gang: None,
             group_leases: 0,
             apart_from: BTreeSet::new(),
+            order_bytes: 0,
         });
         let ready = self.hosts.iter().filter(|(_, host)| host.state == HostState::Ready);
         let hosts = ready.filter_map(|(id, host)| Some((*id, self.supply(*id, host)?)));
@@ -307,6 +308,7 @@ impl Rows {
             models: BTreeMap::new(),
             yielding: Vec::new(),
             tenants: open().map(|lease| (self.jobs[&lease.job].customer, false)).collect(),
+            order_bytes: 0,
             milli_cpu_used: MilliCpu(open().map(|lease| lease.size.milli_cpu.0).sum()),
             memory_used: Bytes(open().map(|lease| lease.size.memory.0).sum()),
             disk_used: Bytes(open().map(|lease| lease.disk.0).sum()),

@@ -283,6 +283,7 @@ mod tests {
                 has: 0,
                 rate: Rate { gpu_hour: 1_000_000, vcpu_hour: 10_000, gib_hour: 1_000 },
                 loss_ppm: 0,
+                order_bytes: u32::MAX,
                 start_s: 0,
             };
             fleet.insert(host).expect("a usual host");

@@ -12,6 +12,9 @@ use super::{
 /// those go there who find nothing else, and rather where they failed less often.
 const FAILURE: i64 = 1 << 44;
 
+/// Orders that differ by less make no difference between guests, in bytes.
+const ORDER_STEP: u32 = 1 << 16;
+
 /// Somebody who asks, with rules of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guest {
@@ -23,10 +26,20 @@ pub struct Guest {
     pub apart: Option<u32>,
     /// Miners who have one of those already.
     pub apart_from: BTreeSet<u32>,
+    /// Bytes that its order takes of those that a host has for orders.
+    pub order_bytes: u32,
     /// Hosts that will not do.
     pub barred: BTreeSet<Handle>,
     /// How often it failed on a host.
     pub failures: BTreeMap<Handle, u8>,
+}
+
+impl Guest {
+    /// What decides where it may go.
+    fn rules(&self) -> impl PartialEq {
+        let Self { owner, alone, apart, apart_from, order_bytes, barred, failures } = self;
+        (owner, alone, apart, apart_from, order_bytes / ORDER_STEP, barred, failures)
+    }
 }
 
 /// A wish as the fleet knows it.
@@ -84,7 +97,13 @@ impl Guests {
         let miner = room.host.miner;
         let is_given = guest.apart.is_some_and(|apart| self.given.contains_key(&(apart, miner)));
         let host = Handle(u32::try_from(at).ok()?);
-        if is_crowded || is_given || guest.apart_from.contains(&miner) || guest.barred.contains(&host) {
+        let is_full = guest.order_bytes > room.order_bytes;
+        if is_crowded
+            || is_full
+            || is_given
+            || guest.apart_from.contains(&miner)
+            || guest.barred.contains(&host)
+        {
             return None;
         }
         Some(guest.failures.get(&host).map_or(0, |failures| FAILURE * i64::from(*failures)))
@@ -92,14 +111,21 @@ impl Guests {
 
     /// Whether two ask for the same under the same rules: where one finds no place, the other finds none.
     pub fn are_alike(&self, one: &Request, other: &Request) -> bool {
-        Request { guest: other.guest, ..*one } == *other
-            && numbered(&self.guests, one.guest) == numbered(&self.guests, other.guest)
+        let rules = |request: &Request| numbered(&self.guests, request.guest).map(Guest::rules);
+        Request { guest: other.guest, ..*one } == *other && rules(one) == rules(other)
+    }
+
+    /// Notes in a room that a guest has a place there.
+    pub fn settle(&self, request: &Request, room: &mut Room) {
+        let Some(guest) = numbered(&self.guests, request.guest) else { return };
+        room.enter(guest.owner, guest.alone);
+        room.order_bytes = room.order_bytes.saturating_sub(guest.order_bytes);
     }
 
     /// Notes that a guest goes to a host.
     pub fn enter(&mut self, request: &Request, room: &mut Room) {
+        self.settle(request, room);
         let Some(guest) = numbered(&self.guests, request.guest) else { return };
-        room.enter(guest.owner, guest.alone);
         if let Some(apart) = guest.apart {
             *self.given.entry((apart, room.host.miner)).or_default() += 1;
         }
@@ -109,6 +135,7 @@ impl Guests {
     pub fn leave(&mut self, request: &Request, room: &mut Room) {
         let Some(guest) = numbered(&self.guests, request.guest) else { return };
         room.leave(guest.owner, guest.alone);
+        room.forget_order(guest.order_bytes);
         let Some(apart) = guest.apart else { return };
         if let Some(given) = self.given.get_mut(&(apart, room.host.miner)) {
             *given -= 1;

@@ -181,6 +181,7 @@ impl Fleet {
                 milli_cpu: room.host.milli_cpu,
                 memory_mib: room.host.memory_mib,
                 disk_mib: room.host.disk_mib,
+                order_bytes: room.host.order_bytes,
                 vram_mib: room.host.vram_mib.clone(),
                 class: room.host.class,
                 zone: host.zone.min(63),

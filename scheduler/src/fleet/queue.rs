@@ -34,6 +34,8 @@ pub struct SpotLease {
     pub devices: Vec<u8>,
     /// Whose each is, and whether that one has the host alone, where anybody is told apart.
     pub tenants: Vec<(u32, bool)>,
+    /// Bytes that their orders take.
+    pub order_bytes: u32,
     /// Whether it was given notice already: it ends anyway.
     pub noticed: bool,
 }
@@ -42,6 +44,7 @@ impl SpotLease {
     fn leave(&self, room: &mut Room) {
         room.give(&self.request, &self.devices);
         self.tenants.iter().for_each(|(owner, alone)| room.leave(*owner, *alone));
+        room.forget_order(self.order_bytes);
     }
 }
 
@@ -279,6 +282,10 @@ impl Fleet {
         let masks = self.guests.choices(request).map(|choice| self.guests.mask(&choice, at));
         let mut places = masks.filter(|mask| *mask != 0).map(|mask| room.places(request, mask));
         let devices = places.find_map(|places| places.into_iter().min_by_key(tightness));
-        devices.is_some_and(|devices| room.take(request, &devices))
+        let is_taken = devices.is_some_and(|devices| room.take(request, &devices));
+        if is_taken {
+            self.guests.settle(request, room);
+        }
+        is_taken
     }
 }

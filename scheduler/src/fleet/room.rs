@@ -26,6 +26,8 @@ pub struct Host {
     pub miner: u32,
     /// What it has beyond capacity, one bit for each; see [`Request::needs`].
     pub has: u64,
+    /// Bytes that the orders of all guests there may take together.
+    pub order_bytes: u32,
     /// What it charges.
     pub rate: Rate,
     /// The chance that it is lost, in millionths an hour.
@@ -77,6 +79,8 @@ pub struct Used {
     pub memory_mib: u32,
     /// Disk in MiB.
     pub disk_mib: u32,
+    /// Bytes of orders.
+    pub order_bytes: u32,
     /// Whole devices.
     pub devices: Vec<u8>,
     /// Whose each of them is, and whether that one is to be alone there.
@@ -114,6 +118,8 @@ pub(super) struct Room {
     pub milli_cpu: u32,
     pub memory_mib: u32,
     pub disk_mib: u32,
+    /// Bytes that further orders may take.
+    pub order_bytes: u32,
     milli: [u16; DEVICES_MAX],
     vram_mib: [u32; DEVICES_MAX],
     /// Memory of each device when it is untouched.
@@ -136,6 +142,7 @@ impl Room {
             milli_cpu: host.milli_cpu,
             memory_mib: host.memory_mib,
             disk_mib: host.disk_mib,
+            order_bytes: host.order_bytes,
             milli: [0; DEVICES_MAX],
             vram_mib: [0; DEVICES_MAX],
             total_mib: [0; DEVICES_MAX],
@@ -254,6 +261,7 @@ impl Room {
         self.milli_cpu = self.milli_cpu.saturating_sub(used.milli_cpu);
         self.memory_mib = self.memory_mib.saturating_sub(used.memory_mib);
         self.disk_mib = self.disk_mib.saturating_sub(used.disk_mib);
+        self.order_bytes = self.order_bytes.saturating_sub(used.order_bytes);
         let devices = self.devices();
         for device in used.devices.iter().map(|device| usize::from(*device)).filter(|at| *at < devices) {
             (self.milli[device], self.vram_mib[device]) = (0, 0);
@@ -280,6 +288,11 @@ impl Room {
             tenant.alone = tenant.alone.saturating_sub(alone.into());
         }
         self.tenants.retain(|tenant| tenant.placements > 0);
+    }
+
+    /// An order of so many bytes is no more.
+    pub fn forget_order(&mut self, bytes: u32) {
+        self.order_bytes = self.order_bytes.saturating_add(bytes).min(self.host.order_bytes);
     }
 
     /// Takes what a request takes; `false` and nothing changed where it does not fit.

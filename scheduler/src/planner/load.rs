@@ -12,7 +12,7 @@ use nave_domain::{
     rate::{Rate, Size},
     wish::Region,
 };
-use nave_store::{Baselines, Occupied, QueuedJob, SupplyHost, Yielding};
+use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, QueuedJob, SupplyHost, Yielding};
 use uuid::Uuid;
 
 use crate::{
@@ -117,6 +117,7 @@ impl<'a> Loaded<'a> {
                 vcpu_hour: host.rate.vcpu_hour.0,
                 gib_hour: host.rate.gib_hour.0,
             },
+            order_bytes: count(ORDERS_BYTES_MAX),
             loss_ppm: LOSS_PPM,
             start_s: START_S,
         });
@@ -132,6 +133,7 @@ impl<'a> Loaded<'a> {
             milli_cpu: count(host.milli_cpu_used.0),
             memory_mib: mib(host.memory_used),
             disk_mib: mib(host.disk_used),
+            order_bytes: count(host.order_bytes),
             devices,
             tenants,
         };
@@ -216,6 +218,7 @@ impl<'a> Loaded<'a> {
             alone: job.request.isolation == Isolation::Host,
             apart,
             apart_from: job.apart_from.iter().filter_map(|miner| self.miners.get(miner).copied()).collect(),
+            order_bytes: count(job.order_bytes),
             barred: self.too_dear(job, hosts),
             failures,
         }
@@ -240,7 +243,7 @@ impl<'a> Loaded<'a> {
                 memory_mib: request.memory_mib,
                 disk_mib: request.disk_mib,
                 devices: devices.to_vec(),
-                tenants: Vec::new(),
+                ..Used::default()
             };
             self.fleet.occupy(handle, &used);
         }
@@ -257,12 +260,14 @@ impl<'a> Loaded<'a> {
             for some in together(supply) {
                 let (request, devices) = leased(supply, &some);
                 let tenant = |of: &Occupied| Some((*self.owners.get(&of.customer)?, of.alone));
+                let order_bytes = some.iter().map(|lease| lease.part.order_bytes).sum();
                 leases.push(SpotLease {
                     id: ids.len() as u64,
                     host: handle,
                     request,
                     devices,
                     tenants: some.iter().filter_map(|lease| tenant(&lease.part)).collect(),
+                    order_bytes: count(order_bytes),
                     noticed: some.iter().all(|lease| lease.is_ending),
                 });
                 ids.push((*host, some.iter().map(|lease| lease.lease).collect()));

@@ -229,7 +229,7 @@ impl<'a> Market<'a> {
             disk: placement.disk,
             devices: placement.devices.clone(),
             share: placement.share,
-            order_bytes: 0,
+            order_bytes: job.order_bytes,
         });
         if let Some(apart) = job.request.apart {
             let miners = self.given.entry((job.customer, apart)).or_default();

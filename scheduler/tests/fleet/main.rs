@@ -25,6 +25,7 @@ fn host(devices: usize) -> Host {
         has: 0,
         rate: Rate { gpu_hour: GPU_HOUR, vcpu_hour: 10_000, gib_hour: 1_000 },
         loss_ppm: 0,
+        order_bytes: u32::MAX,
         start_s: 0,
     }
 }

@@ -32,6 +32,7 @@ fn random_host(random: &mut Random) -> Host {
         class: random.small(2),
         rate: Rate { gpu_hour: GPU_HOUR + 50_000 * random.small::<i64>(8), ..host(0).rate },
         loss_ppm: 10_000 * random.small::<u32>(4),
+        order_bytes: u32::MAX,
         start_s: 30 * random.small::<u32>(4),
         ..host(devices)
     }

@@ -1,4 +1,4 @@
-use nave_scheduler::fleet::{Fleet, Gang, Places, Plan, Request, SpotLease, Waiting};
+use nave_scheduler::fleet::{Fleet, Gang, Guest, Host, Places, Plan, Request, SpotLease, Waiting};
 
 use super::{fleet, host, share, whole};
 
@@ -19,7 +19,15 @@ fn on_demand(id: u64, members: &[Request]) -> Waiting {
 fn spot(fleet: &mut Fleet, id: u64, request: Request) -> SpotLease {
     let choice = fleet.decide(&request).expect("a place");
     assert!(fleet.place(choice.host, &request, &choice.devices));
-    SpotLease { id, host: choice.host, request, devices: choice.devices, tenants: Vec::new(), noticed: false }
+    SpotLease {
+        id,
+        host: choice.host,
+        request,
+        devices: choice.devices,
+        tenants: Vec::new(),
+        order_bytes: 0,
+        noticed: false,
+    }
 }
 
 #[test]
@@ -157,4 +165,40 @@ fn nobody_starves() {
         }
     }
     panic!("the gang waits for ever");
+}
+
+#[test]
+fn a_gang_whose_orders_are_too_large_for_one_host_goes_to_two_and_keeps_none_that_is_not_enough() {
+    let small = Host { order_bytes: 4_000, ..host(2) };
+    let with = |fleet: &mut Fleet, order_bytes| {
+        let guest = Guest { order_bytes, ..Guest::default() };
+        Request { guest: fleet.invite(guest), ..whole(1) }
+    };
+    let (mut one, _) = fleet([small.clone()]);
+    let members = [with(&mut one, 3_000), with(&mut one, 3_000)];
+    let plan = one.plan(&[waiting(1, &members, 0), waiting(2, &[whole(1)], 0)], &[], 2 * PATIENCE, PATIENCE);
+    assert_eq!((plan.placed.len(), plan.waiting), (1, vec![1]));
+
+    let (mut two, handles) = fleet([small.clone(), small]);
+    let members = [with(&mut two, 3_000), with(&mut two, 3_000)];
+    let gang = gang(1, &members);
+    let places = two.place_gang(&gang).expect("a place for both");
+    assert_eq!(places.iter().map(|choice| choice.host).collect::<Vec<_>>(), handles);
+    let fits = |fleet: &mut Fleet, order_bytes| {
+        let request = with(fleet, order_bytes);
+        fleet.decide(&request).is_some()
+    };
+    assert!(fits(&mut two, 1_000) && !fits(&mut two, 1_001));
+    two.release_gang(&gang, &places);
+    assert!(fits(&mut two, 4_000), "an order is forgotten with its lease");
+}
+
+#[test]
+fn spot_yields_for_what_its_order_takes() {
+    let (mut fleet, _) = fleet([Host { order_bytes: 4_000, ..host(2) }]);
+    let invited = |fleet: &mut Fleet| fleet.invite(Guest { order_bytes: 3_000, ..Guest::default() });
+    let request = Request { guest: invited(&mut fleet), ..whole(1) };
+    let lease = SpotLease { order_bytes: 3_000, ..spot(&mut fleet, 7, request) };
+    let waits = [on_demand(1, &[Request { guest: invited(&mut fleet), ..whole(1) }])];
+    assert_eq!(fleet.plan(&waits, &[lease], 0, PATIENCE).notices, [(7, 1)]);
 }

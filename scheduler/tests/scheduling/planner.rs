@@ -7,7 +7,7 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_scheduler::planner::{Plan, Reason};
-use nave_store::{QueuedJob, SupplyHost};
+use nave_store::{ORDER_BYTES_MAX, ORDERS_BYTES_MAX, QueuedJob, SupplyHost};
 use uuid::Uuid;
 
 use crate::supply::{
@@ -350,4 +350,35 @@ fn a_busy_market_is_told_from_one_that_never_fits() {
     let mut busy = host();
     busy.memory_used = busy.inventory.memory;
     assert_eq!(waits_for(&plan_for(vec![job(1)], vec![busy])).0, "waiting_for_capacity");
+}
+
+#[test]
+fn orders_that_are_too_large_for_one_host_are_not_planned_there_and_keep_it_from_nobody() {
+    let large = |number, size| {
+        let mut job = job(number);
+        job.order_bytes = size;
+        job
+    };
+    let plan = plan_for(vec![large(1, ORDER_BYTES_MAX)], vec![host()]);
+    assert_eq!(plan.placements.len(), 1, "the largest order fits");
+
+    let gang = || {
+        let members = (1..=3).map(|number| {
+            let mut member = large(number, ORDER_BYTES_MAX);
+            (member.request.group, member.request.gang) = (Some("g".into()), Some(3));
+            member.gang = Some(job_id(1));
+            member
+        });
+        members.chain([job(4)]).collect::<Vec<_>>()
+    };
+    let plan = plan_for(gang(), vec![host()]);
+    assert_eq!(plan.placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(4)]);
+    assert_eq!(plan.placements[0].generation, 5);
+    assert_eq!(plan_for(gang(), vec![host(), host()]).placements.len(), 4, "two hosts take them");
+
+    let mut told = host();
+    told.order_bytes = ORDERS_BYTES_MAX - 2_000;
+    assert_eq!(plan_for(vec![large(1, 2_000)], vec![told.clone()]).placements.len(), 1);
+    let plan = plan_for(vec![large(1, 2_001)], vec![told]);
+    assert_eq!(waits_for(&plan).0, "waiting_for_capacity", "its leases end");
 }

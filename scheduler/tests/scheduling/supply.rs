@@ -55,6 +55,7 @@ pub fn host() -> SupplyHost {
             egress: vec![Egress::Public, Egress::None],
             agent: "test".into(),
         },
+        order_bytes: 0,
         milli_cpu_used: MilliCpu::ZERO,
         memory_used: Bytes::ZERO,
         disk_used: Bytes::ZERO,
@@ -96,6 +97,7 @@ pub fn job(number: u128) -> QueuedJob {
         gang: None,
         group_leases: 0,
         apart_from: BTreeSet::new(),
+        order_bytes: 2_000,
     }
 }
 

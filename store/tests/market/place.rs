@@ -10,7 +10,7 @@ use nave_domain::{
     lease::{ChosenFor, LeaseState},
     rate::Rate,
 };
-use nave_store::{Grounds, HostPatch, Placement, StoreError};
+use nave_store::{Grounds, HostPatch, ORDERS_BYTES_MAX, Placement, StoreError};
 use tokio::task::JoinSet;
 
 use crate::market::{EXITED, RATE, device, inventory, open, request};
@@ -120,6 +120,12 @@ async fn a_snapshot_carries_no_commands() {
         let planned = serde_json::to_string(&snapshot.jobs[0].request).expect("serialise");
         assert!(planned.len() < 1_000, "{} bytes of a job that waits are read at every look", planned.len());
         assert_eq!(snapshot.jobs[0].request.resources, long.resources);
+        let wanted = snapshot.jobs[0].order_bytes;
+        assert!((250_000..260_000).contains(&wanted), "what they take in a spec is known: {wanted} bytes");
+        let host = market.host("alpha").await;
+        market.place(snapshot.jobs[0].job, host).await;
+        let hosts = market.store.snapshot().await.expect("snapshot").hosts;
+        assert_eq!(hosts[&host].order_bytes, wanted);
     })
     .await;
 }
@@ -146,15 +152,16 @@ async fn a_host_takes_no_more_orders_than_fit_into_its_spec() {
         };
         assert!(matches!(refused, StoreError::Stale("host")), "{refused:?}");
         assert!(placed > 10, "{placed}");
-        let supply = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
-        assert_eq!(supply.milli_cpu_used, supply.inventory.milli_cpu, "a full spec leaves nothing free");
+        let snapshot = market.store.snapshot().await.expect("snapshot");
+        let more = snapshot.hosts[&host].order_bytes + snapshot.jobs[0].order_bytes;
+        assert!(more > ORDERS_BYTES_MAX, "a planner sees it: {more} bytes");
         for lease in market.store.host_spec(host).await.expect("spec").orders.keys() {
             market.finish(host, *lease, EXITED).await;
         }
         let job = market.submit(customer, &long).await;
         market.place(job, host).await;
         let supply = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
-        assert_eq!(supply.milli_cpu_used, MilliCpu(10));
+        assert!(supply.order_bytes < 260_000, "orders are forgotten with their leases");
     })
     .await;
 }
