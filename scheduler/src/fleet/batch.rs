@@ -3,7 +3,7 @@
 
 use std::cmp::Reverse;
 
-use super::{Choice, Fleet, Handle, request::Request};
+use super::{Choice, Fleet, request::Request};
 
 /// Requests that are placed all together or not at all; mostly one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct Gang {
 pub type Places = Vec<Choice>;
 
 /// Where members of a gang should go, for those for whom that is decided.
-type Wish = Vec<Option<(Handle, Vec<u8>)>>;
+type Wish = Vec<Option<Choice>>;
 
 /// Gangs that are weighed against one another.
 const WEIGHED_MAX: usize = 5;
@@ -43,9 +43,9 @@ impl Fleet {
     }
 
     /// Gives back what a gang occupied.
-    pub fn release_gang(&mut self, gang: &Gang, places: &Places) {
-        for (member, choice) in gang.members.iter().zip(places) {
-            self.release(choice.host, member, &choice.devices);
+    pub fn release_gang(&mut self, places: &Places) {
+        for choice in places {
+            self.release(choice.host, &choice.request, &choice.devices);
         }
     }
 
@@ -84,17 +84,15 @@ impl Fleet {
                 break;
             }
         }
-        for (gang, places) in gangs.iter().zip(&best.places) {
-            for (member, choice) in gang.members.iter().zip(places.iter().flatten()) {
-                self.place(choice.host, member, &choice.devices);
-            }
+        for choice in best.places.iter().flatten().flatten() {
+            self.place(choice.host, &choice.request, &choice.devices);
         }
         best.places
     }
 
     fn alone(&mut self, gang: &Gang) -> Option<Alone> {
         let places = self.place_wished(gang, &free(gang))?;
-        self.release_gang(gang, &places);
+        self.release_gang(&places);
         Some(Alone {
             cost: places.iter().map(|choice| choice.cost).sum(),
             hourly: places.iter().map(|choice| choice.hourly).sum(),
@@ -137,9 +135,7 @@ impl Fleet {
                 places[at] = self.place_wished(&gangs[at], &wish);
             }
         }
-        for (gang, places) in gangs.iter().zip(&places) {
-            places.iter().for_each(|places| self.release_gang(gang, places));
-        }
+        places.iter().flatten().for_each(|places| self.release_gang(places));
         Tried { cost: cost(&places, alone), places }
     }
 
@@ -175,16 +171,18 @@ impl Fleet {
             let member = &gang.members[*at];
             self.decisions += 1;
             let choice = match &wish[*at] {
-                Some((host, devices)) => self.choice(*host, member, devices, gang.id),
+                Some(Choice { host, devices, request, .. }) => {
+                    self.choice(*host, request, devices, Some(gang.id))
+                }
                 None => self.decide_for(member, Some(gang.id)),
             };
             match choice {
-                Some(choice) if self.place(choice.host, member, &choice.devices) => {
+                Some(choice) if self.place(choice.host, &choice.request, &choice.devices) => {
                     placed.push((*at, choice))
                 }
                 Some(_) | None => {
-                    for (at, choice) in placed {
-                        self.release(choice.host, &gang.members[at], &choice.devices);
+                    for (_, choice) in placed {
+                        self.release(choice.host, &choice.request, &choice.devices);
                     }
                     return Err(turn);
                 }
@@ -231,7 +229,7 @@ fn free(gang: &Gang) -> Wish {
 
 /// All members where they are.
 fn wished(places: &Places) -> Wish {
-    places.iter().map(|choice| Some((choice.host, choice.devices.clone()))).collect()
+    places.iter().cloned().map(Some).collect()
 }
 
 /// Many devices before few, large shares before small ones, then CPU and memory.

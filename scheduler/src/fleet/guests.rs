@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     Handle,
-    request::Request,
-    room::{ANY, Mask, Room},
+    request::{Gpus, Request},
+    room::{ANY, Mask, Room, Share},
 };
 
 /// What it costs, in micro-USD an hour, to go where one failed before: more than any price, so that only
@@ -15,10 +15,13 @@ const FAILURE: i64 = 1 << 44;
 /// Orders that differ by less make no difference between guests, in bytes.
 const ORDER_STEP: u32 = 1 << 16;
 
+/// An owner of nothing anywhere.
+const STRANGER: u32 = u32::MAX;
+
 /// Somebody who asks, with rules of their own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guest {
-    /// Whose placement it is.
+    /// Whose placement it is; below `u32::MAX`. All shares of a device are one owner's, and of one size.
     pub owner: u32,
     /// Whether nobody else's may be on the same host.
     pub alone: bool,
@@ -42,12 +45,15 @@ impl Guest {
     }
 }
 
-/// A wish as the fleet knows it.
-#[derive(Debug, Clone)]
-struct Wish {
-    /// By host.
-    masks: Vec<Mask>,
-    otherwise: u32,
+/// Which devices of which hosts will do for somebody.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Of each host, in the order of handles. For those without devices any bit lets them have a host.
+    pub masks: Vec<Mask>,
+    /// What is taken of the devices; none for what the request says.
+    pub gpus: Option<Gpus>,
+    /// The wish instead where none of them is free; 0 for no other.
+    pub otherwise: u32,
 }
 
 /// All guests and wishes of a fleet; their numbers begin at 1.
@@ -65,8 +71,8 @@ impl Guests {
         u32::try_from(self.guests.len()).unwrap_or(0)
     }
 
-    pub fn wish(&mut self, masks: Vec<Mask>, otherwise: u32) -> u32 {
-        self.wishes.push(Wish { masks, otherwise });
+    pub fn wish(&mut self, wish: Wish) -> u32 {
+        self.wishes.push(wish);
         u32::try_from(self.wishes.len()).unwrap_or(0)
     }
 
@@ -78,15 +84,26 @@ impl Guests {
 
     /// A request as it is, then as it is otherwise wished.
     pub fn choices(&self, request: &Request) -> impl Iterator<Item = Request> + use<> {
-        let mut wishes = vec![request.wish];
-        while let Some(wish) = wishes.last().and_then(|wish| numbered(&self.wishes, *wish)) {
-            if wish.otherwise == 0 {
-                break;
-            }
-            wishes.push(wish.otherwise);
+        let mut choices = Vec::new();
+        let mut next = request.wish;
+        while choices.is_empty() || next > 0 {
+            let wish = numbered(&self.wishes, next);
+            let gpus = wish.and_then(|wish| wish.gpus).unwrap_or(request.gpus);
+            choices.push(Request { wish: next, gpus, ..*request });
+            next = wish.map_or(0, |wish| wish.otherwise);
         }
-        let request = *request;
-        wishes.into_iter().map(move |wish| Request { wish, ..request })
+        choices.into_iter()
+    }
+
+    /// The share that a request asks for, if for one.
+    pub fn share(&self, request: &Request) -> Option<Share> {
+        let owner = numbered(&self.guests, request.guest).map(|guest| guest.owner);
+        share(request, owner)
+    }
+
+    /// The same for a guest who shares no device yet: what of a host does not depend on which guest it is.
+    pub fn first_share(request: &Request) -> Option<Share> {
+        share(request, (request.guest > 0).then_some(STRANGER))
     }
 
     /// What it costs a guest beside everything else to go to a host; `None` where they may not.
@@ -141,6 +158,13 @@ impl Guests {
             *given -= 1;
         }
         self.given.retain(|_, given| *given > 0);
+    }
+}
+
+fn share(request: &Request, owner: Option<u32>) -> Option<Share> {
+    match request.gpus {
+        Gpus::Share { milli, vram_mib } => Some(Share { owner, milli, vram_mib }),
+        Gpus::None | Gpus::Whole { .. } => None,
     }
 }
 

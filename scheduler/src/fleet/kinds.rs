@@ -147,7 +147,8 @@ impl Kinds {
     /// there are too many, the one that was not used for longest makes room.
     pub fn take(&mut self, request: &Request) -> (usize, Kind) {
         self.clock += 1;
-        let request = Request { guest: 0, ..*request };
+        // Which guest asks makes no other kind, whether one does may.
+        let request = Request { guest: request.guest.min(1), ..*request };
         let place = match self.index.get(&request) {
             Some(place) => *place,
             None => self.make_room(request),

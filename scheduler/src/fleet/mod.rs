@@ -19,22 +19,24 @@ mod queue;
 mod request;
 mod room;
 mod scarcity;
+mod shared;
 mod sorts;
 mod stranding;
 
 pub use batch::{Gang, Places};
 pub use demand::Demand;
-pub use guests::Guest;
+pub use guests::{Guest, Wish};
 pub use queue::{Plan, SpotLease, Waiting};
 pub use request::{DEVICE_MILLI, Gpus, Request};
-pub use room::{ANY, CLASSES_MAX, DEVICES_MAX, Host, Mask, Rate, Used};
+pub use room::{ANY, CLASSES_MAX, DEVICES_MAX, Host, Mask, Rate, Shared, Used};
 
 use std::collections::BTreeSet;
 
 use guests::Guests;
 use kinds::{Kind, Kinds, UNFIT, packed};
-use room::Room;
+use room::{Room, Share};
 use scarcity::Scarcity;
+use shared::WithRoom;
 use sorts::{Sort, Sorts};
 use stranding::{Largest, Stranding};
 
@@ -54,6 +56,8 @@ pub struct Choice {
     pub host: Handle,
     /// On which of its devices.
     pub devices: Vec<u8>,
+    /// What is placed there: the request, as it was chosen among its wishes.
+    pub request: Request,
     /// What the host charges, in micro-USD an hour.
     pub hourly: i64,
     /// What it costs all in all, stranding and scarcity included: what was minimised.
@@ -72,6 +76,8 @@ pub struct Fleet {
     scarcity: Scarcity,
     kinds: Kinds,
     guests: Guests,
+    /// Shares of guests that have room beside them.
+    with_room: WithRoom,
     /// For whom hosts are kept free.
     keepers: BTreeSet<u64>,
     /// Hosts in the order in which they changed; the first of them is change number `logged`.
@@ -104,6 +110,7 @@ impl Fleet {
             scarcity: Scarcity::default(),
             kinds: Kinds::new(KINDS_MAX),
             guests: Guests::default(),
+            with_room: WithRoom::default(),
             keepers: BTreeSet::new(),
             log: Vec::new(),
             logged: 0,
@@ -121,10 +128,9 @@ impl Fleet {
         *self = Self { stranding, scarcity, gpu_hours: self.gpu_hours, epoch: self.epoch, ..Self::new() };
     }
 
-    /// Notes which devices of each host will do for somebody, in the order of handles, and what is wished
-    /// instead where none is free; says what [`Request::wish`] is then. For those without devices any bit lets them have a host.
-    pub fn wish(&mut self, masks: Vec<Mask>, otherwise: u32) -> u32 {
-        self.guests.wish(masks, otherwise)
+    /// Notes which devices of each host will do for somebody; says what [`Request::wish`] is then.
+    pub fn wish(&mut self, wish: Wish) -> u32 {
+        self.guests.wish(wish)
     }
 
     /// Notes who asks; says what [`Request::guest`] is then.
@@ -161,6 +167,7 @@ impl Fleet {
     pub fn remove(&mut self, handle: Handle) -> Option<Host> {
         let room = self.rooms.get_mut(handle.0 as usize)?.take()?;
         self.scarcity.remove(&room);
+        self.with_room.remove(handle.0, &room);
         self.vacant.push(handle.0);
         self.changed(handle.0);
         Some(room.host)
@@ -249,25 +256,41 @@ impl Fleet {
         self.refresh(request, &mut kind);
         let best = self.best(request, &kind, whose);
         self.kinds.put(place, kind);
-        let (cost, at) = best?;
+        let found = best.and_then(|(cost, at)| self.found(request, at, cost));
+        let beside = self.beside(request, whose);
+        beside.into_iter().chain(found).min_by_key(|choice| (choice.cost, choice.host))
+    }
+
+    /// The place on a host that was found to cost so much.
+    fn found(&self, request: &Request, at: usize, cost: i64) -> Option<Choice> {
         let room = self.rooms.get(at)?.as_ref()?;
         let mask = self.guests.mask(request, at);
-        let devices = match request.gpus {
-            Gpus::Share { milli, vram_mib } => {
-                let (device, _) = self.share(room, milli, vram_mib, mask)?;
-                vec![u8::try_from(device).ok()?]
-            }
-            Gpus::None | Gpus::Whole { .. } => room.places(request, mask).pop()?,
+        let devices = match Guests::first_share(request) {
+            Some(share) => vec![u8::try_from(self.share(room, share, mask)?.0).ok()?],
+            None => room.places(request, None, mask).pop()?,
         };
         let host = Handle(u32::try_from(at).ok()?);
-        Some(Choice { host, devices, hourly: room.host.hourly(request), cost })
+        Some(Choice { host, devices, request: *request, hourly: room.host.hourly(request), cost })
+    }
+
+    /// The cheapest place for a share of a guest beside those that it has.
+    fn beside(&self, request: &Request, whose: Option<u64>) -> Option<Choice> {
+        let share = self.guests.share(request).filter(|share| share.owner.is_some())?;
+        let places = self.with_room.hosts(share).flat_map(|at| {
+            let mask = self.guests.mask(request, at as usize);
+            let room = self.rooms.get(at as usize).and_then(Option::as_ref);
+            let places = room.map(|room| room.places(request, Some(share), mask));
+            places.unwrap_or_default().into_iter().map(move |devices| (Handle(at), devices))
+        });
+        let choices = places.filter_map(|(host, devices)| self.choice(host, request, &devices, whose));
+        choices.min_by_key(|choice| (choice.cost, choice.host))
     }
 
     /// What a request costs at a place; `None` where that is not to be had.
-    fn choice(&self, host: Handle, request: &Request, devices: &[u8], whose: u64) -> Option<Choice> {
-        let room = self.room(host).filter(|room| room.kept_for.is_none_or(|id| id == whose))?;
+    fn choice(&self, host: Handle, request: &Request, devices: &[u8], whose: Option<u64>) -> Option<Choice> {
+        let room = self.room(host).filter(|room| room.kept_for.is_none_or(|id| whose == Some(id)))?;
         let mut after = room.clone();
-        if !room.admits(request) || !after.take(request, devices) {
+        if !room.admits(request) || !after.take(request, self.guests.share(request), devices) {
             return None;
         }
         let money = self.expected(room, request)? + self.guests.admits(request, host.0 as usize, room)?;
@@ -278,40 +301,46 @@ impl Fleet {
             + stranded
             + courtesy(room, request)
             + self.scarce(sort, request, untouched, after.milli_cpu);
-        Some(Choice { host, devices: devices.to_vec(), hourly: room.host.hourly(request), cost })
+        let hourly = room.host.hourly(request);
+        Some(Choice { host, devices: devices.to_vec(), request: *request, hourly, cost })
     }
 
-    /// The cheapest hosts for a request, with each device that a share may have there.
-    fn options(&mut self, request: &Request, whose: u64, most: usize) -> Vec<(Handle, Vec<u8>)> {
+    /// The cheapest places for a request, with each device that a share may have there.
+    fn options(&mut self, request: &Request, whose: u64, most: usize) -> Vec<Choice> {
         let choices = self.guests.choices(request);
         let mut options = choices.map(|request| self.options_of_one(&request, whose, most));
         options.find(|options| !options.is_empty()).unwrap_or_default()
     }
 
-    fn options_of_one(&mut self, request: &Request, whose: u64, most: usize) -> Vec<(Handle, Vec<u8>)> {
+    fn options_of_one(&mut self, request: &Request, whose: u64, most: usize) -> Vec<Choice> {
         let (place, mut kind) = self.kinds.take(request);
         self.refresh(request, &mut kind);
-        let hosts = kind.cheap(most);
+        let mut hosts = kind.cheap(most);
         self.kinds.put(place, kind);
+        let share = self.guests.share(request);
+        let beside = share.into_iter().flat_map(|share| self.with_room.hosts(share));
+        hosts.extend(beside.map(|at| at as usize));
+        hosts.sort_unstable();
+        hosts.dedup();
         let places = hosts.into_iter().filter_map(|at| {
             let room = self.rooms[at].as_ref()?;
             let host = Handle(u32::try_from(at).ok()?);
-            let places = room.places(request, self.guests.mask(request, at));
+            let places = room.places(request, share, self.guests.mask(request, at));
             Some(places.into_iter().map(move |devices| (host, devices)))
         });
         let priced =
-            places.flatten().filter_map(|(host, devices)| self.choice(host, request, &devices, whose));
+            places.flatten().filter_map(|(host, devices)| self.choice(host, request, &devices, Some(whose)));
         let mut priced: Vec<Choice> = priced.collect();
         priced.sort_by_key(|choice| (choice.cost, choice.host));
         priced.truncate(most);
-        priced.into_iter().map(|choice| (choice.host, choice.devices)).collect()
+        priced
     }
 
-    /// Occupies what a choice found; `false` and nothing changed where it is not free any more.
+    /// Occupies what a choice found, for the request that it names; `false` and nothing changed where it is not free any more.
     pub fn place(&mut self, handle: Handle, request: &Request, devices: &[u8]) -> bool {
         let mut taken = false;
         self.alter(handle, |room, guests| {
-            taken = room.take(request, devices);
+            taken = room.take(request, guests.share(request), devices);
             if taken {
                 guests.enter(request, room);
             }
@@ -338,7 +367,8 @@ impl Fleet {
         self.stranding[class].as_ref().map_or(0, |stranding| {
             let devices: i64 = room.usable().iter().map(|usable| stranding.of_device(*usable)).sum();
             let host = stranding.of_host(room.usable_milli, room.milli_cpu, room.memory_mib);
-            Stranding::worth(devices + host, self.gpu_hours[class])
+            let rest = Stranding::of_rest(room.rest_milli);
+            Stranding::worth(devices + host + rest, self.gpu_hours[class])
         })
     }
 
@@ -357,7 +387,9 @@ impl Fleet {
     fn alter(&mut self, handle: Handle, change: impl FnOnce(&mut Room, &mut Guests)) {
         let Some(Some(room)) = self.rooms.get_mut(handle.0 as usize) else { return };
         self.scarcity.remove(room);
+        self.with_room.remove(handle.0, room);
         change(room, &mut self.guests);
+        self.with_room.add(handle.0, room);
         self.scarcity.add(room);
         self.sorts.set(handle.0 as usize, room, &self.scarcity);
         self.changed(handle.0);
@@ -409,10 +441,12 @@ impl Fleet {
         let stranding = self.stranding[usize::from(room.host.class)].as_ref();
         let (usable, device, takes_untouched) = match request.gpus {
             Gpus::None => (room.usable_milli, 0, false),
-            Gpus::Share { milli, vram_mib } => {
-                let Some((device, stranded)) = self.share(room, milli, vram_mib, mask) else { return UNFIT };
+            Gpus::Share { .. } => {
+                let share = Guests::first_share(request);
+                let found = share.and_then(|share| Some((share, self.share(room, share, mask)?)));
+                let Some((share, (device, stranded))) = found else { return UNFIT };
                 let before = room.usable()[device];
-                let after = room.usable_after(device, milli, vram_mib);
+                let after = if share.owner.is_some() { 0 } else { room.left_after(device, share) };
                 (room.usable_milli + u32::from(after) - u32::from(before), stranded, before == DEVICE_MILLI)
             }
             Gpus::Whole { count, vram_mib } => {
@@ -440,16 +474,18 @@ impl Fleet {
     }
 
     /// The device where a share strands the least, the tightest of those, and how much more it strands.
-    fn share(&self, room: &Room, milli: u16, vram_mib: u32, mask: Mask) -> Option<(usize, i64)> {
+    fn share(&self, room: &Room, share: Share, mask: Mask) -> Option<(usize, i64)> {
         let stranding = self.stranding[usize::from(room.host.class)].as_ref();
         let of = |usable: u16| stranding.map_or(0, |stranding| stranding.of_device(usable));
         let mut best: Option<(i64, u16, usize)> = None;
         for (device, usable) in room.usable().iter().enumerate() {
             let seen = device > 0 && mask == ANY && room.alike(device, device - 1);
-            if seen || mask >> device & 1 == 0 || !room.has_share(device, milli, vram_mib) {
+            if seen || mask >> device & 1 == 0 || !room.has_share(device, share) {
                 continue;
             }
-            let more = of(room.usable_after(device, milli, vram_mib)) - of(*usable);
+            let left = room.left_after(device, share);
+            let after = if share.owner.is_some() { Stranding::of_rest(left.into()) } else { of(left) };
+            let more = after - of(*usable);
             let found = (more, *usable, device);
             best = Some(best.map_or(found, |best| best.min(found)));
         }
@@ -486,7 +522,12 @@ impl Fleet {
         let class = usize::from(sort.class);
         let taken = request.whole() + u8::from(untouched);
         let after = self.scarcity.together(sort.whole.saturating_sub(taken), milli_cpu);
-        let parts = self.scarcity.of_class(class) * i64::from(request.gpu_milli());
+        // A device that a guest shares is nobody else's supply, however little of it is taken.
+        let milli = match request.gpus {
+            Gpus::Share { .. } if request.guest > 0 => u32::from(untouched) * u32::from(DEVICE_MILLI),
+            Gpus::None | Gpus::Share { .. } | Gpus::Whole { .. } => request.gpu_milli(),
+        };
+        let parts = self.scarcity.of_class(class) * i64::from(milli);
         self.worth(class, parts + self.scarcity.of_parting(class, sort.together, after))
     }
 

@@ -279,10 +279,13 @@ impl Fleet {
         }
         let tightness =
             |devices: &Vec<u8>| devices.iter().map(|device| room.usable()[usize::from(*device)]).min();
-        let masks = self.guests.choices(request).map(|choice| self.guests.mask(&choice, at));
-        let mut places = masks.filter(|mask| *mask != 0).map(|mask| room.places(request, mask));
-        let devices = places.find_map(|places| places.into_iter().min_by_key(tightness));
-        let is_taken = devices.is_some_and(|devices| room.take(request, &devices));
+        let found = self.guests.choices(request).find_map(|choice| {
+            let mask = Some(self.guests.mask(&choice, at)).filter(|mask| *mask != 0)?;
+            let share = self.guests.share(&choice);
+            let devices = room.places(&choice, share, mask).into_iter().min_by_key(tightness)?;
+            Some((choice, share, devices))
+        });
+        let is_taken = found.is_some_and(|(choice, share, devices)| room.take(&choice, share, &devices));
         if is_taken {
             self.guests.settle(request, room);
         }

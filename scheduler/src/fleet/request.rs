@@ -28,7 +28,7 @@ pub struct Request {
     pub redo_minutes: u32,
     /// Which hosts and devices will do beyond all this, as [`Fleet::wish`](super::Fleet::wish) was told; 0 for all.
     pub wish: u32,
-    /// Who asks, as [`Fleet::invite`](super::Fleet::invite) was told; 0 for nobody in particular. It makes no other kind.
+    /// Who asks, as [`Fleet::invite`](super::Fleet::invite) was told; 0 for nobody in particular.
     pub guest: u32,
 }
 

@@ -51,11 +51,22 @@ impl Host {
     /// What a request costs there, in micro-USD an hour, rounded up.
     #[must_use]
     pub fn hourly(&self, request: &Request) -> i64 {
-        let gpu = self.rate.gpu_hour.saturating_mul(i64::from(request.gpu_milli()));
+        let gpu = self.rate.gpu_hour.saturating_mul(i64::from(self.priced_milli(request)));
         let cpu = self.rate.vcpu_hour.saturating_mul(i64::from(request.milli_cpu));
         let memory = self.rate.gib_hour.saturating_mul(i64::from(request.memory_mib));
         let ceil = |value: i64, by: i64| value.saturating_add(by - 1) / by;
         ceil(gpu.saturating_add(cpu), 1_000).saturating_add(ceil(memory, 1_024))
+    }
+
+    /// The device time that is paid for: of a share the larger of its time and its memory.
+    fn priced_milli(&self, request: &Request) -> u32 {
+        match request.gpus {
+            Gpus::Share { milli, vram_mib } if vram_mib > 0 => {
+                let largest = self.vram_mib.iter().copied().max().unwrap_or(0).max(1);
+                thousandths(vram_mib.into(), largest.into(), Rounded::Up).max(milli).into()
+            }
+            Gpus::None | Gpus::Share { .. } | Gpus::Whole { .. } => request.gpu_milli(),
+        }
     }
 
     /// What a request is expected to cost there, in micro-USD for an hour of work that
@@ -83,8 +94,34 @@ pub struct Used {
     pub order_bytes: u32,
     /// Whole devices.
     pub devices: Vec<u8>,
-    /// Whose each of them is, and whether that one is to be alone there.
+    /// Devices of which guests have shares.
+    pub shared: Vec<Shared>,
+    /// Whose each placement is, and whether that one is to be alone there.
     pub tenants: Vec<(u32, bool)>,
+}
+
+/// Shares of one device, all of one owner and one size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shared {
+    /// Of which device.
+    pub device: u8,
+    /// Whose they are.
+    pub owner: u32,
+    /// Thousandths of its time, each.
+    pub milli: u16,
+    /// Memory in MiB, each.
+    pub vram_mib: u32,
+    /// How many.
+    pub count: u16,
+}
+
+/// A share of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Share {
+    /// Whose it is, where anybody is told apart: such a device is that one's alone, and all its shares of one size.
+    pub owner: Option<u32>,
+    pub milli: u16,
+    pub vram_mib: u32,
 }
 
 /// Devices of a host, one bit for each; also of hosts without any, where some bit means that they will do.
@@ -125,10 +162,14 @@ pub(super) struct Room {
     /// Memory of each device when it is untouched.
     total_mib: [u32; DEVICES_MAX],
     devices: u8,
-    /// Thousandths of each device that time and memory both allow.
+    /// The devices that guests share, with what each share there is.
+    shared: Vec<(usize, Share)>,
+    /// Thousandths of each device that time and memory both allow, for whoever comes.
     usable: [u16; DEVICES_MAX],
     /// Sum of `usable`.
     pub usable_milli: u32,
+    /// Thousandths of devices that are left for those alone who share them.
+    pub rest_milli: u32,
     /// Untouched devices.
     pub whole: u8,
 }
@@ -147,8 +188,10 @@ impl Room {
             vram_mib: [0; DEVICES_MAX],
             total_mib: [0; DEVICES_MAX],
             devices: u8::try_from(host.vram_mib.len()).unwrap_or(0),
+            shared: Vec::new(),
             usable: [0; DEVICES_MAX],
             usable_milli: 0,
+            rest_milli: 0,
             whole: 0,
             host,
         };
@@ -177,8 +220,12 @@ impl Room {
     fn sum(&mut self) {
         self.whole = 0;
         self.usable_milli = 0;
+        self.rest_milli = 0;
         for device in 0..self.devices() {
-            self.usable[device] = usable(self.milli[device], self.vram_mib[device], self.total_mib[device]);
+            let left = usable(self.milli[device], self.vram_mib[device], self.total_mib[device]);
+            let is_shared = self.share_on(device).is_some();
+            self.usable[device] = if is_shared { 0 } else { left };
+            self.rest_milli += u32::from(left - self.usable[device]);
             self.usable_milli += u32::from(self.usable[device]);
             self.whole += u8::from(self.is_whole(device));
         }
@@ -203,31 +250,48 @@ impl Room {
             && request.needs & !self.host.has == 0
     }
 
+    /// What each share of a device is that guests share.
+    pub fn share_on(&self, device: usize) -> Option<Share> {
+        self.shared.iter().find(|(of, _)| *of == device).map(|(_, share)| *share)
+    }
+
     /// Whether a share fits on a device, exactly.
-    pub fn has_share(&self, device: usize, milli: u16, vram_mib: u32) -> bool {
-        self.milli[device] >= milli && self.vram_mib[device] >= vram_mib
+    pub fn has_share(&self, device: usize, share: Share) -> bool {
+        self.milli[device] >= share.milli
+            && self.vram_mib[device] >= share.vram_mib
+            && match self.share_on(device) {
+                Some(taken) => taken == share,
+                None => share.owner.is_none() || self.is_whole(device),
+            }
+    }
+
+    /// The shares of guests of which one more fits beside them.
+    pub fn with_room(&self) -> impl Iterator<Item = Share> {
+        let with_room = self.shared.iter().filter(|(device, share)| self.has_share(*device, *share));
+        with_room.map(|(_, share)| *share)
     }
 
     /// Whether two devices are the same to any share.
     pub fn alike(&self, one: usize, other: usize) -> bool {
-        (self.milli[one], self.vram_mib[one], self.total_mib[one])
-            == (self.milli[other], self.vram_mib[other], self.total_mib[other])
+        (self.milli[one], self.vram_mib[one], self.total_mib[one], self.share_on(one))
+            == (self.milli[other], self.vram_mib[other], self.total_mib[other], self.share_on(other))
     }
 
-    /// What of a device is usable after a share is taken from it.
-    pub fn usable_after(&self, device: usize, milli: u16, vram_mib: u32) -> u16 {
-        usable(self.milli[device] - milli, self.vram_mib[device] - vram_mib, self.total_mib[device])
+    /// What is left of a device after a share is taken from it.
+    pub fn left_after(&self, device: usize, share: Share) -> u16 {
+        let (milli, vram_mib) = (self.milli[device] - share.milli, self.vram_mib[device] - share.vram_mib);
+        usable(milli, vram_mib, self.total_mib[device])
     }
 
     /// The devices among `mask` that a request may have, where it fits: for a share each that has it, for
-    /// whole devices the smallest that suffice.
-    pub fn places(&self, request: &Request, mask: Mask) -> Vec<Vec<u8>> {
+    /// whole devices the smallest that suffice. `share` is what it asks for where that is one.
+    pub fn places(&self, request: &Request, share: Option<Share>, mask: Mask) -> Vec<Vec<u8>> {
         let number = |device: usize| u8::try_from(device).unwrap_or(u8::MAX);
         match request.gpus {
             Gpus::None => vec![Vec::new()],
-            Gpus::Share { milli, vram_mib } => {
-                let fit = (0..self.devices())
-                    .filter(|device| is_in(mask, *device) && self.has_share(*device, milli, vram_mib));
+            Gpus::Share { .. } => {
+                let has_share = |device: &usize| share.is_some_and(|share| self.has_share(*device, share));
+                let fit = (0..self.devices()).filter(|device| is_in(mask, *device) && has_share(device));
                 fit.map(|device| vec![number(device)]).collect()
             }
             Gpus::Whole { count, vram_mib } => {
@@ -266,6 +330,15 @@ impl Room {
         for device in used.devices.iter().map(|device| usize::from(*device)).filter(|at| *at < devices) {
             (self.milli[device], self.vram_mib[device]) = (0, 0);
         }
+        for shared in used.shared.iter().filter(|shared| usize::from(shared.device) < devices) {
+            let device = usize::from(shared.device);
+            let milli = shared.milli.saturating_mul(shared.count);
+            let vram_mib = shared.vram_mib.saturating_mul(shared.count.into());
+            self.milli[device] = self.milli[device].saturating_sub(milli);
+            self.vram_mib[device] = self.vram_mib[device].saturating_sub(vram_mib);
+            let share = Share { owner: Some(shared.owner), milli: shared.milli, vram_mib: shared.vram_mib };
+            self.shared.push((device, share));
+        }
         used.tenants.iter().for_each(|(owner, alone)| self.enter(*owner, *alone));
         self.sum();
     }
@@ -295,8 +368,9 @@ impl Room {
         self.order_bytes = self.order_bytes.saturating_add(bytes).min(self.host.order_bytes);
     }
 
-    /// Takes what a request takes; `false` and nothing changed where it does not fit.
-    pub fn take(&mut self, request: &Request, devices: &[u8]) -> bool {
+    /// Takes what a request takes, of one device that share where it asks for one; `false` and nothing changed where it
+    /// does not fit.
+    pub fn take(&mut self, request: &Request, share: Option<Share>, devices: &[u8]) -> bool {
         let distinct = devices.iter().enumerate().all(|(at, device)| !devices[..at].contains(device));
         let there = devices.iter().all(|device| usize::from(*device) < self.devices());
         let fits = self.milli_cpu >= request.milli_cpu
@@ -307,8 +381,8 @@ impl Room {
             && fits
             && match (request.gpus, devices) {
                 (Gpus::None, []) => true,
-                (Gpus::Share { milli, vram_mib }, [device]) => {
-                    self.has_share(usize::from(*device), milli, vram_mib)
+                (Gpus::Share { .. }, [device]) => {
+                    share.is_some_and(|share| self.has_share(usize::from(*device), share))
                 }
                 (Gpus::Whole { count, vram_mib }, devices) => {
                     devices.len() == usize::from(count)
@@ -329,6 +403,8 @@ impl Room {
             let (milli, vram_mib) = self.part(request, device);
             self.milli[device] -= milli;
             self.vram_mib[device] -= vram_mib;
+            let guests = share.filter(|share| share.owner.is_some() && self.share_on(device).is_none());
+            self.shared.extend(guests.map(|share| (device, share)));
         }
         self.sum();
         true
@@ -343,6 +419,8 @@ impl Room {
             let (milli, vram_mib) = self.part(request, device);
             self.milli[device] = (self.milli[device] + milli).min(DEVICE_MILLI);
             self.vram_mib[device] = (self.vram_mib[device] + vram_mib).min(self.total_mib[device]);
+            let is_whole = self.is_whole(device);
+            self.shared.retain(|(of, _)| *of != device || !is_whole);
         }
         self.sum();
     }

@@ -98,6 +98,11 @@ impl Stranding {
         self.device.get(usize::from(usable / DEVICE_STEP)).copied().map_or(0, i64::from)
     }
 
+    /// Of devices that guests share: whatever they leave is of use to nobody else.
+    pub fn of_rest(rest_milli: u32) -> i64 {
+        i64::from(rest_milli) * PARTS as i64
+    }
+
     /// For want of CPU and memory, of a host with that much free.
     pub fn of_host(&self, usable_milli: u32, milli_cpu: u32, memory_mib: u32) -> i64 {
         self.cpu.get(usable_milli, milli_cpu) + self.memory.get(usable_milli, memory_mib)

@@ -17,7 +17,9 @@ use uuid::Uuid;
 
 use crate::{
     fit::{Meant, Names, Supply, lack_for_ever},
-    fleet::{self, ANY, CLASSES_MAX, Demand, Fleet, Gpus, Guest, Handle, Mask, Request, SpotLease, Used},
+    fleet::{
+        self, ANY, CLASSES_MAX, Demand, Fleet, Gpus, Guest, Handle, Mask, Request, SpotLease, Used, Wish,
+    },
     planner::money::{pays, run_max},
 };
 
@@ -135,6 +137,7 @@ impl<'a> Loaded<'a> {
             disk_mib: mib(host.disk_used),
             order_bytes: count(host.order_bytes),
             devices,
+            shared: Vec::new(),
             tenants,
         };
         self.fleet.occupy(handle, &used);
@@ -200,7 +203,7 @@ impl<'a> Loaded<'a> {
         let masks: Vec<Mask> = self.ids.values().map(of).collect();
         let accepted = masks.iter().zip(&self.classes).filter(|(mask, _)| **mask != 0);
         let classes = accepted.fold(otherwise.1, |classes, (_, class)| classes | 1 << class);
-        let number = self.fleet.wish(masks, otherwise.0);
+        let number = self.fleet.wish(Wish { masks, gpus: None, otherwise: otherwise.0 });
         self.wishes.insert(wanted, (number, classes));
         (number, classes)
     }

@@ -35,7 +35,7 @@ fn a_gang_is_placed_whole_or_not_at_all() {
     let (mut fleet, _) = fleet([host(2), host(1)]);
     let places = fleet.place_gang(&gang(1, &[whole(1), whole(2)])).expect("a place for both");
     assert_eq!(places.iter().map(|choice| choice.devices.len()).collect::<Vec<_>>(), [1, 2]);
-    fleet.release_gang(&gang(1, &[whole(1), whole(2)]), &places);
+    fleet.release_gang(&places);
     assert!(fleet.place_gang(&gang(2, &[whole(2), whole(2)])).is_none());
     assert!(fleet.place_gang(&gang(3, &[whole(1); 3])).is_some(), "what was refused occupies nothing");
 }
@@ -150,7 +150,7 @@ fn nobody_starves() {
     for step in 0_i64..200 {
         let now = step * 5_000;
         let ended: Vec<_> = running.extract_if(.., |(until, _, _)| *until <= now).collect();
-        ended.iter().for_each(|(_, gang, places)| fleet.release_gang(gang, places));
+        ended.iter().for_each(|(_, _, places)| fleet.release_gang(places));
         for at in 0..2 {
             queue.push(waiting(u64::try_from(1 + step * 2 + at).expect("positive"), &[whole(1)], now));
         }
@@ -189,7 +189,7 @@ fn a_gang_whose_orders_are_too_large_for_one_host_goes_to_two_and_keeps_none_tha
         fleet.decide(&request).is_some()
     };
     assert!(fits(&mut two, 1_000) && !fits(&mut two, 1_001));
-    two.release_gang(&gang, &places);
+    two.release_gang(&places);
     assert!(fits(&mut two, 4_000), "an order is forgotten with its lease");
 }
 
