@@ -5,10 +5,11 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context as _;
 use nave_clouds::{Owner, Row, machine::Stage, provider::MachineId};
 use nave_domain::{MicroUsd, Timestamp, host::Term};
+use nave_rules::catalogue::Catalogue;
 use nave_scheduler::cloud::{
     Market, TicketTerms,
     config::{Clouds, MarketTerms},
-    ledger,
+    ledger, rent,
 };
 use nave_sdk::wire::enrol::{PublicKey, TicketId, TicketPayload, check_url};
 use nave_store::{MachineAttempt, MachineDemand, MachineRow, Store};
@@ -27,7 +28,10 @@ const ATTEMPTS_MAX: i64 = 50;
 /// What is wrong with it.
 pub fn load(file: Option<&Path>) -> anyhow::Result<(Clouds, Option<Market>)> {
     let Some(file) = file else { return Ok((Clouds::default(), None)) };
-    let clouds = Clouds::read(file, &|name| std::env::var(name).ok())?;
+    let mut clouds = Clouds::read(file, &|name| std::env::var(name).ok())?;
+    let catalogue = Catalogue::embedded().map_err(anyhow::Error::msg)?;
+    clouds.models =
+        catalogue.classes.iter().map(|class| (class.name.clone(), class.models.clone())).collect();
     let market = clouds.market.as_ref().map(market).transpose();
     let market = market.with_context(|| format!("understand [market] in {}", file.display()))?;
     Ok((clouds, market))
@@ -77,19 +81,33 @@ pub async fn print(store: &Store, as_json: bool) -> anyhow::Result<()> {
     let attempts = store.machine_attempts(None, ATTEMPTS_MAX).await.context("list the attempts")?;
     let read = |row: &MachineRow| ledger::read(row).map_err(|error| anyhow::anyhow!("{error}"));
     let known: Vec<Row> = rows.iter().map(read).collect::<anyhow::Result<_>>()?;
+    let sums = sums(store, now).await.context("sum up what machines cost and brought in")?;
     let machines = || rows.iter().zip(&known);
     if as_json {
         let machines: Vec<Value> = machines().map(|(row, known)| machine_json(row, known, now)).collect();
         let attempts: Vec<Value> = attempts.iter().map(attempt_json).collect();
-        println!("{:#}", json!({ "machines": machines, "attempts": attempts }));
+        let day = json!({ "cost": sums.0, "charged": sums.1 });
+        println!("{:#}", json!({ "day": day, "machines": machines, "attempts": attempts }));
         return Ok(());
     }
     if rows.is_empty() && attempts.is_empty() {
         println!("no cloud was asked for anything yet");
+    } else {
+        println!("machines of the last day: {} cost, {} paid for by jobs", sums.0, sums.1);
     }
     machines().for_each(|(row, known)| println!("{}", machine_line(row, known, now)));
     attempts.iter().for_each(|attempt| println!("{}", attempt_line(attempt)));
     Ok(())
+}
+
+/// What the machines of the last day have cost, and what jobs on them were charged.
+async fn sums(store: &Store, now: Timestamp) -> anyhow::Result<(MicroUsd, MicroUsd)> {
+    let mut sums = (MicroUsd::ZERO, MicroUsd::ZERO);
+    for account in store.machine_accounts(rent::DAY).await? {
+        let (cost, charged) = rent::paid(&account, now).map_err(|error| anyhow::anyhow!("{error}"))?;
+        sums = (sums.0.plus(cost)?, sums.1.plus(charged)?);
+    }
+    Ok(sums)
 }
 
 /// Where a machine stands, in a word.

@@ -368,9 +368,7 @@ async fn lock(tx: &mut PgConnection, machine: Uuid, version: u64) -> Result<Opti
     );
     let row = row.fetch_optional(tx).await?;
     let host = |host: Option<Uuid>| host.map_or(Host::None, |host| Host::Is(HostId(host)));
-    Ok(row.map(|row| {
-        (if row.ending.is_some() { Host::None } else { host(row.host_id) }, MicroUsd(row.cost))
-    }))
+    Ok(row.map(|row| (if row.ending.is_some() { Host::None } else { host(row.host_id) }, MicroUsd(row.cost))))
 }
 
 /// Posts what a machine has cost since it was written last. A row is written once in each version, and so is this.
@@ -379,25 +377,31 @@ async fn owe(tx: &mut PgConnection, write: &MachineWrite<'_>, before: MicroUsd) 
     Ok(())
 }
 
-/// Takes out the host that a machine is. False where it goes back for want of work and its host has some.
+/// Takes out the host that a machine is. False where it goes back for want of work and its host has some: leases, or
+/// what a quote holds as long as the machine is only idle.
 async fn leave(tx: &mut PgConnection, machine: Uuid, host: HostId, ending: MachineEnding) -> Result<bool> {
     // The lock that placements wait for: what is placed is either seen here or sees this.
     let state = sqlx::query_scalar!("select state from hosts where host_id = $1 for update", host.0)
         .fetch_one(&mut *tx)
         .await?;
-    let is_busy = sqlx::query_scalar!(
-        r#"select exists (select from leases where host_id = $1 and state <> 'closed')
-                or exists (select from quotes where host_id = $1 and job_id is null
-                           and expires_at_ms > now_ms()) as "is_busy!""#,
-        host.0
+    let has = sqlx::query!(
+        r#"select exists (select from leases where host_id = $1 and state <> 'closed') as "leases!",
+                exists (select from quotes where host_id = $1 and job_id is null and expires_at_ms > now_ms())
+                and exists (select from machines where machine_id = $2 and demand <> 'released') as "quotes!""#,
+        host.0,
+        machine
     );
-    if is_busy.fetch_one(&mut *tx).await? && ending.is_for_want_of_work {
+    let has = has.fetch_one(&mut *tx).await?;
+    if ending.is_for_want_of_work && has.leases {
         sqlx::query!(
             "update machines set demand = 'wanted', idle_at_ms = null, version = version + 1 where machine_id = $1",
             machine
         )
         .execute(tx)
         .await?;
+        return Ok(false);
+    }
+    if ending.is_for_want_of_work && has.quotes {
         return Ok(false);
     }
     let state: HostState = error::read_name("a host's state", state)?;

@@ -243,7 +243,7 @@ impl Store {
         let row = sqlx::query_as!(
             RawJob,
             "select job_id, customer_id, state, request, created_at_ms, finished_at_ms, exit_code, reason_code,
-                    reason_message, charged, result_sha256, result_truncated
+                    reason_message, not_rented, charged, result_sha256, result_truncated
              from jobs where job_id = $1 and customer_id = $2",
             job.0,
             customer.0
@@ -267,7 +267,7 @@ impl Store {
         let rows = sqlx::query_as!(
             RawJob,
             "select job_id, customer_id, state, request, created_at_ms, finished_at_ms, exit_code, reason_code,
-                    reason_message, charged, result_sha256, result_truncated
+                    reason_message, not_rented, charged, result_sha256, result_truncated
              from jobs
              where customer_id = $1 and ($2::text is null or state = $2) and ($3::uuid is null or job_id < $3)
              order by job_id desc limit $4",
@@ -420,6 +420,7 @@ struct RawJob {
     exit_code: Option<i32>,
     reason_code: Option<String>,
     reason_message: Option<String>,
+    not_rented: Option<String>,
     charged: i64,
     result_sha256: Option<Vec<u8>>,
     result_truncated: bool,
@@ -427,15 +428,21 @@ struct RawJob {
 
 impl RawJob {
     fn read(self) -> Result<JobRow> {
+        let state: JobState = error::read_name("a job's state", self.state)?;
+        let not_rented = self.not_rented.filter(|_| state == JobState::Queued);
+        let message = self.reason_message.map(|message| match not_rented {
+            Some(why) => format!("{message}; {why}"),
+            None => message,
+        });
         Ok(JobRow {
             job: self.job_id.into(),
             customer: self.customer_id.into(),
-            state: error::read_name("a job's state", self.state)?,
+            state,
             request: error::read_json("a job's request", self.request)?,
             created_at: Timestamp(self.created_at_ms),
             finished_at: self.finished_at_ms.map(Timestamp),
             exit_code: self.exit_code,
-            reason: self.reason_code.zip(self.reason_message),
+            reason: self.reason_code.zip(message),
             charged: MicroUsd(self.charged),
             result: self.result_sha256,
             result_truncated: self.result_truncated,

@@ -84,7 +84,7 @@ pub use quote::{
     RECENT_MAX as QUOTES_RECENT_MAX,
 };
 pub use release::{NewRelease, ReleaseRow};
-pub use rent::{NewMachine, RentSnapshot, RentedMachine, WaitingJob};
+pub use rent::{MachineAccount, NewMachine, RentSnapshot, RentedMachine, WaitingJob};
 pub use resting::{CloudRow, MachineEnd};
 pub use schedule::{ORDER_BYTES_MAX, Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use suite::{Decided, DueHost};

@@ -81,6 +81,8 @@ struct LimitsTable {
     patience: String,
     idle: String,
     share_percent: u8,
+    loss: String,
+    unused: u32,
 }
 
 #[derive(Serialize)]
@@ -173,6 +175,8 @@ impl Cloud {
                 idle: format!("{}ms", self.args.cloud_idle.0),
                 // Its machines cost nothing, whatever is said of their prices.
                 share_percent: 0,
+                loss: MicroUsd(1_000_000_000_000).to_string(),
+                unused: u32::MAX,
             },
             local: LocalTable { dir: self.layout.cloud() },
         };

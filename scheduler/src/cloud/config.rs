@@ -15,7 +15,10 @@
 //! idle = "2m"                     # that a machine has nothing to do until it goes back
 //! margin_percent = 10             # on top of what a machine costs
 //! share_percent = 50              # of its cost that jobs which wait are to pay, or it is not rented: of its price an
-//!                                 # hour, and of what it costs to boot and be idle; 0 rents for any job
+//!                                 # hour, and of what it costs to boot and be idle; where jobs have paid less of its
+//!                                 # price for half an hour it takes no more; 0 rents for any job
+//! loss = "25.00"                  # dollars that machines of a day may cost beyond what jobs paid on them
+//! unused = 3                      # machines a day for jobs of one customer that end before they ran; then no more
 //!
 //! [agent]                         # for images that do not have the program; the same for [prover]
 //! url = "https://files.example/miner-agent"
@@ -42,7 +45,7 @@ use nave_domain::{MicroUsd, Millis};
 use serde::{Deserialize, Deserializer, de};
 
 use super::boot::{Program, Programs};
-use crate::demand::Limits;
+use crate::demand::{Limits, Models};
 
 /// The largest part that may be put on top of what a machine costs: tenfold.
 const MARGIN_PERCENT_MAX: i64 = 1_000;
@@ -54,6 +57,8 @@ pub struct Clouds {
     pub market: Option<MarketTerms>,
     /// What may be rented.
     pub limits: Limits,
+    /// What devices of each class call themselves; not in the file.
+    pub models: Models,
     /// What machines fetch.
     pub programs: Programs,
     /// The accounts; that of the local cloud has its directory as the base URL.
@@ -103,6 +108,9 @@ struct LimitsTable {
     idle: Option<Millis>,
     margin_percent: Option<i64>,
     share_percent: Option<i64>,
+    #[serde(deserialize_with = "written")]
+    loss: Option<MicroUsd>,
+    unused: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -174,7 +182,7 @@ impl Clouds {
         for (name, program) in [("agent", &programs.agent), ("prover", &programs.prover)] {
             program.check().map_err(|problem| anyhow::anyhow!("[{name}]: {problem}"))?;
         }
-        Ok(Self { market, limits: file.limits.limits()?, programs, accounts })
+        Ok(Self { market, limits: file.limits.limits()?, models: Models::new(), programs, accounts })
     }
 }
 
@@ -239,6 +247,8 @@ impl LimitsTable {
             idle: self.idle.unwrap_or(usual.idle),
             margin_percent,
             share_percent,
+            loss: self.loss.unwrap_or(usual.loss),
+            unused: self.unused.unwrap_or(usual.unused),
         })
     }
 }
@@ -263,6 +273,8 @@ mod tests {
             machines = 2
             hourly = "12.50"
             life = "6h"
+            loss = "7.50"
+            unused = 1
             [lambda]
             ssh_key = "ops"
             [local]
@@ -273,6 +285,7 @@ mod tests {
         assert_eq!(market.hotkey, Path::new("/etc/nave/cloud.hotkey"));
         assert_eq!((clouds.limits.machines, clouds.limits.hourly), (2, MicroUsd(12_500_000)));
         assert_eq!((clouds.limits.life, clouds.limits.patience), (Millis(21_600_000), Millis(60_000)));
+        assert_eq!((clouds.limits.loss, clouds.limits.unused), (MicroUsd(7_500_000), 1));
         let [(Cloud::Local, local), (Cloud::Lambda, lambda)] = &clouds.accounts[..] else {
             panic!("two accounts");
         };
@@ -302,6 +315,7 @@ mod tests {
             ("[lambda]\nkey = \"x\"", "key"),
             ("[limits]\nlife = \"1m\"", "life"),
             ("[limits]\nhourly = \"much\"", "dollars"),
+            ("[limits]\nloss = \"-1\"", "dollars"),
             ("[limits]\nmargin_percent = -1", "margin_percent"),
             ("[limits]\nshare_percent = 101", "share_percent"),
             ("[agent]\nurl = \"https://x\"", "sha256"),

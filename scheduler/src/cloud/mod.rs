@@ -7,12 +7,12 @@ pub mod boot;
 pub mod config;
 pub mod ledger;
 mod prices;
-mod rent;
+pub mod rent;
 
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -39,7 +39,7 @@ use self::{
     config::Clouds,
     ledger::{Clock, Rows},
 };
-use crate::demand::{Limits, Shape};
+use crate::demand::{Limits, Models, Shape};
 
 /// Time between two looks at a cloud's machines where some are open.
 const LOOK: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ pub async fn run(
     store: Store,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    let role = Arc::new(Role::new(clouds.limits, clouds.programs, market, store));
+    let role = Arc::new(Role::new(clouds.limits, clouds.models, clouds.programs, market, store));
     let mut tasks = JoinSet::new();
     if !clouds.accounts.is_empty() {
         let network = Arc::new(Network::new().context("prepare to reach clouds")?);
@@ -131,6 +131,7 @@ struct Site {
 /// What all tasks share.
 struct Role {
     limits: Limits,
+    models: Models,
     programs: Programs,
     market: Option<Market>,
     store: Store,
@@ -138,13 +139,16 @@ struct Role {
     sites: Mutex<BTreeMap<Cloud, Arc<Site>>>,
     /// What each cloud has offered last.
     offers: Mutex<BTreeMap<Cloud, Vec<CloudOffer>>>,
+    /// Whether machines had lost what they may when one was wanted last.
+    has_lost: AtomicBool,
 }
 
 impl Role {
-    fn new(limits: Limits, programs: Programs, market: Option<Market>, store: Store) -> Self {
+    fn new(limits: Limits, models: Models, programs: Programs, market: Option<Market>, store: Store) -> Self {
         let clock = Arc::new(Clock::at(Timestamp(0)));
         let (sites, offers) = (Mutex::default(), Mutex::default());
-        Self { limits, programs, market, store, clock, sites, offers }
+        let has_lost = AtomicBool::new(false);
+        Self { limits, models, programs, market, store, clock, sites, offers, has_lost }
     }
 
     /// Sets the clock; whatever is told a time afterwards is told the database's.

@@ -1,35 +1,61 @@
 //! What is wanted of clouds: machines for jobs that wait, and no machine that has nothing to do.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::atomic::Ordering};
 
 use nave_clouds::{Row, ledger::Broken, machine::Stage, provider::MachineId};
 use nave_crash_point::crash_point;
-use nave_domain::{Millis, Timestamp, host::HostState};
-use nave_store::{Departure, NewMachine, RentSnapshot, RentedMachine, StoreError};
+use nave_domain::{MicroUsd, Millis, Timestamp, host::HostState};
+use nave_store::{
+    AttemptFault, Departure, MachineAccount, MachineAttempt, NewMachine, RentSnapshot, RentedMachine,
+    StoreError, WaitingJob,
+};
 use uuid::Uuid;
 
 use super::{
     Role,
     ledger::{known, read},
 };
-use crate::demand::{Purchase, Refused, Rented, demand, drains_from, wanted};
+use crate::demand::{
+    Need, Purchase, Refused, Rented, Shape, demand, drains_from, is_paid_for, lost, needs, not_rented, wanted,
+};
 
 /// For how long an offer that came to nothing is not tried again.
 const REFUSED: Millis = Millis(600_000);
 
+/// The time over which losses are summed.
+pub const DAY: Millis = Millis(86_400_000);
+
 /// Looks once at what waits and what is rented.
-pub async fn look(role: &Role) -> Result<(), Broken> {
+pub(super) async fn look(role: &Role) -> Result<(), Broken> {
     let snapshot = role.store.rent_snapshot(REFUSED).await?;
+    let rented = rented(&snapshot)?;
+    let needs = needs(&snapshot.jobs, &rented, &role.limits);
     for machine in snapshot.machines.iter().filter(|machine| machine.row.ending.is_none()) {
-        tend(role, machine, snapshot.now).await?;
+        let need = needs.get(&machine.row.machine).copied().unwrap_or_default();
+        tend(role, machine, need, snapshot.now).await?;
     }
-    buy(role, &snapshot).await
+    tell(role, &snapshot).await?;
+    buy(role, &snapshot, &rented).await
 }
 
-/// Says whether a machine is wanted, and lets its host take no new jobs once half of its life is over.
-async fn tend(role: &Role, machine: &RentedMachine, now: Timestamp) -> Result<(), Broken> {
+/// Tells jobs why no machine is rented for them, where that is another reason than what they wait for.
+async fn tell(role: &Role, snapshot: &RentSnapshot) -> Result<(), Broken> {
+    let told = not_rented(&snapshot.jobs, &role.limits);
+    let is_told = |job: &WaitingJob| {
+        let why = told.iter().find(|(id, _)| *id == job.job).map(|(_, why)| why);
+        why == job.not_rented.as_ref()
+    };
+    if !snapshot.jobs.iter().all(is_told) {
+        role.store.jobs_not_rented(&told).await?;
+    }
+    Ok(())
+}
+
+/// Says whether a machine is wanted, and lets its host take no new jobs where it is not paid for, and once half of its
+/// life is over.
+async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) -> Result<(), Broken> {
     let row = read(&machine.row)?;
-    let demand = wanted(machine, row.stage != Stage::Intended, now);
+    let demand = wanted(machine, need, row.stage != Stage::Intended, &role.limits, now);
     if demand != machine.row.demand {
         // Who wrote the row meanwhile knows more: it is looked at again.
         role.store.machine_demand(machine.row.machine, machine.row.version, demand).await?;
@@ -46,11 +72,16 @@ async fn tend(role: &Role, machine: &RentedMachine, now: Timestamp) -> Result<()
         )
         | None => false,
     };
-    if let Some(host) =
-        machine.row.host.filter(|_| takes_jobs && now >= drains_from(row.made_at, row.dead_man))
-    {
+    let why = if now >= drains_from(row.made_at, row.dead_man) {
+        "its end is near"
+    } else if !is_paid_for(machine, row.price, &role.limits, now) {
+        "too little of what it costs is paid"
+    } else {
+        return Ok(());
+    };
+    if let Some(host) = machine.row.host.filter(|_| takes_jobs) {
         match role.store.host_depart(None, host, Departure::Drain).await {
-            Ok(_) => tracing::info!(host.id = %host, "a machine takes no new jobs; its end is near"),
+            Ok(_) => tracing::info!(host.id = %host, why, "a machine takes no new jobs"),
             Err(StoreError::Stale(_)) => {}
             Err(error) => return Err(error.into()),
         }
@@ -58,19 +89,25 @@ async fn tend(role: &Role, machine: &RentedMachine, now: Timestamp) -> Result<()
     Ok(())
 }
 
-async fn buy(role: &Role, snapshot: &RentSnapshot) -> Result<(), Broken> {
+/// The machines that are not closed, as those that are chosen beside them must see them.
+fn rented(snapshot: &RentSnapshot) -> Result<Vec<Rented>, Broken> {
+    let open = snapshot.machines.iter().filter(|machine| !machine.row.is_closed);
+    open.map(|machine| seen(machine, &read(&machine.row)?)).collect()
+}
+
+async fn buy(role: &Role, snapshot: &RentSnapshot, rented: &[Rented]) -> Result<(), Broken> {
     let Some(market) = &role.market else { return Ok(()) };
     let rows: Vec<Row> =
         snapshot.machines.iter().map(|machine| read(&machine.row)).collect::<Result<_, _>>()?;
     let machines = || snapshot.machines.iter().zip(&rows);
-    let open = machines().filter(|(machine, _)| !machine.row.is_closed);
-    let rented = open.map(|(machine, row)| seen(machine, row)).collect::<Result<Vec<_>, _>>()?;
     let refused: BTreeSet<Refused> = machines()
         .filter(|(machine, row)| machine.row.enrolled_at.is_none() && row.ending.is_some())
         .map(|(_, row)| (row.cloud, row.offer.0.clone(), row.offer.1.clone()))
         .collect();
-    let purchases = demand(&snapshot.jobs, &role.offers(), &rented, &refused, &role.limits, snapshot.now);
-    if purchases.is_empty() {
+    let offers = role.offers();
+    let purchases =
+        demand(&snapshot.jobs, &offers, &role.models, rented, &refused, &role.limits, snapshot.now);
+    if purchases.is_empty() || has_lost_too_much(role, &purchases, snapshot.now).await? {
         return Ok(());
     }
     let ids: Vec<Uuid> = purchases.iter().map(|_| Uuid::now_v7()).collect();
@@ -108,6 +145,42 @@ fn intended(purchase: &Purchase, id: Uuid, now: Timestamp, dead_man: Timestamp) 
     Row::intend(MachineId(id), offer.cloud, what, offer.price, purchase.price_max, now, dead_man)
 }
 
+/// Whether machines have lost within a day what they may, so that none is rented; it is said then.
+async fn has_lost_too_much(role: &Role, purchases: &[Purchase], now: Timestamp) -> Result<bool, Broken> {
+    let accounts = role.store.machine_accounts(DAY).await?;
+    let sums = accounts.iter().map(|account| paid(account, now)).collect::<Result<Vec<_>, Broken>>()?;
+    let (lost, most) = (lost(sums.into_iter()), role.limits.loss);
+    let has = lost >= most;
+    if has != role.has_lost.swap(has, Ordering::Relaxed) {
+        tracing::warn!(%lost, limit = %most, "machines are {}", if has {
+            "rented no more: what was rented within a day has lost as much as it may"
+        } else {
+            "rented again: what was rented within a day has lost less than it may"
+        });
+    }
+    let cloud = purchases.first().map(|purchase| purchase.offer.cloud.name().to_owned());
+    let Some(cloud) = cloud.filter(|_| has) else { return Ok(has) };
+    let message = format!(
+        "nothing more is rented: machines of the last day have cost {lost} more than jobs on them paid, and may \
+         cost {most} more; [limits] loss in the file of clouds"
+    );
+    let fault = AttemptFault { reason: "loss".to_owned(), code: "limit".to_owned(), message };
+    let (call, hourly) = ("rent".to_owned(), None);
+    let attempt =
+        MachineAttempt { machine: None, cloud, call, at: now, times: 1, hourly, fault: Some(fault) };
+    role.store.machine_note(&attempt).await?;
+    Ok(true)
+}
+
+/// What a machine has cost and what jobs on it were charged.
+///
+/// # Errors
+/// When its row cannot be understood.
+pub fn paid(account: &MachineAccount, now: Timestamp) -> Result<(MicroUsd, MicroUsd), Broken> {
+    let row = read(&account.row)?;
+    Ok((row.cost(row.cloud.terms().billing, now), account.charged))
+}
+
 /// A machine as those that are chosen beside it must see it.
 fn seen(machine: &RentedMachine, row: &Row) -> Result<Rented, Broken> {
     let takes_jobs = match machine.host {
@@ -116,7 +189,17 @@ fn seen(machine: &RentedMachine, row: &Row) -> Result<Rented, Broken> {
         }
         Some(HostState::Refused | HostState::Draining | HostState::Gone | HostState::Banned) => false,
     };
-    let shape = machine.row.shape.clone().map(serde_json::from_value).transpose()?;
+    let shape: Option<Shape> = machine.row.shape.clone().map(serde_json::from_value).transpose()?;
+    let shape = shape.map(|shape| match &machine.has {
+        Some((has, proven)) => shape.proven(has, proven.as_ref()),
+        None => shape,
+    });
     let is_free = row.ending.is_none() && takes_jobs && !machine.is_long_busy;
-    Ok(Rented { shape, price_max: row.price_max, is_free })
+    Ok(Rented {
+        machine: machine.row.machine,
+        job: machine.row.job,
+        shape,
+        price_max: row.price_max,
+        is_free,
+    })
 }

@@ -28,6 +28,7 @@ mod miner;
 mod place;
 mod quote;
 mod release;
+mod rent;
 mod requeue;
 mod resting;
 mod storm;
