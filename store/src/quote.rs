@@ -3,24 +3,21 @@
 //! A customer asks, the scheduler answers, a job takes the place. Between the answer and its expiry
 //! the capacity counts as used; nothing needs to happen when it expires.
 
+mod still;
+
 use std::collections::BTreeMap;
 
 use nave_crash_point::crash_point;
 use nave_domain::{
-    CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp,
-    host::{Device, Inventory, Proven},
-    job::JobRequest,
-    lease::ChosenFor,
-    ledger::Account,
-    rate,
-    wish::{self, Known, Terms},
+    CustomerId, HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp, job::JobRequest, lease::ChosenFor,
+    ledger::Account, rate,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, cloud,
+    Result, Store, StoreError,
     error::{self, readable},
     ledger,
     notify::{Changes, announce},
@@ -206,6 +203,7 @@ fn read_place(answer: serde_json::Value) -> Result<Placement> {
 /// A quote that a job is about to use, locked; the first lock of its transaction.
 pub(crate) struct LockedQuote {
     quote: QuoteId,
+    customer: CustomerId,
     request: JobRequest,
     placement: Option<Placement>,
     is_expired: bool,
@@ -229,6 +227,7 @@ pub(crate) async fn lock(tx: &mut PgConnection, customer: CustomerId, quote: Quo
     let placement = row.answer.filter(|_| row.host_id.is_some()).map(read_place).transpose()?;
     Ok(LockedQuote {
         quote,
+        customer,
         request: error::read_json("a quote's request", row.request)?,
         placement,
         is_expired: row.is_expired,
@@ -272,10 +271,7 @@ impl LockedQuote {
         if used.rows_affected() == 0 {
             return Err(QuoteFault::Expired.into());
         }
-        if is_there(tx, placement, &self.request).await? && is_alone(tx, placement).await? {
-            return Ok(());
-        }
-        Err(QuoteFault::Void.into())
+        if still::stands(tx, self, placement).await? { Ok(()) } else { Err(QuoteFault::Void.into()) }
     }
 }
 
@@ -286,81 +282,6 @@ fn differs(quoted: &JobRequest, asked: &JobRequest) -> Result<Option<String>> {
     let (quoted, asked) = (fields(&quoted), fields(&asked));
     let names = quoted.keys().chain(asked.keys());
     Ok(names.into_iter().find(|name| quoted.get(*name) != asked.get(*name)).cloned())
-}
-
-/// Whether a host, which is locked, still has what its leases need and is what a request asks for.
-async fn is_there(tx: &mut PgConnection, placement: &Placement, request: &JobRequest) -> Result<bool> {
-    let row = sqlx::query!(
-        r#"select h.inventory as "inventory!", h.proven, h.term, h.region,
-                exists (select from machines m where m.host_id = h.host_id) as "is_rented!",
-                (select known -> 'dead_man' from machines m where m.host_id = h.host_id) as dead_man, now_ms() as "now!",
-                sum(l.milli_cpu)::bigint as "milli_cpu!",
-                sum(l.memory)::bigint as "memory!", sum(l.disk)::bigint as "disk!"
-           from hosts h join leases l using (host_id) where h.host_id = $1 and l.state <> 'closed' group by h.host_id"#,
-        placement.host.0
-    )
-    .fetch_one(tx)
-    .await?;
-    let inventory: Inventory = error::read_json("an inventory", row.inventory)?;
-    let proven: Option<Proven> =
-        row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
-    let terms = Terms {
-        term: error::read_name("a term", row.term)?,
-        region: row.region.map(|name| error::read_name("a region", name)).transpose()?,
-        trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
-    };
-    let lasts = cloud::lasts(row.dead_man, Timestamp(row.now))?;
-    let at_any_price = JobRequest { max_price: None, ..request.clone() };
-    Ok(row.milli_cpu <= inventory.milli_cpu.0
-        && row.memory <= inventory.memory.0
-        && row.disk <= inventory.disk.0
-        && lasts.is_none_or(|lasts| request.limits.longest() <= lasts)
-        && has_devices(&inventory, proven.as_ref(), placement, request)
-        && wish::unmet(&at_any_price, &terms, placement.rate).is_none())
-}
-
-/// Whether the devices of a placement are there, and all of one model that the request names.
-fn has_devices(
-    inventory: &Inventory,
-    proven: Option<&Proven>,
-    placement: &Placement,
-    request: &JobRequest,
-) -> bool {
-    let classes: BTreeMap<_, _> = proven.iter().flat_map(|proven| proven.classes()).collect();
-    let models: BTreeMap<_, _> = proven.iter().flat_map(|proven| proven.models()).collect();
-    let known = |device: &Device| {
-        let models = models.get(&device.uuid).map(Vec::as_slice).unwrap_or_default();
-        let class = classes.get(&device.uuid).map(|class| (class.as_str(), models));
-        Known::of(&device.model, class)
-    };
-    let all_are = |wanted: &dyn Fn(&Device) -> bool| {
-        let is_one =
-            |uuid: &String| inventory.rentable_devices().any(|device| device.uuid == *uuid && wanted(device));
-        placement.devices.iter().all(is_one)
-    };
-    let Some(gpu) = &request.resources.gpu else { return all_are(&|_| true) };
-    gpu.choices().any(|model| {
-        all_are(&|device| gpu.fits(device.vram) && model.is_none_or(|model| known(device).is(model)))
-    })
-}
-
-/// Whether no other open lease of a host, which is locked, is in the way of a new one: none has one of its
-/// devices, and where one of two customers is to be alone, there is only one.
-async fn is_alone(tx: &mut PgConnection, placement: &Placement) -> Result<bool> {
-    let is_alone = sqlx::query_scalar!(
-        r#"select not exists (
-             select from leases l join jobs other using (job_id), jobs own
-             where own.job_id = $1 and l.host_id = $2 and l.job_id <> $1 and l.state <> 'closed'
-               and (l.devices && $3::text[]
-                    or other.customer_id <> own.customer_id
-                       and 'host' in (other.request ->> 'isolation', own.request ->> 'isolation'))) as "is_alone!""#,
-        placement.job.0,
-        placement.host.0,
-        &placement.devices
-    )
-    .fetch_one(tx)
-    .await?;
-    Ok(is_alone)
 }
 
 async fn find_by_key(tx: &mut PgConnection, asking: &Asking<'_>) -> Result<Option<QuoteId>> {

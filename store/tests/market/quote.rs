@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, QuoteId,
-    host::{Inventory, ProvenDevice, Trust},
+    Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, MilliGpu, Millis, QuoteId,
+    fraction::{Division, Fraction, Slice},
+    host::{Device, Inventory, ProvenDevice, Trust},
     job::{Isolation, JobRequest, JobState, Resources},
     lease::ChosenFor,
-    rate::Rate,
+    rate::{Rate, Size},
     wish::{GpuRequest, TermWish},
 };
 use nave_store::{
@@ -336,6 +337,148 @@ async fn a_quote_whose_devices_somebody_leases_is_void() {
         let mut tenants = supply(market, host).await.tenants;
         tenants.sort();
         assert_eq!(tenants, [(ada, false), (eve, false)], "its quote, and her lease");
+    })
+    .await;
+}
+
+const FRACTION: Fraction = Fraction { milli: MilliGpu(400), vram: Bytes(8 * Bytes::GIB) };
+
+/// A request that a share or a slice of so much suffices for.
+fn wants(share: i64) -> JobRequest {
+    let share = u16::try_from(share).ok();
+    let gpu = GpuRequest { vram: FRACTION.vram, share, ..GpuRequest::default() };
+    let resources = Resources { gpu: Some(gpu), ..request().resources };
+    JobRequest { resources, trust: Trust::ALL.into(), ..request() }
+}
+
+/// A host with a GPU that is shared and one that is cut.
+async fn divided_host(market: &Market, name: &str) -> HostId {
+    let slice =
+        Slice { uuid: "MIG-1".into(), profile: "8gb".into(), milli: FRACTION.milli, vram: FRACTION.vram };
+    let shared = Device { division: Division::Shares, ..device("GPU-1") };
+    let cut = Device { division: Division::Slices(vec![slice]), ..device("GPU-2") };
+    market.host_with(name, RATE, &Inventory { devices: vec![shared, cut], ..inventory() }).await
+}
+
+/// A quote that holds a share of a device, or a slice.
+async fn held_part(market: &Market, customer: CustomerId, host: HostId, uuid: &str, share: bool) -> QuoteId {
+    let key = QuoteId(uuid::Uuid::now_v7()).to_string();
+    let quote = ask_for(market, customer, &key, &wants(FRACTION.milli.0), HOLD).await.expect("asked");
+    let placement = place(market, quote, host).await;
+    let size = Size { milli_gpu: FRACTION.milli, ..placement.size };
+    let share = share.then_some(FRACTION);
+    let part = Placement { devices: vec![uuid.into()], share, size, ..placement };
+    answer(market, quote, part).await.expect("answered");
+    quote
+}
+
+async fn use_it(market: &Market, customer: CustomerId, quote: QuoteId) -> Result<JobId, StoreError> {
+    let wish = JobRequest { quote: Some(quote), ..wants(FRACTION.milli.0) };
+    market.try_submit(customer, &quote.to_string(), &wish).await.map(|submitted| submitted.job)
+}
+
+/// What is taken of the device that is shared.
+async fn taken(market: &Market, host: HostId) -> Option<(CustomerId, u16)> {
+    let host = supply(market, host).await;
+    host.shared.get("GPU-1").map(|taken| (taken.tenant, taken.count))
+}
+
+#[tokio::test]
+async fn a_share_or_a_slice_that_a_quote_holds_is_taken_and_its_job_gets_and_pays_just_that() {
+    open(async |market| {
+        let ada = market.customer("ada").await;
+        let host = divided_host(market, "alpha").await;
+        let share = held_part(market, ada, host, "GPU-1", true).await;
+        let slice = held_part(market, ada, host, "MIG-1", false).await;
+        assert_eq!(taken(market, host).await, Some((ada, 1)));
+        assert_eq!(supply(market, host).await.devices_used, ["MIG-1"]);
+        for (quote, uuid) in [(share, "GPU-1"), (slice, "MIG-1")] {
+            let job = use_it(market, ada, quote).await.expect("it is held");
+            let attempt = market.attempt(job).await;
+            assert_eq!((attempt.devices, attempt.size.milli_gpu), (vec![uuid.to_owned()], FRACTION.milli));
+        }
+        assert_eq!(taken(market, host).await, Some((ada, 1)), "once, and not for the quote and the job");
+        let third = held_part(market, ada, host, "GPU-1", true).await;
+        assert_eq!(taken(market, host).await, Some((ada, 2)));
+        expire(market, third).await;
+        assert_eq!(taken(market, host).await, Some((ada, 1)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_for_a_share_is_void_where_it_would_be_oversold_or_beside_a_stranger() {
+    open(async |market| {
+        let eve = market.customer("eve").await;
+        let small = Fraction { milli: MilliGpu(100), ..FRACTION };
+        // What a plan has placed there that saw the quote expire: whether for the same customer, how much, how often.
+        let cases = [
+            (true, Some(FRACTION), 1, true),
+            (true, Some(FRACTION), 2, false),
+            (true, Some(small), 1, false),
+            (true, None, 1, false),
+            (false, Some(FRACTION), 1, false),
+        ];
+        for (is_own, share, count, stands) in cases {
+            let name = format!("{is_own}-{count}-{}", share.map_or(0, |share| share.milli.0));
+            let (ada, host) = (market.customer(&name).await, divided_host(market, &name).await);
+            let customer = if is_own { ada } else { eve };
+            let quote = held_part(market, ada, host, "GPU-1", true).await;
+            expire(market, quote).await;
+            for _ in 0..count {
+                let job = market.submit(customer, &request()).await;
+                let devices = vec!["GPU-1".into()];
+                let placed = Placement { devices, share, ..market.placement(job, host).await };
+                market.store.job_place(&placed).await.expect("placed");
+            }
+            expire_in(market, quote, 60_000).await;
+            let used = use_it(market, ada, quote).await;
+            assert_eq!(used.is_ok(), stands, "{share:?} x {count}: {used:?}");
+            if !stands {
+                assert_eq!(fault(used), QuoteFault::Void);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_quote_for_a_fraction_is_void_once_its_device_is_not_divided_so_or_too_small() {
+    open(async |market| {
+        let shared = |gib: i64| {
+            let vram = Bytes(gib * Bytes::GIB);
+            Device { division: Division::Shares, vram, ..device("GPU-1") }
+        };
+        let cut = |milli: i64, gib: i64| {
+            let (milli, vram) = (MilliGpu(milli), Bytes(gib * Bytes::GIB));
+            let slice = Slice { uuid: "MIG-1".into(), profile: "8gb".into(), milli, vram };
+            Device { division: Division::Slices(vec![slice]), ..device("GPU-2") }
+        };
+        let cases = [
+            ("GPU-1", vec![shared(79)], true),
+            ("GPU-1", vec![device("GPU-1")], false),
+            ("GPU-1", vec![shared(8)], false),
+            ("GPU-1", vec![cut(400, 8)], false),
+            ("MIG-1", vec![cut(400, 9)], true),
+            ("MIG-1", vec![cut(400, 7)], false),
+            ("MIG-1", vec![cut(399, 8)], false),
+            ("MIG-1", vec![shared(80)], false),
+        ];
+        for (number, (uuid, devices, stands)) in cases.into_iter().enumerate() {
+            let name = format!("case-{number}");
+            let (ada, host) = (market.customer(&name).await, divided_host(market, &name).await);
+            let quote = held_part(market, ada, host, uuid, uuid == "GPU-1").await;
+            sqlx::query(
+                "update hosts set inventory = jsonb_set(inventory, '{devices}', $2) where host_id = $1",
+            )
+            .bind(host.0)
+            .bind(serde_json::to_value(&devices).expect("serialise"))
+            .execute(&market.sql)
+            .await
+            .expect("another inventory");
+            let used = use_it(market, ada, quote).await;
+            assert_eq!(used.is_ok(), stands, "{uuid} on {devices:?}: {used:?}");
+        }
     })
     .await;
 }
