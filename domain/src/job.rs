@@ -60,7 +60,7 @@ pub struct JobRequest {
     #[serde(default = "usual_trust", skip_serializing_if = "is_usual_trust")]
     pub trust: BTreeSet<Trust>,
     /// The most that an hour may cost for each GPU of the job, its cores and memory included; without GPUs, for
-    /// the whole job.
+    /// the whole job. Left out, GPUs of miners cost no more than clouds ask for such.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_price: Option<MicroUsd>,
     /// How long it will run, as its customer thinks; it bounds nothing.

@@ -5,8 +5,9 @@ use std::{cell::RefCell, collections::BTreeMap, collections::BTreeSet, rc::Rc};
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu, MilliGpu,
     fraction::{Division, Fraction, Shared, Slice},
-    host::Device,
-    job::{Egress, GpuRequest, Isolation, JobRequest},
+    host::{Device, Trust},
+    job::{Egress, Isolation, JobRequest},
+    rate::{Size, gpu_hourly, hourly},
     wish::{Known, Unmet, unmet, words},
 };
 use nave_store::{Baselines, ORDERS_BYTES_MAX, QueuedJob, SupplyHost};
@@ -60,7 +61,7 @@ impl Lack {
             Self::Alone => "nobody else's jobs",
             Self::Apart => "an owner who has none of the jobs that it is kept apart from",
             Self::Time => "enough time until it ends",
-            Self::Wish(Unmet::MaxPrice) => "a price within max_price",
+            Self::Wish(Unmet::MaxPrice) => "a price that it pays",
             Self::Wish(Unmet::Region) => "its place in that region",
             Self::Wish(Unmet::Term) => "that term",
             Self::Wish(Unmet::Trust) => "that trust",
@@ -133,24 +134,33 @@ pub(crate) struct Supply {
 pub(crate) struct Offered {
     pub(crate) device: Device,
     known: usize,
+    /// What clouds ask for one: only jobs that say what they pay pay more. None where nobody knows, or where the
+    /// market rents the host itself.
+    clouds: Option<MicroUsd>,
+}
+
+impl Offered {
+    /// Whether a job may have it at this price.
+    fn is_within(&self, price: Option<MicroUsd>) -> bool {
+        self.clouds.zip(price).is_none_or(|(clouds, price)| price <= clouds)
+    }
 }
 
 impl Supply {
-    pub(crate) fn new(host: &SupplyHost, names: &mut Names) -> Self {
-        let known = |device: &Device| {
+    pub(crate) fn new(host: &SupplyHost, names: &mut Names, baselines: &Baselines) -> Self {
+        let mut offered = |device: &Device| {
             let models = host.models.get(&device.uuid).map(Vec::as_slice).unwrap_or_default();
             let class = host.classes.get(&device.uuid).map(|class| (class.as_str(), models));
-            Known::of(&device.model, class)
+            let known = names.number(Known::of(&device.model, class));
+            let is_rented = host.terms.trust == Trust::Cloud;
+            let clouds = baseline(baselines, host, &[device]).filter(|_| !is_rented);
+            Offered { device: device.clone(), known, clouds }
         };
-        let mut devices = Vec::new();
-        for device in host.inventory.rentable_devices() {
-            devices.push(Offered { device: device.clone(), known: names.number(known(device)) });
-        }
+        let mut devices: Vec<Offered> = host.inventory.rentable_devices().map(&mut offered).collect();
         devices.sort_by(|a, b| (a.device.vram, &a.device.uuid).cmp(&(b.device.vram, &b.device.uuid)));
         let mut slices = Vec::new();
         for (device, slice) in host.inventory.rentable_slices() {
-            let known = names.number(known(device));
-            slices.push((slice.clone(), Offered { device: device.clone(), known }));
+            slices.push((slice.clone(), offered(device)));
         }
         Self { host: host.clone(), devices: devices.into(), slices: slices.into() }
     }
@@ -173,17 +183,42 @@ impl Supply {
     /// Devices that will do for a request, in use or not, of what is meant by its model; with their places.
     pub(crate) fn fitting(
         &self,
-        gpu: &GpuRequest,
+        request: &JobRequest,
         model: Option<&Meant>,
     ) -> impl Iterator<Item = (usize, &Device)> {
-        let fitting = move |(_, offered): &(usize, &Offered)| {
-            gpu.fits(offered.device.vram) && model.is_none_or(|meant| meant.contains(&offered.known))
-        };
-        self.devices.iter().enumerate().filter(fitting).map(|(place, offered)| (place, &offered.device))
+        let price = self.price(request);
+        let fitting = self.at_any_price(request, model).filter(move |(_, offered)| offered.is_within(price));
+        fitting.map(|(place, offered)| (place, &offered.device))
     }
 
-    fn free(&self, gpu: &GpuRequest, model: Option<&Meant>) -> impl Iterator<Item = (usize, &Device)> {
-        self.fitting(gpu, model).filter(|(_, device)| !self.is_in_use(&device.uuid))
+    fn at_any_price(
+        &self,
+        request: &JobRequest,
+        model: Option<&Meant>,
+    ) -> impl Iterator<Item = (usize, &Offered)> {
+        let gpu = request.resources.gpu.as_ref();
+        let fitting = move |(_, offered): &(usize, &Offered)| {
+            gpu.is_some_and(|gpu| gpu.fits(offered.device.vram))
+                && model.is_none_or(|meant| meant.contains(&offered.known))
+        };
+        self.devices.iter().enumerate().filter(fitting)
+    }
+
+    /// What a GPU with its part of all that a job takes costs there; none where the job says what it pays.
+    fn price(&self, request: &JobRequest) -> Option<MicroUsd> {
+        if request.max_price.is_some() { None } else { gpu_hourly(request.resources.size(), self.host.rate) }
+    }
+
+    /// The same of a job with a fraction: what a whole GPU costs, or the job where that is more. Cores that a fraction
+    /// comes with do not make it dear, as long as a whole GPU in a cloud is no cheaper.
+    fn price_of_part(&self, request: &JobRequest, milli_gpu: MilliGpu) -> Option<MicroUsd> {
+        let size = Size { milli_gpu, ..request.resources.size() };
+        let whole = hourly(size, self.host.rate).unwrap_or(MicroUsd(i64::MAX));
+        if request.max_price.is_some() { None } else { Some(whole.max(self.host.rate.gpu_hour)) }
+    }
+
+    fn free(&self, request: &JobRequest, model: Option<&Meant>) -> impl Iterator<Item = (usize, &Device)> {
+        self.fitting(request, model).filter(|(_, device)| !self.is_in_use(&device.uuid))
     }
 
     /// Whether somebody has all of a device or of a slice, or a share of it.
@@ -224,17 +259,21 @@ pub(crate) struct Piece<'a> {
 pub(crate) fn piece<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Piece<'a>> {
     let gpu = job.request.resources.gpu.as_ref()?;
     let wanted = Fraction::wanted(gpu, job.request.isolation)?;
-    let is_meant = |offered: &Offered| model.is_none_or(|meant| meant.contains(&offered.known));
+    let is_meant = |offered: &Offered, milli: MilliGpu| {
+        model.is_none_or(|meant| meant.contains(&offered.known))
+            && offered.is_within(supply.price_of_part(&job.request, milli))
+    };
     let share = |(place, offered): (usize, &'a Offered)| {
         let device = &offered.device;
         let fraction = wanted.on(device.vram);
+        let milli = fraction.priced(device.vram);
         let taken = supply.host.shared.get(&device.uuid).copied();
         let fits = device.division == Division::Shares
-            && is_meant(offered)
+            && is_meant(offered, milli)
             && !supply.host.devices_used.contains(&device.uuid)
             && gpu.vram_max.is_none_or(|most| fraction.vram <= most)
             && Shared::with(taken, device.vram, job.customer, fraction).is_some();
-        let (share, milli) = (Some(fraction), fraction.priced(device.vram));
+        let share = Some(fraction);
         fits.then_some((
             taken.is_some(),
             Piece { uuid: &device.uuid, device, share, milli, place: Some(place) },
@@ -244,7 +283,10 @@ pub(crate) fn piece<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Mean
         supply.devices.iter().enumerate().filter_map(share).partition(|(is_beside, _)| *is_beside);
     let first = |shares: Vec<(bool, Piece<'a>)>| shares.into_iter().next().map(|(_, piece)| piece);
     let slice = || {
-        let free = supply.slices.iter().filter(|(slice, of)| is_meant(of) && !supply.is_in_use(&slice.uuid));
+        let is_free = |(slice, of): &&(Slice, Offered)| {
+            is_meant(of, slice.fraction().priced(of.device.vram)) && !supply.is_in_use(&slice.uuid)
+        };
+        let free = supply.slices.iter().filter(is_free);
         let slice = wanted.slice(free.map(|(slice, _)| slice), gpu.vram_max)?;
         let (_, of) = supply.slices.iter().find(|(other, _)| other.uuid == slice.uuid)?;
         let milli = slice.fraction().priced(of.device.vram);
@@ -255,9 +297,14 @@ pub(crate) fn piece<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Mean
 
 /// The first thing a host does not have enough of for a job, whose GPUs are what `model` means if that is named.
 pub(crate) fn lack(supply: &Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Lack> {
-    let wanted = job.request.resources.gpu.as_ref();
-    let is_short = |gpu: &GpuRequest| supply.free(gpu, model).count() < usize::from(gpu.count);
-    lack_beside_gpus(supply, job).or_else(|| wanted.is_some_and(is_short).then_some(Lack::Gpus))
+    let count = job.request.resources.gpu.as_ref().map_or(0, |gpu| usize::from(gpu.count));
+    let lack_of_gpus = || {
+        let suit = supply.at_any_price(&job.request, model);
+        let free = suit.filter(|(_, offered)| !supply.is_in_use(&offered.device.uuid)).count();
+        let is_short = supply.free(&job.request, model).count() < count;
+        is_short.then_some(if free < count { Lack::Gpus } else { Lack::Wish(Unmet::MaxPrice) })
+    };
+    lack_beside_gpus(supply, job).or_else(lack_of_gpus)
 }
 
 /// Whether a host has all that a job needs, with GPUs of one of these models.
@@ -265,7 +312,8 @@ pub(crate) fn fits(supply: &Supply, job: &QueuedJob, choices: &[Option<Meant>]) 
     let has_gpus = || match &job.request.resources.gpu {
         None => true,
         Some(gpu) => choices.iter().any(|model| {
-            supply.free(gpu, model.as_ref()).nth(usize::from(gpu.count).saturating_sub(1)).is_some()
+            let last = usize::from(gpu.count).saturating_sub(1);
+            supply.free(&job.request, model.as_ref()).nth(last).is_some()
         }),
     };
     lack_beside_gpus(supply, job).is_none() && has_gpus()
@@ -276,7 +324,8 @@ pub(crate) fn may_have(supply: &Supply, names: &Names, job: &QueuedJob, places: 
     let has_devices = match &job.request.resources.gpu {
         None => places.is_empty(),
         Some(gpu) => names.choices(&job.request).iter().any(|model| {
-            let free: BTreeSet<usize> = supply.free(gpu, model.as_ref()).map(|(place, _)| place).collect();
+            let free = supply.free(&job.request, model.as_ref()).map(|(place, _)| place);
+            let free: BTreeSet<usize> = free.collect();
             let distinct: BTreeSet<usize> = places.iter().map(|place| usize::from(*place)).collect();
             distinct.len() == usize::from(gpu.count)
                 && places.len() == distinct.len()
@@ -340,10 +389,11 @@ fn is_in_the_way(host: &SupplyHost, job: &QueuedJob) -> bool {
 /// The devices for a request: the smallest that suffice, so that large ones stay free.
 pub(crate) fn devices<'a>(
     supply: &'a Supply,
-    gpu: &GpuRequest,
+    request: &JobRequest,
     model: Option<&Meant>,
 ) -> Vec<(usize, &'a Device)> {
-    supply.free(gpu, model).take(gpu.count.into()).collect()
+    let count = request.resources.gpu.as_ref().map_or(0, |gpu| usize::from(gpu.count));
+    supply.free(request, model).take(count).collect()
 }
 
 /// What clouds ask for an hour of one of these devices, on average; none where nobody knows it of each.

@@ -108,8 +108,9 @@ impl Planner {
     /// Decides what becomes of every queued job and of every wish for a quote.
     pub fn plan(&mut self, snapshot: &Snapshot) -> Plan {
         let mut names = Names::default();
+        let mut supply = |host| Supply::new(host, &mut names, &snapshot.baselines);
         let hosts: BTreeMap<HostId, Supply> =
-            snapshot.hosts.iter().map(|(id, host)| (*id, Supply::new(host, &mut names))).collect();
+            snapshot.hosts.iter().map(|(id, host)| (*id, supply(host))).collect();
         let empty = hosts.iter().map(|(id, supply)| (*id, supply.emptied())).collect();
         let known = self.classes.len();
         let loaded = Loaded::new(&mut self.fleet, &names, &mut self.classes, &hosts, &snapshot.baselines);

@@ -6,7 +6,7 @@ use nave_domain::{
     Bytes, HostId, MicroUsd,
     host::{Device, Trust},
     job::{GpuRequest, JobRequest, TermWish},
-    rate::hourly,
+    rate::{gpu_hourly, hourly},
     wish::Unmet,
 };
 use nave_store::{QueuedJob, SupplyHost};
@@ -84,7 +84,9 @@ impl Wish {
     fn without(self, request: &JobRequest) -> Option<JobRequest> {
         let mut other = request.clone();
         match self {
-            Self::Of(Unmet::MaxPrice) => other.max_price = None,
+            // Nobody pays more for GPUs than clouds ask without saying so.
+            Self::Of(Unmet::MaxPrice) if request.max_price.is_none() && request.resources.gpu.is_none() => {}
+            Self::Of(Unmet::MaxPrice) => other.max_price = Some(MicroUsd(i64::MAX)),
             Self::Of(Unmet::Region) => other.region = None,
             Self::Of(Unmet::Term) => other.term = TermWish::Any,
             Self::Of(Unmet::Trust) => other.trust = Trust::ALL.into(),
@@ -97,13 +99,11 @@ impl Wish {
     /// What is asked for beside resources, as the end of "no host has 2 x H100".
     fn words(self, request: &JobRequest) -> String {
         match self {
-            Self::Of(Unmet::MaxPrice) => {
-                let most = request.max_price.unwrap_or_default();
-                format!(
-                    " for {most} an hour{} or less",
-                    if request.resources.gpu.is_some() { " each" } else { "" }
-                )
-            }
+            Self::Of(Unmet::MaxPrice) => match request.max_price {
+                None => " for what clouds ask or less".to_owned(),
+                Some(most) if request.resources.gpu.is_some() => format!(" for {most} an hour each or less"),
+                Some(most) => format!(" for {most} an hour or less"),
+            },
             Self::Of(Unmet::Region) => {
                 request.region.as_ref().map(|region| format!(" in {region}")).unwrap_or_default()
             }
@@ -129,9 +129,13 @@ impl Wish {
                 trust.insert(host.terms.trust);
                 format!("; to run there: --trust {}", trusted(&trust, ","))
             }
-            Self::Of(Unmet::MaxPrice | Unmet::Region | Unmet::Term) | Self::Models | Self::VramMax => {
-                String::new()
+            Self::Of(Unmet::MaxPrice) => {
+                let size = request.resources.size();
+                let price = gpu_hourly(size, host.rate).or_else(|| hourly(size, host.rate).ok());
+                let price = price.unwrap_or_default().to_string();
+                format!("; to run there: --max-price {}", price.trim_start_matches('$'))
             }
+            Self::Of(Unmet::Region | Unmet::Term) | Self::Models | Self::VramMax => String::new(),
         }
     }
 }
@@ -166,7 +170,7 @@ fn offered(supply: &Supply, request: &JobRequest, model: Option<&Meant>) -> Stri
         let amount = hourly(request.resources.size(), host.rate).unwrap_or_default();
         return format!("the same{}, {term}", price(amount, ""));
     };
-    let first: Option<&Device> = devices(supply, gpu, model).first().map(|(_, device)| *device);
+    let first: Option<&Device> = devices(supply, request, model).first().map(|(_, device)| *device);
     let label = first.map(|device| format!("{} {}", device.label(), device.vram)).unwrap_or_default();
     let (rate, trust) = (price(host.rate.gpu_hour, " each"), host.terms.trust.as_str());
     format!("{} x {label}{rate}, {term}, {trust}", gpu.count)

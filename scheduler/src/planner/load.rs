@@ -58,8 +58,9 @@ struct Wanted {
     region: Option<Region>,
     term: TermWish,
     trust: BTreeSet<Trust>,
-    /// With what decides the price of an hour.
-    most: Option<(MicroUsd, i64, i64, i64)>,
+    most: Option<MicroUsd>,
+    /// What decides the price of an hour, where that matters.
+    size: Option<(i64, i64, i64)>,
     gpu: Option<(Bytes, Option<Bytes>, Option<Meant>)>,
     otherwise: u32,
 }
@@ -186,13 +187,15 @@ impl<'a> Loaded<'a> {
     ) -> (u32, u64) {
         let size = request.resources.size();
         let gpu = request.resources.gpu.as_ref();
+        let is_priced = request.max_price.is_some() || gpu.is_some();
         let wanted = Wanted {
             egress: request.egress,
             grouped: request.group.is_some(),
             region: request.region.clone(),
             term: request.term,
             trust: request.trust.clone(),
-            most: request.max_price.map(|most| (most, size.milli_gpu.0, size.milli_cpu.0, size.memory.0)),
+            most: request.max_price,
+            size: is_priced.then_some((size.milli_gpu.0, size.milli_cpu.0, size.memory.0)),
             gpu: gpu.map(|gpu| (gpu.vram, gpu.vram_max, model.clone())),
             otherwise: otherwise.0,
         };
@@ -340,8 +343,12 @@ fn mask(supply: &Supply, request: &JobRequest, model: Option<&Meant>) -> Mask {
     if lack_for_ever(&supply.host, request).is_some() {
         return 0;
     }
-    let Some(gpu) = &request.resources.gpu else { return ANY };
-    supply.fitting(gpu, model).fold(0, |mask, (place, _)| mask | 1_u32.checked_shl(place as u32).unwrap_or(0))
+    if request.resources.gpu.is_none() {
+        return ANY;
+    }
+    supply
+        .fitting(request, model)
+        .fold(0, |mask, (place, _)| mask | 1_u32.checked_shl(place as u32).unwrap_or(0))
 }
 
 /// The classes of a host's devices as one: devices beside others are of a class of their own.

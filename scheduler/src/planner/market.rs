@@ -159,9 +159,11 @@ impl<'a> Market<'a> {
         let size = job.request.resources.size();
         let (id, supply) =
             fits.min_by_key(|(id, supply)| (failures(id), hourly(size, supply.host.rate).ok(), **id))?;
-        let Some(gpu) = &job.request.resources.gpu else { return Some((*id, Vec::new())) };
+        if job.request.resources.gpu.is_none() {
+            return Some((*id, Vec::new()));
+        }
         let model = choices.iter().find(|model| lack(supply, job, model.as_ref()).is_none())?;
-        let places = devices(supply, gpu, model.as_ref()).into_iter();
+        let places = devices(supply, &job.request, model.as_ref()).into_iter();
         Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
     }
 

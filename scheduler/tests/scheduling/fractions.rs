@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliGpu, Millis,
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
     fraction::{Division, Fraction, Shared, Slice},
     host::Term,
     job::Isolation,
 };
 use nave_scheduler::planner::{Planner, plan};
-use nave_store::{Occupied, Placement, QueuedJob, SupplyHost, Yielding};
+use nave_store::{Occupied, Placement, QueuedJob, Snapshot, SupplyHost, Yielding};
 use proptest::prelude::*;
 
 use crate::supply::{customer_id, gpu_host, gpu_job, host_id, job_id, snapshot};
@@ -223,4 +223,26 @@ proptest! {
             prop_assert!(milli <= 1_000 && vram <= total(host, &uuid).expect("a device").0);
         }
     }
+}
+
+#[test]
+fn a_fraction_costs_no_more_than_its_part_of_what_clouds_ask_unless_its_customer_says_so() {
+    let mut host = sharing_host(&[80]);
+    host.classes = [("GPU-0".to_owned(), "h100-sxm".to_owned())].into();
+    let with = |clouds, vcpu_hour, job: &QueuedJob| {
+        let baselines = [(("h100-sxm".to_owned(), None), MicroUsd(clouds))].into_iter().collect();
+        let mut host = host.clone();
+        host.rate.vcpu_hour = MicroUsd(vcpu_hour);
+        plan(&Snapshot { baselines, ..snapshot(vec![job.clone()], vec![host]) }).placements
+    };
+    let mut job = share_job(1, 1, 250, 8);
+    job.request.resources.milli_cpu = MilliCpu(1_000);
+    assert!(
+        with(3_000_000, 1_000_000, &job)[0].share.is_some(),
+        "with a core it costs less than a whole one"
+    );
+    assert_eq!(with(2_999_999, 0, &job), []);
+    assert_eq!(with(3_000_000, 3_000_000, &job), [], "a whole one with its cores costs less in a cloud");
+    job.request.max_price = Some(MicroUsd(900_000));
+    assert!(with(1, 0, &job)[0].share.is_some());
 }

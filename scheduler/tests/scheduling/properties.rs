@@ -6,11 +6,11 @@ use nave_domain::{
     Bytes, HostId, MicroUsd, MilliCpu, Millis, Timestamp,
     host::{Device, Term, Trust},
     job::{Egress, GpuRequest, Isolation, TermWish},
-    rate::{affordable, charge},
+    rate::{affordable, charge, gpu_hourly},
     wish::{Known, unmet},
 };
 use nave_scheduler::planner::{Plan, plan};
-use nave_store::{Placement, QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, Placement, QueuedJob, Snapshot, SupplyHost};
 use proptest::{collection::vec, option, prelude::*};
 
 use crate::supply::{NOW, customer_id, device, host, host_id, job, snapshot};
@@ -226,8 +226,10 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_market()(mut jobs in vec(any_wish(), 0..25), hosts in vec(any_place(), 0..6), size in 2..4_u8, in_gangs in 0..5_usize)
-        -> Snapshot {
+    fn any_market()(
+        mut jobs in vec(any_wish(), 0..25), hosts in vec(any_place(), 0..6), size in 2..4_u8, in_gangs in 0..5_usize,
+        clouds in vec(option::of(0..9_000_000_i64), 3),
+    ) -> Snapshot {
         for (number, job) in (1..).zip(&mut jobs) {
             job.job = crate::supply::job_id(number);
         }
@@ -239,12 +241,15 @@ prop_compose! {
                 (job.request.group, job.request.gang, job.request.apart) = (Some("g".into()), Some(size), None);
             }
         }
-        snapshot(jobs, hosts)
+        let asked = ["a100-80", "h100-sxm", "l4"].into_iter().zip(clouds);
+        let baselines =
+            asked.filter_map(|(class, price)| Some(((class.to_owned(), None), MicroUsd(price?)))).collect();
+        Snapshot { baselines, ..snapshot(jobs, hosts) }
     }
 }
 
 /// Whether a place is all that a job wishes, said once more and in another way than the planner does.
-fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
+fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost, baselines: &Baselines) {
     let request = &job.request;
     assert_eq!(unmet(request, &host.terms, host.rate), None);
     assert!(host.inventory.egress.contains(&request.egress));
@@ -262,6 +267,10 @@ fn assert_wished(placement: &Placement, job: &QueuedJob, host: &SupplyHost) {
         })
     };
     assert!(placement.devices.iter().all(|uuid| gpu.fits(device(uuid).vram)));
+    let is_bid = request.max_price.is_some() || host.terms.trust == Trust::Cloud;
+    let clouds = |uuid| baselines.of(host.classes.get(uuid)?, host.terms.region.as_ref());
+    let price = gpu_hourly(placement.size, placement.rate).expect("it has GPUs");
+    assert!(is_bid || placement.devices.iter().filter_map(clouds).all(|clouds| price <= clouds));
     assert!(gpu.choices().any(all_are));
 }
 
@@ -281,7 +290,7 @@ proptest! {
             let job = snapshot.jobs.iter().find(|job| job.job == placement.job).expect("a job that waits");
             let host = hosts.get_mut(&placement.host).expect("a host");
             assert_met(placement, job, host);
-            assert_wished(placement, job, host);
+            assert_wished(placement, job, host, &snapshot.baselines);
             host.tenants.push((job.customer, job.request.isolation == Isolation::Host));
             if job.request.apart.is_some() {
                 prop_assert!(apart.insert((job.customer, host.hotkey.clone())), "two with one miner");

@@ -13,7 +13,7 @@ use nave_store::{AskedQuote, Baselines, QueuedJob, QuoteAnswer, Snapshot, Supply
 use uuid::Uuid;
 
 use crate::supply::{
-    NOW, customer_id, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for, snapshot,
+    NOW, customer_id, device, gpu_host, gpu_job, host, host_id, hosts_of, job, job_id, plan_for, snapshot,
 };
 
 /// A host with GPUs of one model.
@@ -93,7 +93,8 @@ fn each_wish_is_met_or_named_with_the_nearest_offer() {
     };
     let nearest = "nearest: 2 x NVIDIA A100 80GB 80 GiB at $1.490000 an hour each in us, spot, verified";
     let told = |change, code: &'static str, what: &str| {
-        assert_eq!(told(change), Some((code, format!("no host has {what}; {nearest}"))));
+        let remedy = if code == "no_host_at_price" { "; to run there: --max-price 1.992500" } else { "" };
+        assert_eq!(told(change), Some((code, format!("no host has {what}; {nearest}{remedy}"))));
     };
     told(|job| job.request.region = "eu".parse().ok(), "no_host_in_region", "2 x any GPU in eu");
     told(|job| job.request.term = TermWish::OnDemand, "no_host_on_term", "2 x any GPU on demand");
@@ -162,6 +163,7 @@ fn a_placement_says_why_it_is_there_and_what_clouds_ask() {
     let mut dear = gpu_host(&[80]);
     dear.rate.gpu_hour = MicroUsd(4_000_000);
     let mut cheap = gpu_host(&[80, 80]);
+    cheap.rate.gpu_hour = MicroUsd(900_000);
     cheap.classes =
         BTreeMap::from([("GPU-0".to_owned(), "a".to_owned()), ("GPU-1".to_owned(), "b".to_owned())]);
     cheap.terms.region = "eu".parse().ok();
@@ -295,4 +297,84 @@ fn who_only_looks_is_in_nobodys_way_and_sees_what_else_there_was() {
         considered.sort_unstable();
         assert_eq!(considered, [(host_id(2), "not_better"), (host_id(3), "region"), (host_id(4), "gpus")]);
     }
+}
+
+/// A host of which each GPU costs $4.01 an hour with one core and a GiB of memory.
+fn of_class(class: &str) -> SupplyHost {
+    let mut host = gpu_host(&[80]);
+    host.classes = BTreeMap::from([("GPU-0".to_owned(), class.to_owned())]);
+    host
+}
+
+/// What becomes of jobs where clouds ask that much for an H100.
+fn where_clouds_ask(micro_usd: i64, jobs: Vec<QueuedJob>, hosts: Vec<SupplyHost>) -> Plan {
+    let baselines = [(("h100-sxm".to_owned(), None), MicroUsd(micro_usd))].into_iter().collect();
+    plan(&Snapshot { baselines, ..snapshot(jobs, hosts) })
+}
+
+#[test]
+fn a_host_that_asks_more_than_clouds_gets_only_jobs_that_say_so() {
+    let mut job = gpu_job(1, 1, 8);
+    job.request.resources.memory = Bytes(Bytes::GIB);
+    let asked =
+        |clouds, job: &QueuedJob, host: SupplyHost| where_clouds_ask(clouds, vec![job.clone()], vec![host]);
+    let dear = of_class("h100-sxm");
+    assert_eq!(hosts_of(&asked(4_010_000, &job, dear.clone())), [1]);
+    let plan = asked(4_009_999, &job, dear.clone());
+    let (code, message) = waits_for(&plan);
+    assert_eq!(code, "no_host_at_price");
+    assert_eq!(
+        message,
+        "no host has 1 x 8 GiB GPU for what clouds ask or less; nearest: 1 x test 80 GiB at $3.000000 an hour each, \
+         on demand, verified; to run there: --max-price 4.010000"
+    );
+    let mut bidding = job.clone();
+    bidding.request.max_price = Some(MicroUsd(4_010_000));
+    assert_eq!(hosts_of(&asked(1, &bidding, dear.clone())), [1]);
+    bidding.request.max_price = Some(MicroUsd(4_009_999));
+    assert_eq!(
+        waits_for(&asked(9_000_000, &bidding, dear.clone())).0,
+        "no_host_at_price",
+        "they may pay less, too"
+    );
+
+    let mut rented = dear.clone();
+    rented.terms.trust = Trust::Cloud;
+    assert_eq!(hosts_of(&asked(1, &job, rented)), [1], "what the market rents costs what it costs");
+    assert_eq!(hosts_of(&asked(1, &job, of_class("another"))), [1], "nobody knows what it costs elsewhere");
+    assert_eq!(hosts_of(&asked(1, &self::job(2), dear)), [1], "no cloud says what cores cost");
+}
+
+#[test]
+fn of_a_host_with_several_classes_those_are_taken_that_clouds_ask_as_much_for() {
+    let mut host = of_class("h100-sxm");
+    host.inventory.devices.push(device(1, 80));
+    host.classes.insert("GPU-1".into(), "another".into());
+    let plan = where_clouds_ask(1, vec![gpu_job(1, 1, 8)], vec![host.clone()]);
+    assert_eq!(plan.placements[0].devices, ["GPU-1"]);
+    let plan = where_clouds_ask(1, vec![gpu_job(1, 2, 8)], vec![host]);
+    assert_eq!(waits_for(&plan).0, "no_host_at_price");
+}
+
+#[test]
+fn a_job_waits_for_a_host_that_asks_less_than_clouds_while_a_dearer_one_is_free() {
+    let mut busy = of_class("h100-sxm");
+    busy.rate.gpu_hour = MicroUsd(1_000_000);
+    busy.devices_used = vec!["GPU-0".into()];
+    let hosts = vec![busy, of_class("h100-sxm")];
+    let waiting = where_clouds_ask(3_000_000, vec![gpu_job(1, 1, 8)], hosts.clone());
+    assert_eq!(waits_for(&waiting).0, "waiting_for_capacity");
+    let asked = AskedQuote {
+        quote: QuoteId(Uuid::from_u128(7)),
+        customer: customer_id(1),
+        request: gpu_job(1, 1, 8).request,
+        asked_at: NOW,
+        is_held: false,
+    };
+    let baselines = [(("h100-sxm".to_owned(), None), MicroUsd(3_000_000))].into_iter().collect();
+    let quoted =
+        plan(&Snapshot { quotes: vec![asked], baselines, ..snapshot(vec![], hosts) }).quotes.remove(0);
+    assert!(matches!(quoted.answer, QuoteAnswer::None(..)), "{quoted:?}");
+    let codes: Vec<&str> = quoted.considered.iter().map(|other| other.code.as_str()).collect();
+    assert_eq!(codes, ["busy", "max_price"], "a quote says so, too");
 }

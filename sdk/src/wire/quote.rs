@@ -163,7 +163,7 @@ pub struct ConsideredHost {
     pub host_name: String,
     /// What an hour would cost there.
     pub hourly: MicroUsd,
-    /// Why not: `not_better`, `busy`, or what it lacks: `cpu`, `memory`, `disk`, `egress`, `group`,
+    /// Why not: `not_better`, `busy`, or what it lacks: `cpu`, `memory`, `disk`, `spec`, `egress`, `group`,
     /// `not_alone`, `max_price`, `region`, `term`, `trust`, `gpus`.
     pub code: String,
 }
