@@ -9,7 +9,7 @@ use nave_clouds::{
         local::{Does, Estate, Offered, Rented, Told},
     },
 };
-use nave_domain::{Bytes, MicroUsd, MilliCpu, Millis, host::HostState, lease::Outcome};
+use nave_domain::{Bytes, JobId, MicroUsd, MilliCpu, Millis, host::HostState, lease::Outcome};
 use nave_scheduler::{
     cloud::{Market, TicketTerms, config::Clouds, run},
     demand::Limits,
@@ -17,7 +17,10 @@ use nave_scheduler::{
 };
 use nave_store::Store;
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 use crate::rows::{inventory, join, owner, store};
@@ -117,6 +120,60 @@ async fn a_job_that_waits_has_one_machine_rented_which_goes_back_when_it_is_idle
     assert_eq!(store.machine_list(10).await.expect("rows").len(), 1);
     renting.abort();
     placing.abort();
+}
+
+/// A market that rents within these limits, until the test is over.
+async fn renting(clouds: Clouds) -> (Store, JobId, JoinSet<anyhow::Result<()>>) {
+    let (store, job) = store().await;
+    let patience = Patience::from_protocol(Millis(45_000), Millis(5_000));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(run(clouds, Some(market()), store.clone(), pending()));
+    tasks.spawn(nave_scheduler::run(patience, store.clone(), pending()));
+    (store, job, tasks)
+}
+
+#[tokio::test]
+async fn a_machine_goes_back_before_it_is_a_host_when_its_job_is_cancelled() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, job, _tasks) = renting(clouds).await;
+    until("a machine", async || estate.machines().expect("machines").pop()).await;
+    let customer = store.customer_ensure("customer").await.expect("a customer");
+    store.job_cancel(customer, job).await.expect("cancelled");
+    let is_returned =
+        async || estate.machines().expect("machines").pop().filter(|machine| machine.is_returned);
+    until("its return", is_returned).await;
+}
+
+#[tokio::test]
+async fn nothing_is_rented_once_machines_have_lost_what_they_may_and_the_operator_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, mut clouds) = estate(&dir);
+    clouds.limits.loss = MicroUsd::ZERO;
+    let (store, _, _tasks) = renting(clouds).await;
+    let told = until("a word", async || {
+        let attempts = store.machine_attempts(None, 10).await.expect("attempts");
+        attempts.into_iter().find(|attempt| attempt.call == "rent")
+    })
+    .await;
+    let fault = told.fault.expect("a reason");
+    assert!(fault.reason == "loss" && fault.message.contains("nothing more is rented"), "{fault:?}");
+    assert_eq!(estate.machines().expect("machines"), []);
+}
+
+#[tokio::test]
+async fn a_customer_for_whom_nothing_more_is_rented_is_told() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, mut clouds) = estate(&dir);
+    clouds.limits.unused = 0;
+    let (store, job, _tasks) = renting(clouds).await;
+    let customer = store.customer_ensure("customer").await.expect("a customer");
+    let told = async || {
+        let reason = store.job_get(customer, job).await.expect("the job").reason?;
+        reason.1.contains("no machine is rented for it").then_some(())
+    };
+    until("a word", told).await;
+    assert_eq!(estate.machines().expect("machines"), []);
 }
 
 #[tokio::test]
