@@ -167,6 +167,7 @@ fn place(
         trust: placement.grounds.trust,
         reason: placement.grounds.reason,
         devices: placement.devices,
+        share: placement.share,
         size: placement.size,
         rate: placement.rate,
         hourly: rate::hourly(placement.size, placement.rate)?,

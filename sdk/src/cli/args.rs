@@ -145,10 +145,11 @@ pub struct Run {
 }
 
 /// Options that say where a job may run: a quote has said so already.
-const PLACING: [&str; 20] = [
+const PLACING: [&str; 21] = [
     "vram",
     "gpu",
     "gpus",
+    "share",
     "region",
     "term",
     "trust",
@@ -195,7 +196,7 @@ pub struct JobArgs {
     /// Your jobs of the same group reach one another, on whatever hosts they are
     #[arg(long, value_name = "NAME")]
     pub group: Option<String>,
-    /// Of how many jobs of its group it is one that start together or not at all
+    /// Of how many jobs of its group it is one that start together or not at all; each gets whole GPUs
     #[arg(long, value_name = "N")]
     pub gang: Option<u8>,
     /// Longest wait for a host

@@ -190,11 +190,25 @@ pub fn verdict_record() -> VerdictRecord {
     }))
 }
 
-/// An offer of GPUs and one without any.
+/// An offer of GPUs, of shares and of slices of such, and one without any.
 pub fn offers() -> Vec<Offer> {
     let capacity = |gpus: Value, milli_cpu: i64, memory: i64| json!({ "gpus": gpus, "milli_cpu": milli_cpu, "memory": memory, "disk": 53_687_091_200_i64 });
     let rate = json!({ "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 });
-    sample(json!([{
+    let part = |profile: Value, share: i64, gib: i64, paid: i64| {
+        let mut offer = json!({
+            "host": id("host", 1), "host_name": "local-1", "runtime": "docker", "rate": rate, "trust": "verified",
+            "free": capacity(json!({ "H100": 0 }), 500, 1_073_741_824), "region": "eu", "term": "on_demand",
+            "total": capacity(json!({ "H100": 1 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 490_000,
+            "devices": { "model": "H100", "class": "h100", "vram": 85_899_345_920_i64, "free": 0, "total": 1 },
+            "isolation": "device"
+        });
+        offer["fraction"] = json!({
+            "profile": profile, "share": share, "vram": gib << 30, "paid": paid, "free": 3, "total": 4,
+            "gpu_hour": 2_000 * paid, "baseline": 2_490 * paid, "saving": 490 * paid
+        });
+        offer
+    };
+    sample(json!([part(Value::Null, 250, 8, 250), part(json!("1g.10gb"), 142, 10, 142), {
         "host": id("host", 1), "host_name": "local-1", "runtime": "docker", "rate": rate, "trust": "verified",
         "free": capacity(json!({ "H100": 1 }), 500, 1_073_741_824), "region": "eu", "term": "spot",
         "total": capacity(json!({ "H100": 2 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 490_000,

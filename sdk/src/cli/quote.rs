@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use nave_domain::{Millis, host::Device, job::JobRequest};
+use nave_domain::{Millis, fraction::WHOLE, host::Device, job::JobRequest};
 use nave_sdk::wire::quote::{HOLD_MS, Quote, QuoteRequest, QuoteState, QuotedPlace};
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::{
     failure::{Failure, exit},
     lists::answer,
     run,
-    show::word,
+    show::{cores, word},
     table::{clean, table},
 };
 
@@ -87,6 +87,7 @@ fn lines(place: &QuotedPlace) -> String {
         ("host", host),
         ("chosen", word(&place.reason).replace('_', " ")),
         ("devices", if devices.is_empty() { "none".to_owned() } else { devices.join(", ") }),
+        ("part", part(place).unwrap_or_default()),
         ("price", format!("{} an hour", place.hourly)),
         ("longest", Millis(place.run_ms_max.0).to_string()),
     ];
@@ -95,15 +96,30 @@ fn lines(place: &QuotedPlace) -> String {
         lines.push(("saving", format!("{saving} a GPU-hour: {rate} here, {baseline} in clouds")));
     }
     let mut text = String::new();
-    for (name, value) in lines {
+    for (name, value) in lines.into_iter().filter(|(_, value)| !value.is_empty()) {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "  {name:<8} {}", clean(&value));
     }
     text
 }
 
+/// What it is of its one GPU, where that is not all of it.
+fn part(place: &QuotedPlace) -> Option<String> {
+    let paid = place.size.milli_gpu;
+    let of = match place.share {
+        Some(share) => {
+            format!("a share of {} of its computing and {} of its memory", cores(share.milli.0), share.vram)
+        }
+        None => "a slice".to_owned(),
+    };
+    let is_part = !place.devices.is_empty() && paid < WHOLE;
+    is_part.then(|| format!("{of}, paid for as {} of a GPU", cores(paid.0)))
+}
+
 #[cfg(test)]
 mod tests {
+    use nave_domain::{Bytes, MilliGpu, fraction::Fraction, rate::Size};
+
     use super::{super::golden, *};
 
     #[test]
@@ -113,6 +129,14 @@ mod tests {
         let mut dry = held.clone();
         (dry.state, dry.expires_at) = (QuoteState::DryRun, None);
         golden::check("quote-dry-run.txt", &text(&dry));
+        let whole = held.place.clone().expect("a place");
+        assert_eq!(part(&whole), None);
+        let size = Size { milli_gpu: MilliGpu(333), ..whole.size };
+        let slice = QuotedPlace { size, ..whole };
+        assert_eq!(part(&slice).as_deref(), Some("a slice, paid for as 0.333 of a GPU"));
+        let share = Some(Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) });
+        let share = Quote { place: Some(QuotedPlace { share, ..slice }), ..held.clone() };
+        golden::check("quote-share.txt", &text(&share));
         let reason =
             serde_json::json!({ "code": "no_host_in_region", "message": "no host has 2 x H100 in eu" });
         let reason = serde_json::from_value(reason).ok();

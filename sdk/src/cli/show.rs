@@ -7,7 +7,7 @@ use nave_domain::{
     epoch::WEIGHT_TOTAL,
     host::{HostState, Inventory, Runtime},
 };
-use nave_sdk::wire::rest::{Balance, DeviceClass, Epoch, Host, Job, Key, Offer};
+use nave_sdk::wire::rest::{Balance, DeviceClass, DeviceGroup, Epoch, Host, Job, Key, Offer};
 
 use super::table::{clean, command_line, cut, table};
 
@@ -152,20 +152,29 @@ pub fn offers(offers: &[Offer], is_filtered: bool) -> String {
 fn offer_row(offer: &Offer) -> Vec<String> {
     let of = |free: String, total: String| format!("{free} of {total}");
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-    let devices = offer.devices.as_ref();
+    let (devices, part) = (offer.devices.as_ref(), offer.fraction.as_ref());
+    let gpus = |group: &DeviceGroup| match part {
+        None => format!("{} of {} x {}", group.free, group.total, group.model),
+        Some(part) => {
+            let each = part.profile.clone().unwrap_or_else(|| cores(part.share.0));
+            format!("{} of {} x {each} {}", part.free, part.total, group.model)
+        }
+    };
+    let price = part.map_or(offer.rate.gpu_hour, |part| part.gpu_hour);
+    let saving = part.map_or(offer.saving, |part| part.saving);
     vec![
         if offer.runtime == SIMULATED {
             format!("{} ({SIMULATED})", offer.host_name)
         } else {
             offer.host_name.clone()
         },
-        or_dash(devices.map(|group| format!("{} of {} x {}", group.free, group.total, group.model))),
-        or_dash(devices.map(|group| size(group.vram))),
+        or_dash(devices.map(gpus)),
+        or_dash(devices.map(|group| size(part.map_or(group.vram, |part| part.vram)))),
         of(cores(offer.free.milli_cpu), cores(offer.total.milli_cpu)),
         of(size(offer.free.memory), size(offer.total.memory)),
         of(size(offer.free.disk), size(offer.total.disk)),
-        or_dash(devices.map(|_| offer.rate.gpu_hour.to_string())),
-        or_dash(offer.saving.map(|saving| saving.to_string())),
+        or_dash(devices.map(|_| price.to_string())),
+        or_dash(saving.map(|saving| saving.to_string())),
         offer.rate.vcpu_hour.to_string(),
         offer.rate.gib_hour.to_string(),
         word(&offer.term).replace('_', "-"),

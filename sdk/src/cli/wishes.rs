@@ -14,6 +14,8 @@ use nave_domain::{
 };
 use nave_sdk::client::OffersQuery;
 
+use super::show::cores;
+
 /// Where a job may run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Wishes {
@@ -26,6 +28,10 @@ pub struct Wishes {
     /// Number of GPUs [default: 1 with --vram or --gpu, else none]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub gpus: Option<u8>,
+    /// Part of one GPU's computing that suffices, such as 0.25, with --vram of its memory or as much of that as of
+    /// its computing. It is what is paid for; where no host has such a part free, all of a GPU is
+    #[arg(long, value_name = "PART")]
+    pub share: Option<ShareWish>,
     /// Only hosts that are there, as their owners say
     #[arg(long, value_name = "REGION")]
     pub region: Option<Region>,
@@ -65,22 +71,42 @@ impl Wishes {
     /// The GPUs that are asked for, if any.
     ///
     /// # Errors
-    /// A sentence when the numbers contradict each other.
+    /// A sentence when they contradict each other.
     pub fn gpu_request(&self) -> Result<Option<GpuRequest>, String> {
-        if self.vram.is_none() && self.gpus.is_none() && self.gpu.is_empty() {
+        if self.vram.is_none() && self.gpus.is_none() && self.gpu.is_empty() && self.share.is_none() {
             return Ok(None);
         }
+        let gpu = self.gpus_asked()?;
+        if let (Some(share), Some(isolation)) = (gpu.share, self.isolation)
+            && isolation != Isolation::Any
+        {
+            let isolation = isolation.as_str();
+            return Err(format!(
+                "--isolation {isolation} wants all of a GPU, and --share {} a part of one; leave one of them out",
+                cores(share.into())
+            ));
+        }
+        if gpu.share.is_some() && gpu.count > 1 {
+            return Err(format!(
+                "--share is a part of one GPU, and {} are asked for; leave it out, or ask for one",
+                gpu.count
+            ));
+        }
+        Ok(Some(gpu))
+    }
+
+    fn gpus_asked(&self) -> Result<GpuRequest, String> {
         let mut counts: Vec<u8> = self.gpu.iter().filter_map(|wish| wish.count).chain(self.gpus).collect();
         counts.sort_unstable();
         counts.dedup();
         // A bare model among others has the number that they have.
         let [count] = counts.as_slice() else {
             if counts.is_empty() {
-                return Ok(Some(self.gpus_of(1)));
+                return Ok(self.gpus_of(1));
             }
             return Err("--gpu and --gpus ask for different numbers of GPUs; a job has one number".into());
         };
-        Ok(Some(self.gpus_of(*count)))
+        Ok(self.gpus_of(*count))
     }
 
     fn gpus_of(&self, count: u8) -> GpuRequest {
@@ -89,7 +115,7 @@ impl Wishes {
             vram: self.vram.map_or(Bytes::ZERO, |vram| vram.least),
             vram_max: self.vram.and_then(|vram| vram.most),
             models: self.gpu.iter().map(|wish| wish.model.clone()).collect(),
-            share: None,
+            share: self.share.map(|ShareWish(milli)| milli),
         }
     }
 }
@@ -133,6 +159,21 @@ impl FromStr for VramWish {
             None => Ok(Self { least: size(text)?, most: None }),
             Some((least, most)) => Ok(Self { least: size(least)?, most: Some(size(most)?) }),
         }
+    }
+}
+
+/// Thousandths of a GPU's computing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShareWish(pub u16);
+
+impl FromStr for ShareWish {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // As cores are written.
+        let milli = text.parse::<MilliCpu>().ok().and_then(|part| u16::try_from(part.0).ok());
+        let part = milli.filter(|milli| (1..=1_000).contains(milli));
+        part.map(Self).ok_or_else(|| "it is a part of one GPU from 0.001 to 1, such as 0.25".to_owned())
     }
 }
 
@@ -230,6 +271,27 @@ mod tests {
         let asked = gpu("--vram 8GiB").expect("valid").expect("a GPU");
         assert_eq!((asked.vram, asked.vram_max), (gib(8), None));
         assert!(gpu("--vram 8GiB..").is_err() && gpu("--vram ..8GiB").is_err());
+    }
+
+    #[test]
+    fn a_share_is_a_part_of_one_gpu_that_nobody_wants_for_themselves() {
+        let asked = gpu("--vram 8GiB --share 0.25").expect("valid").expect("a GPU");
+        assert_eq!((asked.count, asked.vram, asked.share), (1, Bytes(8 * Bytes::GIB), Some(250)));
+        assert_eq!(gpu("--share 1").map(|gpu| gpu.and_then(|gpu| gpu.share)), Ok(Some(1_000)));
+        assert_eq!(gpu("--share 0.5 --isolation any").map(|gpu| gpu.is_some()), Ok(true));
+        for odd in ["0", "1.001", "-1", "25%", "0.0001", "70000"] {
+            let problem = gpu(&format!("--share={odd}")).expect_err(odd);
+            assert!(problem.contains("a part of one GPU from 0.001 to 1, such as 0.25"), "{problem}");
+        }
+        let said = |line: &str| gpu(line).expect_err("a contradiction");
+        assert_eq!(
+            said("--share 0.25 --gpu H100:2"),
+            "--share is a part of one GPU, and 2 are asked for; leave it out, or ask for one"
+        );
+        assert_eq!(
+            said("--share 0.25 --isolation host"),
+            "--isolation host wants all of a GPU, and --share 0.25 a part of one; leave one of them out"
+        );
     }
 
     #[test]

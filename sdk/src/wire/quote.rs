@@ -2,6 +2,7 @@
 
 use nave_domain::{
     HostId, JobId, MicroUsd, Millis, QuoteId, Timestamp,
+    fraction::Fraction,
     host::{Term, Trust},
     job::JobRequest,
     lease::ChosenFor,
@@ -137,8 +138,11 @@ pub struct QuotedPlace {
     pub trust: Trust,
     /// Why this one.
     pub reason: ChosenFor,
-    /// GPUs, by UUID.
+    /// GPUs, or a slice of one, by UUID.
     pub devices: Vec<String>,
+    /// How much of its one GPU, where that is a share of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<Fraction>,
     /// What would be leased.
     pub size: Size,
     /// Price in its parts.
