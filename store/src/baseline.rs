@@ -2,60 +2,92 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{HostId, MicroUsd, Timestamp, host::Proven, rate::GpuPrice, wish::Region};
+use nave_domain::{HostId, MicroUsd, Timestamp, host::Proven, rate::GpuPrice, region::Area, wish::Region};
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, error, host,
+    Result, Store, StoreError, error, host,
     notify::{Changes, announce},
 };
 
-/// The baseline of one class in one region.
+/// The baseline of one class in one part of the world.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaselineRow {
     /// The class.
     pub class: String,
     /// Where; none for anywhere else.
-    pub region: Option<Region>,
+    pub area: Option<Area>,
     /// The epoch from which on it counts.
     pub epoch: i64,
     /// Price of one device for an hour.
     pub gpu_hour: MicroUsd,
-    /// Whose prices it was made from.
-    pub source: String,
-    /// When the newest of those was fetched.
+    /// What it rests on.
+    pub source: BaselineSource,
+    /// When the newest of that was fetched, or read by somebody.
     pub fetched_at: Timestamp,
 }
 
-/// The baselines that count now, by class and region.
+/// What a baseline rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BaselineSource {
+    /// What these clouds ask for, separated by commas.
+    Quotes(String),
+    /// A list of prices, which is no market's: where somebody read it.
+    List(String),
+}
+
+/// What a source begins with that is a list.
+const LISTED: &str = "list: ";
+
+impl BaselineSource {
+    fn read(text: String) -> Self {
+        match text.strip_prefix(LISTED) {
+            Some(list) => Self::List(list.to_owned()),
+            None => Self::Quotes(text),
+        }
+    }
+
+    fn write(&self) -> String {
+        match self {
+            Self::Quotes(clouds) => clouds.clone(),
+            Self::List(list) => format!("{LISTED}{list}"),
+        }
+    }
+}
+
+/// The baselines that count now, by class and area.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Baselines(BTreeMap<(String, Option<Region>), MicroUsd>);
+pub struct Baselines(BTreeMap<String, BTreeMap<Option<Area>, MicroUsd>>);
 
 impl Baselines {
-    /// The classes that have one somewhere, by name; those with several regions more than once.
-    pub fn classes(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(|(class, _)| class.as_str())
-    }
-
-    /// The baseline of a class in a region, or else anywhere.
+    /// The baseline of a class in the area of a region, or else anywhere.
     #[must_use]
     pub fn of(&self, class: &str, region: Option<&Region>) -> Option<MicroUsd> {
-        let at = |region: Option<Region>| self.0.get(&(class.to_owned(), region)).copied();
-        region.and_then(|region| at(Some(region.clone()))).or_else(|| at(None))
+        let prices = self.0.get(class)?;
+        let area = region.and_then(Region::area);
+        area.and_then(|area| prices.get(&Some(area))).or_else(|| prices.get(&None)).copied()
     }
 }
 
-impl FromIterator<((String, Option<Region>), MicroUsd)> for Baselines {
-    fn from_iter<I: IntoIterator<Item = ((String, Option<Region>), MicroUsd)>>(rows: I) -> Self {
-        Self(rows.into_iter().collect())
+impl FromIterator<((String, Option<Area>), MicroUsd)> for Baselines {
+    fn from_iter<I: IntoIterator<Item = ((String, Option<Area>), MicroUsd)>>(rows: I) -> Self {
+        let mut all = Self::default();
+        for ((class, area), price) in rows {
+            all.0.entry(class).or_default().insert(area, price);
+        }
+        all
     }
 }
 
-/// How the table writes that a baseline is for any region without one of its own.
+/// How the table writes that a baseline is for any area without one of its own.
 const ANYWHERE: &str = "*";
 
-fn read_region(name: String) -> Result<Option<Region>> {
-    if name == ANYWHERE { Ok(None) } else { error::read_name("a region", name).map(Some) }
+fn read_area(name: &str) -> Result<Option<Area>> {
+    if name == ANYWHERE {
+        return Ok(None);
+    }
+    let found = Area::ALL.into_iter().find(|area| area.name() == name);
+    found.map(Some).ok_or_else(|| StoreError::Corrupt(format!("{name:?} is no part of the world")))
 }
 
 struct RawBaseline {
@@ -71,24 +103,23 @@ impl RawBaseline {
     fn read(self) -> Result<BaselineRow> {
         Ok(BaselineRow {
             class: self.class,
-            region: read_region(self.region)?,
+            area: read_area(&self.region)?,
             epoch: self.epoch,
             gpu_hour: MicroUsd(self.gpu_hour),
-            source: self.source,
+            source: BaselineSource::read(self.source),
             fetched_at: Timestamp(self.fetched_at_ms),
         })
     }
 }
 
-/// The newest baseline of every class and region.
+/// The newest baseline of every class and area.
 pub(crate) async fn current(tx: &mut PgConnection) -> Result<Baselines> {
     let rows = sqlx::query!(
         "select distinct on (class, region) class, region, gpu_hour from baselines order by class, region, epoch desc"
     )
     .fetch_all(tx)
     .await?;
-    let rows =
-        rows.into_iter().map(|row| Ok(((row.class, read_region(row.region)?), MicroUsd(row.gpu_hour))));
+    let rows = rows.into_iter().map(|row| Ok(((row.class, read_area(&row.region)?), MicroUsd(row.gpu_hour))));
     rows.collect()
 }
 
@@ -157,7 +188,15 @@ impl Store {
         current(&mut *self.pool.acquire().await?).await
     }
 
-    /// The newest baseline of every class and region from before an epoch.
+    /// The newest baseline of every class and area, with what it rests on.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn baseline_list(&self) -> Result<Vec<BaselineRow>> {
+        self.baselines_before(i64::MAX).await
+    }
+
+    /// The newest baseline of every class and area from before an epoch.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -171,7 +210,7 @@ impl Store {
         rows.fetch_all(&self.pool).await?.into_iter().map(RawBaseline::read).collect()
     }
 
-    /// Writes baselines down; of a class and region in one epoch the last one counts.
+    /// Writes baselines down; of a class and area in one epoch the last one counts.
     ///
     /// # Errors
     /// When the database refuses.
@@ -184,10 +223,10 @@ impl Store {
                  on conflict on constraint baselines_one do update
                     set gpu_hour = excluded.gpu_hour, source = excluded.source, fetched_at_ms = excluded.fetched_at_ms",
                 row.class,
-                row.region.as_ref().map_or(ANYWHERE, Region::as_str),
+                row.area.map_or(ANYWHERE, Area::name),
                 row.epoch,
                 row.gpu_hour.0,
-                row.source,
+                row.source.write(),
                 row.fetched_at.0
             )
             .execute(&mut *tx)

@@ -57,7 +57,7 @@ use sqlx::{
 
 pub use account::{Caller, KeyRow};
 pub use ban::BanRow;
-pub use baseline::{BaselineRow, Baselines};
+pub use baseline::{BaselineRow, BaselineSource, Baselines};
 pub use blob::BlobClaim;
 pub use challenge::{Decision, Moment, OpenChallenge, SentChallenge, StepRow};
 pub use cloud::{AttemptFault, MachineAttempt, MachineDemand, MachineEnding, MachineRow, MachineWrite};

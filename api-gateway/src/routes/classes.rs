@@ -1,9 +1,10 @@
 //! Classes of devices: what they cost in clouds, and how much of them is leased.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
-use nave_sdk::wire::rest::DeviceClass;
+use nave_sdk::wire::rest::{Baseline, DeviceClass};
+use nave_store::{BaselineRow, BaselineSource};
 
 use crate::{
     app::App,
@@ -21,16 +22,31 @@ pub(crate) async fn list(
     _caller: Caller<JobsRead>,
     Query(Nothing {}): Query<Nothing>,
 ) -> Result<Json<Vec<DeviceClass>>, ApiError> {
-    let (baselines, seen) = (app.store.baselines().await?, app.store.class_use().await?);
-    let names: BTreeSet<&str> = baselines.classes().chain(seen.keys().map(String::as_str)).collect();
-    let class = |name: &str| {
-        let (baseline, used) = (baselines.of(name, None), seen.get(name).copied().unwrap_or_default());
+    let seen = app.store.class_use().await?;
+    let mut rows: BTreeMap<String, Vec<BaselineRow>> =
+        seen.keys().map(|class| (class.clone(), Vec::new())).collect();
+    for row in app.store.baseline_list().await? {
+        rows.entry(row.class.clone()).or_default().push(row);
+    }
+    let class = |(class, mut rows): (String, Vec<BaselineRow>)| {
+        rows.sort_by_key(|row| row.area);
+        let anywhere = rows.iter().find(|row| row.area.is_none()).map(|row| row.gpu_hour);
+        let used = seen.get(&class).copied().unwrap_or_default();
         DeviceClass {
-            class: name.to_owned(),
-            baseline,
+            class,
+            baselines: rows.into_iter().map(baseline).collect(),
             utilisation: used.utilisation(),
-            standby: used.standby(baseline.unwrap_or_default()),
+            standby: used.standby(anywhere.unwrap_or_default()),
         }
     };
-    Ok(Json(names.into_iter().map(class).collect()))
+    Ok(Json(rows.into_iter().map(class).collect()))
+}
+
+fn baseline(row: BaselineRow) -> Baseline {
+    let (listed, source) = match row.source {
+        BaselineSource::Quotes(clouds) => (false, clouds),
+        BaselineSource::List(source) => (true, source),
+    };
+    let region = row.area.map(|area| area.name().to_owned());
+    Baseline { region, gpu_hour: row.gpu_hour, listed, source, fetched_at: row.fetched_at }
 }

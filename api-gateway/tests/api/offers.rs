@@ -8,7 +8,7 @@ use nave_domain::{
     host::{Device, Inventory, Proven, ProvenDevice, Trust},
 };
 use nave_sdk::wire::rest::{Job, Offer, OfferedFraction};
-use nave_store::{BaselineRow, HostPatch};
+use nave_store::{BaselineRow, BaselineSource, HostPatch};
 use serde_json::json;
 
 use crate::setup::{Market, fresh, inventory, read, refused};
@@ -19,10 +19,10 @@ const GIB: i64 = Bytes::GIB;
 async fn baseline(market: &Market, gpu_hour: i64) {
     let row = BaselineRow {
         class: "h200".into(),
-        region: None,
+        area: None,
         epoch: 1,
         gpu_hour: MicroUsd(gpu_hour),
-        source: "test".into(),
+        source: BaselineSource::Quotes("test".into()),
         fetched_at: Timestamp(1),
     };
     market.store.baselines_set(&[row]).await.expect("baselines");

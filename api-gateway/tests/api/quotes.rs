@@ -1,11 +1,11 @@
 //! Quotes: asked for here, answered by whoever schedules, used by a job.
 
-use nave_domain::{HostId, JobId, MicroUsd, host::Trust, job::JobState, lease::ChosenFor};
+use nave_domain::{HostId, JobId, MicroUsd, host::Trust, job::JobState, lease::ChosenFor, region::Area};
 use nave_sdk::wire::{
     quote::{Quote, QuoteState},
     rest::Job,
 };
-use nave_store::{BaselineRow, Considered, Grounds, Placement, QuoteAnswer, Store};
+use nave_store::{BaselineRow, BaselineSource, Considered, Grounds, Placement, QuoteAnswer, Store};
 use reqwest::RequestBuilder;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -169,21 +169,34 @@ async fn a_wish_that_makes_no_sense_is_refused_with_its_field() {
 }
 
 #[tokio::test]
-async fn classes_are_shown_with_what_clouds_ask_and_how_much_is_leased() {
+async fn classes_are_shown_with_what_clouds_ask_where_who_says_so_and_how_much_is_leased() {
     let market = Market::start().await;
-    let rows = [BaselineRow {
+    let row = |area, gpu_hour, source| BaselineRow {
         class: "h200".into(),
-        region: None,
+        area,
         epoch: 1,
-        gpu_hour: MicroUsd(3_000_000),
-        source: "test".into(),
+        gpu_hour: MicroUsd(gpu_hour),
+        source,
         fetched_at: nave_domain::Timestamp(1),
-    }];
+    };
+    let rows = [
+        row(Some(Area::Europe), 3_100_000, BaselineSource::Quotes("lambda, verda".into())),
+        row(None, 3_000_000, BaselineSource::List("a price page".into())),
+    ];
     market.store.baselines_set(&rows).await.expect("baselines");
     market.store.epoch_open("test").await.expect("an epoch");
     let seen = nave_domain::standby::ClassUse { devices: 4, leased_milli: 3_400 };
     market.store.class_use_add(&[("h200".to_owned(), seen)].into()).await.expect("seen");
     let classes: serde_json::Value = market.fetch("/v1/classes").await;
-    let h200 = json!({ "class": "h200", "baseline": 3_000_000, "utilisation": 850, "standby": 600_000 });
+    let at = "1970-01-01T00:00:00.001Z";
+    let h200 = json!({
+        "class": "h200",
+        "baselines": [
+            { "region": null, "gpu_hour": 3_000_000, "listed": true, "source": "a price page", "fetched_at": at },
+            { "region": "europe", "gpu_hour": 3_100_000, "listed": false, "source": "lambda, verda", "fetched_at": at },
+        ],
+        "utilisation": 850,
+        "standby": 600_000,
+    });
     assert_eq!(classes, json!([h200]));
 }

@@ -1,7 +1,6 @@
-//! Which class of the catalogue a cloud means, and where its regions lie. Pure.
+//! Which class of the catalogue a cloud means. Pure.
 //!
-//! Every cloud has its own names for the same GPU and the same place. What is not known for certain is
-//! of no class, and in no region but the world.
+//! Every cloud has its own names for the same GPU. What is not known for certain is of no class.
 
 use nave_domain::Bytes;
 
@@ -46,143 +45,6 @@ fn vram_in(words: &[String]) -> Option<i64> {
     let with_unit = words.iter().find_map(|word| word.trim_end_matches('b').strip_suffix('g')?.parse().ok());
     let apart = words.windows(2).find_map(|pair| if pair[1] == "gb" { pair[0].parse().ok() } else { None });
     with_unit.or(apart)
-}
-
-/// A part of the world.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Region {
-    /// The United States, Canada and Mexico.
-    NorthAmerica,
-    /// Europe, with Iceland and the United Kingdom.
-    Europe,
-    /// Asia without the Middle East.
-    Asia,
-    /// The Middle East.
-    MiddleEast,
-    /// Australia and New Zealand.
-    Oceania,
-    /// South America.
-    SouthAmerica,
-    /// Africa.
-    Africa,
-}
-
-/// What names of regions are made of. Codes are of countries, or of the places that clouds name so.
-const PLACES: [(Region, &[&str]); 7] = [
-    (
-        Region::NorthAmerica,
-        &["us", "usa", "ca", "canada", "mx", "texas", "california", "virginia", "america", "na"],
-    ),
-    (
-        Region::Europe,
-        &[
-            "eu",
-            "eur",
-            "europe",
-            "fin",
-            "fi",
-            "finland",
-            "ice",
-            "is",
-            "iceland",
-            "norway",
-            "no",
-            "se",
-            "sweden",
-            "de",
-            "germany",
-            "fr",
-            "france",
-            "nl",
-            "netherlands",
-            "uk",
-            "gb",
-            "ro",
-            "cz",
-            "es",
-            "it",
-            "pl",
-            "pt",
-            "bg",
-            "ee",
-            "dk",
-            "be",
-            "at",
-            "ch",
-            "ie",
-            "ua",
-            "hu",
-            "sk",
-            "si",
-            "hr",
-            "lt",
-            "lv",
-            "gr",
-        ],
-    ),
-    (
-        Region::Asia,
-        &[
-            "asia",
-            "ap",
-            "jp",
-            "japan",
-            "kr",
-            "sg",
-            "singapore",
-            "in",
-            "india",
-            "tw",
-            "hk",
-            "cn",
-            "th",
-            "vn",
-            "my",
-            "id",
-        ],
-    ),
-    (Region::MiddleEast, &["me", "il", "israel", "ae", "sa", "qa", "tr"]),
-    (Region::Oceania, &["oc", "au", "australia", "nz"]),
-    (Region::SouthAmerica, &["sam", "br", "brazil", "cl", "ar", "co"]),
-    (Region::Africa, &["africa", "af", "za", "eg", "ke", "ng"]),
-];
-
-impl Region {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::NorthAmerica,
-        Self::Europe,
-        Self::Asia,
-        Self::MiddleEast,
-        Self::Oceania,
-        Self::SouthAmerica,
-        Self::Africa,
-    ];
-
-    /// The region that a cloud's word for a place lies in.
-    #[must_use]
-    pub fn of(text: &str) -> Option<Self> {
-        let of_word = |word: &String| {
-            PLACES.iter().find(|(_, names)| names.contains(&word.as_str())).map(|(region, _)| *region)
-        };
-        // `us-west-1` begins with the country; `Texas, US` ends with it.
-        let words = words(text);
-        if text.contains(',') { words.iter().rev().find_map(of_word) } else { words.iter().find_map(of_word) }
-    }
-
-    /// For programs.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::NorthAmerica => "north-america",
-            Self::Europe => "europe",
-            Self::Asia => "asia",
-            Self::MiddleEast => "middle-east",
-            Self::Oceania => "oceania",
-            Self::SouthAmerica => "south-america",
-            Self::Africa => "africa",
-        }
-    }
 }
 
 #[cfg(test)]
@@ -257,24 +119,5 @@ mod tests {
             assert_eq!(class_of(model, None), None, "{model}");
         }
         assert_eq!(class_of("A100", gib(24)), None);
-    }
-
-    #[test]
-    fn places_are_found_in_each_clouds_words() {
-        let cases = [
-            (
-                Region::NorthAmerica,
-                &["us-west-1", "US-TX-3", "CANADA-1", "Texas, US", "Quebec, CA", "us-central-3"][..],
-            ),
-            (Region::Europe, &["FIN-01", "ICE-01", "NORWAY-1", "EU-RO-1", "europe-central-1", "Paris, FR"]),
-            (Region::Asia, &["asia-northeast-1", "Tokyo, JP", "AP-JP-1"]),
-            (Region::Oceania, &["australia-east-1", "OC-AU-1"]),
-        ];
-        for (region, texts) in cases {
-            for text in texts {
-                assert_eq!(Region::of(text), Some(region), "{text}");
-            }
-        }
-        assert_eq!(Region::of("any"), None);
     }
 }

@@ -70,6 +70,17 @@ impl Cloud {
         Self::Verda,
     ];
 
+    /// Whether what it asks for is a price of its own or of another cloud: at Vast strangers ask what they like.
+    #[must_use]
+    pub fn sets_prices(self) -> bool {
+        match self {
+            Self::Shadeform | Self::Massed | Self::Hyperstack | Self::Lambda | Self::Runpod | Self::Verda => {
+                true
+            }
+            Self::Vast | Self::Local => false,
+        }
+    }
+
     /// For programs.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -6,7 +6,7 @@
 pub mod boot;
 pub mod config;
 pub mod ledger;
-mod prices;
+pub mod prices;
 pub mod rent;
 
 use std::{

@@ -1,5 +1,6 @@
 //! Machines that are rented from doubles of clouds, with their rows in a real Postgres.
 
+mod prices;
 mod role;
 mod rows;
 mod schedules;

@@ -15,7 +15,7 @@ use nave_scheduler::{
     demand::Limits,
     watch::Patience,
 };
-use nave_store::Store;
+use nave_store::{BaselineSource, Store};
 use tempfile::TempDir;
 use tokio::{
     task::JoinSet,
@@ -184,7 +184,8 @@ async fn without_a_cloud_the_baseline_is_the_list_and_says_so() {
         Some(store.baseline_history("h100-sxm").await.expect("rows")).filter(|rows| !rows.is_empty())
     })
     .await;
-    assert!(rows[0].source.starts_with("list: ") && rows[0].source.contains("unverified"), "{rows:?}");
+    let BaselineSource::List(source) = &rows[0].source else { panic!("{rows:?}") };
+    assert!(source.contains("unverified"), "{rows:?}");
     assert!(rows[0].gpu_hour > MicroUsd::ZERO);
     role.abort();
 }

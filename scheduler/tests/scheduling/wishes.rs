@@ -7,6 +7,7 @@ use nave_domain::{
     host::{Term, Trust},
     job::{GpuRequest, Isolation, TermWish},
     lease::ChosenFor,
+    region::Area,
 };
 use nave_scheduler::planner::{Plan, plan};
 use nave_store::{AskedQuote, Baselines, QueuedJob, QuoteAnswer, Snapshot, SupplyHost};
@@ -167,10 +168,8 @@ fn a_placement_says_why_it_is_there_and_what_clouds_ask() {
     cheap.classes =
         BTreeMap::from([("GPU-0".to_owned(), "a".to_owned()), ("GPU-1".to_owned(), "b".to_owned())]);
     cheap.terms.region = "eu".parse().ok();
-    let prices = [("a", Some("eu"), 2_000_000), ("a", None, 9), ("b", None, 3_000_001)];
-    let prices = prices.map(|(class, region, price)| {
-        ((class.to_owned(), region.and_then(|region| region.parse().ok())), MicroUsd(price))
-    });
+    let prices = [("a", Some(Area::Europe), 2_000_000), ("a", None, 9), ("b", None, 3_000_001)];
+    let prices = prices.map(|(class, area, price)| ((class.to_owned(), area), MicroUsd(price)));
     let of = |jobs, hosts| {
         let snapshot = Snapshot { baselines: Baselines::from_iter(prices.clone()), ..snapshot(jobs, hosts) };
         let plan = plan(&snapshot);

@@ -7,7 +7,7 @@ use clap::{Command, CommandFactory as _};
 use nave_sdk::wire::{
     enrol::MinerHost,
     quote::Quote,
-    rest::{Epoch, Host, Job, Offer, Receipt},
+    rest::{DeviceClass, Epoch, Host, Job, Offer, Receipt},
     verdict::{HostVerdict, VerdictRecord},
 };
 use serde::de::DeserializeOwned;
@@ -218,6 +218,21 @@ pub fn offers() -> Vec<Offer> {
         "host": id("host", 2), "host_name": "local-2", "runtime": "simulated", "rate": rate, "trust": "verified",
         "free": capacity(json!({}), 1_500, 1_073_741_824), "total": capacity(json!({}), 1_500, 3_221_225_472)
     }]))
+}
+
+/// A class with a list price, one with quotes of clouds, and one of which only its use is known.
+pub fn classes() -> Vec<DeviceClass> {
+    let baseline = |region: Value, gpu_hour: i64, listed: bool, source: &str| json!({ "region": region, "gpu_hour": gpu_hour, "listed": listed, "source": source, "fetched_at": "2026-09-21T14:12:20Z" });
+    sample(json!([
+        { "class": "h100-sxm", "utilisation": 850, "standby": 580_000, "baselines": [
+            baseline(Value::Null, 2_900_000, true, "a price page; unverified"),
+            baseline(json!("europe"), 2_912_000, false, "hyperstack, lambda, verda"),
+        ] },
+        { "class": "l40s", "utilisation": 0, "standby": 0, "baselines": [
+            baseline(Value::Null, 790_000, false, "massed"),
+        ] },
+        { "class": "v100-16", "utilisation": null, "standby": 0, "baselines": [] },
+    ]))
 }
 
 /// A quote that is held.

@@ -7,7 +7,7 @@ use nave_domain::{
     epoch::WEIGHT_TOTAL,
     host::{HostState, Inventory, Runtime},
 };
-use nave_sdk::wire::rest::{Balance, DeviceClass, DeviceGroup, Epoch, Host, Job, Key, Offer};
+use nave_sdk::wire::rest::{Balance, Baseline, DeviceClass, DeviceGroup, Epoch, Host, Job, Key, Offer};
 
 use super::table::{clean, command_line, cut, table};
 
@@ -103,20 +103,34 @@ pub fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
-/// Classes of devices, one per line.
+/// Classes of devices, one line for each part of the world with a baseline of its own.
 #[must_use]
 pub fn classes(classes: &[DeviceClass]) -> String {
-    let known = |amount: Option<String>| amount.unwrap_or_else(|| "-".to_owned());
-    let row = |class: &DeviceClass| {
-        vec![
-            class.class.clone(),
-            known(class.baseline.map(|price| price.to_string())),
-            known(class.utilisation.map(|milli| format!("{}.{} %", milli / 10, milli % 10))),
-            class.standby.to_string(),
+    let head = ["CLASS", "REGION", "CLOUDS/H>", "FROM", "AS OF", "LEASED>", "STANDBY/H>"];
+    let rows: Vec<Vec<String>> = classes.iter().flat_map(class_rows).collect();
+    let is_listed = classes.iter().flat_map(|class| &class.baselines).any(|baseline| baseline.listed);
+    let warning =
+        "\nA LIST PRICE was read by somebody on that day. No cloud was asked: it is no market price.\n";
+    table(&head, &rows) + if is_listed { warning } else { "" }
+}
+
+fn class_rows(class: &DeviceClass) -> Vec<Vec<String>> {
+    let utilisation = class.utilisation.map(|milli| format!("{}.{} %", milli / 10, milli % 10));
+    let own = [utilisation.unwrap_or_else(|| "-".to_owned()), class.standby.to_string()];
+    let cost = |baseline: &Baseline| {
+        [
+            baseline.region.clone().unwrap_or_else(|| "anywhere".to_owned()),
+            baseline.gpu_hour.to_string(),
+            if baseline.listed { "LIST PRICE".to_owned() } else { baseline.source.clone() },
+            baseline.fetched_at.to_string(),
         ]
     };
-    let rows: Vec<Vec<String>> = classes.iter().map(row).collect();
-    table(&["CLASS", "CLOUDS/H>", "LEASED>", "STANDBY/H>"], &rows)
+    let mut costs: Vec<[String; 4]> = class.baselines.iter().map(cost).collect();
+    if costs.is_empty() {
+        costs.push(["-"; 4].map(str::to_owned));
+    }
+    let row = |cost: [String; 4]| [&[class.class.clone()][..], &cost[..], &own[..]].concat();
+    costs.into_iter().map(row).collect()
 }
 
 /// Offers, one per line, what is free beside what there is.
@@ -310,6 +324,13 @@ mod tests {
         golden::check("table-offers.txt", &offers(&golden::offers(), false));
         golden::check("table-no-offers.txt", &offers(&[], false));
         golden::check("table-no-such-offers.txt", &offers(&[], true));
+    }
+
+    #[test]
+    fn classes_say_who_asks_so_much_since_when_and_what_is_only_a_list_price() {
+        let classes = golden::classes();
+        golden::check("table-classes.txt", &self::classes(&classes));
+        assert!(!self::classes(&classes[1..]).contains("LIST"), "nothing is from the list");
     }
 
     #[test]

@@ -235,17 +235,32 @@ pub struct Balance {
     pub held: MicroUsd,
 }
 
-/// A class of devices, and how much of it is leased.
+/// A class of devices: what clouds ask for it, and how much of it is leased.
 pub struct DeviceClass {
     /// Its name.
     pub class: String,
-    /// What clouds ask for an hour of one of them, wherever it is; absent where nobody knows.
-    pub baseline: Option<MicroUsd>,
+    /// What clouds ask for an hour of one of them, that for anywhere first; empty where nobody knows.
+    pub baselines: Vec<Baseline>,
     /// Thousandths of miners' devices that were leased in the epoch that ended last, or else in this one; absent
     /// where there are none.
     pub utilisation: Option<i64>,
     /// What an hour of an idle one is worth at that: nothing up to a half, a fifth of the baseline from 85 % on.
     pub standby: MicroUsd,
+}
+
+/// What clouds ask for an hour of one device of a class, the machine around it included.
+pub struct Baseline {
+    /// The part of the world, such as `europe`; absent for anywhere without a baseline of its own.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// micro-USD.
+    pub gpu_hour: MicroUsd,
+    /// Whether it is from a list of prices that somebody read once. No cloud was asked: it is no market price.
+    pub listed: bool,
+    /// Which clouds it was made from, or where the list is from.
+    pub source: String,
+    /// When the newest of that was fetched, or read.
+    pub fetched_at: Timestamp,
 }
 
 /// Capacity that can be rented now: of a host without GPUs, of its GPUs of one kind, or of fractions of them.

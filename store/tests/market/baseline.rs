@@ -1,44 +1,50 @@
 //! Baselines: the newest of a class and region counts.
 
-use nave_domain::{HostId, MicroUsd, Timestamp, rate::GpuPrice};
-use nave_store::{BaselineRow, HostPatch};
+use nave_domain::{HostId, MicroUsd, Timestamp, rate::GpuPrice, region::Area};
+use nave_store::{BaselineRow, BaselineSource, HostPatch};
 
 use crate::market::{Market, RATE, open};
 
-fn row(region: Option<&str>, epoch: i64, gpu_hour: i64) -> BaselineRow {
+fn row(area: Option<Area>, epoch: i64, gpu_hour: i64) -> BaselineRow {
+    let source = match area {
+        Some(area) => BaselineSource::Quotes(area.name().into()),
+        None => BaselineSource::List("test".into()),
+    };
     BaselineRow {
         class: "h100".into(),
-        region: region.and_then(|region| region.parse().ok()),
+        area,
         epoch,
         gpu_hour: MicroUsd(gpu_hour),
-        source: "test".into(),
+        source,
         fetched_at: Timestamp(epoch),
     }
 }
 
+const EUROPE: Option<Area> = Some(Area::Europe);
+
 #[tokio::test]
-async fn the_newest_baseline_of_a_region_counts_and_elsewhere_the_one_for_anywhere() {
+async fn the_newest_baseline_of_an_area_counts_for_all_regions_in_it_and_elsewhere_the_one_for_anywhere() {
     open(async |market| {
-        let rows = [row(None, 1, 300), row(None, 2, 290), row(Some("eu"), 1, 310), row(Some("eu"), 3, 280)];
+        let rows = [row(None, 1, 300), row(None, 2, 290), row(EUROPE, 1, 310), row(EUROPE, 3, 280)];
         market.store.baselines_set(&rows).await.expect("set");
         let baselines = market.store.baselines().await.expect("baselines");
-        let [eu, us] = ["eu", "us"].map(|region| region.parse().expect("a region"));
-        assert_eq!(baselines.of("h100", Some(&eu)), Some(MicroUsd(280)));
-        assert_eq!(baselines.of("h100", Some(&us)), Some(MicroUsd(290)));
+        let of = |region: &str| baselines.of("h100", Some(&region.parse().expect("a region")));
+        for region in ["eu", "europe", "eu-west-1", "fin-01"] {
+            assert_eq!(of(region), Some(MicroUsd(280)), "{region}");
+        }
+        for region in ["us", "us-east-1", "here"] {
+            assert_eq!(of(region), Some(MicroUsd(290)), "{region}");
+        }
         assert_eq!(baselines.of("h100", None), Some(MicroUsd(290)));
         assert_eq!(baselines.of("a100", None), None);
         assert_eq!(market.store.snapshot().await.expect("snapshot").baselines, baselines);
 
-        market.store.baselines_set(&[row(Some("eu"), 3, 270)]).await.expect("set again");
-        assert_eq!(
-            market.store.baselines().await.expect("baselines").of("h100", Some(&eu)),
-            Some(MicroUsd(270))
-        );
+        market.store.baselines_set(&[row(EUROPE, 3, 270)]).await.expect("set again");
+        let mut newest = market.store.baseline_list().await.expect("newest");
+        newest.sort_by_key(|row| row.area);
+        assert_eq!(newest, [row(None, 2, 290), row(EUROPE, 3, 270)]);
         let history = market.store.baseline_history("h100").await.expect("history");
-        assert_eq!(
-            history,
-            [row(None, 1, 300), row(Some("eu"), 1, 310), row(None, 2, 290), row(Some("eu"), 3, 270)]
-        );
+        assert_eq!(history, [row(None, 1, 300), row(EUROPE, 1, 310), row(None, 2, 290), row(EUROPE, 3, 270)]);
     })
     .await;
 }
@@ -76,7 +82,17 @@ async fn a_price_that_follows_clouds_moves_with_them_until_its_owner_sets_it() {
         assert_eq!(price(market, beta).await, RATE.gpu_hour, "nobody knows what its devices are");
         assert_eq!(market.store.prices_follow(None).await.expect("prices"), 0, "nothing has changed");
 
-        market.store.baselines_set(&[row(None, 2, 2_000_000)]).await.expect("baselines");
+        let there = HostPatch { region: "fin-01".parse().ok(), ..HostPatch::default() };
+        market.store.host_patch("hotkey of alpha", alpha, there).await.expect("patch");
+        market.store.baselines_set(&[row(EUROPE, 1, 3_100_000)]).await.expect("baselines");
+        assert_eq!(market.store.prices_follow(None).await.expect("prices"), 1);
+        assert_eq!(
+            price(market, alpha).await,
+            MicroUsd(2_790_000),
+            "what clouds ask in its part of the world"
+        );
+
+        market.store.baselines_set(&[row(EUROPE, 2, 2_000_000)]).await.expect("baselines");
         assert_eq!(market.store.prices_follow(Some(beta)).await.expect("prices"), 0);
         assert_eq!(market.store.prices_follow(Some(alpha)).await.expect("prices"), 1);
         assert_eq!(price(market, alpha).await, MicroUsd(2_500_000), "not below its floor");

@@ -21,7 +21,7 @@ use nave_clouds::{
     secret::Secret,
     testing::{Double, Fault, Faults, KEY},
 };
-use nave_domain::{MicroUsd, Millis};
+use nave_domain::{MicroUsd, Millis, region::Area};
 use tokio::{net::TcpListener, task::JoinHandle};
 use uuid::Uuid;
 
@@ -133,14 +133,21 @@ async fn offers_that_cannot_be_had_are_no_quotes_and_those_that_cannot_be_read_a
         let market = market(cloud);
         let offers = market.provider().list_offers(BEGIN).await.expect("offers");
         let quotes: Vec<_> = offers.iter().filter_map(CloudQuote::of).collect();
+        if cloud == Cloud::Vast {
+            assert_eq!(
+                (offers.is_empty(), quotes),
+                (false, Vec::new()),
+                "what strangers ask is no price of a cloud"
+            );
+            continue;
+        }
         assert!(
             !quotes.is_empty() && quotes.iter().all(|quote| quote.price == MicroUsd(2_000_000)),
             "{cloud}"
         );
         assert!(offers.iter().all(|offer| offer.fetched_at == BEGIN && !offer.raw.is_empty()), "{cloud}");
-        let region = quotes[0].region.map(|region| region.name());
-        let somewhere = [Some("north-america"), Some("europe")].contains(&region);
-        assert!(somewhere || cloud == Cloud::Runpod, "{cloud}: {region:?}");
+        let somewhere = [Some(Area::NorthAmerica), Some(Area::Europe)].contains(&quotes[0].area);
+        assert!(somewhere || cloud == Cloud::Runpod, "{cloud}: {:?}", quotes[0]);
     }
 }
 
