@@ -17,7 +17,7 @@ use nave_domain::{
     wish::Terms,
 };
 use nave_scheduler::planner::plan;
-use nave_store::{Baselines, QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, Past, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 const HOSTS: u128 = 1_000;
@@ -33,6 +33,8 @@ fn host(n: u128) -> SupplyHost {
         lasts: None,
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
+        past: Past::default(),
+        past_elsewhere: Past::default(),
         yielding: Vec::new(),
         tenants: Vec::new(),
         inventory: Inventory {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use nave_domain::{
-    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Timestamp,
+    Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
     fraction::{Share, Tenant},
     host::{self, HostEvent, HostState, Inventory, Proven, Term, Trust},
     job::JobRequest,
@@ -142,6 +142,27 @@ pub(crate) async fn bump_all(tx: &mut PgConnection) -> Result<()> {
         "with members as (
             select host_id from hosts where state not in ('gone', 'banned') order by host_id for update)
          update hosts h set generation = generation + 1 from members m where h.host_id = m.host_id"
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// What counts of a host's past, in milliseconds of leases: beyond that, all of it counts half.
+const PAST_MS_MAX: i64 = 2_000 * 3_600_000;
+
+/// Notes for how long a lease ran on a host, which is locked, and whether the host lost it.
+pub(crate) async fn served(tx: &mut PgConnection, host: HostId, used: Millis, is_lost: bool) -> Result<()> {
+    sqlx::query!(
+        "with past as (
+            select host_id, served_ms + $2 as served, losses + $3 as lost,
+                case when served_ms + $2 > $4 then 2 else 1 end as part
+            from hosts where host_id = $1)
+         update hosts h set served_ms = served / part, losses = lost / part from past p where h.host_id = p.host_id",
+        host.0,
+        used.0,
+        i64::from(is_lost),
+        PAST_MS_MAX
     )
     .execute(tx)
     .await?;

@@ -86,7 +86,7 @@ pub use quote::{
 pub use release::{NewRelease, ReleaseRow};
 pub use rent::{MachineAccount, NewMachine, RentSnapshot, RentedMachine, WaitingJob};
 pub use resting::{CloudRow, MachineEnd};
-pub use schedule::{ORDER_BYTES_MAX, Occupied, QueuedJob, Snapshot, SupplyHost, Yielding};
+pub use schedule::{ORDER_BYTES_MAX, Occupied, Past, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};
 pub use verdict::{Appeal, ExchangeRow, VerdictBan, VerdictRow};

@@ -86,6 +86,10 @@ pub struct SupplyHost {
     pub classes: BTreeMap<String, String>,
     /// The models of those classes, by identifier.
     pub models: BTreeMap<String, Vec<String>>,
+    /// What it has done and lost.
+    pub past: Past,
+    /// The same of all other hosts of its owner.
+    pub past_elsewhere: Past,
     /// Leases that end soon, or that end when somebody else needs their place; they occupy it until then.
     pub yielding: Vec<Yielding>,
     /// Whose each lease and quote on it is, and whether that one is to be alone there.
@@ -126,6 +130,15 @@ impl SupplyHost {
             self.shared.extend(taken.map(|taken| (device, taken)));
         }
     }
+}
+
+/// What hosts have done, as far back as it counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Past {
+    /// For how long leases ran, each by itself.
+    pub served: Millis,
+    /// How many of them were lost with their host.
+    pub losses: i64,
 }
 
 /// A lease that ends soon, or that yields to others.
@@ -282,10 +295,13 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<QueuedJob>> {
 
 async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId, SupplyHost>> {
     let rows = sqlx::query!(
-        r#"select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven,
+        r#"with miners as (
+            select hotkey, sum(served_ms)::bigint as all_served_ms, sum(losses)::bigint as all_losses from hosts group by hotkey)
+           select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven,
                 exists (select from machines m where m.host_id = hosts.host_id) as "is_rented!",
-                (select known -> 'dead_man' from machines m where m.host_id = hosts.host_id) as dead_man
-           from hosts where state = 'ready' and not paused and inventory is not null"#
+                (select known -> 'dead_man' from machines m where m.host_id = hosts.host_id) as dead_man,
+                served_ms, losses, all_served_ms as "all_served_ms!", all_losses as "all_losses!"
+           from hosts join miners using (hotkey) where state = 'ready' and not paused and inventory is not null"#
     )
     .fetch_all(&mut *tx)
     .await?;
@@ -314,6 +330,11 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             inventory,
             classes: proven.iter().flat_map(Proven::classes).collect(),
             models: proven.iter().flat_map(Proven::models).collect(),
+            past: Past { served: Millis(row.served_ms), losses: row.losses },
+            past_elsewhere: Past {
+                served: Millis(row.all_served_ms - row.served_ms),
+                losses: row.all_losses - row.losses,
+            },
             yielding: yielding.remove(&row.host_id.into()).unwrap_or_default(),
             tenants: Vec::new(),
             order_bytes: 0,

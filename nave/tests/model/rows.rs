@@ -14,7 +14,7 @@ use nave_domain::{
     rate::{Rate, Size, charge},
     wish::Terms,
 };
-use nave_store::{Baselines, HeldLease, OpenLease, Placement, QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, HeldLease, OpenLease, Past, Placement, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 use crate::Mutation;
@@ -306,6 +306,8 @@ impl Rows {
             inventory: host.inventory.clone()?,
             classes: BTreeMap::new(),
             models: BTreeMap::new(),
+            past: Past::default(),
+            past_elsewhere: Past::default(),
             yielding: Vec::new(),
             tenants: open().map(|lease| (self.jobs[&lease.job].customer, false)).collect(),
             order_bytes: 0,

@@ -12,7 +12,7 @@ use nave_domain::{
     rate::{Rate, Size},
     wish::Region,
 };
-use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, QueuedJob, SupplyHost, Yielding};
+use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, Past, QueuedJob, SupplyHost, Yielding};
 use uuid::Uuid;
 
 use crate::{
@@ -23,8 +23,8 @@ use crate::{
     planner::money::{pays, run_max},
 };
 
-/// The chance that a host is lost, in millionths an hour: one loss in 250 hours.
-const LOSS_PPM: u32 = 4_000;
+/// As long as nothing is known of a miner, one lease is lost in so many hours.
+const LOSS_HOURS: i64 = 250;
 /// How long a start takes, in seconds.
 const START_S: u32 = 30;
 /// How often a device with its share of a host's CPU and memory counts as asked for, whatever else is: until
@@ -121,7 +121,7 @@ impl<'a> Loaded<'a> {
                 gib_hour: host.rate.gib_hour.0,
             },
             order_bytes: count(ORDERS_BYTES_MAX),
-            loss_ppm: LOSS_PPM,
+            loss_ppm: loss_ppm(host.past, host.past_elsewhere),
             start_s: START_S,
         });
         let Some(handle) = inserted else { return };
@@ -336,6 +336,19 @@ fn leased(supply: &Supply, leases: &[&Yielding]) -> (Request, Vec<u8>) {
     let used = leases.iter().map(|lease| lease.used.0).max().unwrap_or(0);
     let disk_mib = mib(Bytes(sum(|part| part.disk.0)));
     (Request { disk_mib, redo_minutes: count(used / 60_000), ..sized(size) }, devices)
+}
+
+/// The chance that a lease of a host is lost, in millionths an hour: what it did, beside so many hours of what its
+/// owner's other hosts did, and those beside so many of nobody's.
+fn loss_ppm(own: Past, others: Past) -> u32 {
+    const HOUR: i128 = 3_600_000;
+    let prior = i128::from(LOSS_HOURS) * HOUR;
+    let rate = |past: Past, before: i128| {
+        let lost = i128::from(past.losses) * 1_000_000 * HOUR;
+        (lost + before * prior) / (i128::from(past.served.0) + prior)
+    };
+    let expected = rate(own, rate(others, 1_000_000 / i128::from(LOSS_HOURS)));
+    u32::try_from(expected.clamp(0, 1_000_000)).unwrap_or(0)
 }
 
 /// Which devices of a host will do for a request.

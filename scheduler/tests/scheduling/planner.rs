@@ -7,7 +7,7 @@ use nave_domain::{
     rate::Rate,
 };
 use nave_scheduler::planner::{Plan, Reason};
-use nave_store::{ORDER_BYTES_MAX, ORDERS_BYTES_MAX, QueuedJob, SupplyHost};
+use nave_store::{ORDER_BYTES_MAX, ORDERS_BYTES_MAX, Past, QueuedJob, SupplyHost};
 use uuid::Uuid;
 
 use crate::supply::{
@@ -381,4 +381,32 @@ fn orders_that_are_too_large_for_one_host_are_not_planned_there_and_keep_it_from
     assert_eq!(plan_for(vec![large(1, 2_000)], vec![told.clone()]).placements.len(), 1);
     let plan = plan_for(vec![large(1, 2_001)], vec![told]);
     assert_eq!(waits_for(&plan).0, "waiting_for_capacity", "its leases end");
+}
+
+#[test]
+fn work_that_would_be_long_to_do_again_goes_where_less_is_lost() {
+    let past = |hours: i64, losses| Past { served: Millis(hours * 3_600_000), losses };
+    let chosen = |first: SupplyHost, second: SupplyHost, minutes: i64| {
+        let mut job = job(1);
+        (job.left, job.request.limits.run_ms) = (MicroUsd(1_000_000_000), Millis(100 * 3_600_000));
+        job.request.expected_ms = Some(Millis(minutes * 60_000));
+        hosts_of(&plan_for(vec![job], vec![first, second]))
+    };
+    let dear = |percent: i64| {
+        let mut host = host();
+        host.rate.vcpu_hour.0 += 10_000 * percent;
+        host
+    };
+    let lossy = SupplyHost { past: past(10, 2), ..host() };
+    assert_eq!(chosen(lossy.clone(), dear(10), 60 * 48), [2], "0.8 percent an hour of a day's work");
+    assert_eq!(chosen(lossy.clone(), dear(10), 60), [1], "little would be done again");
+    assert_eq!(
+        chosen(SupplyHost { past: past(2_000, 2), ..host() }, dear(10), 60 * 48),
+        [1],
+        "over many hours"
+    );
+    // Its owner's other hosts say something of it, its own past says more.
+    let of_lossy = SupplyHost { past_elsewhere: past(10, 4), ..host() };
+    assert_eq!(chosen(of_lossy.clone(), dear(10), 60 * 48), [2]);
+    assert_eq!(chosen(SupplyHost { past: past(2_000, 0), ..of_lossy }, dear(10), 60 * 48), [1]);
 }

@@ -10,7 +10,7 @@ use nave_domain::{
     wish::Terms,
 };
 use nave_scheduler::planner::{Plan, plan};
-use nave_store::{Baselines, QueuedJob, Snapshot, SupplyHost};
+use nave_store::{Baselines, Past, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
 pub const NOW: Timestamp = Timestamp(1_790_000_000_000);
@@ -41,6 +41,8 @@ pub fn host() -> SupplyHost {
         lasts: None,
         classes: BTreeMap::new(),
         models: BTreeMap::new(),
+        past: Past::default(),
+        past_elsewhere: Past::default(),
         yielding: Vec::new(),
         tenants: Vec::new(),
         inventory: Inventory {

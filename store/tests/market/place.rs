@@ -10,7 +10,7 @@ use nave_domain::{
     lease::{ChosenFor, LeaseState},
     rate::Rate,
 };
-use nave_store::{Grounds, HostPatch, ORDERS_BYTES_MAX, Placement, StoreError};
+use nave_store::{Grounds, HostPatch, ORDERS_BYTES_MAX, Past, Placement, StoreError};
 use tokio::task::JoinSet;
 
 use crate::market::{EXITED, RATE, device, inventory, open, request};
@@ -442,6 +442,38 @@ async fn a_share_of_a_gpu_stands_in_the_order_and_in_the_next_snapshot_with_whos
             let order = &spec.orders[lease];
             assert_eq!((&order.devices, order.share), (&vec!["GPU-1".to_owned()], Some(share)));
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_what_a_host_and_its_owners_other_hosts_have_done_and_lost() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let [alpha, beta] = [market.host("alpha").await, market.host("beta").await];
+        let (_, served) = market.run(customer, alpha, &request()).await;
+        market.use_up(alpha, served, 5_000).await;
+        market.finish(alpha, served, EXITED).await;
+        let (_, lost) = market.run(customer, alpha, &request()).await;
+        market.use_up(alpha, lost, 3_000).await;
+        market.store.lease_lost(alpha, lost).await.expect("lost");
+        let past = async |host| {
+            let host = market.store.snapshot().await.expect("snapshot").hosts.remove(&host).expect("supply");
+            let of = |past: Past| (past.served.0 / 1_000, past.losses);
+            (of(host.past), of(host.past_elsewhere))
+        };
+        assert_eq!((past(alpha).await, past(beta).await), (((8, 1), (0, 0)), ((0, 0), (0, 0))));
+
+        let owner = "update hosts set hotkey = 'hotkey of alpha' where host_id = $1";
+        sqlx::query(owner).bind(beta.0).execute(&market.sql).await.expect("another owner");
+        assert_eq!(past(beta).await, ((0, 0), (8, 1)));
+
+        let long = "update hosts set served_ms = 7200000000, losses = 3 where host_id = $1";
+        sqlx::query(long).bind(alpha.0).execute(&market.sql).await.expect("a long past");
+        let (_, lost) = market.run(customer, alpha, &request()).await;
+        market.use_up(alpha, lost, 4_000).await;
+        market.store.lease_lost(alpha, lost).await.expect("lost");
+        assert_eq!(past(alpha).await.0, (3_600_002, 2), "what is long ago counts half");
     })
     .await;
 }
