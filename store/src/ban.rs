@@ -7,6 +7,8 @@ use crate::{Result, Store, device, error};
 
 /// For how long a ban makes the next one longer, on the control clock.
 pub(crate) const REMEMBERED_MS: i64 = 90 * 86_400_000;
+/// For how long a host may have been silent when a ban of its miner spares it.
+const SILENT_MS_MAX: i64 = 600_000;
 
 /// A ban that counts or counted against a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +79,13 @@ pub(crate) async fn begin(
         Kind::Cpu | Kind::Memory | Kind::Storage | Kind::Software | Kind::Transfer => Vec::new(),
     };
     sqlx::query!(
-        "insert into bans (challenge_id, host_id, hotkey, devices, cpu_model, code, message, until_up_ms)
-         values ($1, $2, $3, $4, $5, $6, $7, control_ms() + $8)",
+        "insert into bans (challenge_id, host_id, hotkey, devices, cpu_model, code, message, until_up_ms, spared)
+         select $1, $2, $3, $4, $5, $6, $7, control_ms() + $8, array(
+            select h.host_id from hosts h
+            where h.hotkey = $3 and h.host_id <> $2 and h.heard_up_ms > control_ms() - $9
+              and h.enrolled_at_ms < (select drawn_at_ms from challenges where challenge_id = $1)
+              and (h.proven is not null or exists (
+                select from challenges c where c.host_id = h.host_id and c.verdict is null)))",
         challenge.0,
         row.host_id,
         row.hotkey,
@@ -86,7 +93,8 @@ pub(crate) async fn begin(
         claims.cpu_model,
         code,
         message,
-        span.0
+        span.0,
+        SILENT_MS_MAX
     )
     .execute(tx)
     .await?;

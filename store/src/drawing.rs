@@ -75,12 +75,6 @@ impl Store {
             drawings.iter().filter(|drawing| tested.contains(&drawing.host)).collect();
         insert_all(&mut tx, &drawings).await?;
         let tested: Vec<HostId> = tested.into_iter().collect();
-        sqlx::query!(
-            "update hosts set tested_at_ms = now_ms() where host_id = any($1) and tested_at_ms is null",
-            &tested.iter().map(|host| host.0).collect::<Vec<Uuid>>()
-        )
-        .execute(&mut *tx)
-        .await?;
         hosts::bump_each(&mut tx, &tested).await?;
         crash_point!("store.challenge_draw.before_commit");
         tx.commit().await?;

@@ -195,7 +195,7 @@ async fn rejoin(tx: &mut PgConnection, joining: &Joining<'_>, host: HostId) -> R
     let name = joining.name.map_or(row.name, str::to_owned);
     sqlx::query!(
         "update hosts set state = $2, agent_key = $3, mesh_key = $4, mesh_key_next = null, mesh_address = $5::text::inet,
-            enrolled_at_ms = now_ms(), inventory = null, inventory_at_ms = null, proven = null, tested_at_ms = null, session = null, sequence = 0,
+            enrolled_at_ms = now_ms(), inventory = null, inventory_at_ms = null, proven = null, session = null, sequence = 0,
             reason_code = null, reason_message = null, reason_at_ms = null, paused = false,
             suite_cause = null, suite_at_ms = 0, retest_up_ms = null, below_percent = case when gpu_hour = $6 then below_percent end,
             price_floor = case when gpu_hour = $6 then price_floor end, gpu_hour = $6, vcpu_hour = $7, gib_hour = $8, term = $9, name = $10, region = $11, generation = generation + 1

@@ -190,7 +190,7 @@ impl Store {
         sqlx::query!(
             "update hosts set state = $2, proven = $3, refusals = 0, retry_up_ms = null, suite_cause = null,
                 retest_up_ms = null, reason_code = null, reason_message = null, reason_at_ms = null,
-                strained = 0, strained_up_ms = null, tested_at_ms = coalesce(tested_at_ms, now_ms())
+                strained = 0, strained_up_ms = null
              where host_id = $1",
             host.0,
             to.as_str(),
@@ -354,7 +354,7 @@ fn makes_up(proven: &Proven, kind: Kind, tested: &Inventory) -> bool {
         let shown = proven.device(&claimed.uuid);
         shown.is_some_and(|shown| claimed.model == shown.model && claimed.vram <= shown.vram)
     };
-    amount && (proven.devices.is_none() || tested.devices.iter().all(has))
+    amount && (proven.devices.is_none() || host::parts(&tested.devices).iter().all(has))
 }
 
 /// A host could not show its GPUs beside its jobs: it is tested as soon as it is free, and given no further jobs

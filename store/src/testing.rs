@@ -48,8 +48,8 @@ impl Store {
     pub async fn host_enrol(&self, new: &NewHost<'_>) -> Result<()> {
         let proven = serde_json::json!({ "milli_cpu": i64::MAX, "memory": i64::MAX, "cpu_model": CPU_MODEL });
         sqlx::query!(
-            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, proven, tested_at_ms, mesh_key)
-             values ($1, $2, $3, $4, $5, $6, $7, now_ms(), $8)",
+            "insert into hosts (host_id, name, hotkey, gpu_hour, vcpu_hour, gib_hour, proven, mesh_key)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)",
             new.host.0,
             new.name,
             new.hotkey,

@@ -123,6 +123,18 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
         let host = host_of(market, 2, "cheater", &["GPU-1", "GPU-2"]).await;
         holds(market, host, &["GPU-1", "GPU-2"]).await.expect("its own");
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        // A name that was once to show something and never did, and one that has shown it long ago.
+        let drawn = host_of(market, 9, "cheater", &[]).await;
+        let once = draw(market, drawn).await;
+        let silence =
+            Decision::Refused { code: "too_late".into(), message: "silent".into(), pause: Millis(1_000) };
+        market.store.challenge_decide(once, &failed(), &silence).await.expect("decide");
+        let silent = host_of(market, 10, "cheater", &[]).await;
+        market.store.host_passed(silent).await.expect("prove");
+        advance(market, 600_001).await;
+        for heard in [old, beside, drawn] {
+            hear(market, heard, 2, &[]).await;
+        }
         ban(market, host, &["GPU-1", "GPU-2"]).await;
         let again = Joining { hotkey: "cheater", replaces: Some(host), ..wish(3) };
         market.store.host_join(&again).await.expect("join again");
@@ -133,6 +145,9 @@ async fn who_was_banned_is_not_tested_under_another_name_and_others_are() {
         assert_eq!(due(market).await, [stranger], "what has nothing to do with it");
         assert_eq!(state_of(market, old).await, HostState::Ready, "it had proven itself before");
         assert_eq!(state_of(market, beside).await, HostState::Verifying, "it is being tested, too");
+        let count = async |host| market.store.bans_of_host(host).await.expect("bans").len();
+        assert_eq!((count(old).await, count(beside).await), (0, 0));
+        assert_eq!((count(drawn).await, count(silent).await), (1, 1), "nobody knows where they have been");
         for refused in [host, newcomer, spare, accomplice] {
             assert_eq!(state_of(market, refused).await, HostState::Refused);
             assert!(wait(market, refused).await > HOUR - 10_000);
