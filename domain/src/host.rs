@@ -84,6 +84,34 @@ impl Device {
         if self.simulated { format!("{} (simulated)", self.model) } else { self.model.clone() }
     }
 
+    /// What is proven of it, each as a device of its own: all of it, or its slices where it is cut. Nothing can compute on a
+    /// device that is cut as a whole.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Device> {
+        match &self.division {
+            Division::Whole | Division::Shares => vec![self.clone()],
+            Division::Slices(slices) => slices.iter().map(|slice| self.part(slice)).collect(),
+        }
+    }
+
+    /// A slice as CUDA shows it to who computes there.
+    fn part(&self, slice: &Slice) -> Device {
+        Device {
+            uuid: slice.uuid.clone(),
+            model: format!("{}{SLICED}{}", self.model, slice.profile),
+            vram: slice.vram,
+            driver: self.driver.clone(),
+            simulated: self.simulated,
+            division: Division::Whole,
+        }
+    }
+
+    /// Whether it is called a slice of a device. No name of a whole device has that word in it.
+    #[must_use]
+    pub fn is_slice(&self) -> bool {
+        is_slice(&self.model)
+    }
+
     /// The identifier for people, who must see that a device is simulated.
     #[must_use]
     pub fn label_of(uuid: &str) -> String {
@@ -91,7 +119,30 @@ impl Device {
     }
 }
 
-/// Bounds that keep a hostile inventory from costing memory.
+/// What stands between the model of a device and the profile of a slice of it.
+const SLICED: &str = " MIG ";
+
+/// Whether this is the model of a slice.
+#[must_use]
+pub fn is_slice(model: &str) -> bool {
+    model.contains(SLICED)
+}
+
+/// All that is proven of these devices; see [`Device::parts`].
+#[must_use]
+pub fn parts(devices: &[Device]) -> Vec<Device> {
+    devices.iter().flat_map(Device::parts).collect()
+}
+
+/// Those of these devices of which a part is among `shown`.
+#[must_use]
+pub fn devices_of(devices: &[Device], shown: &[String]) -> Vec<String> {
+    let is_shown = |device: &&Device| device.parts().iter().any(|part| shown.contains(&part.uuid));
+    devices.iter().filter(is_shown).map(|device| device.uuid.clone()).collect()
+}
+
+/// Bounds that keep a hostile inventory from costing memory. Devices and slices of others count together: as many are
+/// tested at once.
 pub const DEVICES_MAX: usize = 64;
 /// Longest text of an inventory, in bytes.
 pub const TEXT_MAX: usize = 256;
@@ -129,8 +180,8 @@ impl Inventory {
         if let Some((field, value)) = amounts.iter().find(|(_, value)| !(0..=1 << 50).contains(value)) {
             return Err(format!("{field}: {value} is out of range"));
         }
-        if self.devices.len() > DEVICES_MAX {
-            return Err(format!("devices: more than {DEVICES_MAX}"));
+        if self.devices.len() > DEVICES_MAX || parts(&self.devices).len() > DEVICES_MAX {
+            return Err(format!("devices: more than {DEVICES_MAX}, or as many slices"));
         }
         if self.egress.len() > 8 {
             return Err("egress: more policies than exist".into());
@@ -142,7 +193,8 @@ impl Inventory {
         if uuids.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err("devices: one uuid stands twice".into());
         }
-        if self.devices.iter().any(|device| device.simulated != device.uuid.starts_with(Device::SIMULATED)) {
+        let is_misnamed = |device: &Device| device.simulated != device.uuid.starts_with(Device::SIMULATED);
+        if self.devices.iter().any(is_misnamed) || parts(&self.devices).iter().any(is_misnamed) {
             return Err("devices: the identifiers of simulated ones begin with SIM-, and of no others".into());
         }
         if self.devices.iter().any(|device| !(0..=1 << 42).contains(&device.vram.0)) {
@@ -355,7 +407,7 @@ pub struct Proven {
     /// Space for working directories in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Bytes>,
-    /// GPUs by their identifiers; others, more or fewer are another machine.
+    /// GPUs by their identifiers, or their slices where they are cut; others, more or fewer are another machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub devices: Option<BTreeMap<String, ProvenDevice>>,
     /// Kernel release with which the software was looked at.
@@ -363,7 +415,7 @@ pub struct Proven {
     pub kernel: Option<String>,
 }
 
-/// What one GPU has proven.
+/// What one GPU, or a slice of one, has proven.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
@@ -466,8 +518,9 @@ impl Proven {
     }
 }
 
-/// Whether these are the same devices under the same names, with as much memory at most.
+/// Whether these are the same devices and slices under the same names, with as much memory at most.
 fn are_covered(claims: &[Device], proven: &BTreeMap<String, ProvenDevice>) -> bool {
+    let claims = parts(claims);
     let is_same = |device: &Device| proven.get(&device.uuid).is_some_and(|proven| proven.covers(device));
     claims.len() == proven.len() && claims.iter().all(is_same)
 }
@@ -502,13 +555,14 @@ impl Trust {
         }
     }
 
-    /// What a miner's host has earned: it is verified once all it claims is proven and each GPU that
+    /// What a miner's host has earned: it is verified once all it claims is proven and each GPU, or slice, that
     /// jobs can get has a class.
     #[must_use]
     pub fn of(claims: Option<&Inventory>, proven: Option<&Proven>) -> Self {
         let (Some(claims), Some(proven)) = (claims, proven) else { return Self::Unrated };
         let is_rated = |device: &Device| proven.device(&device.uuid).is_some_and(|of| of.class.is_some());
-        let all = proven.covers(claims) && claims.usable_devices().all(is_rated);
+        let rated = |device: &Device| device.parts().iter().all(is_rated);
+        let all = proven.covers(claims) && claims.usable_devices().all(rated);
         if all { Self::Verified } else { Self::Unrated }
     }
 
@@ -545,6 +599,77 @@ mod tests {
             egress: Vec::new(),
             agent: String::new(),
         }
+    }
+
+    fn cut(uuid: &str, slices: &[&str]) -> Device {
+        let slice = |uuid: &&str| Slice {
+            uuid: (*uuid).to_owned(),
+            profile: "1g.10gb".into(),
+            milli: crate::MilliGpu(142),
+            vram: Bytes(1 << 27),
+        };
+        let division = Division::Slices(slices.iter().map(slice).collect());
+        Device { division, ..device(uuid, uuid.starts_with(Device::SIMULATED)) }
+    }
+
+    #[test]
+    fn slices_are_proven_as_devices_of_their_own_and_the_device_that_is_cut_is_not() {
+        let parts = parts(&[device("GPU-1", false), cut("GPU-2", &["MIG-1", "MIG-2"]), cut("GPU-3", &[])]);
+        let shown: Vec<(&str, &str, i64)> =
+            parts.iter().map(|part| (part.uuid.as_str(), part.model.as_str(), part.vram.0)).collect();
+        let slice = "any MIG 1g.10gb";
+        assert_eq!(shown, [("GPU-1", "any", 1 << 30), ("MIG-1", slice, 1 << 27), ("MIG-2", slice, 1 << 27)]);
+        assert_eq!(parts.iter().map(Device::is_slice).collect::<Vec<_>>(), [false, true, true]);
+        let devices = [device("GPU-1", false), cut("GPU-2", &["MIG-1", "MIG-2"])];
+        assert_eq!(devices_of(&devices, &["MIG-2".to_owned()]), ["GPU-2"]);
+    }
+
+    #[test]
+    fn slices_that_were_not_proven_are_another_machine_and_a_whole_device_proves_none() {
+        let proven = |devices: &[Device]| {
+            let parts = parts(devices).into_iter();
+            let devices = parts.map(|part| (part.uuid.clone(), ProvenDevice::of(&part, None))).collect();
+            Proven { devices: Some(devices), ..Proven::of(&inventory(Runtime::Simulated, vec![])) }
+        };
+        let claims = |devices: &[Device]| inventory(Runtime::Simulated, devices.to_vec());
+        let (whole, two) = ([device("GPU-1", false)], [cut("GPU-1", &["MIG-1", "MIG-2"])]);
+        assert!(proven(&two).covers(&claims(&two)));
+        assert!(!proven(&whole).covers(&claims(&two)) && !proven(&two).covers(&claims(&whole)));
+        assert!(!proven(&two).covers(&claims(&[cut("GPU-1", &["MIG-1"])])));
+        assert!(
+            proven(&[cut("GPU-1", &[])]).covers(&claims(&[cut("GPU-1", &[])])),
+            "nothing is leased of it"
+        );
+    }
+
+    #[test]
+    fn slices_of_simulated_devices_are_simulated_and_all_that_is_tested_is_bounded() {
+        let check = |devices: Vec<Device>| inventory(Runtime::Simulated, devices).check();
+        assert_eq!(check(vec![cut("SIM-1", &["SIM-1-0"]), cut("GPU-1", &["MIG-0"])]), Ok(()));
+        assert!(check(vec![cut("SIM-1", &["MIG-0"])]).is_err());
+        assert!(check(vec![cut("GPU-1", &["SIM-1-0"])]).is_err());
+        let seven = |number: usize| {
+            let names: Vec<String> = (0..7).map(|slice| format!("MIG-{number}-{slice}")).collect();
+            cut(&format!("GPU-{number}"), &names.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        assert_eq!(check((0..9).map(seven).collect()), Ok(()));
+        assert!(check((0..10).map(seven).collect()).is_err_and(|why| why.contains("slices")));
+    }
+
+    #[test]
+    fn a_host_with_slices_is_verified_once_each_of_them_has_a_class() {
+        let claims =
+            inventory(Runtime::Docker { version: "28".into() }, vec![cut("GPU-1", &["MIG-1", "MIG-2"])]);
+        let trust = |classes: [Option<&str>; 2]| {
+            let parts = parts(&claims.devices);
+            let of = |(part, class): (&Device, Option<&str>)| {
+                (part.uuid.clone(), ProvenDevice::of(part, class.map(str::to_owned)))
+            };
+            let devices = Some(parts.iter().zip(classes).map(of).collect());
+            Trust::of(Some(&claims), Some(&Proven { devices, ..Proven::of(&claims) }))
+        };
+        assert_eq!(trust([Some("h100-1g"), Some("h100-1g")]), Trust::Verified);
+        assert_eq!(trust([Some("h100-1g"), None]), Trust::Unrated);
     }
 
     #[test]

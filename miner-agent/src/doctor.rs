@@ -51,8 +51,9 @@ impl Finding {
 pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Finding> {
     let (docker, nft, mkfs, mesh, gpu) =
         tokio::join!(docker(socket), nft(), mkfs(), ip(), inventory::devices(prover));
-    let shares = shares(gpu.as_deref().unwrap_or_default(), means);
-    vec![
+    let devices = gpu.as_deref().unwrap_or_default();
+    let (shares, slices) = (shares(devices, means), slices(devices));
+    let mut findings = vec![
         root(),
         docker,
         nft,
@@ -70,7 +71,37 @@ pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Findi
         )
         .optional(),
         shares,
-    ]
+    ];
+    findings.extend(slices);
+    findings
+}
+
+/// What becomes of devices in MIG mode; nothing where there are none.
+fn slices(devices: &[Device]) -> Option<Finding> {
+    let cut = devices.iter().filter_map(|device| match &device.division {
+        Division::Whole | Division::Shares => None,
+        Division::Slices(slices) => Some((device, slices.is_empty())),
+    });
+    let (mut bare, mut sliced) = (Vec::new(), Vec::new());
+    for (device, is_bare) in cut {
+        let words = device.division.words().unwrap_or_default();
+        if is_bare { &mut bare } else { &mut sliced }.push(format!("{} is {words}", device.uuid));
+    }
+    let found = match (bare.as_slice(), sliced.as_slice()) {
+        ([], []) => return None,
+        ([], sliced) => Ok(sliced.join(", ")),
+        (bare, _) => Err(bare.join(", ")),
+    };
+    let finding = Finding::new(
+        "gpu slices",
+        found,
+        "each slice is tested as a device of its own, and leased once it has passed; a kind that nobody has measured yet \
+         goes to jobs that take unrated devices",
+        "nobody leases a GPU in MIG mode without slices, and it is not tested",
+        "make slices whose compute instance is as large as its GPU instance (`nvidia-smi mig -cgi PROFILES -C`), or switch \
+         MIG off (`nvidia-smi -i GPU -mig 0`); then start the agent again",
+    );
+    Some(finding.optional())
 }
 
 /// What of the GPUs can be leased in fractions, and how.
@@ -241,6 +272,28 @@ mod tests {
         assert!(!can_host(&findings));
         let gpu = findings.iter().find(|finding| finding.name == "gpu").expect("gpu");
         assert!(!gpu.ok && gpu.optional, "a host without a GPU is a host");
+    }
+
+    #[test]
+    fn an_owner_is_told_what_becomes_of_gpus_in_mig_mode() {
+        let device = |uuid: &str, division| Device {
+            uuid: uuid.into(),
+            model: "H100".into(),
+            vram: Bytes(80 << 30),
+            driver: "1".into(),
+            simulated: false,
+            division,
+        };
+        let slice =
+            Slice { uuid: "MIG-1".into(), profile: "1g.10gb".into(), milli: MilliGpu(142), vram: Bytes(1) };
+        let (cut, bare) =
+            (device("GPU-1", Division::Slices(vec![slice])), device("GPU-2", Division::Slices(vec![])));
+        assert!(slices(&[device("GPU-0", Division::Shares)]).is_none());
+        let fine = slices(std::slice::from_ref(&cut)).expect("a finding");
+        assert!(fine.ok && fine.found == "GPU-1 is in slices: 1 x 1g.10gb", "{}", fine.found);
+        let lacks = slices(&[cut, bare]).expect("a finding");
+        assert!(!lacks.ok && lacks.found == "GPU-2 is in slices: none", "{}", lacks.found);
+        assert!(lacks.fix.is_some_and(|fix| fix.contains("-mig 0")));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fs, path::Path, thread};
 use anyhow::Context as _;
 use nave_domain::{
     Bytes, MilliCpu,
-    host::{DEVICES_MAX, Device, Inventory, Runtime, TEXT_MAX},
+    host::{DEVICES_MAX, Device, Inventory, Runtime, TEXT_MAX, parts},
     job::Egress,
 };
 use nix::sys::statvfs::statvfs;
@@ -125,7 +125,14 @@ pub async fn devices(prover: &Prover) -> anyhow::Result<Vec<Device>> {
 fn read_devices(printed: &[u8]) -> anyhow::Result<Vec<Device>> {
     match serde_json::from_slice(printed).context("read what the prover printed")? {
         Proved::Devices { mut devices } => {
-            devices.truncate(DEVICES_MAX);
+            while devices.len().max(parts(&devices).len()) > DEVICES_MAX {
+                // As many are tested at once.
+                let left_out = devices.pop().map(|device| device.uuid);
+                tracing::warn!(
+                    device = left_out,
+                    "a GPU is left out: a host has {DEVICES_MAX} GPUs and slices at most"
+                );
+            }
             Ok(devices)
         }
         Proved::Nothing { error } => Err(anyhow::anyhow!(clip(&error))),
@@ -134,6 +141,8 @@ fn read_devices(printed: &[u8]) -> anyhow::Result<Vec<Device>> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -178,6 +187,18 @@ mod tests {
         let none = read_devices(br#"{"error":"no driver"}"#).expect_err("a reason");
         assert_eq!(none.to_string(), "no driver");
         assert!(read_devices(b"").is_err() && read_devices(b"{}").is_err());
+    }
+
+    #[test]
+    fn a_host_offers_no_more_slices_than_are_tested_at_once() {
+        let slice = |number: usize| json!({ "uuid": format!("MIG-{number}"), "profile": "1g", "milli": 142, "vram": 1 });
+        let device = |number: usize| {
+            let slices: Vec<_> = (0..7).map(|part| slice(7 * number + part)).collect();
+            let uuid = format!("GPU-{number}");
+            json!({ "uuid": uuid, "model": "H", "vram": 7, "driver": "5", "division": { "slices": slices } })
+        };
+        let printed = json!({ "devices": (0..16).map(device).collect::<Vec<_>>() }).to_string();
+        assert_eq!(read_devices(printed.as_bytes()).expect("devices").len(), 9);
     }
 
     #[tokio::test]

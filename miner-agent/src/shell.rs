@@ -52,7 +52,7 @@ use crate::{
     runtime::{Runtime, docker::Docker, simulated::Simulated},
     share,
     state::StateDir,
-    status::{Doing, Proving},
+    status::{self, Doing, Proving},
     transfer::{Crossings, serve::Serving},
 };
 
@@ -436,6 +436,7 @@ impl Agent {
             dismissed: self.memory.dismissed,
             runtime: self.runtime.kind(),
             runtime_answers: self.blind.is_none(),
+            divided: status::divided(&bulletin.inventory.devices),
             leases: bulletin.leases.clone(),
             proofs: self.proofs.steps().map(proving).collect(),
             mesh: self.link.as_ref().map(|link| link.health()),

@@ -8,7 +8,8 @@ use std::{
 
 use nave_domain::{
     ChallengeId, HostId, LeaseId, Millis,
-    host::{HostState, Runtime},
+    fraction::Division,
+    host::{Device, HostState, Runtime},
 };
 use nave_sdk::wire::{enrol::StateReason, host::LeaseReport, proof::Kind};
 use nix::fcntl::{Flock, FlockArg};
@@ -45,6 +46,9 @@ pub struct Doing {
     pub runtime: Runtime,
     /// Whether that answers.
     pub runtime_answers: bool,
+    /// GPUs that are not leased whole only, and how they are, for people.
+    #[serde(default)]
+    pub divided: BTreeMap<String, String>,
     /// Every lease, as it is reported.
     pub leases: BTreeMap<LeaseId, LeaseReport>,
     /// The proofs under way.
@@ -75,6 +79,21 @@ pub struct Fetched {
     pub version: String,
     /// How it has done.
     pub standing: Standing,
+}
+
+/// Devices that are not leased whole only, and how they are.
+#[must_use]
+pub fn divided(devices: &[Device]) -> BTreeMap<String, String> {
+    let words = |device: &Device| match &device.division {
+        Division::Slices(slices) if slices.is_empty() => {
+            Some("in MIG mode without slices: nobody leases it, see `miner-agent doctor`".to_owned())
+        }
+        division @ Division::Slices(_) => {
+            division.words().map(|words| format!("{words}; each is tested and leased as a device of its own"))
+        }
+        division @ (Division::Whole | Division::Shares) => division.words(),
+    };
+    devices.iter().filter_map(|device| Some((device.uuid.clone(), words(device)?))).collect()
 }
 
 impl Doing {

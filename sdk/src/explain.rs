@@ -46,7 +46,7 @@ pub fn remedy(reason: Reason) -> &'static str {
         Reason::VersionUnknown => "update the agent: the market tests in a way that this one does not know",
         Reason::DeviceUnavailable => {
             "make `nvidia-smi` work: install a driver the agent supports, look for Xid and ECC errors in `dmesg`, or take the \
-             GPU out"
+             GPU out; start the agent again after MIG was switched or slices were made (`miner-agent doctor`)"
         }
         Reason::DeviceMismatch => {
             "give the GPUs power, cooling and their usual clocks, let nothing else compute on them, and claim only what is there"

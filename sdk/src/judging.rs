@@ -9,7 +9,10 @@
 mod tests;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use nave_domain::verdict::Kind;
+use nave_domain::{
+    host::{devices_of, parts},
+    verdict::Kind,
+};
 use nave_proof::{
     Challenge, Evidence, Failure, OPENING_MAX, Proven, Reason, Span, Task, VERSION, Verdict,
     judge as judge_evidence,
@@ -242,7 +245,8 @@ fn rests_on_rules(kind: Kind) -> bool {
 /// A GPU that was tested and of which the file does not say what it was claimed to be.
 fn unclaimed<'a>(record: &VerdictRecord, test: &'a Challenge) -> Option<&'a str> {
     let Task::Devices(task) = &test.task else { return None };
-    let is_claimed = |uuid: &str| record.claimed.iter().any(|claim| claim.uuid == uuid);
+    let claimed = parts(&record.claimed);
+    let is_claimed = |uuid: &str| claimed.iter().any(|claim| claim.uuid == uuid);
     task.devices.iter().map(|device| device.uuid.as_str()).find(|uuid| !is_claimed(uuid))
 }
 
@@ -257,7 +261,8 @@ fn elsewhere(record: &VerdictRecord, test: &Challenge, found: String) -> Again {
     };
     let DeviceHolder { device, host, since } = holder;
     let Task::Devices(task) = &test.task else { return differs(found) };
-    let is_tested = task.devices.iter().any(|tested| tested.uuid == *device);
+    let tested: Vec<String> = task.devices.iter().map(|tested| tested.uuid.clone()).collect();
+    let is_tested = devices_of(&record.claimed, &tested).contains(device);
     if !is_tested || *host == test.host || *since > record.verdict.decided_at {
         return differs(format!(
             "{found}; that {device} has belonged to {host} since {since} does not fit that"

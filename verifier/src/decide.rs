@@ -2,7 +2,7 @@
 
 use nave_domain::{
     MilliCpu, Millis,
-    host::{HostState, Inventory},
+    host::{Device, HostState, Inventory, devices_of},
     verdict::{Cause, Kind},
 };
 use nave_proof::{
@@ -332,12 +332,14 @@ pub struct Standing<'a> {
     pub beside_jobs: bool,
     /// How long bans are: the first one, the next, and so on.
     pub bans: &'a [Millis],
+    /// The GPUs that the host claims.
+    pub claims: &'a [Device],
 }
 
 impl<'a> Standing<'a> {
     /// Where the host of a challenge stands.
     #[must_use]
-    pub fn of(open: &OpenChallenge, bans: &'a [Millis]) -> Self {
+    pub fn of(open: &'a OpenChallenge, bans: &'a [Millis]) -> Self {
         Self {
             refusals: open.refusals,
             was_in_doubt: open.was_in_doubt,
@@ -346,6 +348,7 @@ impl<'a> Standing<'a> {
             shadow: open.shadow,
             beside_jobs: open.lease.is_some(),
             bans,
+            claims: &open.claims.devices,
         }
     }
 }
@@ -404,11 +407,14 @@ impl Ruling {
         Written { ruling, rules: Some(nave_rules::digest()), holders }
     }
 
-    /// The GPUs that were shown.
+    /// Those of these GPUs that were shown, or of which a slice was: whose slices are somewhere is there itself.
     #[must_use]
-    pub fn devices(&self) -> Vec<String> {
+    pub fn devices(&self, claims: &[Device]) -> Vec<String> {
         match self {
-            Self::Passed(Proven::Devices(shown)) => shown.iter().map(|device| device.uuid.clone()).collect(),
+            Self::Passed(Proven::Devices(shown)) => {
+                let shown: Vec<String> = shown.iter().map(|device| device.uuid.clone()).collect();
+                devices_of(claims, &shown)
+            }
             Self::Passed(
                 Proven::Cpu { .. }
                 | Proven::Memory { .. }
@@ -426,10 +432,11 @@ impl Ruling {
     pub fn decision(&self, of: &Standing<'_>) -> Decision {
         match self {
             Self::Failed(failure) if !of.shadow => failed(failure, of),
-            Self::Passed(_) if !of.shadow && !of.beside_jobs && !self.devices().is_empty() => {
-                Decision::Holds { devices: self.devices() }
-            }
             Self::Passed(_) if !of.shadow && of.beside_jobs => Decision::Shown,
+            Self::Passed(_) if !of.shadow => match self.devices(of.claims) {
+                devices if devices.is_empty() => Decision::Stays,
+                devices => Decision::Holds { devices },
+            },
             Self::Passed(_) | Self::Failed(_) | Self::Void(_) => Decision::Stays,
         }
     }

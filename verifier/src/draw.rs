@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
     Bytes, Millis,
-    host::{Inventory, Proven, ProvenDevice},
+    host::{Device, Inventory, Proven, ProvenDevice, parts},
     verdict::{Cause, Kind},
 };
 use nave_proof::{Challenge, Task, VERSION};
@@ -88,7 +88,7 @@ pub fn due(host: &DueHost, rules: &Rules) -> Due {
 fn is_missing(host: &DueHost, rules: &Rules, kind: Kind) -> bool {
     let is_asked = rules.has(kind)
         && (kind == Kind::Devices || !is_of_devices_only(host))
-        && (kind != Kind::Devices || !host.claims.devices.is_empty());
+        && (kind != Kind::Devices || !parts(&host.claims.devices).is_empty());
     is_asked && !host.last.get(&kind).is_some_and(|last| is_settled(host, rules, kind, last))
 }
 
@@ -140,10 +140,10 @@ fn proven(host: &DueHost, rules: &Rules) -> Proven {
     proven
 }
 
-/// The devices of a host with their classes.
+/// The devices of a host, or the slices of those that are cut, with their classes.
 fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
     let judged = host.last.get(&Kind::Devices).map(judged_before).unwrap_or_default();
-    let device = |device: &nave_domain::host::Device| {
+    let device = |device: &Device| {
         let rating = judged.iter().find(|judged| judged.uuid == device.uuid).map(|judged| &judged.rating);
         let class = match rating {
             Some(Rating::Rated { class }) => Some(class.clone()),
@@ -152,7 +152,7 @@ fn devices(host: &DueHost) -> BTreeMap<String, ProvenDevice> {
         let models = class.as_deref().map(models_of).unwrap_or_default();
         (device.uuid.clone(), ProvenDevice { models, ..ProvenDevice::of(device, class) })
     };
-    host.claims.devices.iter().map(device).collect()
+    parts(&host.claims.devices).iter().map(device).collect()
 }
 
 /// The models of a class, by which its devices may be asked for, too.

@@ -466,7 +466,7 @@ fn challenge(host: HostId, task: Task, window: Option<&OpenWindow>) -> anyhow::R
 
 /// What is written down of a ruling, for which it may matter whose GPUs those are that were shown.
 async fn written(store: &Store, open: &OpenChallenge, ruling: Ruling) -> anyhow::Result<Written> {
-    let holders = match ruling.devices() {
+    let holders = match ruling.devices(&open.claims.devices) {
         devices if devices.is_empty() => Vec::new(),
         devices => store.device_holders(open.host, &devices).await.context("see whose GPUs these are")?,
     };

@@ -7,7 +7,7 @@
 
 use nave_domain::{
     HostId, LeaseId, Millis,
-    host::HostState,
+    host::{HostState, parts},
     lease::LeaseState,
     verdict::{Cause, Kind},
 };
@@ -140,7 +140,7 @@ fn is_free(host: &WatchedHost) -> bool {
 /// Whether a host's GPUs can be tested beside its jobs now.
 fn is_probed(host: &WatchedHost, rules: &Rules) -> bool {
     rules.has(Kind::Devices)
-        && !host.claims.devices.is_empty()
+        && !parts(&host.claims.devices).is_empty()
         && !host.open.contains(&Kind::Devices)
         // Where one is shared, nothing computes on it but its customer's jobs, also shortly after the last of them.
         && !host.leases.iter().any(|lease| lease.has_share)

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, ChallengeId, HostId, MilliCpu, Millis, Timestamp,
+    Bytes, ChallengeId, HostId, MilliCpu, MilliGpu, Millis, Timestamp,
+    fraction::{Division, Slice},
     host::{Device, HostState, Inventory, Proven as Claims, ProvenDevice, Runtime},
     verdict::{Cause, Kind},
 };
@@ -507,6 +508,7 @@ fn standing(refusals: u32) -> Standing<'static> {
         shadow: false,
         beside_jobs: false,
         bans: &BANS,
+        claims: &[],
     }
 }
 
@@ -585,7 +587,12 @@ fn gpus_that_are_shown_belong_to_the_host_unless_they_are_anothers() {
     };
     let ruling = Ruling::Passed(nave_proof::Proven::Devices(vec![shown("GPU-1"), shown("GPU-2")]));
     let holds = Decision::Holds { devices: vec!["GPU-1".into(), "GPU-2".into()] };
-    assert_eq!(ruling.decision(&standing(0)), holds);
+    let whole = [gpu("GPU-1"), gpu("GPU-2")];
+    assert_eq!(ruling.decision(&Standing { claims: &whole, ..standing(0) }), holds);
+    let slice = Slice { uuid: "MIG-1".into(), profile: "1g".into(), milli: MilliGpu(500), vram: Bytes(1) };
+    let cut = Device { division: Division::Slices(vec![slice]), ..gpu("GPU-1") };
+    let slices = Ruling::Passed(nave_proof::Proven::Devices(vec![shown("MIG-1"), shown("GPU-2")]));
+    assert_eq!(slices.decision(&Standing { claims: &[cut, gpu("GPU-2")], ..standing(0) }), holds);
     let beside = Standing { beside_jobs: true, ..standing(0) };
     assert_eq!(ruling.decision(&beside), Decision::Shown);
     let host = HostId(Uuid::from_u128(7));

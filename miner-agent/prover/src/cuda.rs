@@ -9,14 +9,14 @@ mod launch;
 mod openings;
 mod trees;
 
-use nave_proof::{DeviceTask, Failure, Reason, device::Device};
+use nave_proof::{Failure, Reason, device::Device};
 
-/// Opens the GPU of a task.
+/// Opens a GPU, or the slice that is all this process sees.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn open(task: &DeviceTask) -> Result<Box<dyn Device>, Failure> {
-    let gpu = driver::Gpu::open(&task.uuid)?;
+pub fn open(uuid: &str) -> Result<Box<dyn Device>, Failure> {
+    let gpu = driver::Gpu::open(uuid)?;
     Ok(Box::new(device::KernelDevice::new(gpu)?))
 }
 

@@ -11,7 +11,7 @@ use nave_proof::{DeviceTask, Failure, device};
 use nvml_wrapper::{Nvml, error::NvmlError};
 use serde::Serialize;
 
-use crate::{cuda, simulated::Simulated};
+use crate::{cuda, simulated::Simulated, slice};
 
 /// How many slices of computing most devices are cut into.
 const COMPUTE_SLICES: i64 = 7;
@@ -82,12 +82,12 @@ fn slices(device: &nvml_wrapper::Device<'_>) -> Vec<Slice> {
     let places = device.mig_device_count().unwrap_or(0).min(u32::try_from(SLICES_MAX).unwrap_or(u32::MAX));
     // Indices without a slice are answered with an error.
     let found = (0..places).filter_map(|index| device.mig_device_by_index(index).ok());
-    let read = |found| slice(&found).inspect_err(|error| eprintln!("a slice: {error}")).ok().flatten();
+    let read = |found| read_slice(&found).inspect_err(|error| eprintln!("a slice: {error}")).ok().flatten();
     found.filter_map(read).collect()
 }
 
 /// A slice; none where it has its memory in common with others, from which nothing separates it then.
-fn slice(slice: &nvml_wrapper::Device<'_>) -> Result<Option<Slice>, NvmlError> {
+fn read_slice(slice: &nvml_wrapper::Device<'_>) -> Result<Option<Slice>, NvmlError> {
     let attributes = slice.attributes()?;
     if attributes.compute_instance_slice_count != attributes.gpu_instance_slice_count {
         return Ok(None);
@@ -108,15 +108,30 @@ fn profile(computing: u32, mib: u64) -> String {
     format!("{computing}g.{}gb", mib.div_ceil(1_024))
 }
 
-/// Opens the device of a task, simulated or not.
+/// Opens the device of a task, simulated as `file` says or not: here, or in a process of its own where it is a slice.
 ///
 /// # Errors
 /// Why it cannot be used.
-pub fn open(simulated: &Simulated, task: &DeviceTask) -> Result<Box<dyn device::Device>, Failure> {
-    if task.uuid.starts_with(Device::SIMULATED) {
-        return simulated.open(task);
+pub fn open(
+    simulated: &Simulated,
+    file: Option<&Path>,
+    task: &DeviceTask,
+) -> Result<Box<dyn device::Device>, Failure> {
+    if task.uuid.starts_with(slice::PREFIX) || simulated.is_slice(&task.uuid) {
+        return Ok(Box::new(slice::Slice::open(task, file)?));
     }
-    cuda::open(task)
+    open_one(simulated, &task.uuid)
+}
+
+/// Opens a device, or the one slice that this process sees.
+///
+/// # Errors
+/// Why it cannot be used.
+pub fn open_one(simulated: &Simulated, uuid: &str) -> Result<Box<dyn device::Device>, Failure> {
+    if uuid.starts_with(Device::SIMULATED) {
+        return simulated.open(uuid);
+    }
+    cuda::open(uuid)
 }
 
 #[cfg(test)]

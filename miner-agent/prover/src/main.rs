@@ -5,6 +5,7 @@
 //!   `{"devices":[…]}`, or `{"error":"…"}` where there is no driver.
 //! - `nave-prover prove` does the work of one challenge; see [`prove`]. A test of a disk needs `--disk DIR`,
 //!   where its file is made.
+//! - `nave-prover slice UUID` computes on a slice of a GPU for another process; see [`slice`].
 //! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
 //! - `nave-prover watch UUID…` says it of these devices twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
 //!   may compute on a device; see [`share`].
@@ -19,6 +20,7 @@ mod prove;
 mod replay;
 mod share;
 mod simulated;
+mod slice;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -29,6 +31,8 @@ struct Options {
     looks: bool,
     /// The devices whose holders are watched.
     watches: Option<Vec<String>>,
+    /// The slice that is computed on.
+    slice: Option<String>,
     /// The device whose compute mode is set, and to what.
     mode: Option<(String, share::Mode)>,
     /// The directory for the file of a test of a disk.
@@ -46,6 +50,7 @@ impl Options {
                 "prove" if !options.proves => options.proves = true,
                 "look" if !options.looks => options.looks = true,
                 "watch" if options.watches.is_none() => options.watches = Some(arguments.by_ref().collect()),
+                "slice" if options.slice.is_none() => options.slice = Some(arguments.next()?),
                 "mode" if options.mode.is_none() => {
                     options.mode = Some((arguments.next()?, share::Mode::read(&arguments.next()?)?));
                 }
@@ -54,7 +59,9 @@ impl Options {
                 _ => return None,
             }
         }
-        let tasks = [options.proves, options.looks, options.watches.is_some(), options.mode.is_some()];
+        let (watches, slice, mode) =
+            (options.watches.is_some(), options.slice.is_some(), options.mode.is_some());
+        let tasks = [options.proves, options.looks, watches, slice, mode];
         (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }
@@ -62,12 +69,15 @@ impl Options {
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
         eprintln!(
-            "usage: nave-prover [prove | look | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
+            "usage: nave-prover [prove | slice UUID | look | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
         );
         return ExitCode::from(2);
     };
     if options.proves {
         return prove::run(options.simulated.as_deref(), options.disk.as_deref());
+    }
+    if let Some(slice) = options.slice {
+        return prove::run_slice(&slice, options.simulated.as_deref());
     }
     if options.looks {
         look::run();
@@ -99,6 +109,8 @@ mod tests {
         );
         let proves = Options { proves: true, simulated: file.clone(), disk: file, ..Options::default() };
         assert_eq!(read(&["prove", "--simulated", "f", "--disk", "f"]), Some(proves));
+        let slice = Some(Options { slice: Some("MIG-1".into()), ..Options::default() });
+        assert_eq!((read(&["slice", "MIG-1"]), read(&["slice"])), (slice, None));
         assert_eq!(read(&["look"]), Some(Options { looks: true, ..Options::default() }));
         assert_eq!([read(&["prove", "prove"]), read(&["--simulated"]), read(&["x"])], [None, None, None]);
         let mode = Some(("GPU-1".to_owned(), share::Mode::Exclusive));

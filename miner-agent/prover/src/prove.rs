@@ -29,7 +29,7 @@ use nave_proof::{
 use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use serde_json::{Value, json};
 
-use crate::{devices, disk, replay::Replay, simulated::Simulated};
+use crate::{devices, disk, replay::Replay, simulated::Simulated, slice};
 
 /// Longest line of input, in bytes.
 const LINE_MAX: u64 = 256 << 10;
@@ -58,6 +58,13 @@ pub fn run(simulated: Option<&Path>, disk: Option<&Path>) -> ExitCode {
         answered = Some(challenge.step());
     }
     ExitCode::SUCCESS
+}
+
+/// Computes on a slice for the process that started this one.
+pub fn run_slice(uuid: &str, simulated: Option<&Path>) -> ExitCode {
+    step_back();
+    let read = simulated.map(Simulated::read).transpose().map_err(unavailable);
+    slice::serve(read.and_then(|simulated| devices::open_one(&simulated.unwrap_or_default(), uuid)))
 }
 
 /// What answers.
@@ -108,7 +115,8 @@ impl Host {
             let file = self.simulated.as_deref();
             let simulated = file.map(Simulated::read).transpose().map_err(unavailable)?.unwrap_or_default();
             self.replay = file.filter(|_| simulated.replays()).map(|file| Replay::beside(file, challenge));
-            resources = resources.with_devices(move |task| devices::open(&simulated, task));
+            let file = file.map(Path::to_owned);
+            resources = resources.with_devices(move |task| devices::open(&simulated, file.as_deref(), task));
         }
         if let Some(dir) = self.disk.clone() {
             resources = resources.with_disk(move |task| disk::open(&dir, task));

@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Everything but `uuid`, `replays` and `division` (see [`Division`]) is a [`SoftwareModel`], where the ways to
-//! deceive are listed; those two and `dishonesty` may be left out. A host with a device that replays answers each
+//! deceive are listed; those two and `dishonesty` may be left out. A slice does as much less as it has less of its device's
+//! computing, and is a process of its own; its `uuid` begins with `SIM-`, too. A host with a device that replays answers each
 //! challenge of its devices after the first with what it answered to that one, which lies
 //! beside the file, with `.answers` behind its name.
 //!
@@ -22,9 +23,12 @@
 
 use std::{fs, path::Path};
 
-use nave_domain::{fraction::Division, host::Device};
+use nave_domain::{
+    fraction::{Division, Slice},
+    host::Device,
+};
 use nave_proof::{
-    DeviceTask, Failure, Reason, device,
+    Failure, Reason, device,
     software::{Sleeping, SoftwareDevice, SoftwareModel, Turns},
 };
 use serde::Deserialize;
@@ -66,8 +70,35 @@ impl TryFrom<Map<String, Value>> for Entry {
             None => Division::default(),
             Some(division) => division.map_err(|error| format!("{uuid}: `division`: {error}"))?,
         };
+        if division.slices().iter().any(|slice| !slice.uuid.starts_with(Device::SIMULATED)) {
+            return Err(format!("{uuid}: a slice needs a uuid that begins with {}", Device::SIMULATED));
+        }
         let model = serde_json::from_value(Value::Object(fields));
         Ok(Self { model: model.map_err(|error| format!("{uuid}: {error}"))?, uuid, replays, division })
+    }
+}
+
+impl Entry {
+    /// What computes as this device, or as a slice of it, which does as much less as it is less computing.
+    fn part(&self, uuid: &str) -> Option<SoftwareModel> {
+        let part = |slice: &Slice| {
+            let milli = u64::try_from(slice.milli.0).unwrap_or(0);
+            let of = |rate: u64| (rate / 1_000).saturating_mul(milli).max(1);
+            let whole = &self.model;
+            SoftwareModel {
+                vram: slice.vram,
+                ops_per_s: of(whole.ops_per_s),
+                bytes_per_s: of(whole.bytes_per_s),
+                reads_per_s: of(whole.reads_per_s),
+                hashes_per_s: of(whole.hashes_per_s),
+                return_bytes_per_s: of(whole.return_bytes_per_s),
+                ..whole.clone()
+            }
+        };
+        match &self.division {
+            Division::Whole | Division::Shares => (self.uuid == uuid).then(|| self.model.clone()),
+            Division::Slices(slices) => slices.iter().find(|slice| slice.uuid == uuid).map(part),
+        }
     }
 }
 
@@ -83,6 +114,11 @@ impl Simulated {
         Ok(Self { devices, turns: Turns::default() })
     }
 
+    /// Whether this is a slice of one of them.
+    pub fn is_slice(&self, uuid: &str) -> bool {
+        self.devices.iter().any(|entry| entry.division.slices().iter().any(|slice| slice.uuid == uuid))
+    }
+
     /// The devices as the inventory lists them.
     pub fn list(&self) -> impl Iterator<Item = Device> {
         self.devices.iter().map(|Entry { uuid, model, division, .. }| Device {
@@ -95,16 +131,16 @@ impl Simulated {
         })
     }
 
-    /// Opens the device of a task.
+    /// Opens a device or a slice.
     ///
     /// # Errors
-    /// [`Reason::DeviceUnavailable`] where the file has no such device.
-    pub fn open(&self, task: &DeviceTask) -> Result<Box<dyn device::Device>, Failure> {
-        let entry = self.devices.iter().find(|entry| entry.uuid == task.uuid).ok_or_else(|| {
-            let message = format!("there is no simulated device {}", task.uuid);
+    /// [`Reason::DeviceUnavailable`] where the file has no such device, or one that is cut.
+    pub fn open(&self, uuid: &str) -> Result<Box<dyn device::Device>, Failure> {
+        let model = self.devices.iter().find_map(|entry| entry.part(uuid)).ok_or_else(|| {
+            let message = format!("there is no simulated device {uuid}, or it is cut into slices");
             Failure { code: Reason::DeviceUnavailable, message }
         })?;
-        Ok(Box::new(SoftwareDevice::new(&entry.model, Box::new(Sleeping), &self.turns)))
+        Ok(Box::new(SoftwareDevice::new(&model, Box::new(Sleeping), &self.turns)))
     }
 
     /// Whether this host answers with what it answered before.
@@ -146,6 +182,11 @@ mod tests {
             ("\"skip\"", "\"slack\"", "SIM-2: unknown variant `slack`"),
             ("\"hashes_per_s\": 4,", "", "SIM-1: missing field `hashes_per_s`"),
             ("\"replays\": true", "\"replays\": 1", "neither true nor false"),
+            (
+                "\"replays\": true",
+                "\"division\": {\"slices\": [{\"uuid\": \"MIG-1\", \"profile\": \"p\", \"milli\": 1, \"vram\": 1}]}",
+                "SIM-2: a slice needs a uuid that begins with SIM-",
+            ),
             ("\"vram\": 1048576", "\"size\": 1048576", "SIM-1: unknown field `size`"),
         ] {
             let why = read(&FILE.replace(from, to)).expect_err("refused");

@@ -93,6 +93,17 @@ fn two_gpus_of_compute_capability_9_prove_everything_with_their_own_kernels() {
     assert_both_prove(sm_90a());
 }
 
+#[test]
+fn slices_prove_everything_at_once_each_in_a_process_that_sees_no_other() {
+    let Task::Devices(mut task) = both() else { unreachable!() };
+    for (number, device) in task.devices.iter_mut().enumerate() {
+        device.uuid = format!("MIG-{number}");
+    }
+    let verdict = verdict_of(prover(portable(), &[]), challenge(Task::Devices(task)));
+    let Verdict::Passed(Proven::Devices(proven)) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(proven.iter().map(|device| device.uuid.as_str()).collect::<Vec<_>>(), ["MIG-0", "MIG-1"]);
+}
+
 fn failure(mut process: Process, task: Task) -> Failure {
     process.tell(&challenge(task));
     match process.hear().message {

@@ -140,6 +140,43 @@ fn an_honest_host_proves_its_devices() {
     assert!(proven.iter().all(|device| device.ops_per_s.is_some() && device.return_bytes_per_s.is_some()));
 }
 
+/// What is added to the second device to cut it in two.
+const CUT: &str = r#", "division": {"slices": [
+    {"uuid": "SIM-2-0", "profile": "1g", "milli": 500, "vram": 524288},
+    {"uuid": "SIM-2-1", "profile": "1g", "milli": 500, "vram": 524288}]}"#;
+
+#[test]
+fn an_honest_host_proves_slices_each_in_a_process_of_its_own() {
+    let verdict = Devices::new(CUT).verdict(challenge(devices(&["SIM-1", "SIM-2-0", "SIM-2-1"])));
+    let Verdict::Passed(Proven::Devices(proven)) = verdict else { panic!("{verdict:?}") };
+    let uuids: Vec<_> = proven.iter().map(|device| device.uuid.as_str()).collect();
+    assert_eq!(uuids, ["SIM-1", "SIM-2-0", "SIM-2-1"]);
+    assert!(proven.iter().all(|device| device.ops_per_s.is_some() && device.return_bytes_per_s.is_some()));
+}
+
+#[test]
+fn a_slice_that_makes_up_what_it_should_compute_is_found_and_named() {
+    let cheat = format!(r#"{CUT}, "dishonesty": [{{"skip": {{"per_mille": 900}}}}]"#);
+    let failure = refusal(Devices::new(&cheat).verdict(challenge(devices(&["SIM-1", "SIM-2-1"]))));
+    assert_eq!(failure.code, Reason::EvidenceWrong);
+    assert!(failure.message.contains("SIM-2-1"), "{}", failure.message);
+}
+
+#[test]
+fn a_device_that_is_cut_is_not_there_as_a_whole_nor_is_a_slice_that_nobody_made() {
+    for (cut, uuid) in [(CUT, "SIM-2"), (CUT, "SIM-2-7"), ("", "SIM-2-0"), ("", "MIG-1")] {
+        let host = Devices::new(cut);
+        let file = host.0.path().join("devices.json");
+        let mut process = Process::start_with(&["--simulated", file.to_str().unwrap()]);
+        process.tell(&challenge(devices(&[uuid])));
+        match process.hear().message {
+            Message::Failed(failure) => assert_eq!(failure.code, Reason::DeviceUnavailable, "{failure:?}"),
+            other @ (Message::Commitment(_) | Message::Opening(_)) => panic!("{other:?}"),
+        }
+        assert!(process.child.wait().unwrap().success());
+    }
+}
+
 #[test]
 fn a_device_that_makes_up_what_it_should_compute_is_found_and_named() {
     let cheat = Devices::new(r#", "dishonesty": [{"skip": {"per_mille": 900}}]"#);

@@ -166,6 +166,9 @@ fn print_doing(agent: &Doing, status: &Status) {
         Runtime::Simulated => "simulated".to_owned(),
     };
     println!("engine   {engine}: {answers}");
+    for (device, words) in &agent.divided {
+        println!("gpu      {device} is {words}");
+    }
     for (lease, report) in &agent.leases {
         println!("lease    {lease} {}", lease_words(report));
     }

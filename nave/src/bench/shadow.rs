@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
+use nave_domain::host::parts;
 use nave_proof::{Challenge, Proven, Task};
 use nave_rules::{
     catalogue::Catalogue,
@@ -63,8 +64,9 @@ fn bands(catalogue: &Catalogue, host: &HostRow, decided: &[Decided], row: &Verdi
         return Vec::new();
     };
     let otherwise_passed = passes(decided, host.host, *at);
+    let claimed = parts(&row.claimed);
     let of_one = shown.iter().filter_map(|shown| {
-        let claim = row.claimed.iter().find(|claim| claim.uuid == shown.uuid)?;
+        let claim = claimed.iter().find(|claim| claim.uuid == shown.uuid)?;
         let task = task.devices.iter().find(|task| task.uuid == shown.uuid)?;
         Some(of_bands(catalogue, claim, (task, shown), otherwise_passed))
     });

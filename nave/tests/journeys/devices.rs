@@ -12,6 +12,11 @@ const ENFORCED: [&str; 2] = ["--enforce", "cpu,memory,devices"];
 
 /// Gives a local host simulated devices, each with these fields beside the usual ones.
 fn give(data: &Path, number: u8, name: &str, more: &Value) {
+    give_some(data, number, name, DEVICES, more);
+}
+
+/// The same, so many of them.
+fn give_some(data: &Path, number: u8, name: &str, count: usize, more: &Value) {
     let device = |slot: usize| {
         let mut device = json!({
             "uuid": format!("SIM-{name}-{slot}"), "model": "Nave Simulated", "vram": 1 << 30,
@@ -22,7 +27,7 @@ fn give(data: &Path, number: u8, name: &str, more: &Value) {
         fields.extend(more.as_object().expect("an object").clone());
         device
     };
-    let devices: Vec<Value> = (0..DEVICES).map(device).collect();
+    let devices: Vec<Value> = (0..count).map(device).collect();
     let dir = data.join(if number == 1 { "agent".to_owned() } else { format!("agent-{number}") });
     fs::create_dir_all(&dir).expect("a directory");
     fs::write(dir.join("simulated-devices.json"), serde_json::to_vec(&devices).expect("JSON"))
@@ -91,4 +96,28 @@ fn local_hosts_with_simulated_gpus_become_ready_and_keep_them() {
     market.down();
     market.up();
     wait_for("the same devices to be there", || (uuids() == before).then_some(()));
+}
+
+#[test]
+fn a_gpu_in_slices_is_proven_slice_by_slice_and_goes_to_jobs_that_take_what_nobody_can_rate() {
+    let slice = |number: usize| json!({"uuid": format!("SIM-cut-{number}"), "profile": "1g.256mb", "milli": 250, "vram": 1 << 28});
+    let slices: Vec<Value> = (0..4).map(slice).collect();
+    let arguments = [&["--simulated-devices", "1"], &ENFORCED[..]].concat();
+    let market = Market::simulated_after(&arguments, |data| {
+        give_some(data, 1, "cut", 1, &json!({"division": {"slices": slices}}));
+    });
+    let Some(market) = market else { return };
+    let host = market.await_host(market.hosts()[0].id(), "ready");
+    let proven = host["proven"]["devices"].as_object().expect("devices").keys().cloned().collect::<Vec<_>>();
+    assert_eq!(proven, ["SIM-cut-0", "SIM-cut-1", "SIM-cut-2", "SIM-cut-3"], "and not the GPU as a whole");
+    assert_eq!(host["trust"], "unrated");
+    let image = format!("example.org/none@sha256:{}", "0".repeat(64));
+    let asked = ["--share", "0.2", "--vram", "200MiB", "--cpu", "0.1", "--image", &image];
+    let waits = market.submit(&asked, &["true"]);
+    let job = market.submit(&[&asked[..], &["--trust", "verified,unrated"]].concat(), &["true"]);
+    let done = market.await_final(&job);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    let receipt = succeed(&mut market.nave(&["receipt", &job]));
+    assert!(receipt.contains("SIM-cut-0 (simulated)"), "{receipt}");
+    assert_eq!(market.job(&waits)["state"], "queued", "nobody sells it a slice as verified");
 }

@@ -8,6 +8,7 @@ use std::{
     sync::OnceLock,
 };
 
+use nave_domain::host::is_slice;
 use serde::Deserialize;
 
 /// The catalogue as it is checked in.
@@ -240,6 +241,12 @@ impl Catalogue {
 }
 
 impl Class {
+    /// Whether its devices are slices of others.
+    #[must_use]
+    pub fn is_of_slices(&self) -> bool {
+        self.models.iter().any(|model| is_slice(model))
+    }
+
     fn check(&self) -> Result<(), String> {
         if self.models.is_empty() || self.title.is_empty() {
             return Err("nobody can claim it".into());

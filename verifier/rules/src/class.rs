@@ -3,7 +3,8 @@
 //! The class follows from the measured profile alone: it is the one whose bands hold all of it, as
 //! long as no other's could. What a device is called only says what its owner claims; a claim is refused
 //! where measured devices of that class all do more. Where nobody has measured a class, nobody is
-//! refused for missing its bands and nobody gets it: the device is unrated, which is no fault of its.
+//! refused for missing its bands and nobody gets it: the device is unrated, which is no fault of its. A slice of a
+//! device is of a class of slices or of none, whatever whole device does as much.
 
 use nave_domain::host::Device;
 use nave_proof::{DeviceProven, DeviceTask, Failure, Reason};
@@ -116,7 +117,9 @@ fn short_of<'a>(
 fn rate(catalogue: &Catalogue, claim: &Device, proven: &DeviceProven) -> Rating {
     let unrated = |why: String| Rating::Unrated { why };
     let claimed = catalogue.called(&claim.model, claim.simulated);
-    let of_its_kind = catalogue.classes.iter().filter(|class| class.simulated == claim.simulated);
+    let is_of_its_kind =
+        |class: &&Class| class.simulated == claim.simulated && class.is_of_slices() == claim.is_slice();
+    let of_its_kind = catalogue.classes.iter().filter(is_of_its_kind);
     let fitting: Vec<&Class> = of_its_kind.filter(|class| fits(class, proven)).collect();
     let missing =
         Measure::ALL.into_iter().find(|measure| identifies(*measure) && amount(proven, *measure).is_none());
@@ -132,6 +135,7 @@ fn rate(catalogue: &Catalogue, claim: &Device, proven: &DeviceProven) -> Rating 
         (Some(_), _) | (None, []) if let Some(why) = claimed.and_then(|class| class.unrated.clone()) => {
             unrated(why)
         }
+        (None, []) if claim.is_slice() => unrated("nobody has measured slices that do what it does".into()),
         (Some(measure), _) => unrated(format!("its {} was not measured", said(measure))),
         (None, []) => unrated("what it does fits no class of the catalogue".into()),
     }

@@ -1,6 +1,6 @@
 //! The whole judge: what evidence shows, and what the rules say of it. Pure.
 
-use nave_domain::host::Device;
+use nave_domain::host::{Device, parts};
 use nave_proof::{Challenge, DeviceProven, Evidence, Failure, Proven, Span, Task, Verdict};
 
 use crate::{
@@ -40,10 +40,11 @@ fn mismatch(claims: &[Device], task: &Task, shown: &[DeviceProven]) -> Option<Fa
     })
 }
 
-/// What each device is, from what it showed.
+/// What each device is, and each slice of those that are cut, from what it showed.
 #[must_use]
 pub fn judge_devices(claims: &[Device], task: &Task, shown: &[DeviceProven]) -> Vec<Judged> {
     let (Ok(catalogue), Task::Devices(task)) = (Catalogue::embedded(), task) else { return Vec::new() };
+    let claims = parts(claims);
     let judged = shown.iter().filter_map(|shown| {
         let claim = claims.iter().find(|claim| claim.uuid == shown.uuid)?;
         let task = task.devices.iter().find(|task| task.uuid == shown.uuid)?;

@@ -8,7 +8,10 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{Bytes, Millis, host::Device};
+use nave_domain::{
+    Bytes, Millis,
+    host::{Device, parts},
+};
 use nave_proof::{
     DeviceTask, DevicesTask, Fill, Gemm, Lanes, Phase, Spill, Stream, Task,
     device::{CHUNK, VRAM_BLOCK},
@@ -97,7 +100,7 @@ struct Test {
     chunk_samples_max: u32,
 }
 
-/// The test of all devices of a host that claims `memory`, too.
+/// The test of all devices of a host that claims `memory`, too. Of one that is cut, each slice has a test of its own.
 ///
 /// # Errors
 /// A sentence that says why they cannot be tested so.
@@ -107,7 +110,8 @@ pub fn size(
     memory: Bytes,
     purpose: Purpose<'_>,
 ) -> Result<Task, String> {
-    let sized: Vec<Sized> = devices.iter().map(|claim| Sized::of(catalogue, claim, purpose)).collect();
+    let parts = parts(devices);
+    let sized: Vec<Sized> = parts.iter().map(|claim| Sized::of(catalogue, claim, purpose)).collect();
     let wanted = match purpose {
         Purpose::Full { onboarding: true } => SAMPLES_ONBOARDING,
         Purpose::Full { onboarding: false } | Purpose::Small { .. } => SAMPLES,

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{Bytes, Millis, host::Device};
+use nave_domain::{
+    Bytes, MilliGpu, Millis,
+    fraction::{Division, Slice},
+    host::Device,
+};
 use nave_proof::{DeviceProven, DeviceTask, DevicesTask, Failure, Phase, Reason, Task};
 use nave_rules::{
     catalogue::{Band, Catalogue, Class, Measure},
@@ -199,6 +203,61 @@ fn blocks_are_slower_to_compute_where_a_copy_goes_to_the_host() {
 fn eight(class: &Class) -> DeviceTask {
     let devices: Vec<Device> = (0..8).map(|slot| honest(class, slot)).collect();
     sizes(&devices, RAM, ONBOARDING).devices.remove(0)
+}
+
+/// A device in slices of a seventh.
+fn cut(model: &str, slices: usize) -> Device {
+    let slice = |number: usize| Slice {
+        uuid: format!("MIG-{number}"),
+        profile: "1g.10gb".into(),
+        milli: MilliGpu(142),
+        vram: Bytes(9_856 * Bytes::MIB),
+    };
+    let division = Division::Slices((0..slices).map(slice).collect());
+    Device { division, ..device(0, model, 81_559) }
+}
+
+#[test]
+fn slices_are_tested_at_the_same_time_each_as_large_as_it_is() {
+    let devices = [cut("NVIDIA H100 80GB HBM3", 7), device(1, "NVIDIA H100 80GB HBM3", 81_559)];
+    for purpose in [ONBOARDING, AGAIN] {
+        let task = sizes(&devices, RAM, purpose);
+        let uuids: Vec<&str> = task.devices.iter().map(|device| device.uuid.as_str()).collect();
+        let all = ["MIG-0", "MIG-1", "MIG-2", "MIG-3", "MIG-4", "MIG-5", "MIG-6", "GPU-1"];
+        assert_eq!((uuids.as_slice(), task.phases()), (&all[..], Phase::ALL.to_vec()));
+        for slice in &task.devices[..7] {
+            let (fill, gemm) = (slice.fill.expect("a fill"), slice.gemm.expect("products"));
+            let bytes = fill.bytes + (u64::from(gemm.m) + u64::from(gemm.n)) * u64::from(gemm.k);
+            assert!(fill.bytes > 8_500 << 20 && bytes < 9_856 << 20, "{fill:?} {gemm:?}");
+        }
+    }
+}
+
+#[test]
+fn a_slice_has_the_class_of_measured_slices_or_none_whatever_whole_device_does_as_much() {
+    let slice = cut("NVIDIA H100 80GB HBM3", 1).parts().remove(0);
+    let mut catalogue = measured(&[]);
+    let a100 = named(&catalogue, "a100-40").clone();
+    let shown = middle(&a100);
+    let whole = device(0, &slice.model.replace(" MIG ", " "), 40_960);
+    assert_eq!(class_of(&judged(&catalogue, &whole, &shown)), Some("a100-40"));
+    assert_eq!(
+        why_unrated(&judged(&catalogue, &slice, &shown)),
+        "nobody has measured slices that do what it does"
+    );
+    let of_slices = Class { name: "h100-1g".into(), models: vec![slice.model.clone()], ..a100 };
+    catalogue.classes.push(of_slices);
+    assert_eq!(class_of(&judged(&catalogue, &slice, &shown)), Some("h100-1g"));
+    assert_eq!(
+        class_of(&judged(&catalogue, &whole, &shown)),
+        Some("a100-40"),
+        "nor is it the other way round"
+    );
+    let challenge = sizes(&[cut("NVIDIA H100 80GB HBM3", 1)], RAM, AGAIN);
+    let shown = DeviceProven { uuid: "MIG-0".into(), ..shown };
+    let claims = [cut("NVIDIA H100 80GB HBM3", 1)];
+    let judged = nave_rules::judge_devices(&claims, &Task::Devices(challenge), &[shown]);
+    assert_eq!(judged.iter().map(|judged| judged.uuid.as_str()).collect::<Vec<_>>(), ["MIG-0"]);
 }
 
 #[test]

@@ -8,4 +8,5 @@ mod disputes;
 mod killed;
 mod market;
 mod silence;
+mod slices;
 mod transfers;

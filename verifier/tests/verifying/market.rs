@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, ChallengeId, HostId, LeaseId, MicroUsd, MilliCpu, Millis,
+    Bytes, ChallengeId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
+    fraction::{Division, Slice},
     host::{Device, HostState, Inventory, Runtime},
     rate::Rate,
 };
@@ -92,6 +93,31 @@ impl Market {
         self.store.inventory_settle(host.id).await.expect("time passes");
         host.report().await;
         host
+    }
+}
+
+impl Host {
+    /// Cuts its GPU of this name into slices, each with its ways to deceive.
+    pub async fn cut(&mut self, uuid: &str, slices: &[(&str, Vec<Dishonesty>)]) {
+        let slice = |(uuid, _): &(&str, Vec<Dishonesty>)| Slice {
+            uuid: (*uuid).to_owned(),
+            profile: "1g.16mb".into(),
+            milli: MilliGpu(250),
+            vram: Bytes(16 * Bytes::MIB),
+        };
+        let division = Division::Slices(slices.iter().map(slice).collect());
+        self.inventory.devices = vec![Device { division, ..device(uuid) }];
+        self.models = slices.iter().map(|(uuid, how)| ((*uuid).to_owned(), how.clone())).collect();
+        self.store.inventory_settle(self.id).await.expect("time passes");
+        self.report().await;
+    }
+
+    /// Makes its GPU of this name whole again.
+    pub async fn mend(&mut self, uuid: &str) {
+        self.inventory.devices = vec![device(uuid)];
+        self.models = vec![(uuid.to_owned(), Vec::new())];
+        self.store.inventory_settle(self.id).await.expect("time passes");
+        self.report().await;
     }
 }
 

@@ -4,12 +4,16 @@
 //   EMULATED_DEVICES   how many devices there are (1)
 //   EMULATED_MEMORY    bytes of memory of each (64 MiB)
 //
+// With CUDA_VISIBLE_DEVICES=MIG-… there is one, called as the first.
+//
 // Devices are of compute capability 8.0, or 9.0 where WGMMA is defined. What is in a stream is done as late as it may:
 // when somebody waits for it, streams in an order by chance. A missing event, or memory that is used again too early, gives
 // wrong results here. Launches that do not fit a kernel are refused.
 #include "../kernels.cu"
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <set>
 #include <tuple>
@@ -82,7 +86,8 @@ u64 setting(const char *name, u64 otherwise)
 
 int devices()
 {
-    return (int)setting("EMULATED_DEVICES", 1);
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    return visible && strncmp(visible, "MIG-", 4) == 0 ? 1 : (int)setting("EMULATED_DEVICES", 1);
 }
 
 size_t memory_of_device()

@@ -15,6 +15,7 @@ use nave_domain::Bytes;
 use nave_proof::{Failure, Reason};
 
 use super::launch::{Arg, Kernel, Mark, Queue};
+use crate::slice::PREFIX;
 
 #[path = "../../kernels/embedded.rs"]
 #[allow(dead_code, reason = "the hashes are there for a test")]
@@ -92,14 +93,21 @@ impl Gpu {
 /// The GPU that the driver knows by this UUID.
 fn find(uuid: &str) -> Result<sys::CUdevice, Failure> {
     let of = |error| said("list devices", error);
-    for ordinal in 0..result::device::get_count().map_err(of)? {
+    let count = result::device::get_count().map_err(of)?;
+    for ordinal in 0..count {
         let device = result::device::get(ordinal).map_err(of)?;
+        // CUDA names a slice as the device that it is of.
+        if uuid.starts_with(PREFIX) && count == 1 {
+            return Ok(device);
+        }
         let found = result::device::get_uuid(device).map_err(of)?;
         if written(&found.bytes.map(|byte| byte.cast_unsigned())) == uuid {
             return Ok(device);
         }
     }
-    Err(unavailable("the CUDA driver does not know it: is it hidden, in MIG mode, or lost? See nvidia-smi"))
+    Err(unavailable(
+        "the CUDA driver does not know it: was MIG switched since the agent started, is it hidden, or lost? See nvidia-smi",
+    ))
 }
 
 /// A UUID as NVML writes it.
