@@ -145,6 +145,11 @@ fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_
     wait_for("the machine to go back", || machine.left(&market).is_empty().then_some(()));
     wait_for("its host to be gone", || market.listed(&rented).is_none().then_some(()));
     assert_eq!(host_of(&market.job(&long), 0), local, "the miner's own job runs on");
+    let machines = succeed(market.naved().args(["admin", "machines", "--json"]));
+    let machines: Value = serde_json::from_str(&machines).expect("JSON");
+    let (cost, charged) = (&machines["day"]["cost"], &machines["day"]["charged"]);
+    assert_eq!(charged, &done["charged"], "what jobs on it paid: {machines}");
+    assert!(cost.as_i64() > charged.as_i64(), "it cost more: {machines}");
     market.audit();
 }
 
