@@ -358,14 +358,11 @@ impl Look<'_> {
 
     /// Answers a wish for a quote, as if it were a job.
     fn quote(&mut self, asked: &AskedQuote) {
-        // What is held is a whole device.
-        let mut request = asked.request.clone();
-        request.resources.gpu.iter_mut().for_each(|gpu| gpu.share = None);
         let job = QueuedJob {
             job: JobId(asked.quote.0),
             customer: asked.customer,
             left: asked.request.max_spend,
-            request,
+            request: asked.request.clone(),
             queued_at: asked.asked_at,
             queued: Millis::ZERO,
             attempts: 0,
@@ -396,6 +393,11 @@ impl Look<'_> {
     }
 
     fn find(&mut self, job: &QueuedJob, request: &Request) -> Option<Found> {
+        if self.market.takes_fraction(job)
+            && let Some(found) = self.market.fraction(job, |host| self.is_kept(host, None))
+        {
+            return Some(found);
+        }
         let choice = self.loaded.fleet.decide(request);
         let seen = choice.and_then(|choice| {
             let host = self.loaded.id(choice.host)?;

@@ -269,22 +269,36 @@ impl<'a> Market<'a> {
     pub fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
         let model = self.names.choices(&job.request).into_iter().next().flatten();
         let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
-        let mut considered: Vec<(bool, Considered)> = others
-            .filter_map(|(id, supply)| {
-                let hourly = hourly(job.request.resources.size(), supply.host.rate).ok()?;
-                let lacks = lack(supply, job, model.as_ref());
-                let is_fit_when_empty =
-                    || self.empty.get(id).is_some_and(|empty| lack(empty, job, model.as_ref()).is_none());
-                let code = match lacks {
-                    None => "not_better",
-                    Some(_) if is_fit_when_empty() => "busy",
-                    Some(lack) => lack.code(),
-                };
-                Some((lacks.is_some(), Considered { host: *id, hourly, code: code.to_owned() }))
-            })
-            .collect();
+        let rival = |(id, supply)| self.rival(id, supply, job, model.as_ref());
+        let mut considered: Vec<(bool, Considered)> = others.filter_map(rival).collect();
         considered.sort_by_key(|(lacks, other)| (*lacks, other.hourly, other.host));
         considered.into_iter().map(|(_, other)| other).take(CONSIDERED_MAX).collect()
+    }
+
+    /// A host that was not chosen, for a fraction where it could have one, now or once it is empty; and whether it
+    /// lacks anything.
+    fn rival(
+        &self,
+        id: &HostId,
+        supply: &Supply,
+        job: &QueuedJob,
+        model: Option<&Meant>,
+    ) -> Option<(bool, Considered)> {
+        let part = |supply: &Supply| piece_of(supply, job, model).map(|(piece, _)| piece.milli);
+        let empty = self.empty.get(id);
+        let (now, once) = (part(supply), empty.and_then(part));
+        let size = job.request.resources.size();
+        let milli_gpu = now.or(once).unwrap_or(size.milli_gpu);
+        let hourly = hourly(Size { milli_gpu, ..size }, supply.host.rate).ok()?;
+        let lacks = lack(supply, job, model).filter(|_| now.is_none());
+        let is_fit_when_empty =
+            || once.is_some() || empty.is_some_and(|empty| lack(empty, job, model).is_none());
+        let code = match lacks {
+            None => "not_better",
+            Some(_) if is_fit_when_empty() => "busy",
+            Some(lack) => lack.code(),
+        };
+        Some((lacks.is_some(), Considered { host: *id, hourly, code: code.to_owned() }))
     }
 }
 

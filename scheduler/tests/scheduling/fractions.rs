@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis, QuoteId,
     fraction::{Division, Fraction, Shared, Slice},
     host::Term,
     job::Isolation,
 };
 use nave_scheduler::planner::{Planner, plan};
-use nave_store::{Occupied, Placement, QueuedJob, Snapshot, SupplyHost, Yielding};
+use nave_store::{AskedQuote, Occupied, Placement, QueuedJob, QuoteAnswer, Snapshot, SupplyHost, Yielding};
 use proptest::prelude::*;
 
-use crate::supply::{customer_id, gpu_host, gpu_job, host_id, job_id, snapshot};
+use crate::supply::{NOW, customer_id, gpu_host, gpu_job, host_id, job_id, snapshot};
 
 /// A host whose GPUs of these sizes in GiB can be shared.
 fn sharing_host(sizes: &[i64]) -> SupplyHost {
@@ -192,6 +192,77 @@ fn a_price_that_pays_for_the_fraction_is_enough() {
     );
     job.request.max_price = Some(MicroUsd(700_000));
     assert_eq!(placed(vec![job], vec![sharing_host(&[80])]), []);
+}
+
+/// Somebody who asks for a quote for what this job wants.
+fn asked(number: u128, of: &QueuedJob, is_held: bool) -> AskedQuote {
+    let quote = QuoteId(uuid::Uuid::from_u128(number));
+    AskedQuote { quote, customer: of.customer, request: of.request.clone(), asked_at: NOW, is_held }
+}
+
+fn quoted(quotes: Vec<AskedQuote>, hosts: Vec<SupplyHost>) -> Vec<Option<Placement>> {
+    let plan = plan(&Snapshot { quotes, ..snapshot(vec![], hosts) });
+    let place = |answer| match answer {
+        QuoteAnswer::Place(place) => Some(*place),
+        QuoteAnswer::None(..) => None,
+    };
+    plan.quotes.into_iter().map(|quoted| place(quoted.answer)).collect()
+}
+
+#[test]
+fn a_quote_is_for_a_fraction_where_a_job_would_get_one_and_it_holds_no_more() {
+    let (ada, eve) = (share_job(1, 1, 500, 8), share_job(2, 2, 500, 8));
+    let two = |first: &QueuedJob, second: &QueuedJob| {
+        let places = quoted(vec![asked(11, first, true), asked(12, second, true)], vec![sharing_host(&[80])]);
+        let got =
+            |place: Placement| (place.devices[0].clone(), place.size.milli_gpu.0, place.share.is_some());
+        places.into_iter().map(|place| place.map(got)).collect::<Vec<_>>()
+    };
+    let share = Some(("GPU-0".to_owned(), 500, true));
+    assert_eq!(two(&ada, &ada), [share.clone(), share.clone()]);
+    assert_eq!(two(&ada, &eve), [share.clone(), None], "strangers do not meet");
+    assert_eq!(two(&ada, &gpu_job(3, 1, 8)), [share, None], "nobody gets all of it then");
+    let whole = share_job(3, 1, 600, 8);
+    assert_eq!(two(&whole, &whole)[1], None, "two of these are more than a device");
+    let job = placed(vec![whole.clone()], vec![sharing_host(&[80])]);
+    let quote = quoted(vec![asked(11, &whole, true)], vec![sharing_host(&[80])]);
+    let as_a_job =
+        |place: &Placement| (place.devices.clone(), place.share, place.size, place.rate, place.run_max);
+    assert_eq!(quote[0].as_ref().map(as_a_job), job.first().map(as_a_job));
+}
+
+#[test]
+fn a_quote_that_is_only_looked_at_holds_no_fraction() {
+    let wish = share_job(1, 1, 1_000 / 2, 8);
+    let looks: Vec<_> = (11..15).map(|number| asked(number, &wish, false)).collect();
+    assert!(quoted(looks, vec![cut_host(&[(500, 40)])]).iter().all(Option::is_some));
+    let held: Vec<_> = (11..13).map(|number| asked(number, &wish, true)).collect();
+    let places = quoted(held, vec![cut_host(&[(500, 40)])]);
+    assert_eq!(places.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false], "a slice is held once");
+}
+
+#[test]
+fn a_quote_says_what_the_fraction_would_cost_elsewhere() {
+    let wish = share_job(1, 1, 250, 8);
+    let mut dear = sharing_host(&[80]);
+    dear.rate.gpu_hour.0 *= 2;
+    let busy = SupplyHost { devices_used: vec!["GPU-0".into()], ..sharing_host(&[80]) };
+    let hosts = vec![sharing_host(&[80]), dear, busy, gpu_host(&[80])];
+    let plan = plan(&Snapshot { quotes: vec![asked(11, &wish, true)], ..snapshot(vec![], hosts) });
+    let cores = 10_000 + 5_000;
+    let others: Vec<_> = plan.quotes[0]
+        .considered
+        .iter()
+        .map(|other| (other.host, other.hourly.0 - cores, other.code.as_str()))
+        .collect();
+    assert_eq!(
+        others,
+        [
+            (host_id(2), 1_500_000, "not_better"),
+            (host_id(4), 3_000_000, "not_better"),
+            (host_id(3), 750_000, "busy")
+        ]
+    );
 }
 
 proptest! {
