@@ -30,6 +30,8 @@
 //! image = "ubuntu-24-04"          # the cloud's id or name of an image
 //! ssh_key = "ops"                 # the cloud's id or name of the key that machines are given
 //! base_url = "http://…"           # only where it is not the cloud's own
+//! drain = true                    # rents nothing there, and gives back what is rented once its jobs are done: for a
+//!                                 # cloud that is to be taken out of the file
 //!
 //! [local]                         # machines that are acted out on this one
 //! dir = "/var/lib/nave/clouds"
@@ -37,7 +39,13 @@
 //!
 //! Files are relative to this one. Keys are not in it, so that it may be shown to others.
 
-use std::{collections::BTreeMap, fs, path::Path, path::PathBuf, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    path::PathBuf,
+    str::FromStr,
+};
 
 use anyhow::Context as _;
 use nave_clouds::{Cloud, Secret, adapters::Settings};
@@ -61,6 +69,8 @@ pub struct Clouds {
     pub models: Models,
     /// What machines fetch.
     pub programs: Programs,
+    /// Clouds of which nothing is rented, and what is goes back.
+    pub drained: BTreeSet<Cloud>,
     /// The accounts; that of the local cloud has its directory as the base URL.
     pub accounts: Vec<(Cloud, Settings)>,
 }
@@ -124,6 +134,8 @@ struct ProgramTable {
 #[serde(deny_unknown_fields)]
 struct LocalTable {
     dir: PathBuf,
+    #[serde(default)]
+    drain: bool,
 }
 
 #[derive(Default, Deserialize)]
@@ -134,6 +146,7 @@ struct AccountTable {
     image: String,
     ssh_key: String,
     base_url: Option<String>,
+    drain: bool,
 }
 
 /// An amount, as people write it.
@@ -163,8 +176,9 @@ impl Clouds {
     pub fn parse(text: &str, dir: &Path, variable: &dyn Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         // Without the line at fault, which may hold a key that does not belong there.
         let file: File = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", error.message()))?;
-        let mut accounts = Vec::new();
+        let (mut accounts, mut drained) = (Vec::new(), BTreeSet::new());
         if let Some(local) = file.local {
+            drained.extend(local.drain.then_some(Cloud::Local));
             accounts.push((Cloud::Local, local.settings(dir)));
         }
         for (name, table) in file.clouds {
@@ -174,6 +188,7 @@ impl Clouds {
                 .find(|cloud| cloud.name() == name)
                 .with_context(|| format!("[{name}]: there is no such cloud; there are {names}"))?;
             let key = key(cloud, &table, dir, variable)?;
+            drained.extend(table.drain.then_some(cloud));
             let AccountTable { key_id, image, ssh_key, base_url, .. } = table;
             accounts.push((cloud, Settings { base_url, key_id, key, image, ssh_key }));
         }
@@ -182,7 +197,7 @@ impl Clouds {
         for (name, program) in [("agent", &programs.agent), ("prover", &programs.prover)] {
             program.check().map_err(|problem| anyhow::anyhow!("[{name}]: {problem}"))?;
         }
-        Ok(Self { market, limits: file.limits.limits()?, models: Models::new(), programs, accounts })
+        Ok(Self { market, limits: file.limits.limits()?, models: Models::new(), programs, drained, accounts })
     }
 }
 
@@ -291,6 +306,16 @@ mod tests {
         };
         assert_eq!(local.base_url.as_deref(), Some("/etc/nave/clouds"));
         assert_eq!(lambda.key.reveal(), "sk-in-environment");
+        assert!(clouds.drained.is_empty());
+    }
+
+    #[test]
+    fn a_cloud_that_is_to_be_taken_out_is_drained_first() {
+        let clouds =
+            parse("[lambda]\nssh_key = \"ops\"\ndrain = true\n[local]\ndir = \"clouds\"").expect("fine");
+        assert_eq!(clouds.drained, BTreeSet::from([Cloud::Lambda]));
+        let clouds = parse("[local]\ndir = \"clouds\"\ndrain = true").expect("fine");
+        assert_eq!((clouds.drained, clouds.accounts.len()), (BTreeSet::from([Cloud::Local]), 1));
     }
 
     #[test]

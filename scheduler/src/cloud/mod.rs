@@ -8,6 +8,7 @@ pub mod config;
 pub mod ledger;
 pub mod prices;
 pub mod rent;
+mod stops;
 
 use std::{
     collections::BTreeMap,
@@ -23,10 +24,9 @@ use nave_clouds::{
     http::Network,
     keeper::Boot,
     ledger::{Broken, Kept},
-    provider::MachineId,
 };
 use nave_domain::{Timestamp, rate::Rate, wish::Region};
-use nave_store::Store;
+use nave_store::{MachineDemand, Store};
 use tokio::{
     sync::Notify,
     task::JoinSet,
@@ -96,8 +96,9 @@ pub async fn run(
     if !clouds.accounts.is_empty() {
         let network = Arc::new(Network::new().context("prepare to reach clouds")?);
         for (cloud, settings) in clouds.accounts {
-            let site =
-                Arc::new(Site { provider: open(cloud, settings, network.clone()), wake: Notify::new() });
+            let provider = open(cloud, settings, network.clone());
+            let is_drained = clouds.drained.contains(&cloud);
+            let site = Arc::new(Site { provider, is_drained, wake: Notify::new() });
             role.sites.lock().unwrap_or_else(PoisonError::into_inner).insert(cloud, site.clone());
             tasks.spawn(watch_offers(role.clone(), site.clone()));
             if role.market.is_some() {
@@ -106,7 +107,9 @@ pub async fn run(
         }
         tasks.spawn(repeat("rent machines", MARKET, role.clone(), |role| Box::pin(rent::look(role))));
     }
-    tasks.spawn(tell_abandoned(role.clone()));
+    tasks.spawn(repeat("find machines that nobody looks after", PRICES, role.clone(), |role| {
+        Box::pin(stops::tell_abandoned(role))
+    }));
     tasks.spawn(repeat("say what devices cost", PRICES, role, |role| Box::pin(prices::look(role))));
     tokio::pin!(shutdown);
     loop {
@@ -124,6 +127,8 @@ pub async fn run(
 /// A cloud with which there is an account.
 struct Site {
     provider: Box<dyn Provider>,
+    /// Whether nothing is rented there, and what is goes back when its jobs are done.
+    is_drained: bool,
     /// Told when a machine is wanted.
     wake: Notify,
 }
@@ -167,16 +172,16 @@ impl Role {
             site.wake.notify_one();
         }
     }
-}
 
-/// Says which machines nobody looks after any more, since the operator's file does not have their cloud.
-async fn tell_abandoned(role: Arc<Role>) {
-    let rows = role.store.machine_list(1_000).await.unwrap_or_default();
-    let sites = role.sites.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_kept = |cloud: &str| role.market.is_some() && sites.keys().any(|site| site.name() == cloud);
-    for row in rows.iter().filter(|row| !row.is_closed && !is_kept(&row.cloud)) {
-        tracing::error!(machine.id = %MachineId(row.machine), cloud.name = row.cloud,
-            "a machine is rented and its cloud is not in the file of clouds: nobody gives it back");
+    /// Clouds in the operator's file, and whether each is drained.
+    fn kept(&self) -> BTreeMap<Cloud, bool> {
+        let sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        sites.iter().map(|(cloud, site)| (*cloud, site.is_drained)).collect()
+    }
+
+    /// Whether what is rented of a cloud goes back when its jobs are done.
+    fn is_drained(&self, cloud: Cloud) -> bool {
+        self.kept().get(&cloud).copied().unwrap_or(false)
     }
 }
 
@@ -227,6 +232,7 @@ async fn keep(role: Arc<Role>, site: Arc<Site>) {
         let ticked = async {
             role.set_clock().await?;
             keeper.tick().await?;
+            role.store.cloud_looked(cloud.name()).await?;
             Ok::<_, Broken>(role.store.machines_open(cloud.name()).await?.len())
         };
         let open = ticked.await.inspect_err(|error| {
@@ -249,7 +255,13 @@ struct Boots<'a> {
 impl Boots<'_> {
     async fn write(&self, row: &Row) -> Result<Secret, Broken> {
         let machine = row.id.0;
-        let found = self.role.store.machine_find(machine).await?;
+        let store = &self.role.store;
+        if store.machine_signer(machine).await?.as_deref() != Some(&*self.market.hotkey) {
+            // With a ticket of another hotkey it would be a host of that one's, and no machine any more.
+            store.machine_demand(machine, row.version, MachineDemand::Released).await?;
+            return Err("it was wanted by another hotkey than the platform's, and is let go".into());
+        }
+        let found = store.machine_find(machine).await?;
         let shape = found.and_then(|row| row.shape).ok_or("nobody wanted this machine")?;
         let shape: Shape = serde_json::from_value(shape)?;
         let terms = TicketTerms {

@@ -1,33 +1,31 @@
 //! What is wanted of clouds: machines for jobs that wait, and no machine that has nothing to do.
 
-use std::{collections::BTreeSet, sync::atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use nave_clouds::{Row, ledger::Broken, machine::Stage, provider::MachineId};
 use nave_crash_point::crash_point;
 use nave_domain::{MicroUsd, Millis, Timestamp, host::HostState};
 use nave_store::{
-    AttemptFault, Departure, MachineAccount, MachineAttempt, NewMachine, RentSnapshot, RentedMachine,
-    StoreError, WaitingJob,
+    AttemptFault, Departure, MachineAccount, MachineAttempt, MachineDemand, NewMachine, RentSnapshot,
+    RentedMachine, StoreError, WaitingJob,
 };
 use uuid::Uuid;
 
 use super::{
     Role,
     ledger::{known, read},
+    stops::refused,
 };
 use crate::demand::{
-    Need, Purchase, Refused, Rented, Shape, demand, drains_from, is_paid_for, lost, needs, not_rented, wanted,
+    Need, Purchase, Rented, Shape, demand, drains_from, is_paid_for, lost, needs, not_rented, wanted,
 };
-
-/// For how long an offer that came to nothing is not tried again.
-const REFUSED: Millis = Millis(600_000);
 
 /// The time over which losses are summed.
 pub const DAY: Millis = Millis(86_400_000);
 
 /// Looks once at what waits and what is rented.
 pub(super) async fn look(role: &Role) -> Result<(), Broken> {
-    let snapshot = role.store.rent_snapshot(REFUSED).await?;
+    let snapshot = role.store.rent_snapshot(Millis::ZERO).await?;
     let rented = rented(&snapshot)?;
     let needs = needs(&snapshot.jobs, &rented, &role.limits);
     for machine in snapshot.machines.iter().filter(|machine| machine.row.ending.is_none()) {
@@ -55,7 +53,14 @@ async fn tell(role: &Role, snapshot: &RentSnapshot) -> Result<(), Broken> {
 /// life is over.
 async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) -> Result<(), Broken> {
     let row = read(&machine.row)?;
-    let demand = wanted(machine, need, row.stage != Stage::Intended, &role.limits, now);
+    let is_drained = role.is_drained(row.cloud);
+    // What was let go before it was a host stays so.
+    let is_let_go = is_drained || machine.row.demand == MachineDemand::Released;
+    let demand = if is_let_go && machine.row.host.is_none() {
+        MachineDemand::Released
+    } else {
+        wanted(machine, need, row.stage != Stage::Intended, &role.limits, now)
+    };
     if demand != machine.row.demand {
         // Who wrote the row meanwhile knows more: it is looked at again.
         role.store.machine_demand(machine.row.machine, machine.row.version, demand).await?;
@@ -72,7 +77,9 @@ async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) 
         )
         | None => false,
     };
-    let why = if now >= drains_from(row.made_at, row.dead_man) {
+    let why = if is_drained {
+        "its cloud is drained"
+    } else if now >= drains_from(row.made_at, row.dead_man) {
         "its end is near"
     } else if !is_paid_for(machine, row.price, &role.limits, now) {
         "too little of what it costs is paid"
@@ -97,14 +104,8 @@ fn rented(snapshot: &RentSnapshot) -> Result<Vec<Rented>, Broken> {
 
 async fn buy(role: &Role, snapshot: &RentSnapshot, rented: &[Rented]) -> Result<(), Broken> {
     let Some(market) = &role.market else { return Ok(()) };
-    let rows: Vec<Row> =
-        snapshot.machines.iter().map(|machine| read(&machine.row)).collect::<Result<_, _>>()?;
-    let machines = || snapshot.machines.iter().zip(&rows);
-    let refused: BTreeSet<Refused> = machines()
-        .filter(|(machine, row)| machine.row.enrolled_at.is_none() && row.ending.is_some())
-        .map(|(_, row)| (row.cloud, row.offer.0.clone(), row.offer.1.clone()))
-        .collect();
     let offers = role.offers();
+    let refused = refused(role, &market.hotkey, &offers, snapshot.now).await?;
     let purchases =
         demand(&snapshot.jobs, &offers, &role.models, rented, &refused, &role.limits, snapshot.now);
     if purchases.is_empty() || has_lost_too_much(role, &purchases, snapshot.now).await? {

@@ -1,21 +1,28 @@
 //! The role as it runs, with a cloud that is a directory.
 
-use std::{fs, future::pending, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, future::pending, sync::Arc, time::Duration};
 
 use nave_clouds::{
-    Cloud, Secret,
+    Cloud, Row, Secret,
     adapters::{
         Settings,
         local::{Does, Estate, Offered, Rented, Told},
     },
+    provider::MachineId,
 };
-use nave_domain::{Bytes, JobId, MicroUsd, MilliCpu, Millis, host::HostState, lease::Outcome};
+use nave_domain::{
+    Bytes, ChallengeId, JobId, MicroUsd, MilliCpu, Millis, host::HostState, job::JobRequest, lease::Outcome,
+    rate::Rate, verdict::Kind,
+};
 use nave_scheduler::{
-    cloud::{Market, TicketTerms, config::Clouds, run},
-    demand::Limits,
+    cloud::{Market, TicketTerms, config::Clouds, ledger::known, run},
+    demand::{Limits, Shape},
     watch::Patience,
 };
-use nave_store::{BaselineSource, Store};
+use nave_store::{
+    BaselineSource, Decision, MachineEnding, MachineRow, MachineWrite, NewMachine, Store, Submission,
+};
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
     task::JoinSet,
@@ -60,6 +67,10 @@ fn estate(dir: &TempDir) -> (Estate, Clouds) {
     (estate, Clouds { limits, accounts: vec![(Cloud::Local, settings)], ..Clouds::default() })
 }
 
+fn patience() -> Patience {
+    Patience::from_protocol(Millis(45_000), Millis(5_000))
+}
+
 /// Waits until something is there.
 async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
     let waits = async {
@@ -82,14 +93,181 @@ async fn boot(store: &Store, estate: &Estate, machine: &Rented) -> (Uuid, nave_d
     (id, join(store, id, PLATFORM).await.expect("a host"))
 }
 
+fn shape() -> Shape {
+    Shape {
+        model: String::new(),
+        class: None,
+        models: Vec::new(),
+        is_proven: false,
+        devices: 0,
+        vram: Bytes::ZERO,
+        cpu: MilliCpu(4_000),
+        memory: Bytes(14 * Bytes::GIB),
+        disk: Bytes(40 * Bytes::GIB),
+        region: None,
+        rate: Rate::default(),
+    }
+}
+
+/// A machine that somebody wanted of a cloud, for a job of another customer that still waits or does not.
+async fn want(store: &Store, cloud: Cloud, hotkey: &str, waits: bool) -> Uuid {
+    let machine = Uuid::now_v7();
+    let customer = store.customer_ensure("another").await.expect("a customer");
+    store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
+    let (request, key) = (JobRequest::of(vec!["true".into()]), machine.to_string());
+    let submission = Submission { customer, key: &key, hash: [0; 32], request: &request };
+    let job = store.job_submit(&submission).await.expect("submitted").job;
+    let now = store.now().await.expect("the time");
+    let (offer, price, dead_man) =
+        (("small".into(), "here".into()), MicroUsd(100_000), now.after(Millis(86_400_000)));
+    let row = Row::intend(MachineId(machine), cloud, offer, price, price, now, dead_man);
+    let (known, shape) = (known(&row).expect("written"), serde_json::to_value(shape()).expect("written"));
+    let new = NewMachine { machine, cloud: cloud.name(), known, shape, hotkey, job };
+    let seen = store.rent_snapshot(Millis(0)).await.expect("a snapshot").seen;
+    store.machines_want(seen, &[new]).await.expect("wanted");
+    if !waits {
+        store.job_cancel(customer, job).await.expect("cancelled");
+    }
+    machine
+}
+
+/// A machine that was paid for in vain.
+async fn fail(store: &Store, cloud: Cloud) {
+    let machine = want(store, cloud, PLATFORM, false).await;
+    let MachineRow { version, made_at, known, .. } = find(store, machine).await;
+    let at = store.now().await.expect("the time");
+    let write = MachineWrite {
+        machine,
+        version,
+        cloud: cloud.name(),
+        made_at,
+        asked_at: None,
+        ending: Some(MachineEnding { name: "broke", at, is_for_want_of_work: false }),
+        is_closed: true,
+        cost: MicroUsd(5),
+        known,
+    };
+    assert!(store.machine_write(&write, None).await.expect("the database"));
+}
+
+async fn find(store: &Store, machine: Uuid) -> MachineRow {
+    store.machine_find(machine).await.expect("the database").expect("a row")
+}
+
+/// Waits until nothing is rented of the local cloud, for a reason with this word in it; nothing has been then.
+async fn stops(store: &Store, estate: &Estate, word: &str) {
+    let stop = async || {
+        let clouds = store.cloud_list().await.expect("clouds");
+        let local = clouds.into_iter().find(|row| row.cloud == "local")?;
+        local.stop.filter(|stop| stop.contains(word))
+    };
+    until(word, stop).await;
+    assert_eq!(estate.machines().expect("machines"), []);
+}
+
+#[tokio::test]
+async fn after_machines_in_vain_a_cloud_rests_until_an_operator_lets_it_go_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    for _ in 0..5 {
+        fail(&store, Cloud::Local).await;
+    }
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
+    stops(&store, &estate, "naved admin resume local").await;
+    store.cloud_resume("local").await.expect("resumed");
+    until("a machine", async || estate.machines().expect("machines").pop()).await;
+    renting.abort();
+    placing.abort();
+}
+
+#[tokio::test]
+async fn nothing_is_rented_while_the_platforms_hotkey_is_banned() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    let host = join(&store, Uuid::now_v7(), PLATFORM).await.expect("a host of its own");
+    store.host_hear(host, 1, 1, 0, &inventory()).await.expect("heard");
+    let challenge = ChallengeId(Uuid::now_v7());
+    store.challenge_give(host, challenge, Kind::Cpu, &json!({}), &inventory()).await.expect("drawn");
+    let banned =
+        Decision::Banned { code: "c".into(), message: "made up".into(), spans: vec![Millis(3_600_000)] };
+    let verdict = json!({ "failed": { "code": "c", "message": "made up" } });
+    store.challenge_decide(challenge, &verdict, &banned).await.expect("decided");
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
+    stops(&store, &estate, "hotkey is banned").await;
+    store.host_retest(host).await.expect("the operator's word");
+    until("a machine", async || estate.machines().expect("machines").pop()).await;
+    renting.abort();
+    placing.abort();
+}
+
+#[tokio::test]
+async fn nothing_is_rented_while_machines_of_a_cloud_are_open_that_is_not_in_the_file() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    want(&store, Cloud::Lambda, PLATFORM, false).await;
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
+    stops(&store, &estate, "machines of lambda are rented").await;
+    let clouds = store.cloud_list().await.expect("clouds");
+    let lambda = clouds.iter().find(|row| row.cloud == "lambda").expect("it is listed");
+    assert_eq!((lambda.open, lambda.looked_at), (1, None), "it shows that nobody looks after it");
+    renting.abort();
+    placing.abort();
+}
+
+#[tokio::test]
+async fn a_drained_cloud_takes_back_what_is_rented_and_no_machine_is_rented_there() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    let drained = Clouds { drained: BTreeSet::from([Cloud::Local]), ..self::estate(&dir).1 };
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let machine = until("a machine", async || estate.machines().expect("machines").pop()).await;
+    let (id, host) = boot(&store, &estate, &machine).await;
+    renting.abort();
+    drop(renting.await);
+    let renting = tokio::spawn(run(drained, Some(market()), store.clone(), pending()));
+    // Also a machine that has just joined: nothing runs there.
+    store.host_hear(host, 1, 1, 0, &inventory()).await.expect("heard");
+    let returned =
+        async || estate.machines().expect("machines").into_iter().find(|machine| machine.is_returned);
+    until("its return", returned).await;
+    assert_eq!(find(&store, id).await.ending.as_deref(), Some("released"));
+    estate.forget(&machine.name).expect("gone");
+    until("its end", async || find(&store, id).await.is_closed.then_some(())).await;
+    stops(&store, &estate, "drained").await;
+    renting.abort();
+    placing.abort();
+}
+
+#[tokio::test]
+async fn a_machine_that_another_hotkey_wanted_is_let_go_and_never_launched() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    let machine = want(&store, Cloud::Local, "the hotkey before", true).await;
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    until("its end", async || find(&store, machine).await.is_closed.then_some(())).await;
+    assert_eq!(find(&store, machine).await.ending.as_deref(), Some("released"));
+    assert_eq!(find(&store, machine).await.cost, MicroUsd::ZERO);
+    let tag = owner().tag(MachineId(machine)).to_string();
+    assert!(estate.machines().expect("machines").iter().all(|machine| machine.name != tag));
+    renting.abort();
+}
+
 #[tokio::test]
 async fn a_job_that_waits_has_one_machine_rented_which_goes_back_when_it_is_idle() {
     let dir = tempfile::tempdir().expect("a directory");
     let (estate, clouds) = estate(&dir);
     let (store, job) = store().await;
     let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
-    let patience = Patience::from_protocol(Millis(45_000), Millis(5_000));
-    let placing = tokio::spawn(nave_scheduler::run(patience, store.clone(), pending()));
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
 
     let machine = until("a machine", async || estate.machines().expect("machines").pop()).await;
     let (id, host) = boot(&store, &estate, &machine).await;
@@ -106,14 +284,14 @@ async fn a_job_that_waits_has_one_machine_rented_which_goes_back_when_it_is_idle
     let returned =
         async || estate.machines().expect("machines").into_iter().find(|machine| machine.is_returned);
     let returned = until("its return", returned).await;
-    let row = store.machine_find(id).await.expect("the database").expect("a row");
+    let row = find(&store, id).await;
     assert_eq!(row.ending.as_deref(), Some("idle"));
     let hosts = store.hosts_of_miner(PLATFORM).await.expect("hosts");
     assert_eq!(hosts.iter().map(|host| host.state).collect::<Vec<_>>(), [HostState::Gone]);
 
     estate.forget(&returned.name).expect("gone");
     let closed = async || {
-        let row = store.machine_find(id).await.expect("the database").expect("a row");
+        let row = find(&store, id).await;
         row.is_closed.then_some(row)
     };
     assert!(until("its end", closed).await.cost > MicroUsd::ZERO);
@@ -125,10 +303,9 @@ async fn a_job_that_waits_has_one_machine_rented_which_goes_back_when_it_is_idle
 /// A market that rents within these limits, until the test is over.
 async fn renting(clouds: Clouds) -> (Store, JobId, JoinSet<anyhow::Result<()>>) {
     let (store, job) = store().await;
-    let patience = Patience::from_protocol(Millis(45_000), Millis(5_000));
     let mut tasks = JoinSet::new();
     tasks.spawn(run(clouds, Some(market()), store.clone(), pending()));
-    tasks.spawn(nave_scheduler::run(patience, store.clone(), pending()));
+    tasks.spawn(nave_scheduler::run(patience(), store.clone(), pending()));
     (store, job, tasks)
 }
 
