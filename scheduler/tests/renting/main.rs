@@ -1,7 +1,7 @@
 //! Machines that are rented from doubles of clouds, with their rows in a real Postgres.
 
-mod prices;
 mod boot;
+mod prices;
 mod role;
 mod rows;
 mod schedules;
