@@ -124,6 +124,8 @@ pub struct MachineAttempt {
     pub times: i64,
     /// What the machine cost an hour then.
     pub hourly: Option<MicroUsd>,
+    /// What the cloud had said of what was launched, without secrets and at most 8 KiB, and when it was asked.
+    pub quoted: Option<(String, Timestamp)>,
     /// Why it did not work.
     pub fault: Option<AttemptFault>,
 }
@@ -294,7 +296,8 @@ impl Store {
     /// When the database does not answer.
     pub async fn machine_attempts(&self, machine: Option<Uuid>, limit: i64) -> Result<Vec<MachineAttempt>> {
         let rows = sqlx::query!(
-            "select machine_id, cloud, call, last_ms, times, hourly, reason, code, message from machine_attempts
+            "select machine_id, cloud, call, last_ms, times, hourly, quoted, quoted_ms, reason, code, message
+             from machine_attempts
              where $1::uuid is null or machine_id = $1 order by attempt_id desc limit $2",
             machine,
             limit
@@ -306,6 +309,7 @@ impl Store {
             at: Timestamp(row.last_ms),
             times: row.times,
             hourly: row.hourly.map(MicroUsd),
+            quoted: row.quoted.zip(row.quoted_ms.map(Timestamp)),
             fault: row.reason.zip(row.code).zip(row.message).map(|((reason, code), message)| AttemptFault {
                 reason,
                 code,
@@ -433,8 +437,9 @@ async fn update(tx: &mut PgConnection, write: &MachineWrite<'_>) -> Result<()> {
 async fn note(tx: &mut PgConnection, attempt: &MachineAttempt) -> Result<()> {
     let fault = attempt.fault.as_ref();
     let (reason, code) = (fault.map(|fault| &fault.reason), fault.map(|fault| &fault.code));
+    let (quoted, quoted_ms) = attempt.quoted.as_ref().map(|(raw, at)| (raw, at.0)).unzip();
     let counted = sqlx::query!(
-        "update machine_attempts set times = times + 1, last_ms = $6
+        "update machine_attempts set times = times + 1, last_ms = $6, quoted = $8, quoted_ms = $9
          where attempt_id = (select max(attempt_id) from machine_attempts
                              where cloud = $1 and machine_id is not distinct from $2)
              and call = $3 and reason is not distinct from $4 and code is not distinct from $5
@@ -445,19 +450,24 @@ async fn note(tx: &mut PgConnection, attempt: &MachineAttempt) -> Result<()> {
         reason,
         code,
         attempt.at.0,
-        attempt.hourly.map(|price| price.0)
+        attempt.hourly.map(|price| price.0),
+        quoted,
+        quoted_ms
     );
     if counted.execute(&mut *tx).await?.rows_affected() > 0 {
         return Ok(());
     }
     sqlx::query!(
-        "insert into machine_attempts (machine_id, cloud, call, first_ms, last_ms, hourly, reason, code, message)
-         values ($1, $2, $3, $4, $4, $5, $6, $7, $8)",
+        "insert into machine_attempts (machine_id, cloud, call, first_ms, last_ms, hourly, quoted, quoted_ms, reason,
+            code, message)
+         values ($1, $2, $3, $4, $4, $5, $6, $7, $8, $9, $10)",
         attempt.machine,
         attempt.cloud,
         attempt.call,
         attempt.at.0,
         attempt.hourly.map(|price| price.0),
+        quoted,
+        quoted_ms,
         reason,
         code,
         fault.map(|fault| &fault.message)

@@ -159,7 +159,7 @@ impl<'a> Keeper<'a> {
             Err(error) => {
                 row.refused(&error, (self.now)(), &self.rules);
                 self.hush(&error, asked_at);
-                return self.write_with(row, Call::Quote, asked_at, Some(error)).await;
+                return self.write_with(row, Call::Quote, asked_at, None, Some(error)).await;
             }
         };
         // Whatever fails here has asked for nothing.
@@ -181,7 +181,7 @@ impl<'a> Keeper<'a> {
         if let Err(error) = &answer {
             self.hush(error, asked_at);
         }
-        self.write_with(row, Call::Launch, asked_at, answer.err()).await
+        self.write_with(row, Call::Launch, asked_at, Some(launch.offer), answer.err()).await
     }
 
     /// The row's offer at its present price, if that is still within bounds.
@@ -242,9 +242,10 @@ impl<'a> Keeper<'a> {
         row: &mut Row,
         call: Call,
         at: Timestamp,
+        quoted: Option<CloudOffer>,
         error: Option<CloudError>,
     ) -> Result<bool, Broken> {
-        let attempt = Attempt { row: Some(row.id), cloud: row.cloud, at, call, error };
+        let attempt = Attempt { row: Some(row.id), cloud: row.cloud, at, call, quoted, error };
         self.write(row, Some(&attempt)).await
     }
 
@@ -266,7 +267,8 @@ impl<'a> Keeper<'a> {
         at: Timestamp,
         error: Option<CloudError>,
     ) -> Result<(), Broken> {
-        self.ledger.note(&Attempt { row, cloud: self.provider.cloud(), at, call, error }).await
+        let cloud = self.provider.cloud();
+        self.ledger.note(&Attempt { row, cloud, at, call, quoted: None, error }).await
     }
 
     /// A cloud that asks for it is left alone: with launches for as long as it wants, with the rest for a while.

@@ -7,7 +7,7 @@ use nave_domain::Timestamp;
 use crate::{
     error::CloudError,
     machine::Row,
-    provider::{Cloud, MachineId},
+    provider::{Cloud, CloudOffer, MachineId},
 };
 
 /// What a look into the ledger comes to.
@@ -47,6 +47,8 @@ pub struct Attempt {
     pub at: Timestamp,
     /// What.
     pub call: Call,
+    /// What it had quoted, where that is launched.
+    pub quoted: Option<CloudOffer>,
     /// What it said, if that was not what it should.
     pub error: Option<CloudError>,
 }

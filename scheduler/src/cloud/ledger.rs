@@ -118,6 +118,7 @@ fn tried(attempt: &Attempt) -> MachineAttempt {
         at: attempt.at,
         times: 1,
         hourly: None,
+        quoted: attempt.quoted.as_ref().map(|offer| (offer.raw.clone(), offer.fetched_at)),
         fault: attempt.error.as_ref().map(fault),
     }
 }

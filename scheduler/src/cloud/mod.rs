@@ -23,7 +23,7 @@ use nave_clouds::{
     adapters::open,
     http::Network,
     keeper::Boot,
-    ledger::{Broken, Kept},
+    ledger::{Attempt, Broken, Call, Kept, Ledger as _},
 };
 use nave_domain::{Timestamp, rate::Rate, wish::Region};
 use nave_store::{MachineDemand, Store};
@@ -211,8 +211,18 @@ async fn watch_offers(role: Arc<Role>, site: Arc<Site>) {
 
 async fn fetch(role: &Role, site: &Site) -> Result<(), Broken> {
     role.set_clock().await?;
-    let offers = site.provider.list_offers(role.clock.now()).await?;
-    role.offers.lock().unwrap_or_else(PoisonError::into_inner).insert(site.provider.cloud(), offers);
+    let (cloud, at) = (site.provider.cloud(), role.clock.now());
+    let offers = match site.provider.list_offers(at).await {
+        Ok(offers) => offers,
+        Err(error) => {
+            let attempt =
+                Attempt { row: None, cloud, at, call: Call::Quote, quoted: None, error: Some(error.clone()) };
+            let rows = Rows { store: role.store.clone(), now: Arc::new(move || at) };
+            rows.note(&attempt).await?;
+            return Err(error.into());
+        }
+    };
+    role.offers.lock().unwrap_or_else(PoisonError::into_inner).insert(cloud, offers);
     Ok(())
 }
 

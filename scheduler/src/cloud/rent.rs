@@ -167,8 +167,16 @@ async fn has_lost_too_much(role: &Role, purchases: &[Purchase], now: Timestamp) 
     );
     let fault = AttemptFault { reason: "loss".to_owned(), code: "limit".to_owned(), message };
     let (call, hourly) = ("rent".to_owned(), None);
-    let attempt =
-        MachineAttempt { machine: None, cloud, call, at: now, times: 1, hourly, fault: Some(fault) };
+    let attempt = MachineAttempt {
+        machine: None,
+        cloud,
+        call,
+        at: now,
+        times: 1,
+        hourly,
+        quoted: None,
+        fault: Some(fault),
+    };
     role.store.machine_note(&attempt).await?;
     Ok(true)
 }

@@ -1,6 +1,15 @@
 //! The role as it runs, with a cloud that is a directory.
 
-use std::{collections::BTreeSet, fs, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use nave_clouds::{
     Cloud, Row, Secret,
@@ -25,6 +34,7 @@ use nave_store::{
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::{
+    net::TcpListener,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -351,6 +361,59 @@ async fn a_customer_for_whom_nothing_more_is_rented_is_told() {
     };
     until("a word", told).await;
     assert_eq!(estate.machines().expect("machines"), []);
+}
+
+#[tokio::test]
+async fn a_cloud_that_holds_every_call_delays_no_machine_of_another_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, mut clouds) = estate(&dir);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let heard = calls.clone();
+    // It takes every call and answers none.
+    let holding = tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((call, _)) = listener.accept().await {
+            heard.fetch_add(1, Ordering::Relaxed);
+            held.push(call);
+        }
+    });
+    let silent = Settings { base_url: Some(url), ..clouds.accounts[0].1.clone() };
+    // It is asked first.
+    clouds.accounts.insert(0, (Cloud::Lambda, silent));
+    let (store, _) = store().await;
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let patience = Patience::from_protocol(Millis(45_000), Millis(5_000));
+    let placing = tokio::spawn(nave_scheduler::run(patience, store.clone(), pending()));
+
+    let machine = until("a machine", async || estate.machines().expect("machines").pop()).await;
+    boot(&store, &estate, &machine).await;
+    // All that time it held what it was asked first: what it offers, and its list.
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    let attempts = store.machine_attempts(None, 100).await.expect("attempts");
+    assert!(attempts.iter().all(|attempt| attempt.cloud == "local"), "{attempts:?}");
+    renting.abort();
+    placing.abort();
+    holding.abort();
+}
+
+#[tokio::test]
+async fn a_list_of_offers_that_cannot_be_had_is_written_down() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    drop(listener);
+    let dir = tempfile::tempdir().expect("a directory");
+    let (_, mut clouds) = estate(&dir);
+    let nowhere = Settings { base_url: Some(url), ..clouds.accounts[0].1.clone() };
+    clouds.accounts = vec![(Cloud::Lambda, nowhere)];
+    let (store, _) = store().await;
+    let role = tokio::spawn(run(clouds, None, store.clone(), pending()));
+    let attempt =
+        until("an attempt", async || store.machine_attempts(None, 1).await.expect("attempts").pop()).await;
+    assert_eq!((attempt.cloud.as_str(), attempt.call.as_str(), attempt.machine), ("lambda", "quote", None));
+    assert_eq!(attempt.fault.map(|fault| fault.reason).as_deref(), Some("not_sent"));
+    role.abort();
 }
 
 #[tokio::test]

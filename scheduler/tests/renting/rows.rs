@@ -14,7 +14,7 @@ use nave_clouds::{
     adapters::{Settings, open},
     ledger::{Attempt, Broken, Kept},
     machine::Demand,
-    provider::{Availability, MachineId, Provider},
+    provider::{Availability, CloudOffer, MachineId, Provider},
     testing::{Double, Faults, Fuse, KEY, Numbers, Site, Wire},
 };
 use nave_domain::{
@@ -41,6 +41,11 @@ pub fn owner() -> Owner {
 
 /// A market in a database of its own, with money and a job that waits.
 pub async fn store() -> (Store, JobId) {
+    let (_, store, job) = opened().await;
+    (store, job)
+}
+
+async fn opened() -> (String, Store, JobId) {
     let (url, _) = testing::database().await;
     let store = Store::connect(&url).await.expect("connect");
     store.migrate().await.expect("migrate");
@@ -49,7 +54,7 @@ pub async fn store() -> (Store, JobId) {
     let request = JobRequest::of(vec!["true".into()]);
     let submission = Submission { customer, key: "job", hash: [0; 32], request: &request };
     let job = store.job_submit(&submission).await.expect("submitted").job;
-    (store, job)
+    (url, store, job)
 }
 
 /// What a host says it has.
@@ -97,9 +102,9 @@ struct Fused {
 impl Fused {
     fn between<'a, T: Send + 'a>(&'a self, call: Kept<'a, T>) -> Kept<'a, T> {
         Box::pin(async move {
-            self.fuse.point().await;
+            self.fuse.point("before rows").await;
             let done = call.await;
-            self.fuse.point().await;
+            self.fuse.point("after rows").await;
             done
         })
     }
@@ -131,6 +136,7 @@ pub struct Market {
     pub cloud: Cloud,
     pub double: Arc<Mutex<Double>>,
     pub store: Store,
+    url: String,
     job: JobId,
     /// What is offered and chosen: id and region.
     offer: (String, String),
@@ -142,10 +148,10 @@ impl Market {
     pub async fn new(cloud: Cloud, seed: u64, faults: Faults) -> Self {
         let site = Site::new(cloud, seed, Faults::default(), BEGIN);
         let double = Arc::new(Mutex::new(Double::new(site, owner())));
-        let (store, job) = store().await;
+        let (url, store, job) = opened().await;
         let (offer, ids, wanted) = (Default::default(), Numbers::new(seed ^ 0xfeed), Vec::new());
-        let mut market = Self { cloud, double, store, job, offer, ids, wanted };
-        let offers = market.provider(&Arc::new(Fuse::whole())).list_offers(BEGIN).await.expect("offers");
+        let mut market = Self { cloud, double, store, url, job, offer, ids, wanted };
+        let offers = market.offers().await;
         let can_be_had =
             offers.iter().find(|offer| offer.devices == 1 && offer.availability != Availability::SoldOut);
         let offer = can_be_had.expect("one that can be had");
@@ -164,6 +170,11 @@ impl Market {
 
     pub fn pass(&self, seconds: i64) {
         self.double().site.pass(Millis(seconds * 1_000));
+    }
+
+    /// All that is offered.
+    pub async fn offers(&self) -> Vec<CloudOffer> {
+        self.provider(&Arc::new(Fuse::whole())).list_offers(self.now()).await.expect("offers")
     }
 
     fn provider(&self, fuse: &Arc<Fuse>) -> Box<dyn Provider> {
@@ -249,10 +260,14 @@ impl Market {
 
     /// A process that looks once at everything.
     pub fn process(&self, fuse: &Arc<Fuse>) -> Process {
+        self.process_at(self.store.clone(), fuse)
+    }
+
+    fn process_at(&self, store: Store, fuse: &Arc<Fuse>) -> Process {
         let provider = self.provider(fuse);
         let wire = Wire { double: self.double.clone(), fuse: fuse.clone() };
         let now = Arc::new(move || wire.now());
-        let rows = Fused { rows: Rows { store: self.store.clone(), now: now.clone() }, fuse: fuse.clone() };
+        let rows = Fused { rows: Rows { store, now: now.clone() }, fuse: fuse.clone() };
         Box::pin(async move {
             let now = || now();
             let boot = |row: &Row| Secret::new(format!("#!/bin/sh\njoin {}", row.id));
@@ -260,14 +275,16 @@ impl Market {
         })
     }
 
-    /// A process that is not killed.
-    pub async fn tick(&self) {
-        self.process(&Arc::new(Fuse::whole())).await.expect("the ledger works");
+    /// A process that is not killed; says how many points it has passed.
+    pub async fn tick(&self) -> u64 {
+        let fuse = Arc::new(Fuse::whole());
+        self.process(&fuse).await.expect("the ledger works");
+        fuse.passed()
     }
 
     /// A process until it is over or stands still; none when it is over.
-    pub async fn stall(&self, left: i64) -> Option<(Arc<Fuse>, Process)> {
-        let fuse = Arc::new(Fuse::new(left));
+    pub async fn stall(&self, left: u64) -> Option<(Arc<Fuse>, Process)> {
+        let fuse = Arc::new(Fuse::new(i64::try_from(left).expect("it is small")));
         let mut process = self.process(&fuse);
         tokio::select! {
             done = &mut process => {
@@ -280,7 +297,9 @@ impl Market {
 
     /// A process that is killed after a while, wherever it is then: in the middle of a write, too.
     pub async fn cut(&self, micros: u64) {
-        let process = self.process(&Arc::new(Fuse::whole()));
+        // Its connections end with it.
+        let store = Store::connect(&self.url).await.expect("connect");
+        let process = self.process_at(store, &Arc::new(Fuse::whole()));
         tokio::select! {
             done = process => done.expect("the ledger works"),
             () = sleep(Duration::from_micros(micros)) => {}

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, sync::Arc, thread};
 
 use nave_clouds::{
     Cloud, Row,
-    testing::{Faults, Fuse, Numbers},
+    provider::MachineState,
+    testing::{Faults, Fuse, Numbers, Site},
 };
 use nave_domain::{MicroUsd, Millis, Timestamp};
 use nave_store::MachineDemand;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 
 use crate::rows::{Market, Process, owner};
 
-/// Schedules of each of the clouds.
+/// Schedules of each of the clouds: a database makes each of them take seconds, and a thousand of each are in memory.
 const SCHEDULES_EACH: u64 = 12;
 /// Those whose shapes differ most.
 const CLOUDS: [Cloud; 3] = [Cloud::Shadeform, Cloud::Lambda, Cloud::Verda];
@@ -37,6 +38,8 @@ struct Schedule {
     needs: Vec<Need>,
     /// Processes that stand still, and may go on long after.
     stalled: Vec<(Arc<Fuse>, Process)>,
+    /// How many points the last process that came to its end has passed.
+    points: u64,
 }
 
 impl Schedule {
@@ -48,7 +51,7 @@ impl Schedule {
             Need { from, until: from.after(Millis(numbers.between(60_000, 2_400_000))), machine: None }
         };
         let needs = (0..2).map(need).collect();
-        Self { what: format!("{cloud} {seed}"), market, numbers, needs, stalled: Vec::new() }
+        Self { what: format!("{cloud} {seed}"), market, numbers, needs, stalled: Vec::new(), points: 0 }
     }
 
     /// Whoever needs a machine and has none that is for it wants one; who is done lets go.
@@ -78,12 +81,12 @@ impl Schedule {
         self.market.pass(self.numbers.between(1, 60));
         self.market.enrol().await;
         self.need(false).await;
-        let (choice, left) = (self.numbers.below(100), self.numbers.between(0, 24));
+        let (choice, left) = (self.numbers.below(100), self.numbers.below(self.points));
         match choice {
             0..35 => drop(self.market.stall(left).await),
             35..45 => self.market.cut(self.numbers.below(6_000)).await,
             45..52 => self.stalled.extend(self.market.stall(left).await),
-            _ => self.market.tick().await,
+            _ => self.points = self.market.tick().await,
         }
         if !self.stalled.is_empty() && self.numbers.permille(150) {
             self.wake().await;
@@ -139,7 +142,10 @@ impl Schedule {
         while !self.stalled.is_empty() {
             self.wake().await;
         }
-        self.market.double().site.faults = Faults::default();
+        {
+            let site = &mut self.market.double().site;
+            (site.faults, site.price) = (Faults::default(), Site::PRICE);
+        }
         self.quiet(true).await;
         let end = self.market.now();
         for need in &mut self.needs {
@@ -166,12 +172,13 @@ impl Schedule {
             // One that was gone before any list showed it is paid for, and nobody here can know.
             assert!(row.held.len() <= made.get(&row.id.0).copied().unwrap_or(0), "{what}: {row:#?}");
             accounted.0 += row.cost(site.cloud.terms().billing, site.now).0;
-            held += row.held.len();
+            // What no list has shown costs what it was quoted, as far as anybody here knows.
+            held += row.held.values().filter(|held| held.state != MachineState::Unknown).count();
         }
         let unseen = made.values().sum::<usize>() - held;
-        let (truth, hour) = (site.cost(&owner()), 4_000_000);
+        let (truth, hour) = (site.cost(&owner()), Site::PRICE_MAX.0);
         assert!(accounted.0 + hour * unseen as i64 >= truth.0, "{what}: {accounted} of {truth}");
-        assert!(accounted.0 <= truth.0 + hour / 2 * held as i64, "{what}: {accounted} of {truth}");
+        assert!(accounted.0 <= truth.0 + hour / 2 * (held + unseen) as i64, "{what}: {accounted} of {truth}");
     }
 }
 

@@ -242,6 +242,27 @@ async fn what_a_cloud_delivers_earns_nobody_weight() {
 }
 
 #[tokio::test]
+async fn what_a_cloud_had_quoted_is_kept_with_the_launch() {
+    open(async |market| {
+        let launch = MachineAttempt {
+            machine: None,
+            cloud: "lambda".into(),
+            call: "launch".into(),
+            at: Timestamp(5),
+            times: 1,
+            hourly: Some(MicroUsd(2_000_000)),
+            quoted: Some((r#"{"price":2}"#.into(), Timestamp(4))),
+            fault: None,
+        };
+        market.store.machine_note(&launch).await.expect("noted");
+        assert_eq!(market.store.machine_attempts(None, 1).await.expect("attempts"), [launch.clone()]);
+        let long = MachineAttempt { quoted: Some(("x".repeat(8_193), Timestamp(4))), ..launch };
+        assert!(market.store.machine_note(&long).await.is_err(), "more is kept than is of use");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it() {
     open(async |market| {
         let said = |reason: &str, at| MachineAttempt {
@@ -251,6 +272,7 @@ async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it(
             at: Timestamp(at),
             times: 1,
             hourly: None,
+            quoted: None,
             fault: Some(AttemptFault { reason: reason.into(), code: "503".into(), message: "m".into() }),
         };
         for (reason, at) in [("unavailable", 1), ("unavailable", 2), ("timed_out", 3), ("unavailable", 4)] {

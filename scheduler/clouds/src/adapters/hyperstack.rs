@@ -127,15 +127,19 @@ impl Info {
 }
 
 fn offer_of(flavor: &Flavor, raw: &str, prices: &Prices, now: Timestamp) -> Option<CloudOffer> {
-    let model = flavor.gpu.clone().filter(|gpu| !gpu.is_empty())?;
+    // Spot machines have the same shape and another promise.
+    let is_spot = |name: &str| name.ends_with("-spot");
+    let model =
+        flavor.gpu.clone().filter(|gpu| !gpu.is_empty() && !is_spot(gpu) && !is_spot(&flavor.name))?;
+    let class = class_of(&model, None);
     let devices = shapes::count(&flavor.gpu_count);
     Some(CloudOffer {
         cloud: Cloud::Hyperstack,
         id: flavor.name.clone(),
         region: flavor.region_name.clone(),
-        class: class_of(&model, None),
+        class,
         devices,
-        vram_each: None,
+        vram_each: shapes::vram(&model, class),
         cpu: shapes::cpu(&flavor.cpu),
         memory: shapes::gib(&flavor.ram),
         disk: shapes::gib(&flavor.disk),

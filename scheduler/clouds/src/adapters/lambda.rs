@@ -11,7 +11,7 @@ use super::{
     shapes::{self, Named, Number, Pieces},
 };
 use crate::{
-    classes::{class_of, vram_of},
+    classes::class_of,
     error::CloudError,
     http::{Api, Method, if_found, malformed, of_launch, read},
     money::cents,
@@ -112,15 +112,15 @@ fn offers_of(name: &str, entry: &Entry, raw: &str, now: Timestamp) -> Vec<CloudO
         if count.bytes().all(|byte| byte.is_ascii_digit()) { rest } else { words.as_str() }
     });
     let specs = &entry.kind.specs;
-    let vram_each = vram_of(model);
+    let class = class_of(model, None);
     let offer = CloudOffer {
         cloud: Cloud::Lambda,
         id: name.to_owned(),
         region: String::new(),
         model: model.to_owned(),
-        class: class_of(model, vram_each),
+        class,
         devices: shapes::count(&specs.gpus),
-        vram_each,
+        vram_each: shapes::vram(model, class),
         cpu: shapes::cpu(&specs.vcpus),
         memory: shapes::gib(&specs.memory_gib),
         disk: shapes::gib(&specs.storage_gib),

@@ -116,7 +116,7 @@ fn offers_of(name: &str, entry: &Entry, raw: &str, now: Timestamp) -> Vec<CloudO
         model: model.clone(),
         class,
         devices,
-        vram_each: None,
+        vram_each: shapes::vram(&model, class),
         cpu: shapes::cpu(&entry.product.specs.vcpu_count),
         memory: shapes::gib(&entry.product.specs.memory_gib),
         disk: shapes::gib(&entry.product.specs.storage_gb),

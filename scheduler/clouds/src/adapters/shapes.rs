@@ -5,6 +5,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
+    classes::vram_of,
     error::CloudError,
     http::malformed,
     money::{thousandths, whole},
@@ -72,6 +73,33 @@ pub fn some_gib(number: &Number) -> Option<Bytes> {
     Some(gib(number)).filter(|bytes| *bytes > Bytes::ZERO)
 }
 
+/// Memory of each GPU where the cloud does not say it: what its name says, or else what all of its class have.
+pub fn vram(model: &str, class: Option<&str>) -> Option<Bytes> {
+    let all = CLASS_GIB.iter().find(|(name, _)| Some(*name) == class).map(|(_, gib)| Bytes(gib * Bytes::GIB));
+    vram_of(model).or(all)
+}
+
+/// What each device of a class is called after, in GiB.
+const CLASS_GIB: [(&str, i64); 17] = [
+    ("a100-40", 40),
+    ("a100-80", 80),
+    ("h100-nvl", 94),
+    ("h100-sxm", 80),
+    ("h100-pcie", 80),
+    ("h200", 141),
+    ("b200", 180),
+    ("b300", 268),
+    ("l40s", 48),
+    ("l4", 24),
+    ("a10", 24),
+    ("rtx-a6000", 48),
+    ("rtx-3090", 24),
+    ("rtx-4090", 24),
+    ("rtx-5090", 32),
+    ("v100-16", 16),
+    ("v100-32", 32),
+];
+
 /// A price of several, unless that is more than fits.
 pub fn times(price: MicroUsd, count: u32) -> Option<MicroUsd> {
     price.0.checked_mul(i64::from(count)).map(MicroUsd)
@@ -103,4 +131,25 @@ pub fn in_each(regions: &[Named], offer: CloudOffer) -> Vec<CloudOffer> {
 /// An address, unless it is a placeholder.
 pub fn address(text: Option<String>) -> Option<String> {
     text.filter(|text| !text.is_empty() && text.len() <= 255 && !text.chars().any(char::is_whitespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{baseline::price_list, classes::class_of};
+
+    #[test]
+    fn the_memory_of_a_gpu_is_what_its_name_says_or_what_its_class_has() {
+        let gib = |model| vram(model, class_of(model, None)).map(|vram| vram.0 / Bytes::GIB);
+        assert_eq!((gib("H100-80G-PCIe"), gib("A100 (40 GB SXM4)")), (Some(80), Some(40)));
+        assert_eq!((gib("l40s"), gib("h100 nvl"), gib("L40")), (Some(48), Some(94), None));
+    }
+
+    #[test]
+    fn every_class_that_clouds_are_known_to_have_has_a_memory() {
+        for class in &price_list().class {
+            let found = CLASS_GIB.iter().find(|(name, _)| *name == class.name).map(|(_, gib)| *gib);
+            assert!(found.is_some() && class.vram_gib.is_none_or(|gib| Some(gib) == found), "{}", class.name);
+        }
+    }
 }

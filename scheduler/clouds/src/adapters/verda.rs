@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use nave_domain::{Bytes, Timestamp};
+use nave_domain::{Bytes, MicroUsd, Timestamp};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json, value::RawValue};
 
@@ -19,6 +19,11 @@ use crate::{
     provider::{Answer, Availability, Cloud, CloudId, CloudOffer, Launch, Machine, MachineState, Provider},
     secret::{Secret, payload},
 };
+
+/// The disk that a machine is launched with, in GB: it has none of its own.
+const DISK_GB: i64 = 200;
+/// What that costs in an hour beside the machine: 0.20 USD for a GB and a month, as others have been billed.
+const DISK_PRICE: MicroUsd = MicroUsd(55_000);
 
 pub struct Verda {
     api: Api,
@@ -46,8 +51,6 @@ struct Type {
     memory: Part,
     #[serde(default)]
     gpu_memory: Part,
-    #[serde(default)]
-    storage: Part,
 }
 
 #[derive(Default, Deserialize)]
@@ -82,6 +85,8 @@ struct Info {
     price_per_hour: Number,
     #[serde(default)]
     startup_script_id: Option<String>,
+    #[serde(default)]
+    os_volume_id: Option<String>,
 }
 
 fn state(word: &str) -> MachineState {
@@ -102,18 +107,22 @@ impl Info {
         Ok(Machine {
             address: shapes::address(self.ip),
             created_at: shapes::time(self.created_at.as_deref()),
-            price: self.price_per_hour.as_deref().and_then(dollars),
+            price: self.price_per_hour.as_deref().and_then(dollars).and_then(with_disk),
             ..machine
         })
     }
 }
 
+/// The price of a machine with its disk, unless that is more than fits.
+fn with_disk(price: MicroUsd) -> Option<MicroUsd> {
+    price.0.checked_add(DISK_PRICE.0).map(MicroUsd)
+}
+
 fn offers_of(found: &Type, raw: &str, places: &[Place], now: Timestamp) -> Vec<CloudOffer> {
     let devices = shapes::count(&found.gpu.number_of_gpus);
     let in_dollars = found.currency.as_deref().is_none_or(|currency| currency == "usd");
-    let Some(price) = dollars(&found.price_per_hour).filter(|_| in_dollars && devices > 0) else {
-        return Vec::new();
-    };
+    let price = dollars(&found.price_per_hour).filter(|_| in_dollars && devices > 0);
+    let Some(price) = price.and_then(with_disk) else { return Vec::new() };
     let description = found.gpu.description.clone().unwrap_or_default();
     let model = description.split_once("x ").map_or(description.as_str(), |(_, rest)| rest);
     // What it calls the memory of the GPU is that of all of them.
@@ -129,7 +138,7 @@ fn offers_of(found: &Type, raw: &str, places: &[Place], now: Timestamp) -> Vec<C
         vram_each,
         cpu: shapes::cpu(&found.cpu.number_of_cores),
         memory: shapes::gib(&found.memory.size_in_gigabytes),
-        disk: shapes::gib(&found.storage.size_in_gigabytes),
+        disk: Bytes(DISK_GB * Bytes::GIB),
         price,
         billing: Cloud::Verda.terms().billing,
         availability: if place.availabilities.contains(&found.name) {
@@ -207,6 +216,7 @@ impl Verda {
             "image": self.settings.image,
             "ssh_key_ids": keys,
             "startup_script_id": script_id.as_str(),
+            "os_volume": { "name": name, "size": DISK_GB },
             "hostname": name,
             "description": name,
             "location_code": launch.offer.region,
@@ -216,9 +226,15 @@ impl Verda {
     }
 
     async fn remove(&self, id: &CloudId) -> Result<(), CloudError> {
-        let script =
-            self.read::<Info>(&format!("/instances/{id}")).await.ok().and_then(|info| info.startup_script_id);
-        let body = json!({ "id": [id.as_str()], "action": "delete" });
+        let info = self.read::<Info>(&format!("/instances/{id}")).await.ok();
+        let (volume, script) =
+            info.map(|info| (info.os_volume_id, info.startup_script_id)).unwrap_or_default();
+        let mut body = json!({ "id": [id.as_str()], "action": "delete" });
+        // A disk that is not named is deleted too, and first lies in a bin.
+        if let Some(volume) = volume.as_deref().and_then(CloudId::new) {
+            body["volume_ids"] = json!([volume.as_str()]);
+            body["delete_permanently"] = json!(true);
+        }
         self.call(Method::PUT, "/instances", Some(body)).await?;
         // The ticket in it has been used or runs out: a script that stays is no harm.
         if let Some(script) = script.as_deref().and_then(CloudId::new) {

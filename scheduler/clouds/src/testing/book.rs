@@ -10,7 +10,7 @@ use nave_domain::Timestamp;
 use super::Fuse;
 use crate::{
     ledger::{Attempt, Kept, Ledger},
-    machine::Row,
+    machine::{Row, Stage},
     provider::{Cloud, MachineId},
 };
 
@@ -40,13 +40,27 @@ impl Book {
     }
 
     /// Does something in one step, between two points.
-    fn step<'a, T: Send + 'a>(&'a self, step: impl FnOnce(&mut Journal) -> T + Send + 'a) -> Kept<'a, T> {
+    fn step<'a, T: Send + 'a>(
+        &'a self,
+        [before, after]: [&'static str; 2],
+        step: impl FnOnce(&mut Journal) -> T + Send + 'a,
+    ) -> Kept<'a, T> {
         Box::pin(async move {
-            self.fuse.point().await;
+            self.fuse.point(before).await;
             let done = step(&mut self.journal());
-            self.fuse.point().await;
+            self.fuse.point(after).await;
             Ok(done)
         })
+    }
+}
+
+/// The points around the writing of a row.
+fn around_write(row: &Row) -> [&'static str; 2] {
+    match row.stage {
+        Stage::Intended => ["before an intended row", "after an intended row"],
+        Stage::Asked => ["before an asked row", "after an asked row"],
+        Stage::Held => ["before a held row", "after a held row"],
+        Stage::Missed => ["before a missed row", "after a missed row"],
     }
 }
 
@@ -68,22 +82,24 @@ impl Journal {
 
 impl Ledger for Book {
     fn open(&self, cloud: Cloud) -> Kept<'_, Vec<Row>> {
-        self.step(move |journal| {
+        self.step(["before open rows", "after open rows"], move |journal| {
             let open = journal.rows.values().filter(|row| row.cloud == cloud && !row.is_closed());
             open.cloned().collect()
         })
     }
 
     fn find(&self, id: MachineId) -> Kept<'_, Option<Row>> {
-        self.step(move |journal| journal.rows.get(&id).cloned())
+        self.step(["before a row is found", "after a row is found"], move |journal| {
+            journal.rows.get(&id).cloned()
+        })
     }
 
     fn last_asked(&self, cloud: Cloud) -> Kept<'_, Option<Timestamp>> {
-        self.step(move |journal| journal.asked.get(&cloud).copied())
+        self.step(["before the pace", "after the pace"], move |journal| journal.asked.get(&cloud).copied())
     }
 
     fn write<'a>(&'a self, row: &'a Row, attempt: Option<&'a Attempt>) -> Kept<'a, bool> {
-        self.step(move |journal| {
+        self.step(around_write(row), move |journal| {
             let is_written = journal.write(row);
             journal.attempts.extend(attempt.filter(|_| is_written).cloned());
             is_written
@@ -91,6 +107,6 @@ impl Ledger for Book {
     }
 
     fn note<'a>(&'a self, attempt: &'a Attempt) -> Kept<'a, ()> {
-        self.step(move |journal| journal.attempts.push(attempt.clone()))
+        self.step(["before a note", "after a note"], move |journal| journal.attempts.push(attempt.clone()))
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     future::{Future, poll_fn},
-    sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+    },
     task::Poll,
 };
 
@@ -13,6 +16,7 @@ pub struct Fuse {
     left: AtomicI64,
     blown: AtomicBool,
     passed: AtomicU64,
+    held_at: OnceLock<&'static str>,
 }
 
 impl Fuse {
@@ -40,14 +44,20 @@ impl Fuse {
         self.blown.load(Ordering::Relaxed)
     }
 
+    /// The point that has held a process, once one has.
+    #[must_use]
+    pub fn held_at(&self) -> Option<&'static str> {
+        self.held_at.get().copied()
+    }
+
     /// Lets the process that is held go on, past all points.
     pub fn mend(&self) {
         self.left.store(i64::MAX, Ordering::Relaxed);
         self.blown.store(false, Ordering::Relaxed);
     }
 
-    /// A point.
-    pub fn point(&self) -> impl Future<Output = ()> + Send + '_ {
+    /// The point that is called `at`.
+    pub fn point(&self, at: &'static str) -> impl Future<Output = ()> + Send + '_ {
         let mut is_counted = false;
         poll_fn(move |_| {
             if !is_counted {
@@ -55,6 +65,7 @@ impl Fuse {
                 self.passed.fetch_add(1, Ordering::Relaxed);
                 if self.left.fetch_sub(1, Ordering::Relaxed) <= 0 {
                     self.blown.store(true, Ordering::Relaxed);
+                    self.held_at.get_or_init(|| at);
                 }
             }
             if self.blown.load(Ordering::Relaxed) { Poll::Pending } else { Poll::Ready(()) }

@@ -15,6 +15,10 @@ use crate::{
 pub struct Faults {
     /// Calls that fail with a status of 5xx, half of them after they had their effect.
     pub failed: u64,
+    /// Calls that are answered rightly, and only after 20 to 59 seconds.
+    pub slow: u64,
+    /// Calls before which the price of what is offered moves.
+    pub moved: u64,
     /// Calls that get no answer, half of them after they had their effect.
     pub silent: u64,
     /// Calls that are refused since there were too many.
@@ -31,6 +35,8 @@ pub struct Faults {
     pub forgotten: u64,
     /// Machines that the list shows late.
     pub late: u64,
+    /// Machines that the list shows later than it may: only once their launch must have come to nothing.
+    pub overdue: u64,
     /// Machines that the cloud tells lies about for a while.
     pub lied_about: u64,
     /// Machines that break or are taken away.
@@ -41,6 +47,8 @@ impl Faults {
     /// As bad as it gets.
     pub const MANY: Self = Self {
         failed: 60,
+        slow: 40,
+        moved: 60,
         silent: 60,
         rate_limited: 30,
         garbled: 20,
@@ -49,6 +57,7 @@ impl Faults {
         twice: 60,
         forgotten: 60,
         late: 500,
+        overdue: 200,
         lied_about: 250,
         lost: 60,
     };
@@ -79,6 +88,26 @@ pub enum Fault {
     NotFound,
     /// The key is wrong, or the session over.
     Unauthorised,
+}
+
+impl Fault {
+    /// For sums.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Silent => "silent",
+            Self::RateLimited => "rate_limited",
+            Self::Garbled => "garbled",
+            Self::OutOfStock => "out_of_stock",
+            Self::Quota => "quota",
+            Self::NoBalance => "no_balance",
+            Self::Dearer => "dearer",
+            Self::Provisioning => "provisioning",
+            Self::NotFound => "not_found",
+            Self::Unauthorised => "unauthorised",
+        }
+    }
 }
 
 /// What a cloud says of a machine that is not so.
@@ -143,8 +172,8 @@ pub struct Site {
     pub now: Timestamp,
     /// What goes wrong.
     pub faults: Faults,
-    /// What goes wrong with the next launches, before chance says.
-    pub script: Vec<Fault>,
+    /// What goes wrong with the next launches, before chance says; and whether they have their effect all the same.
+    pub script: Vec<(Fault, bool)>,
     /// Machines by number, also those that are gone.
     pub machines: BTreeMap<u64, Real>,
     /// What a machine costs in an hour.
@@ -155,13 +184,25 @@ pub struct Site {
     pub pause: (i64, i64),
     /// What should not have been asked.
     pub wrongs: Vec<String>,
+    /// What has gone wrong, and how often.
+    pub given: BTreeMap<&'static str, u64>,
     numbers: Numbers,
 }
 
 /// The longest that a list is late, or a lie lasts: less than a list may take to settle.
 const LATE_MAX_MS: i64 = 200_000;
+/// How late a list is at the least and at the most that is later than it may be.
+const OVERDUE_MS: (i64, i64) = (300_000, 900_000);
 
 impl Site {
+    /// What a machine costs in an hour, as long as prices do not move.
+    pub const PRICE: MicroUsd = MicroUsd(2_000_000);
+    /// What prices move to. The last is more than anybody here wants to pay.
+    const PRICES: [MicroUsd; 5] =
+        [Self::PRICE, Self::PRICE, MicroUsd(1_500_000), MicroUsd(2_600_000), MicroUsd(3_400_000)];
+    /// The most that a machine costs in an hour: one that is launched at twice the highest price.
+    pub const PRICE_MAX: MicroUsd = MicroUsd(6_800_000);
+
     /// A cloud in which two machines of others run.
     #[must_use]
     pub fn new(cloud: Cloud, seed: u64, faults: Faults, now: Timestamp) -> Self {
@@ -171,10 +212,11 @@ impl Site {
             faults: Faults::default(),
             script: Vec::new(),
             machines: BTreeMap::new(),
-            price: MicroUsd(2_000_000),
+            price: Self::PRICE,
             launches: BTreeMap::new(),
             pause: (1, 45),
             wrongs: Vec::new(),
+            given: BTreeMap::new(),
             numbers: Numbers::new(seed),
         };
         site.make("someone-elses", None, site.price);
@@ -192,12 +234,46 @@ impl Site {
         }
     }
 
+    /// Counts something that goes wrong.
+    pub fn give(&mut self, what: &'static str) {
+        *self.given.entry(what).or_default() += 1;
+    }
+
+    /// How long a call takes until it has its effect, and how long from then until it is answered.
+    pub fn takes(&mut self) -> (Millis, Millis) {
+        if !self.numbers.permille(self.faults.slow) {
+            return (Millis(self.numbers.between(50, 2_000)), Millis(0));
+        }
+        self.give("slow");
+        let all = self.numbers.between(20_000, 59_000);
+        let until = self.numbers.between(0, all);
+        (Millis(until), Millis(all - until))
+    }
+
+    /// The price may move: between a quote and its launch, too.
+    pub fn move_price(&mut self) {
+        if self.numbers.permille(self.faults.moved) {
+            let to = usize::try_from(self.numbers.below(5)).unwrap_or(0);
+            self.price = Self::PRICES.get(to).copied().unwrap_or(Self::PRICE);
+            self.give("moved");
+        }
+    }
+
     /// Whether and what goes wrong with a call, and whether it has its effect all the same.
     pub fn draw(&mut self, is_launch: bool) -> Option<(Fault, bool)> {
-        let (faults, after) = (self.faults, self.numbers.permille(500));
-        if is_launch && !self.script.is_empty() {
-            return Some((self.script.remove(0), after));
+        let drawn = if is_launch && !self.script.is_empty() {
+            Some(self.script.remove(0))
+        } else {
+            self.chance(is_launch)
+        };
+        if let Some((fault, _)) = drawn {
+            self.give(fault.name());
         }
+        drawn
+    }
+
+    fn chance(&mut self, is_launch: bool) -> Option<(Fault, bool)> {
+        let (faults, after) = (self.faults, self.numbers.permille(500));
         let refusals = [Fault::OutOfStock, Fault::OutOfStock, Fault::Quota, Fault::NoBalance];
         let refusal = refusals.get(usize::try_from(self.numbers.below(4)).unwrap_or(0)).copied();
         if self.numbers.permille(faults.silent) {
@@ -223,9 +299,11 @@ impl Site {
         let mut price = self.price;
         if self.numbers.permille(self.faults.dearer) {
             price = MicroUsd(price.0 * 2);
+            self.give(Fault::Dearer.name());
         }
         if self.numbers.permille(self.faults.twice) {
             self.make(name, dead_man, price);
+            self.give("twice");
         }
         self.make(name, dead_man, price)
     }
@@ -233,13 +311,30 @@ impl Site {
     fn make(&mut self, name: &str, dead_man: Option<Timestamp>, price: MicroUsd) -> Real {
         let number = u64::try_from(self.machines.len()).unwrap_or(0) + 1;
         let faults = self.faults;
-        let late = if self.numbers.permille(faults.late) { self.numbers.between(0, LATE_MAX_MS) } else { 0 };
+        let is_overdue = self.numbers.permille(faults.overdue);
+        let late = match self.numbers.permille(faults.late) {
+            _ if is_overdue => self.numbers.between(OVERDUE_MS.0, OVERDUE_MS.1),
+            true => self.numbers.between(0, LATE_MAX_MS),
+            false => 0,
+        };
         let begins = self.now.after(Millis(self.numbers.between(0, 900_000)));
         let ends = begins.after(Millis(self.numbers.between(1_000, LATE_MAX_MS)));
         let lies = [Lie::Gone, Lie::Missing, Lie::Missing, Lie::Runs];
         let lie = lies.get(usize::try_from(self.numbers.below(4)).unwrap_or(0)).copied();
         let lost_at = self.now.after(Millis(self.numbers.between(60_000, 900_000)));
-        let is_lost = self.numbers.permille(faults.lost);
+        let (is_lost, is_taken) = (self.numbers.permille(faults.lost), self.numbers.permille(500));
+        let lie = lie.filter(|_| self.numbers.permille(faults.lied_about));
+        for (what, is_so) in [
+            ("late", late > 0),
+            ("overdue", is_overdue),
+            ("broken", is_lost && !is_taken),
+            ("taken", is_lost && is_taken),
+            ("lied_about", lie.is_some()),
+        ] {
+            if is_so {
+                self.give(what);
+            }
+        }
         let real = Real {
             number,
             name: name.to_owned(),
@@ -248,10 +343,10 @@ impl Site {
             listed_at: self.now.after(Millis(late)),
             ready_at: self.now.after(Millis(self.numbers.between(0, 180_000))),
             dead_man,
-            deleting: is_lost.then_some((lost_at, lost_at)).filter(|_| self.numbers.permille(500)),
+            deleting: (is_lost && is_taken).then_some((lost_at, lost_at)),
             gone_at: None,
-            is_broken: is_lost,
-            lie: lie.filter(|_| self.numbers.permille(faults.lied_about)).map(|lie| (begins, ends, lie)),
+            is_broken: is_lost && !is_taken,
+            lie: lie.map(|lie| (begins, ends, lie)),
         };
         self.machines.insert(number, real.clone());
         real
@@ -272,9 +367,12 @@ impl Site {
             self.wrongs.push(format!("{} is not ours and was deleted", real.name));
         }
         if self.now < real.ready_at && is_strict {
+            *self.given.entry(Fault::Provisioning.name()).or_default() += 1;
             return Err(Fault::Provisioning);
         }
-        if !is_forgotten && real.deleting.is_none_or(|(since, _)| since > self.now) {
+        if is_forgotten {
+            *self.given.entry("forgotten").or_default() += 1;
+        } else if real.deleting.is_none_or(|(since, _)| since > self.now) {
             real.deleting = Some((self.now, ends));
         }
         Ok(())

@@ -44,16 +44,34 @@ impl Double {
     /// # Errors
     /// When it does not answer.
     pub fn answer(&mut self, request: &Request) -> Result<Reply, Broken> {
-        let takes = self.site.numbers().between(50, 2_000);
-        self.site.pass(Millis(takes));
-        self.seen.push(format!("{} {}", request.method, request.url));
+        let asked = self.asked(request);
+        self.answer_to(request, asked)
+    }
+
+    /// What a request asks for; none when it is no call of this cloud.
+    fn asked(&self, request: &Request) -> Option<Asked> {
         let body = request.body.as_ref().and_then(|body| serde_json::from_str::<Value>(body.reveal()).ok());
-        let path = path_of(&request.url);
-        let Some(asked) = self.shape.read(request.method.as_str(), path, &body.unwrap_or(Value::Null)) else {
-            self.site.wrongs.push(format!("{} {path} is no call of this cloud", request.method));
+        self.shape.read(request.method.as_str(), path_of(&request.url), &body.unwrap_or(Value::Null))
+    }
+
+    fn answer_to(&mut self, request: &Request, asked: Option<Asked>) -> Result<Reply, Broken> {
+        let (until, since) = self.site.takes();
+        self.site.pass(until);
+        self.site.move_price();
+        self.seen.push(format!("{} {}", request.method, request.url));
+        let answer = self.deed(request, asked);
+        self.site.pass(since);
+        answer
+    }
+
+    fn deed(&mut self, request: &Request, asked: Option<Asked>) -> Result<Reply, Broken> {
+        let Some(asked) = asked else {
+            let what = format!("{} {} is no call of this cloud", request.method, path_of(&request.url));
+            self.site.wrongs.push(what);
             return Ok(self.shape.fault(Fault::NotFound));
         };
         if asked != Asked::Session && !self.shape.knows(request.auth.as_ref(), &mut self.site) {
+            self.site.give(Fault::Unauthorised.name());
             return Ok(self.shape.fault(Fault::Unauthorised));
         }
         let fault = self.site.draw(matches!(asked, Asked::Launch { .. }));
@@ -68,6 +86,9 @@ impl Double {
         let is_unseen = matches!(fault, Fault::Silent | Fault::Failed | Fault::Garbled);
         if is_unseen && has_effect {
             self.act(asked.clone());
+            if matches!(asked, Asked::Launch { .. }) {
+                self.site.give("made_unanswered");
+            }
         }
         match fault {
             Fault::Silent => {
@@ -167,9 +188,11 @@ impl Wire {
 impl Transport for Wire {
     fn send(&self, request: Request) -> Sent<'_> {
         Box::pin(async move {
-            self.fuse.point().await;
-            let answer = self.double().answer(&request);
-            self.fuse.point().await;
+            let asked = self.double().asked(&request);
+            let [before, after] = asked.as_ref().map_or(["before no call", "after no call"], Asked::around);
+            self.fuse.point(before).await;
+            let answer = self.double().answer_to(&request, asked);
+            self.fuse.point(after).await;
             answer
         })
     }

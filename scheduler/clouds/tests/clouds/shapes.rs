@@ -235,7 +235,7 @@ async fn verda_begins_a_session_again_when_it_is_over_and_launches_once() {
     assert_eq!(before, 1 + 1, "one for choosing an offer, one now");
     provider.list_ours().await.expect("listed");
     assert_eq!(market.double().seen.iter().filter(|line| line.contains("/oauth2/token")).count(), before);
-    market.double().site.script.push(Fault::Unauthorised);
+    market.double().site.script.push((Fault::Unauthorised, false));
     let offers = provider.list_offers(BEGIN).await.expect("offers");
     let launch = Launch {
         tag: owner().tag(MachineId(Uuid::from_u128(6))),

@@ -52,16 +52,19 @@ impl Shape for Hyperstack {
             let mut all: Vec<Value> = site.machines.values().map(of).collect();
             all.push(json!({ "id": 1, "name": "H100-80G-PCIe", "value": float(site.price), "original_value": 9.5 }));
             all.push(json!({ "id": 2, "name": "broken" }));
+            all.push(json!({ "id": 3, "name": "H100-80G-PCIe-spot", "value": "0.5" }));
             return reply(200, json!(all));
         }
         let flavor = json!({
             "id": 4, "name": "n3-H100x1", "display_name": null, "region_name": "CANADA-1", "cpu": 28, "ram": 180.0,
             "disk": 100, "ephemeral": 750, "gpu": "H100-80G-PCIe", "gpu_count": 1, "stock_available": true,
         });
+        let mut spot = flavor.clone();
+        (spot["name"], spot["gpu"]) = (json!("n3-H100x1-spot"), json!("H100-80G-PCIe-spot"));
         let cpu_only =
             json!({ "name": "n1-cpu-small", "region_name": "CANADA-1", "gpu": "", "gpu_count": 0 });
         let group =
-            json!({ "gpu": "H100-80G-PCIe", "region_name": "CANADA-1", "flavors": [flavor, cpu_only] });
+            json!({ "gpu": "H100-80G-PCIe", "region_name": "CANADA-1", "flavors": [flavor, spot, cpu_only] });
         reply(200, json!({ "status": true, "message": "Getting flavors successful", "data": [group] }))
     }
 

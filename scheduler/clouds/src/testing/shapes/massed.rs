@@ -12,9 +12,9 @@ fn id(real: &Real) -> String {
     format!("8b52a46b-{}", real.number)
 }
 
-/// Only the inventory tells prices: there is one product for each.
+/// Only the inventory tells prices: what runs has a product for each, beside that which is offered.
 fn product(cents: i64) -> String {
-    if cents == 200 { "gpu_1x_l40s".to_owned() } else { format!("gpu_1x_l40s_{cents}") }
+    format!("gpu_1x_l40s_{cents}")
 }
 
 fn info(real: &Real, shown: Shown) -> Value {
@@ -73,11 +73,11 @@ impl Shape for Massed {
 
     fn offers(&self, site: &Site, _: &str) -> Reply {
         let mut all = serde_json::Map::new();
-        // What runs at another price than is asked today has a product of its own.
         for real in site.machines.values() {
             all.insert(product(cents(real.price)), entry(cents(real.price)));
         }
         all.insert("gpu_1x_l40s".to_owned(), entry(cents(site.price)));
+        all.insert("gpu_1x_l40s_spot".to_owned(), entry(50));
         all.insert("gpu_8x_broken".to_owned(), json!({ "instance_type": null }));
         reply(200, json!({ "gpu_inventory": all }))
     }

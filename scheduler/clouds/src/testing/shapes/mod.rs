@@ -43,6 +43,22 @@ pub enum Asked {
     Other,
 }
 
+impl Asked {
+    /// The points around it, for whoever asks.
+    #[must_use]
+    pub fn around(&self) -> [&'static str; 2] {
+        match self {
+            Self::Session => ["before a session", "after a session"],
+            Self::Offers(_) => ["before offers", "after offers"],
+            Self::Launch { .. } => ["before a launch", "after a launch"],
+            Self::Get(_) => ["before a look", "after a look"],
+            Self::List(_) => ["before a list", "after a list"],
+            Self::Delete(_) => ["before a return", "after a return"],
+            Self::Other => ["before a script", "after a script"],
+        }
+    }
+}
+
 /// A cloud's shapes.
 pub trait Shape: Send {
     /// What a request asks for.

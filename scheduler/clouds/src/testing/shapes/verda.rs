@@ -1,3 +1,4 @@
+use nave_domain::MicroUsd;
 use serde_json::{Value, json};
 
 use super::{super::wire::reply, Asked, Fault, KEY, Real, Shape, Shown, Site, decimal, float, number, text};
@@ -5,6 +6,8 @@ use crate::{http::Reply, secret::Secret};
 
 /// What the session of a double is known by.
 const TOKEN: &str = "Bearer session-1";
+/// What the disk of a machine costs beside it.
+const DISK_PRICE: MicroUsd = MicroUsd(55_000);
 /// How often a session is over, in a thousand calls.
 const OVER: u64 = 30;
 
@@ -12,6 +15,15 @@ pub struct Verda;
 
 fn id(real: &Real) -> String {
     format!("deadc0de-{}", real.number)
+}
+
+fn volume(number: u64) -> String {
+    format!("0f0f0f0f-{number}")
+}
+
+/// What a machine costs without its disk.
+fn bare(price: MicroUsd) -> MicroUsd {
+    MicroUsd(price.0 - DISK_PRICE.0)
 }
 
 fn info(real: &Real, shown: Shown) -> Value {
@@ -24,8 +36,9 @@ fn info(real: &Real, shown: Shown) -> Value {
     };
     json!({
         "id": id(real), "created_at": real.created_at.to_string(), "status": status, "ip": "203.0.113.7",
-        "hostname": real.name, "description": real.name, "location": "FIN-01", "price_per_hour": float(real.price),
+        "hostname": real.name, "description": real.name, "location": "FIN-01", "price_per_hour": float(bare(real.price)),
         "instance_type": "1H100.80S.30V", "image": "ubuntu-24.04", "ssh_key_ids": [], "startup_script_id": "script-1",
+        "os_volume_id": (shown != Shown::Starting).then(|| volume(real.number)),
     })
 }
 
@@ -44,7 +57,11 @@ impl Shape for Verda {
             ("GET", ["instances"]) => Asked::List(String::new()),
             ("GET", ["instances", id]) => Asked::Get(number(id, "deadc0de-")),
             ("PUT", ["instances"]) if text(body, "/action") == "delete" => {
-                Asked::Delete(number(&text(body, "/id/0"), "deadc0de-"))
+                let number = number(&text(body, "/id/0"), "deadc0de-");
+                // Its own disk goes with it, named or not.
+                let named = text(body, "/volume_ids/0");
+                (named.is_empty() || number.map(volume) == Some(named)).then_some(())?;
+                Asked::Delete(number)
             }
             ("POST", ["scripts"]) => {
                 // What boots is stored first: it must hold all that a launch elsewhere does.
@@ -53,6 +70,8 @@ impl Shape for Verda {
             }
             ("DELETE", ["scripts", _]) => Asked::Other,
             ("POST", ["instances"]) => {
+                // Without a size it would boot with a disk on which no job has room.
+                (body.pointer("/os_volume/size")?.as_u64()? >= 100).then_some(())?;
                 let script = text(body, "/startup_script_id");
                 let script = if script.is_empty() { script } else { "shutdown -P +1 join".to_owned() };
                 Asked::Launch { name: text(body, "/hostname"), script, dead_man: None }
@@ -72,7 +91,7 @@ impl Shape for Verda {
             return reply(200, json!([fin, { "location_code": "ICE-01", "availabilities": [] }]));
         }
         let kind = json!({
-            "id": "c01dd00d", "instance_type": "1H100.80S.30V", "price_per_hour": decimal(site.price), "spot_price": "1.70",
+            "id": "c01dd00d", "instance_type": "1H100.80S.30V", "price_per_hour": decimal(bare(site.price)), "spot_price": "1.70",
             "currency": "usd", "cpu": { "number_of_cores": 30 }, "memory": { "size_in_gigabytes": 120 },
             "gpu": { "description": "1x H100 SXM5 80GB", "number_of_gpus": 1 }, "gpu_memory": { "size_in_gigabytes": 80 },
             "storage": { "description": "dynamic" },
