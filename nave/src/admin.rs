@@ -33,6 +33,7 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Audit
         | AdminCommand::Shadow
         | AdminCommand::Machines { .. }
+        | AdminCommand::Resume { .. }
         | AdminCommand::Test { .. }
         | AdminCommand::Ban { .. }
         | AdminCommand::Release(ReleaseCommand::Publish { .. }) => return change(args).await,
@@ -67,6 +68,7 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
         AdminCommand::Audit => audit(&store).await?,
         AdminCommand::Shadow => shadow::print(&store).await?,
         AdminCommand::Machines { json } => clouds::print(&store, json).await?,
+        AdminCommand::Resume { cloud } => clouds::resume(&store, &cloud).await?,
         AdminCommand::Test { host } => {
             store.host_retest(host).await.map_err(|error| of_host("test", host, error))?;
             println!("{host} takes no new jobs until it has proven again what it claims");

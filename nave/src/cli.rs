@@ -434,6 +434,11 @@ pub enum AdminCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Rent again from a cloud that rests since its machines were paid for in vain.
+    Resume {
+        /// Its name, such as lambda.
+        cloud: String,
+    },
     /// Have a host prove again what it claims; it takes no new jobs until it has.
     Test {
         /// Its id.

@@ -1,10 +1,10 @@
 //! The operator's clouds: what the scheduler needs to rent machines, and what was rented.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use nave_clouds::{Owner, Row, machine::Stage, provider::MachineId};
-use nave_domain::{MicroUsd, Timestamp, host::Term};
+use nave_clouds::{Cloud, Owner, Row, machine::Stage, provider::MachineId};
+use nave_domain::{MicroUsd, Millis, Timestamp, host::Term};
 use nave_rules::catalogue::Catalogue;
 use nave_scheduler::cloud::{
     Market, TicketTerms,
@@ -12,8 +12,9 @@ use nave_scheduler::cloud::{
     ledger, rent,
 };
 use nave_sdk::wire::enrol::{PublicKey, TicketId, TicketPayload, check_url};
-use nave_store::{MachineAttempt, MachineDemand, MachineRow, Store};
+use nave_store::{CloudRow, MachineAttempt, MachineDemand, MachineRow, Store};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::keys;
 
@@ -21,6 +22,8 @@ use crate::keys;
 const MACHINES_MAX: i64 = 200;
 /// How many attempts.
 const ATTEMPTS_MAX: i64 = 50;
+/// How long ago a cloud's machines were looked after at the least, if nobody does it any more.
+const FORGOTTEN: Millis = Millis(300_000);
 
 /// What is in the operator's file, with the market that machines join; without a file nothing is rented.
 ///
@@ -82,20 +85,32 @@ pub async fn print(store: &Store, as_json: bool) -> anyhow::Result<()> {
     let read = |row: &MachineRow| ledger::read(row).map_err(|error| anyhow::anyhow!("{error}"));
     let known: Vec<Row> = rows.iter().map(read).collect::<anyhow::Result<_>>()?;
     let sums = sums(store, now).await.context("sum up what machines cost and brought in")?;
+    let clouds = store.cloud_list().await.context("list the clouds")?;
+    let paid = store.clouds_paid().await.context("look up what clouds were paid")?;
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.machine).collect();
+    let charged = store.machines_charged(&ids).await.context("sum up what jobs on machines were charged")?;
+    let shown = |row: &MachineRow, known: &Row| Money::of(row, known, &charged, now);
     let machines = || rows.iter().zip(&known);
     if as_json {
-        let machines: Vec<Value> = machines().map(|(row, known)| machine_json(row, known, now)).collect();
+        let machines: Vec<Value> =
+            machines().map(|(row, known)| machine_json(row, known, shown(row, known))).collect();
+        let clouds: Vec<Value> = clouds.iter().map(|row| cloud_json(row, now)).collect();
         let attempts: Vec<Value> = attempts.iter().map(attempt_json).collect();
         let day = json!({ "cost": sums.0, "charged": sums.1 });
-        println!("{:#}", json!({ "day": day, "machines": machines, "attempts": attempts }));
+        println!(
+            "{:#}",
+            json!({ "clouds": clouds, "paid": paid, "day": day, "machines": machines, "attempts": attempts })
+        );
         return Ok(());
     }
     if rows.is_empty() && attempts.is_empty() {
         println!("no cloud was asked for anything yet");
     } else {
+        clouds.iter().for_each(|row| println!("{}", cloud_line(row, now)));
+        println!("in the ledger: {paid} to clouds since there is this market");
         println!("machines of the last day: {} cost, {} paid for by jobs", sums.0, sums.1);
     }
-    machines().for_each(|(row, known)| println!("{}", machine_line(row, known, now)));
+    machines().for_each(|(row, known)| println!("{}", machine_line(row, known, shown(row, known))));
     attempts.iter().for_each(|attempt| println!("{}", attempt_line(attempt)));
     Ok(())
 }
@@ -125,12 +140,66 @@ fn standing(row: &MachineRow, known: &Row) -> &'static str {
     }
 }
 
-/// What it has cost until now.
-fn cost(known: &Row, now: Timestamp) -> MicroUsd {
-    known.cost(known.cloud.terms().billing, now)
+/// What a machine has cost and brought in.
+#[derive(Clone, Copy)]
+struct Money {
+    /// Until now, at the most.
+    cost: MicroUsd,
+    /// Of the cost, what is in the ledger: the rest follows when its keeper writes it down, at its end at the latest.
+    posted: MicroUsd,
+    /// To customers, for jobs on it.
+    charged: MicroUsd,
 }
 
-fn machine_json(row: &MachineRow, known: &Row, now: Timestamp) -> Value {
+impl Money {
+    fn of(row: &MachineRow, known: &Row, charged: &BTreeMap<Uuid, MicroUsd>, now: Timestamp) -> Self {
+        let charged = charged.get(&row.machine).copied().unwrap_or_default();
+        Self { cost: known.cost(known.cloud.terms().billing, now), posted: row.cost, charged }
+    }
+}
+
+/// Rents again from a cloud, whatever came of its machines until now.
+///
+/// # Errors
+/// When there is no such cloud, or the database does not answer.
+pub async fn resume(store: &Store, cloud: &str) -> anyhow::Result<()> {
+    let cloud = Cloud::named(cloud).with_context(|| {
+        format!("there is no cloud {cloud}; there are {}, local", Cloud::ALL.map(Cloud::name).join(", "))
+    })?;
+    store.cloud_resume(cloud.name()).await?;
+    println!("machines that came to nothing until now keep nobody from renting of {cloud}");
+    Ok(())
+}
+
+/// Whether machines of a cloud are open that nobody looks after.
+fn is_forgotten(row: &CloudRow, now: Timestamp) -> bool {
+    row.open > 0 && row.looked_at.is_none_or(|at| now.since(at) > FORGOTTEN)
+}
+
+fn cloud_json(row: &CloudRow, now: Timestamp) -> Value {
+    json!({
+        "cloud": row.cloud,
+        "open": row.open,
+        "looked_at": row.looked_at,
+        "is_forgotten": is_forgotten(row, now),
+        "stop": row.stop,
+    })
+}
+
+fn cloud_line(row: &CloudRow, now: Timestamp) -> String {
+    let CloudRow { cloud, open, .. } = row;
+    let looked = row.looked_at.map_or("never".to_owned(), |at| at.to_string());
+    if is_forgotten(row, now) {
+        return format!(
+            "{cloud}: {open} machines OPEN AND NOBODY LOOKS AFTER THEM (last: {looked}). Is the scheduler up, and is \
+             [{cloud}] in its file of clouds? Put it back with `drain = true` until none is open"
+        );
+    }
+    let stop = row.stop.as_ref().map(|why| format!("; nothing is rented there: {why}")).unwrap_or_default();
+    format!("{cloud}: {open} machines open, looked after at {looked}{stop}")
+}
+
+fn machine_json(row: &MachineRow, known: &Row, money: Money) -> Value {
     json!({
         "machine": MachineId(row.machine).to_string(),
         "cloud": row.cloud,
@@ -139,7 +208,9 @@ fn machine_json(row: &MachineRow, known: &Row, now: Timestamp) -> Value {
         "state": standing(row, known),
         "ending": row.ending,
         "hourly": known.price,
-        "cost": cost(known, now),
+        "cost": money.cost,
+        "posted": money.posted,
+        "charged": money.charged,
         "job": row.job,
         "host": row.host,
         "made_at": row.made_at,
@@ -148,18 +219,19 @@ fn machine_json(row: &MachineRow, known: &Row, now: Timestamp) -> Value {
     })
 }
 
-fn machine_line(row: &MachineRow, known: &Row, now: Timestamp) -> String {
+fn machine_line(row: &MachineRow, known: &Row, money: Money) -> String {
     let why = row.ending.as_ref().map(|ending| format!(" ({ending})")).unwrap_or_default();
     let host = row.host.map(|host| format!("  {host}")).unwrap_or_default();
     format!(
-        "{}  {:<10}  {:<6}{why}  {} {}  {} an hour, {} so far{host}",
+        "{}  {:<10}  {:<6}{why}  {} {}  {} an hour, {} so far, {} charged to jobs{host}",
         MachineId(row.machine),
         row.cloud,
         standing(row, known),
         known.offer.0,
         known.offer.1,
         known.price,
-        cost(known, now),
+        money.cost,
+        money.charged,
     )
 }
 
@@ -221,6 +293,28 @@ mod tests {
             (again.owner, again.hotkey),
             "whoever starts again is the same"
         );
+    }
+
+    #[test]
+    fn a_cloud_with_machines_that_nobody_looks_after_is_shouted_about() {
+        let at = |seconds: i64| Timestamp(1_795_000_000_000 + seconds * 1_000);
+        let row = CloudRow {
+            cloud: "lambda".into(),
+            looked_at: Some(at(0)),
+            resumed_at: None,
+            stop: Some("it rests".into()),
+            open: 2,
+        };
+        let calm = cloud_line(&row, at(60));
+        assert!(calm.contains("2 machines open") && calm.ends_with("it rests"), "{calm}");
+        let never = CloudRow { looked_at: None, ..row.clone() };
+        for (row, now) in [(&row, at(301)), (&never, at(0))] {
+            let line = cloud_line(row, now);
+            assert!(line.contains("NOBODY LOOKS AFTER THEM") && line.contains("[lambda]"), "{line}");
+            assert_eq!(cloud_json(row, now)["is_forgotten"], true);
+        }
+        let closed = CloudRow { open: 0, ..never };
+        assert_eq!(cloud_json(&closed, at(0))["is_forgotten"], false);
     }
 
     #[test]

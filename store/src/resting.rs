@@ -1,6 +1,9 @@
 //! What speaks against renting: machines that came to nothing, clouds that nobody looks after, and a banned platform.
 
+use std::collections::BTreeMap;
+
 use nave_domain::{MicroUsd, Millis, Timestamp};
+use uuid::Uuid;
 
 use crate::{Result, Store, ban::BanRow};
 
@@ -157,11 +160,25 @@ impl Store {
         }))
     }
 
+    /// What jobs on these machines were charged, refunds left out; those without charges are missing.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines_charged(&self, machines: &[Uuid]) -> Result<BTreeMap<Uuid, MicroUsd>> {
+        let rows = sqlx::query!(
+            r#"select m.machine_id, sum(l.charged)::bigint as "charged!" from machines m join leases l using (host_id)
+               where m.machine_id = any($1) group by m.machine_id having sum(l.charged) > 0"#,
+            machines
+        );
+        let rows = rows.fetch_all(&self.pool).await?.into_iter();
+        Ok(rows.map(|row| (row.machine_id, MicroUsd(row.charged))).collect())
+    }
+
     /// Whose ticket a machine boots with; none where it only turned up.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn machine_signer(&self, machine: uuid::Uuid) -> Result<Option<String>> {
+    pub async fn machine_signer(&self, machine: Uuid) -> Result<Option<String>> {
         let hotkey = sqlx::query_scalar!("select hotkey from machines where machine_id = $1", machine);
         Ok(hotkey.fetch_optional(&self.pool).await?.flatten())
     }

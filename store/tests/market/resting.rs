@@ -137,10 +137,19 @@ async fn a_machine_that_worked_came_to_something() {
     open(async |market| {
         let (machine, host) = works(market).await;
         let customer = market.customer("customer").await;
-        let (_, lease) = market.run(customer, host, &request()).await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        assert!(market.store.machines_charged(&[machine]).await.expect("charges").is_empty());
+        market.use_up(host, lease, 5_000).await;
         market.finish(host, lease, Outcome::Exited { code: 0 }).await;
         assert!(costs(market, machine, Some(now(market, BROKE).await), 10).await);
         assert_eq!(ended(market).await, [(10, true)]);
+        let charged = market.store.machines_charged(&[machine]).await.expect("charges");
+        let lines = market.store.ledger_of_job(job).await.expect("postings").into_iter();
+        let paid = lines.filter(|line| line.kind == PostingKind::Charge).map(|line| line.amount.0).sum();
+        assert!(
+            paid > 0 && charged == std::collections::BTreeMap::from([(machine, MicroUsd(paid))]),
+            "{charged:?}"
+        );
     })
     .await;
 }
