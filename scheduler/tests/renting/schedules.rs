@@ -153,6 +153,17 @@ impl Schedule {
         }
         self.quiet(false).await;
         self.check().await;
+        self.balance().await;
+    }
+
+    /// The ledger says of all machines what their rows say, whoever was killed while he wrote them.
+    async fn balance(&self) {
+        let problems = self.market.store.ledger_audit().await.expect("an audit");
+        assert_eq!(problems, Vec::<String>::new(), "{}", self.what);
+        let (rows, billing) = (self.market.rows().await, self.market.cloud.terms().billing);
+        let cost = rows.iter().map(|row| row.cost(billing, self.market.now()).0).sum();
+        let paid = self.market.store.clouds_paid().await.expect("an account");
+        assert_eq!(paid, MicroUsd(cost), "{}", self.what);
     }
 
     async fn check(&self) {
