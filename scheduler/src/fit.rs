@@ -78,8 +78,12 @@ pub(crate) type Meant = Rc<BTreeSet<usize>>;
 pub(crate) struct Names {
     known: BTreeMap<Known, usize>,
     by_word: BTreeMap<String, BTreeSet<usize>>,
-    meant: RefCell<BTreeMap<String, Meant>>,
+    /// The choices of lists of models that were asked for.
+    choices: RefCell<BTreeMap<Vec<String>, Choices>>,
 }
+
+/// The models of GPUs to try, one after the other and at least one; none stands for any.
+pub(crate) type Choices = Rc<[Option<Meant>]>;
 
 impl Names {
     fn number(&mut self, known: Known) -> usize {
@@ -94,28 +98,37 @@ impl Names {
         number
     }
 
-    /// The models of GPUs to try for a request, one after the other and at least one; none stands for any.
-    pub(crate) fn choices(&self, request: &JobRequest) -> Vec<Option<Meant>> {
-        let Some(gpu) = &request.resources.gpu else { return vec![None] };
+    /// What the models of a request mean.
+    pub(crate) fn choices(&self, request: &JobRequest) -> Choices {
+        let models = request.resources.gpu.as_ref().map_or(&[][..], |gpu| &gpu.models);
+        if let Some(known) = self.choices.borrow().get(models) {
+            return known.clone();
+        }
         let mut choices: Vec<Option<Meant>> = Vec::new();
-        for meant in gpu.choices().map(|model| model.map(|model| self.meant(model))) {
+        for meant in models.iter().map(|model| self.meant(model)).filter(|meant| !meant.is_empty()) {
             // Names that mean the same or nothing make no choice.
-            if meant.as_ref().is_none_or(|meant| !meant.is_empty()) && !choices.contains(&meant) {
-                choices.push(meant);
+            if choices.iter().flatten().all(|other| **other != meant) {
+                choices.push(Some(Rc::new(meant)));
             }
         }
-        if choices.is_empty() { vec![Some(Meant::default())] } else { choices }
+        if choices.is_empty() {
+            choices.push((!models.is_empty()).then(Meant::default));
+        }
+        let choices = Choices::from(choices);
+        self.choices.borrow_mut().insert(models.to_vec(), choices.clone());
+        choices
     }
 
-    fn meant(&self, wanted: &str) -> Meant {
-        if let Some(meant) = self.meant.borrow().get(wanted) {
-            return meant.clone();
-        }
-        let of_word = |word: String| self.by_word.get(&word).cloned().unwrap_or_default();
-        let all = words(wanted).map(of_word).reduce(|all, some| all.intersection(&some).copied().collect());
-        let meant = Rc::new(all.unwrap_or_default());
-        self.meant.borrow_mut().insert(wanted.to_owned(), meant.clone());
-        meant
+    /// What all words of a name are of.
+    fn meant(&self, wanted: &str) -> BTreeSet<usize> {
+        let of_words: Option<Vec<&BTreeSet<usize>>> =
+            words(wanted).map(|word| self.by_word.get(&word)).collect();
+        let of_words = of_words.unwrap_or_default();
+        let Some(fewest) = of_words.iter().min_by_key(|numbers| numbers.len()) else {
+            return BTreeSet::new();
+        };
+        let is_of_all = |number: &&usize| of_words.iter().all(|numbers| numbers.contains(number));
+        fewest.iter().filter(is_of_all).copied().collect()
     }
 }
 

@@ -41,27 +41,22 @@ pub(crate) fn explain(empty: &BTreeMap<HostId, Supply>, names: &Names, job: &Que
         let Some(request) = wish.without(&job.request) else { continue };
         let without = QueuedJob { request, ..job.clone() };
         let models = names.choices(&without.request);
-        let fitting = |supply| {
-            if !fits(supply, &without, &models) {
-                return None;
-            }
-            let model = models.iter().find(|model| lack(supply, &without, model.as_ref()).is_none())?;
-            Some((supply, model.as_ref()))
-        };
         let size = without.request.resources.size();
-        let price = |(supply, _): &(&Supply, _)| hourly(size, supply.host.rate).ok();
-        if let Some((nearest, model)) = empty.values().filter_map(fitting).min_by_key(price) {
+        let price = |supply: &&Supply| hourly(size, supply.host.rate).ok();
+        let fitting = empty.values().filter(|supply| fits(supply, &without, &models));
+        if let Some(nearest) = fitting.min_by_key(price) {
+            let model = models.iter().find(|model| lack(nearest, &without, model.as_ref()).is_none());
             let message = format!(
                 "no host has {}{}; nearest: {}{}",
                 wanted(&job.request),
                 wish.words(&job.request),
-                offered(nearest, &without.request, model),
+                offered(nearest, &without.request, model.and_then(Option::as_ref)),
                 wish.remedy(&job.request, &nearest.host)
             );
             return Reason { code: wish.code(), message };
         }
     }
-    let model = names.choices(&job.request).into_iter().next().flatten();
+    let model = names.choices(&job.request).first().cloned().flatten();
     let lacks: BTreeSet<Lack> =
         empty.values().filter_map(|supply| lack(supply, job, model.as_ref())).collect();
     let lacks: Vec<&str> = lacks.into_iter().map(Lack::words).collect();

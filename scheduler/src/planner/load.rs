@@ -174,7 +174,8 @@ impl<'a> Loaded<'a> {
     }
 
     fn wish(&mut self, request: &JobRequest, hosts: &BTreeMap<HostId, Supply>) -> (u32, u64) {
-        let last_first = self.names.choices(request).into_iter().rev();
+        let choices = self.names.choices(request);
+        let last_first = choices.iter().rev().cloned();
         last_first.fold((0, 0), |otherwise, model| self.wish_of(request, model, otherwise, hosts))
     }
 

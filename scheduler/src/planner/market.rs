@@ -267,7 +267,7 @@ impl<'a> Market<'a> {
 
     /// The hosts that were not chosen: those that fit, cheapest first, then the others.
     pub fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
-        let model = self.names.choices(&job.request).into_iter().next().flatten();
+        let model = self.names.choices(&job.request).first().cloned().flatten();
         let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
         let rival = |(id, supply)| self.rival(id, supply, job, model.as_ref());
         let mut considered: Vec<(bool, Considered)> = others.filter_map(rival).collect();
