@@ -2,7 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use nave_domain::{Bytes, ChallengeId, HostId, MilliCpu, Timestamp, host::Device, verdict::Cause};
+use nave_domain::{
+    Bytes, ChallengeId, HostId, MilliCpu, MilliGpu, Timestamp,
+    fraction::{Division, Slice},
+    host::Device,
+    verdict::Cause,
+};
 use nave_proof::{
     Answer, CpuTask, Digest, Findings, Nonce, Prover, Resources,
     findings::{Component, Preloaded, Trial},
@@ -91,16 +96,21 @@ fn tested(took: i64) -> VerdictRecord {
     published(test, Vec::new(), exchanges, opening)
 }
 
+fn gpu(division: Division) -> Device {
+    let uuid = format!("{}1", Device::SIMULATED);
+    let (model, driver) = ("Nave Simulated".to_owned(), String::new());
+    Device { uuid, model, vram: Bytes(64 * Bytes::MIB), driver, simulated: true, division }
+}
+
 /// The record of a whole test of a simulated GPU that does a part of what it is claimed to do.
 fn examined(part: u64) -> VerdictRecord {
-    let uuid = format!("{}1", Device::SIMULATED);
-    let vram = Bytes(64 * Bytes::MIB);
-    let (model, driver) = ("Nave Simulated".to_owned(), String::new());
-    let division = nave_domain::fraction::Division::default();
-    let claim = Device { uuid, model, vram, driver, simulated: true, division };
+    examined_as(gpu(Division::Whole), part)
+}
+
+fn examined_as(claim: Device, part: u64) -> VerdictRecord {
     let does = SoftwareModel {
         model: claim.model.clone(),
-        vram,
+        vram: claim.vram,
         ops_per_s: (1 << 26) / part,
         bytes_per_s: 1 << 19,
         reads_per_s: 1 << 17,
@@ -362,6 +372,25 @@ fn whose_a_gpu_is_cannot_be_told_but_must_fit_what_can() {
     let mut slow = examined(4);
     ruled(&mut slow, Reason::DeviceElsewhere);
     assert!(matches!(judge_again(&slow), Again::Differs { .. }), "it is refused for what it did");
+}
+
+#[test]
+fn a_test_of_slices_is_judged_again_from_what_was_claimed_of_their_gpu() {
+    let slice = |number: u8| Slice {
+        uuid: format!("{}1-{number}", Device::SIMULATED),
+        profile: "1g.16mb".into(),
+        milli: MilliGpu(250),
+        vram: Bytes(16 * Bytes::MIB),
+    };
+    let record = || examined_as(gpu(Division::Slices(vec![slice(0), slice(1)])), 1);
+    let again = judge_again(&record());
+    assert!(matches!(again, Again::Same { .. }), "{again:?}");
+    let mut elsewhere = record();
+    ruled(&mut elsewhere, Reason::DeviceElsewhere);
+    let device = gpu(Division::Whole).uuid;
+    elsewhere.holders = vec![DeviceHolder { device, host: host(2), since: Timestamp(500) }];
+    let again = judge_again(&elsewhere);
+    assert!(matches!(again, Again::Untold { .. }), "its slices are of that GPU: {again:?}");
 }
 
 #[test]
