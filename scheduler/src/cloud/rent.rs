@@ -162,8 +162,8 @@ async fn has_lost_too_much(role: &Role, purchases: &[Purchase], now: Timestamp) 
     let cloud = purchases.first().map(|purchase| purchase.offer.cloud.name().to_owned());
     let Some(cloud) = cloud.filter(|_| has) else { return Ok(has) };
     let message = format!(
-        "nothing more is rented: machines of the last day have cost {lost} more than jobs on them paid, and may \
-         cost {most} more; [limits] loss in the file of clouds"
+        "nothing more is rented: machines of the last day have cost {lost} more than jobs on them paid, where \
+         {most} is the most; see [limits] loss in the file of clouds"
     );
     let fault = AttemptFault { reason: "loss".to_owned(), code: "limit".to_owned(), message };
     let (call, hourly) = ("rent".to_owned(), None);
