@@ -6,8 +6,8 @@ use nave_domain::{
     Bytes, MicroUsd, MilliCpu, MilliGpu,
     fraction::{Division, Fraction, Shared, Slice},
     host::{Device, Trust},
-    job::{Egress, Isolation, JobRequest},
-    rate::{Size, gpu_hourly, hourly},
+    job::{Egress, GpuRequest, Isolation, JobRequest},
+    rate::{Rate, Size, gpu_hourly, hourly},
     wish::{Known, Unmet, unmet, words},
 };
 use nave_store::{Baselines, ORDERS_BYTES_MAX, QueuedJob, SupplyHost};
@@ -239,16 +239,36 @@ impl Supply {
         self.host.devices_used.iter().any(|used| used == uuid) || self.host.shared.contains_key(uuid)
     }
 
-    /// Whether fractions of its devices can be leased.
-    pub(crate) fn has_fractions(&self) -> bool {
-        let shares = |offered: &Offered| offered.device.division == Division::Shares;
-        !self.slices.is_empty() || self.devices.iter().any(shares)
+    /// Devices that shares are leased of and that a share like this fits, in use or not; with their places and what the
+    /// share is there.
+    pub(crate) fn sharing(
+        &self,
+        request: &JobRequest,
+        wanted: Fraction,
+        model: Option<&Meant>,
+    ) -> impl Iterator<Item = (usize, &Device, Fraction)> {
+        let vram_max = request.resources.gpu.as_ref().and_then(|gpu| gpu.vram_max);
+        self.devices.iter().enumerate().filter_map(move |(place, offered)| {
+            let device = &offered.device;
+            let fraction = wanted.on(device.vram);
+            let fits = device.division == Division::Shares
+                && self.is_meant(offered, request, fraction.priced(device.vram), model)
+                && vram_max.is_none_or(|most| fraction.vram <= most)
+                && Shared::with(None, device.vram, (), fraction).is_some();
+            fits.then_some((place, device, fraction))
+        })
     }
 
-    /// The same host, if a GPU cost what so much of one costs, rounded up.
-    pub(crate) fn priced(&self, milli: MilliGpu) -> Self {
-        let rate = self.host.rate.for_part(milli);
-        Self { host: SupplyHost { rate, ..self.host.clone() }, ..self.clone() }
+    /// Whether a job may have so much of a device.
+    fn is_meant(
+        &self,
+        offered: &Offered,
+        request: &JobRequest,
+        milli: MilliGpu,
+        model: Option<&Meant>,
+    ) -> bool {
+        model.is_none_or(|meant| meant.contains(&offered.known))
+            && offered.is_within(self.price_of_part(request, milli))
     }
 }
 
@@ -270,42 +290,43 @@ pub(crate) struct Piece<'a> {
 /// A free fraction of a device for a job that one suffices for: a share beside its customer's own, or else the smallest
 /// slice, or else a share of a device that nobody has.
 pub(crate) fn piece<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Piece<'a>> {
-    let gpu = job.request.resources.gpu.as_ref()?;
-    let wanted = Fraction::wanted(gpu, job.request.isolation)?;
-    let is_meant = |offered: &Offered, milli: MilliGpu| {
-        model.is_none_or(|meant| meant.contains(&offered.known))
-            && offered.is_within(supply.price_of_part(&job.request, milli))
-    };
-    let share = |(place, offered): (usize, &'a Offered)| {
-        let device = &offered.device;
-        let fraction = wanted.on(device.vram);
-        let milli = fraction.priced(device.vram);
+    let is_beside = |piece: &Piece<'_>| supply.host.shared.contains_key(piece.uuid);
+    let (beside, fresh): (Vec<_>, Vec<_>) = shares(supply, job, model).into_iter().partition(is_beside);
+    let first = |shares: Vec<Piece<'a>>| shares.into_iter().next();
+    first(beside).or_else(|| slice(supply, job, model)).or_else(|| first(fresh))
+}
+
+/// The shares of devices that a job can have, one of each device.
+pub(crate) fn shares<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Meant>) -> Vec<Piece<'a>> {
+    let Some((_, wanted)) = fraction(&job.request) else { return Vec::new() };
+    let share = |(place, device, fraction): (usize, &'a Device, Fraction)| {
         let taken = supply.host.shared.get(&device.uuid).copied();
-        let fits = device.division == Division::Shares
-            && is_meant(offered, milli)
-            && !supply.host.devices_used.contains(&device.uuid)
-            && gpu.vram_max.is_none_or(|most| fraction.vram <= most)
+        let is_free = !supply.host.devices_used.contains(&device.uuid)
             && Shared::with(taken, device.vram, job.customer, fraction).is_some();
-        let share = Some(fraction);
-        fits.then_some((
-            taken.is_some(),
-            Piece { uuid: &device.uuid, device, share, milli, place: Some(place) },
-        ))
+        let (share, milli) = (Some(fraction), fraction.priced(device.vram));
+        is_free.then_some(Piece { uuid: &device.uuid, device, share, milli, place: Some(place) })
     };
-    let (beside, fresh): (Vec<_>, Vec<_>) =
-        supply.devices.iter().enumerate().filter_map(share).partition(|(is_beside, _)| *is_beside);
-    let first = |shares: Vec<(bool, Piece<'a>)>| shares.into_iter().next().map(|(_, piece)| piece);
-    let slice = || {
-        let is_free = |(slice, of): &&(Slice, Offered)| {
-            is_meant(of, slice.fraction().priced(of.device.vram)) && !supply.is_in_use(&slice.uuid)
-        };
-        let free = supply.slices.iter().filter(is_free);
-        let slice = wanted.slice(free.map(|(slice, _)| slice), gpu.vram_max)?;
-        let (_, of) = supply.slices.iter().find(|(other, _)| other.uuid == slice.uuid)?;
+    supply.sharing(&job.request, wanted, model).filter_map(share).collect()
+}
+
+/// The smallest slice that a job can have.
+pub(crate) fn slice<'a>(supply: &'a Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<Piece<'a>> {
+    let (gpu, wanted) = fraction(&job.request)?;
+    let is_free = |(slice, of): &&(Slice, Offered)| {
         let milli = slice.fraction().priced(of.device.vram);
-        Some(Piece { uuid: &slice.uuid, device: &of.device, share: None, milli, place: None })
+        supply.is_meant(of, &job.request, milli, model) && !supply.is_in_use(&slice.uuid)
     };
-    first(beside).or_else(slice).or_else(|| first(fresh))
+    let free = supply.slices.iter().filter(is_free);
+    let slice = wanted.slice(free.map(|(slice, _)| slice), gpu.vram_max)?;
+    let (_, of) = supply.slices.iter().find(|(other, _)| other.uuid == slice.uuid)?;
+    let milli = slice.fraction().priced(of.device.vram);
+    Some(Piece { uuid: &slice.uuid, device: &of.device, share: None, milli, place: None })
+}
+
+/// The fraction of a device that suffices for a request, if one does.
+pub(crate) fn fraction(request: &JobRequest) -> Option<(&GpuRequest, Fraction)> {
+    let gpu = request.resources.gpu.as_ref()?;
+    Some((gpu, Fraction::wanted(gpu, request.isolation)?))
 }
 
 /// The first thing a host does not have enough of for a job, whose GPUs are what `model` means if that is named.
@@ -317,7 +338,7 @@ pub(crate) fn lack(supply: &Supply, job: &QueuedJob, model: Option<&Meant>) -> O
         let is_short = supply.free(&job.request, model).count() < count;
         is_short.then_some(if free < count { Lack::Gpus } else { Lack::Wish(Unmet::MaxPrice) })
     };
-    lack_beside_gpus(supply, job).or_else(lack_of_gpus)
+    lack_beside_gpus(supply, job, supply.host.rate).or_else(lack_of_gpus)
 }
 
 /// Whether a host has all that a job needs, with GPUs of one of these models.
@@ -329,7 +350,7 @@ pub(crate) fn fits(supply: &Supply, job: &QueuedJob, choices: &[Option<Meant>]) 
             supply.free(&job.request, model.as_ref()).nth(last).is_some()
         }),
     };
-    lack_beside_gpus(supply, job).is_none() && has_gpus()
+    lack_beside_gpus(supply, job, supply.host.rate).is_none() && has_gpus()
 }
 
 /// Whether a job may have just these devices of a host, by their places, and everything else that it needs.
@@ -345,10 +366,11 @@ pub(crate) fn may_have(supply: &Supply, names: &Names, job: &QueuedJob, places: 
                 && distinct.is_subset(&free)
         }),
     };
-    has_devices && lack_beside_gpus(supply, job).is_none()
+    has_devices && lack_beside_gpus(supply, job, supply.host.rate).is_none()
 }
 
-pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack> {
+/// What a host does not have for a job beside GPUs, at this rate.
+pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob, rate: Rate) -> Option<Lack> {
     let host = &supply.host;
     let wanted = &job.request.resources;
     let has = &host.inventory;
@@ -364,7 +386,7 @@ pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack>
     if job.order_bytes > ORDERS_BYTES_MAX - host.order_bytes {
         return Some(Lack::Spec);
     }
-    let for_ever = lack_for_ever(host, &job.request);
+    let for_ever = lack_for_ever(host, &job.request, rate);
     if let Some(Lack::Egress | Lack::Group) = for_ever {
         return for_ever;
     }
@@ -377,8 +399,8 @@ pub(crate) fn lack_beside_gpus(supply: &Supply, job: &QueuedJob) -> Option<Lack>
     for_ever
 }
 
-/// What a host does not have beside capacity, whoever asks and whatever is on it.
-pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest) -> Option<Lack> {
+/// What a host does not have beside capacity, at this rate, whoever asks and whatever is on it.
+pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest, rate: Rate) -> Option<Lack> {
     let has = &host.inventory;
     if !has.egress.contains(&request.egress) {
         return Some(Lack::Egress);
@@ -390,7 +412,7 @@ pub(crate) fn lack_for_ever(host: &SupplyHost, request: &JobRequest) -> Option<L
     if host.lasts.is_some_and(|lasts| request.limits.longest() > lasts) {
         return Some(Lack::Time);
     }
-    unmet(request, &host.terms, host.rate).map(Lack::Wish)
+    unmet(request, &host.terms, rate).map(Lack::Wish)
 }
 
 /// Whether somebody has the host alone, or is on it where this job wants it alone.

@@ -19,7 +19,7 @@ use nave_store::{AskedQuote, Considered, ORDER_BYTES_MAX, Placement, QueuedJob, 
 
 use crate::{
     fit::{Names, Supply},
-    fleet::{Demand, Fleet, Gang, Places, Request, Waiting},
+    fleet::{Demand, Fleet, Gang, Gpus, Places, Request, Waiting},
 };
 use gangs::{Unit, units};
 use load::{Classes, Loaded, with_prior};
@@ -228,15 +228,16 @@ impl Look<'_> {
         let now = self.market.now;
         let mut waiting: Vec<Waiting> = (0..).zip(units).map(|(id, unit)| unit.waiting(id, now)).collect();
         waiting.sort_by_key(|waiting| (waiting.since_ms, waiting.gang.id));
-        let on_fractions = self.place_on_fractions(units, &waiting);
-        waiting.retain(|waiting| !on_fractions.contains(&waiting.gang.id));
         let (yielding, leases) = self.loaded.yielding(&self.market.hosts);
         let mut planned = self.loaded.fleet.plan(&waiting, &yielding, now.0, PATIENCE.0);
-        planned.placed.sort_by_key(|(id, _)| *id);
-        let placed: BTreeMap<u64, Places> = planned.placed.into_iter().collect();
+        let placed: BTreeMap<u64, Places> = std::mem::take(&mut planned.placed).into_iter().collect();
         let mut without = Vec::new();
-        for (id, unit) in (0..).zip(units).filter(|(id, _)| !on_fractions.contains(id)) {
-            if !placed.get(&id).is_some_and(|places| self.carry_out(unit, places)) {
+        for id in waiting.iter().map(|waiting| waiting.gang.id) {
+            let Some(unit) = usize::try_from(id).ok().and_then(|at| units.get(at)) else { continue };
+            let places = placed.get(&id);
+            let is_placed = self.place_on_slice(id, unit, places)
+                || places.is_some_and(|places| self.carry_out(unit, places));
+            if !is_placed {
                 without.push((id, unit));
             }
         }
@@ -261,27 +262,30 @@ impl Look<'_> {
         self.market.hosts.keys().filter_map(kept_for).collect()
     }
 
-    /// Places jobs that a fraction of a device suffices for on one, in this order; says which. The others are for the
-    /// fleet, which knows whole devices.
-    fn place_on_fractions(&mut self, units: &[Eligible<'_>], oldest: &[Waiting]) -> BTreeSet<u64> {
-        let mut placed = BTreeSet::new();
-        let mut without = BTreeSet::new();
-        for id in oldest.iter().map(|waiting| waiting.gang.id) {
-            let Some(unit) = usize::try_from(id).ok().and_then(|at| units.get(at)) else { continue };
-            let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else { continue };
-            if !self.market.takes_fraction(job) || without.contains(&like(job)) {
-                continue;
-            }
-            let found = self.market.fraction(job, |host| self.is_kept(host, Some(id)));
-            let Some(found) = found else {
-                without.insert(like(job));
-                continue;
-            };
-            self.occupy(job, request, &found);
-            self.plan.placements.push(Placement { gang: unit.gang(), ..found.0 });
-            placed.insert(id);
+    /// Places a job on a slice, which the fleet does not know, where one suffices and is free, and the job would not be beside
+    /// others of its customer. It takes nothing from those who waited for longer: they have their places.
+    fn place_on_slice(&mut self, id: u64, unit: &Eligible<'_>, places: Option<&Places>) -> bool {
+        let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else { return false };
+        let choice = places.and_then(|places| places.first());
+        let host = choice.and_then(|choice| self.loaded.id(choice.host));
+        let is_beside =
+            host.zip(choice).is_some_and(|(id, choice)| self.market.is_shared(id, &choice.devices));
+        let found = if is_beside { None } else { self.slice(job, request, Some(id)) };
+        let Some(found) = found else { return false };
+        if let Some(places) = places {
+            self.loaded.fleet.release_gang(places);
         }
-        placed
+        self.occupy(job, &found);
+        self.plan.placements.push(Placement { gang: unit.gang(), ..found.placement });
+        true
+    }
+
+    fn slice(&self, job: &QueuedJob, request: &Request, whose: Option<u64>) -> Option<Found> {
+        if !self.market.takes_slice(job) {
+            return None;
+        }
+        let placement = self.market.slice(job, |host| self.is_kept(host, whose))?;
+        Some(Found { placement, request: Request { gpus: Gpus::None, ..*request }, places: Vec::new() })
     }
 
     /// Places a unit where the fleet says; `false` and nothing done where one of it may not be there.
@@ -290,7 +294,8 @@ impl Look<'_> {
         let mut placements = Vec::new();
         for (job, choice) in unit.jobs.iter().zip(places) {
             let host = self.loaded.id(choice.host);
-            let placement = host.and_then(|host| self.market.placement(job, host, &choice.devices));
+            let placement =
+                host.and_then(|host| self.market.placement(job, host, choice.request.gpus, &choice.devices));
             let Some(placement) = placement else {
                 self.market.hosts.extend(before);
                 return false;
@@ -314,9 +319,9 @@ impl Look<'_> {
         if let Some(refusal) = self.refused.get(&like) {
             return self.refuse(vec![(job.job, refusal.clone())]);
         }
-        if let Some(found) = self.by_hand(job, Some(id)) {
-            self.occupy(job, request, &found);
-            return self.plan.placements.push(Placement { gang: unit.gang(), ..found.0 });
+        if let Some(found) = self.by_hand(job, request, Some(id)) {
+            self.occupy(job, &found);
+            return self.plan.placements.push(Placement { gang: unit.gang(), ..found.placement });
         }
         let refusal = self.market.without_host(job);
         self.refused.insert(like, refusal.clone());
@@ -328,21 +333,26 @@ impl Look<'_> {
         let mut places = Vec::new();
         for request in &unit.members {
             let Some(choice) = self.loaded.fleet.decide_for(request, Some(id)) else { break };
-            self.loaded.fleet.place(choice.host, request, &choice.devices);
+            self.loaded.fleet.place(choice.host, &choice.request, &choice.devices);
             places.push(choice);
         }
-        for (request, choice) in unit.members.iter().zip(&places) {
-            self.loaded.fleet.release(choice.host, request, &choice.devices);
-        }
+        self.loaded.fleet.release_gang(&places);
         let fit = places.len().min(unit.jobs.len() - 1);
         let stuck = unit.jobs[fit];
         self.refuse(of_gang(&unit.jobs, fit, stuck.job, &self.market.without_host(stuck)));
     }
 
     /// A place for a job that the fleet does not see.
-    fn by_hand(&self, job: &QueuedJob, whose: Option<u64>) -> Option<Found> {
-        let (host, places) = self.market.by_hand(job, |host| self.is_kept(host, whose))?;
-        Some((self.market.placement(job, host, &places)?, places))
+    fn by_hand(&self, job: &QueuedJob, request: &Request, whose: Option<u64>) -> Option<Found> {
+        let is_kept = |host| self.is_kept(host, whose);
+        if let Some((placement, places)) = self.market.fraction(job, is_kept) {
+            let gpus = if places.is_empty() { Gpus::None } else { request.gpus };
+            return Some(Found { placement, request: Request { gpus, ..*request }, places });
+        }
+        let (host, places) = self.market.by_hand(job, is_kept)?;
+        let gpus = self.loaded.whole(job);
+        let placement = self.market.placement(job, host, gpus, &places)?;
+        Some(Found { placement, request: Request { gpus, ..*request }, places })
     }
 
     /// Whether a host is kept for somebody else.
@@ -351,9 +361,9 @@ impl Look<'_> {
         kept_for.is_some_and(|id| whose != Some(id))
     }
 
-    fn occupy(&mut self, job: &QueuedJob, request: &Request, (placement, places): &Found) {
-        self.market.occupy(job, placement);
-        self.loaded.take(placement.host, request, places);
+    fn occupy(&mut self, job: &QueuedJob, found: &Found) {
+        self.market.occupy(job, &found.placement);
+        self.loaded.take(found.placement.host, &found.request, &found.places);
     }
 
     /// Answers a wish for a quote, as if it were a job.
@@ -378,13 +388,13 @@ impl Look<'_> {
             Some(refusal) => Err(refusal),
             None => self.find(&job, &request).ok_or_else(|| self.market.without_host(&job)),
         };
-        let chosen = found.as_ref().ok().map(|(placement, _)| placement.host);
+        let chosen = found.as_ref().ok().map(|found| found.placement.host);
         let considered = self.market.considered(&job, chosen);
         if let (Ok(found), true) = (&found, asked.is_held) {
-            self.occupy(&job, &request, found);
+            self.occupy(&job, found);
         }
         let answer = match found {
-            Ok((placement, _)) => QuoteAnswer::Place(Box::new(placement)),
+            Ok(found) => QuoteAnswer::Place(Box::new(found.placement)),
             Err(Refusal::Wait(Reason { code, message }) | Refusal::Fail(Reason { code, message })) => {
                 QuoteAnswer::None(code.to_owned(), message)
             }
@@ -393,22 +403,26 @@ impl Look<'_> {
     }
 
     fn find(&mut self, job: &QueuedJob, request: &Request) -> Option<Found> {
-        if self.market.takes_fraction(job)
-            && let Some(found) = self.market.fraction(job, |host| self.is_kept(host, None))
-        {
-            return Some(found);
-        }
         let choice = self.loaded.fleet.decide(request);
         let seen = choice.and_then(|choice| {
             let host = self.loaded.id(choice.host)?;
-            Some((self.market.placement(job, host, &choice.devices)?, choice.devices))
+            let placement = self.market.placement(job, host, choice.request.gpus, &choice.devices)?;
+            Some(Found { placement, request: choice.request, places: choice.devices })
         });
-        seen.or_else(|| self.by_hand(job, None))
+        let is_beside = |found: &Found| self.market.is_shared(found.placement.host, &found.places);
+        let slice = if seen.as_ref().is_some_and(is_beside) { None } else { self.slice(job, request, None) };
+        slice.or(seen).or_else(|| self.by_hand(job, request, None))
     }
 }
 
-/// A placement, and the places of its devices.
-type Found = (Placement, Vec<u8>);
+/// A placement, and what the fleet is to know of it.
+struct Found {
+    placement: Placement,
+    /// What is taken there.
+    request: Request,
+    /// The places of its devices.
+    places: Vec<u8>,
+}
 
 /// All that decides whether a job fits somewhere, as text: what becomes of one becomes of all like it.
 fn like(job: &QueuedJob) -> String {

@@ -31,8 +31,6 @@ pub struct Guest {
     pub apart_from: BTreeSet<u32>,
     /// Bytes that its order takes of those that a host has for orders.
     pub order_bytes: u32,
-    /// Hosts that will not do.
-    pub barred: BTreeSet<Handle>,
     /// How often it failed on a host.
     pub failures: BTreeMap<Handle, u8>,
 }
@@ -40,8 +38,8 @@ pub struct Guest {
 impl Guest {
     /// What decides where it may go.
     fn rules(&self) -> impl PartialEq {
-        let Self { owner, alone, apart, apart_from, order_bytes, barred, failures } = self;
-        (owner, alone, apart, apart_from, order_bytes / ORDER_STEP, barred, failures)
+        let Self { owner, alone, apart, apart_from, order_bytes, failures } = self;
+        (owner, alone, apart, apart_from, order_bytes / ORDER_STEP, failures)
     }
 }
 
@@ -115,12 +113,7 @@ impl Guests {
         let is_given = guest.apart.is_some_and(|apart| self.given.contains_key(&(apart, miner)));
         let host = Handle(u32::try_from(at).ok()?);
         let is_full = guest.order_bytes > room.order_bytes;
-        if is_crowded
-            || is_full
-            || is_given
-            || guest.apart_from.contains(&miner)
-            || guest.barred.contains(&host)
-        {
+        if is_crowded || is_full || is_given || guest.apart_from.contains(&miner) {
             return None;
         }
         Some(guest.failures.get(&host).map_or(0, |failures| FAILURE * i64::from(*failures)))

@@ -6,8 +6,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu,
-    host::Trust,
+    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
+    fraction::{Division, Fraction, shareable},
+    host::{Device, Trust},
     job::{Egress, Isolation, JobRequest, TermWish},
     rate::{Rate, Size},
     wish::Region,
@@ -16,11 +17,11 @@ use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, Past, QueuedJob, SupplyH
 use uuid::Uuid;
 
 use crate::{
-    fit::{Meant, Names, Supply, lack_for_ever},
+    fit::{Meant, Names, Supply, fraction, lack_for_ever},
     fleet::{
         self, ANY, CLASSES_MAX, Demand, Fleet, Gpus, Guest, Handle, Mask, Request, SpotLease, Used, Wish,
     },
-    planner::money::{pays, run_max},
+    planner::money::pays,
 };
 
 /// As long as nothing is known of a miner, one lease is lost in so many hours.
@@ -43,6 +44,8 @@ pub(super) struct Loaded<'a> {
     /// In the order of handles.
     classes: Vec<u8>,
     dearest: Rate,
+    /// Whether there are hosts that end.
+    any_ends: bool,
     owners: BTreeMap<CustomerId, u32>,
     miners: BTreeMap<String, u32>,
     apart: BTreeMap<(CustomerId, Uuid), u32>,
@@ -62,7 +65,24 @@ struct Wanted {
     /// What decides the price of an hour, where that matters.
     size: Option<(i64, i64, i64)>,
     gpu: Option<(Bytes, Option<Bytes>, Option<Meant>)>,
+    /// What is taken of devices where a fraction suffices, and the fraction, to the byte.
+    divisible: Option<(Gpus, Option<Fraction>)>,
+    /// What is left of its spend cap and how long it may run, where some host is too dear for that.
+    short: Option<(MicroUsd, Millis)>,
+    /// How long it may take, where hosts end.
+    longest: Option<Millis>,
     otherwise: u32,
+}
+
+/// A wish as the fleet knows it.
+#[derive(Debug, Clone, Copy)]
+struct Wished {
+    /// Its number.
+    number: u32,
+    /// The classes that it accepts.
+    classes: u64,
+    /// What is taken of devices.
+    gpus: Gpus,
 }
 
 impl<'a> Loaded<'a> {
@@ -81,6 +101,7 @@ impl<'a> Loaded<'a> {
             ids: BTreeMap::new(),
             classes: Vec::new(),
             dearest: Rate::default(),
+            any_ends: hosts.values().any(|supply| supply.host.lasts.is_some()),
             owners: BTreeMap::new(),
             miners: BTreeMap::new(),
             apart: BTreeMap::new(),
@@ -106,11 +127,7 @@ impl<'a> Loaded<'a> {
             milli_cpu: count(has.milli_cpu.0),
             memory_mib: count(has.memory.0 / Bytes::MIB),
             disk_mib: count(has.disk.0 / Bytes::MIB),
-            vram_mib: supply
-                .devices
-                .iter()
-                .map(|offered| count(offered.device.vram.0 / Bytes::MIB))
-                .collect(),
+            vram_mib: supply.devices.iter().map(|offered| vram_mib(&offered.device)).collect(),
             class,
             zone: 0,
             miner,
@@ -129,16 +146,26 @@ impl<'a> Loaded<'a> {
         self.ids.insert(handle, id);
         self.classes.push(class);
         let tenants = host.tenants.iter().map(|(tenant, alone)| (self.owner(*tenant), *alone)).collect();
-        let is_used = |uuid: &String| supply.is_in_use(uuid);
-        let places = (0..).zip(supply.devices.iter());
-        let devices = places.filter(|(_, offered)| is_used(&offered.device.uuid)).map(|(at, _)| at).collect();
+        let place = |uuid: &String| {
+            let place = supply.devices.iter().position(|offered| offered.device.uuid == *uuid)?;
+            u8::try_from(place).ok()
+        };
+        let devices = host.devices_used.iter().filter_map(place).collect();
+        let shared = host.shared.iter().filter_map(|(uuid, shared)| {
+            let device = place(uuid)?;
+            let vram = supply.devices.get(usize::from(device))?.device.vram;
+            let (milli, vram_mib) = share(shared.fraction, Some(vram));
+            let owner = self.owner(shared.tenant);
+            Some(fleet::Shared { device, owner, milli, vram_mib, count: shared.count })
+        });
+        let shared = shared.collect();
         let used = Used {
             milli_cpu: count(host.milli_cpu_used.0),
             memory_mib: mib(host.memory_used),
             disk_mib: mib(host.disk_used),
             order_bytes: count(host.order_bytes),
             devices,
-            shared: Vec::new(),
+            shared,
             tenants,
         };
         self.fleet.occupy(handle, &used);
@@ -159,13 +186,19 @@ impl<'a> Loaded<'a> {
 
     /// A job as the fleet sees it.
     pub fn request(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Request {
-        let (wish, classes) = self.wish(&job.request, hosts);
-        let guest = self.guest(job, hosts);
+        let Wished { number: wish, classes, gpus } = self.wish(job, hosts);
+        let guest = self.guest(job);
         let guest = self.fleet.invite(guest);
         let minutes = job.request.expected().0 / 60_000;
         // Powers of two, so that estimates make few kinds of requests.
         let run_minutes = count(minutes).clamp(1, 1 << 16).next_power_of_two();
-        Request { classes, run_minutes, redo_minutes: run_minutes / 2, wish, guest, ..plain(&job.request) }
+        let redo_minutes = run_minutes / 2;
+        Request { gpus, classes, run_minutes, redo_minutes, wish, guest, ..plain(&job.request) }
+    }
+
+    /// What a job takes of devices where it gets no fraction.
+    pub fn whole(&self, job: &QueuedJob) -> Gpus {
+        plain(&job.request).gpus
     }
 
     /// What a job asks for, as it is remembered.
@@ -173,23 +206,64 @@ impl<'a> Loaded<'a> {
         Request { wish: 0, guest: 0, run_minutes: 1, redo_minutes: 0, ..*request }
     }
 
-    fn wish(&mut self, request: &JobRequest, hosts: &BTreeMap<HostId, Supply>) -> (u32, u64) {
-        let choices = self.names.choices(request);
-        let last_first = choices.iter().rev().cloned();
-        last_first.fold((0, 0), |otherwise, model| self.wish_of(request, model, otherwise, hosts))
+    /// What a job wishes first: a share where one suffices and there are any, of its models in their order, and only then
+    /// whole devices.
+    fn wish(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Wished {
+        let choices = self.names.choices(&job.request);
+        let whole = choices.iter().rev().map(|model| (model.as_ref(), None));
+        let part = fraction(&job.request).map(|(_, part)| part);
+        let shares = choices.iter().rev().filter_map(|model| Some((model.as_ref(), Some(part?))));
+        let none = Wished { number: 0, classes: 0, gpus: Gpus::None };
+        whole
+            .chain(shares)
+            .fold(none, |otherwise, (model, part)| self.wish_of(job, model, part, otherwise, hosts))
     }
 
     fn wish_of(
         &mut self,
-        request: &JobRequest,
-        model: Option<Meant>,
-        otherwise: (u32, u64),
+        job: &QueuedJob,
+        model: Option<&Meant>,
+        part: Option<Fraction>,
+        otherwise: Wished,
         hosts: &BTreeMap<HostId, Supply>,
-    ) -> (u32, u64) {
+    ) -> Wished {
+        let gpus = part.map_or(plain(&job.request).gpus, |part| {
+            let (milli, vram_mib) = share(part, None);
+            Gpus::Share { milli, vram_mib }
+        });
+        let wanted = self.wanted(job, model, part, gpus, otherwise.number);
+        if let Some((number, classes)) = self.wishes.get(&wanted).copied() {
+            return if number == otherwise.number { otherwise } else { Wished { number, classes, gpus } };
+        }
+        let is_short = wanted.short.is_some();
+        let of = |id: &HostId| hosts.get(id).map_or(0, |supply| mask(supply, job, model, part, is_short));
+        let masks: Vec<Mask> = self.ids.values().map(of).collect();
+        if part.is_some() && masks.iter().all(|mask| *mask == 0) {
+            self.wishes.insert(wanted, (otherwise.number, otherwise.classes));
+            return otherwise;
+        }
+        let accepted = masks.iter().zip(&self.classes).filter(|(mask, _)| **mask != 0);
+        let classes = accepted.fold(otherwise.classes, |classes, (_, class)| classes | 1 << class);
+        let taken = wanted.divisible.map(|(gpus, _)| gpus);
+        let number = self.fleet.wish(Wish { masks, gpus: taken, otherwise: otherwise.number });
+        self.wishes.insert(wanted, (number, classes));
+        Wished { number, classes, gpus }
+    }
+
+    fn wanted(
+        &self,
+        job: &QueuedJob,
+        model: Option<&Meant>,
+        part: Option<Fraction>,
+        gpus: Gpus,
+        otherwise: u32,
+    ) -> Wanted {
+        let request = &job.request;
         let size = request.resources.size();
         let gpu = request.resources.gpu.as_ref();
-        let is_priced = request.max_price.is_some() || gpu.is_some();
-        let wanted = Wanted {
+        let short = (!pays(job, self.dearest)).then_some((job.left, request.limits.run_ms));
+        let is_priced = request.max_price.is_some() || gpu.is_some() || short.is_some();
+        Wanted {
             egress: request.egress,
             grouped: request.group.is_some(),
             region: request.region.clone(),
@@ -197,22 +271,15 @@ impl<'a> Loaded<'a> {
             trust: request.trust.clone(),
             most: request.max_price,
             size: is_priced.then_some((size.milli_gpu.0, size.milli_cpu.0, size.memory.0)),
-            gpu: gpu.map(|gpu| (gpu.vram, gpu.vram_max, model.clone())),
-            otherwise: otherwise.0,
-        };
-        if let Some(known) = self.wishes.get(&wanted) {
-            return *known;
+            gpu: gpu.map(|gpu| (gpu.vram, gpu.vram_max, model.cloned())),
+            divisible: fraction(request).map(|_| (gpus, part)),
+            short,
+            longest: self.any_ends.then(|| request.limits.longest()),
+            otherwise,
         }
-        let of = |id: &HostId| hosts.get(id).map_or(0, |supply| mask(supply, request, model.as_ref()));
-        let masks: Vec<Mask> = self.ids.values().map(of).collect();
-        let accepted = masks.iter().zip(&self.classes).filter(|(mask, _)| **mask != 0);
-        let classes = accepted.fold(otherwise.1, |classes, (_, class)| classes | 1 << class);
-        let number = self.fleet.wish(Wish { masks, gpus: None, otherwise: otherwise.0 });
-        self.wishes.insert(wanted, (number, classes));
-        (number, classes)
     }
 
-    fn guest(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Guest {
+    fn guest(&mut self, job: &QueuedJob) -> Guest {
         let mut failures = BTreeMap::<Handle, u8>::new();
         for handle in job.failed_on.iter().filter_map(|host| self.handle(*host)) {
             let known = failures.entry(handle).or_default();
@@ -226,19 +293,8 @@ impl<'a> Loaded<'a> {
             apart,
             apart_from: job.apart_from.iter().filter_map(|miner| self.miners.get(miner).copied()).collect(),
             order_bytes: count(job.order_bytes),
-            barred: self.too_dear(job, hosts),
             failures,
         }
-    }
-
-    /// Hosts that what is left of a job's spend cap does not pay for.
-    fn too_dear(&self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> BTreeSet<Handle> {
-        if pays(job, self.dearest) {
-            return BTreeSet::new();
-        }
-        let rate = |host: &HostId| hosts.get(host).map(|supply| supply.host.rate);
-        let is_too_dear = |host: &HostId| rate(host).is_none_or(|rate| run_max(job, rate).is_none());
-        self.handles.iter().filter(|(host, _)| is_too_dear(host)).map(|(_, handle)| *handle).collect()
     }
 
     /// Occupies places of a host, also where they are not what the fleet would say.
@@ -352,17 +408,45 @@ fn loss_ppm(own: Past, others: Past) -> u32 {
     u32::try_from(expected.clamp(0, 1_000_000)).unwrap_or(0)
 }
 
-/// Which devices of a host will do for a request.
-fn mask(supply: &Supply, request: &JobRequest, model: Option<&Meant>) -> Mask {
-    if lack_for_ever(&supply.host, request).is_some() {
-        return 0;
+/// Which devices of a host will do for a job, or for a share of one; `is_short` says that it may be too dear.
+fn mask(
+    supply: &Supply,
+    job: &QueuedJob,
+    model: Option<&Meant>,
+    part: Option<Fraction>,
+    is_short: bool,
+) -> Mask {
+    let host = &supply.host;
+    let will_do =
+        |rate: Rate| lack_for_ever(host, &job.request, rate).is_none() && (!is_short || pays(job, rate));
+    let bit = |place: usize| 1_u32.checked_shl(place as u32).unwrap_or(0);
+    match (&job.request.resources.gpu, part) {
+        (Some(_), Some(part)) => {
+            let rate = |device: &Device, part: Fraction| host.rate.for_part(part.priced(device.vram));
+            let places =
+                supply.sharing(&job.request, part, model).filter(|(_, of, part)| will_do(rate(of, *part)));
+            places.fold(0, |mask, (place, ..)| mask | bit(place))
+        }
+        _ if !will_do(host.rate) => 0,
+        (None, _) => ANY,
+        (Some(_), None) => supply.fitting(&job.request, model).fold(0, |mask, (place, _)| mask | bit(place)),
     }
-    if request.resources.gpu.is_none() {
-        return ANY;
-    }
-    supply
-        .fitting(request, model)
-        .fold(0, |mask, (place, _)| mask | 1_u32.checked_shl(place as u32).unwrap_or(0))
+}
+
+/// Time and memory of a share as the fleet counts them. Who asks for no memory gets as much of it as of the time, of which
+/// there is always enough; `of` is the memory of the device where it is known what was got.
+fn share(part: Fraction, of: Option<Bytes>) -> (u16, u32) {
+    let follows = of.is_some_and(|of| Fraction { vram: Bytes::ZERO, ..part }.on(of) == part);
+    (u16::try_from(part.milli.0).unwrap_or(u16::MAX), if follows { 0 } else { mib(part.vram) })
+}
+
+/// Memory of a device in MiB, as much of it as shares may have where it is shared.
+fn vram_mib(device: &Device) -> u32 {
+    let vram = match device.division {
+        Division::Shares => shareable(device.vram),
+        Division::Whole | Division::Slices(_) => device.vram,
+    };
+    count(vram.0 / Bytes::MIB)
 }
 
 /// The classes of a host's devices as one: devices beside others are of a class of their own.

@@ -6,8 +6,7 @@ use std::{
 };
 
 use nave_domain::{
-    CustomerId, HostId, JobId, Millis, Timestamp,
-    fraction::Fraction,
+    CustomerId, HostId, JobId, MicroUsd, Millis, Timestamp,
     job::{GROUP_LEASES_MAX, Isolation},
     lease::ChosenFor,
     rate::{Size, hourly},
@@ -16,7 +15,11 @@ use nave_store::{Baselines, Considered, Grounds, Occupied, Placement, QueuedJob,
 use uuid::Uuid;
 
 use crate::{
-    fit::{Meant, Names, Piece, Supply, baseline, devices, fits, lack, lack_beside_gpus, may_have, piece},
+    fit::{
+        Meant, Names, Piece, Supply, baseline, devices, fits, fraction, lack, lack_beside_gpus, may_have,
+        piece, shares, slice,
+    },
+    fleet::Gpus,
     planner::{
         Reason,
         money::{pays, run_max},
@@ -45,6 +48,8 @@ pub(super) struct Market<'a> {
     /// The miners who were given jobs that are kept apart, by their customer and number.
     given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
     baselines: &'a Baselines,
+    /// Whether any host leases slices.
+    has_slices: bool,
 }
 
 impl<'a> Market<'a> {
@@ -54,8 +59,10 @@ impl<'a> Market<'a> {
         hosts: BTreeMap<HostId, Supply>,
         empty: &'a BTreeMap<HostId, Supply>,
     ) -> Self {
+        let has_slices = hosts.values().any(|supply| !supply.slices.is_empty());
         Self {
             now: snapshot.now,
+            has_slices,
             names,
             hosts,
             empty,
@@ -93,8 +100,16 @@ impl<'a> Market<'a> {
         }
     }
 
-    /// A placement on just these devices of a host, by their places; `None` where the job may not have them.
-    pub fn placement(&self, job: &QueuedJob, id: HostId, places: &[u8]) -> Option<Placement> {
+    /// A placement on just these devices of a host, by their places, or on a share of one; `None` where the job may not
+    /// have that.
+    pub fn placement(&self, job: &QueuedJob, id: HostId, gpus: Gpus, places: &[u8]) -> Option<Placement> {
+        match gpus {
+            Gpus::Share { .. } => self.share(job, id, places),
+            Gpus::None | Gpus::Whole { .. } => self.whole(job, id, places),
+        }
+    }
+
+    fn whole(&self, job: &QueuedJob, id: HostId, places: &[u8]) -> Option<Placement> {
         let supply = self.hosts.get(&id)?;
         let host = &supply.host;
         if !may_have(supply, self.names, &self.kept_apart(job), places) {
@@ -118,23 +133,46 @@ impl<'a> Market<'a> {
             rate: host.rate,
             run_max,
             capped_by_spend: run_max < job.request.limits.run_ms,
-            grounds: Grounds { reason: self.chosen_for(job, id), trust, baseline },
+            grounds: Grounds { reason: self.chosen_for_whole(job, id), trust, baseline },
             gang: None,
         })
     }
 
-    /// Why a host is chosen of all that would do.
-    fn chosen_for(&self, job: &QueuedJob, chosen: HostId) -> ChosenFor {
+    fn share(&self, job: &QueuedJob, id: HostId, places: &[u8]) -> Option<Placement> {
+        let [place] = places else { return None };
+        let supply = self.hosts.get(&id)?;
+        let kept_apart = self.kept_apart(job);
+        let of_model = |model: &Option<Meant>| {
+            let mut shares = shares(supply, &kept_apart, model.as_ref()).into_iter();
+            shares.find(|piece| piece.place == Some(usize::from(*place)))
+        };
+        let found = self.names.choices(&job.request).iter().find_map(of_model)?;
+        let run_max = pays_for(supply, &kept_apart, &found)?;
+        Some(self.on_piece(job, id, &found, run_max, piece))
+    }
+
+    fn chosen_for_whole(&self, job: &QueuedJob, chosen: HostId) -> ChosenFor {
         let size = job.request.resources.size();
-        let price = |supply: &Supply| hourly(size, supply.host.rate).ok();
-        let own = self.hosts.get(&chosen).and_then(price);
-        let job = &*self.kept_apart(job);
         let choices = self.names.choices(&job.request);
-        let would_do = |supply: &Supply| would_do(supply, job, &choices);
+        let price = |supply: &Supply, _: &QueuedJob| hourly(size, supply.host.rate).ok();
+        self.chosen_for(job, chosen, price, |supply, job| would_do(supply, job, &choices))
+    }
+
+    /// Why a host is chosen of all that would do.
+    fn chosen_for(
+        &self,
+        job: &QueuedJob,
+        chosen: HostId,
+        price: impl Fn(&Supply, &QueuedJob) -> Option<MicroUsd>,
+        would_do: impl Fn(&Supply, &QueuedJob) -> bool,
+    ) -> ChosenFor {
+        let job = &*self.kept_apart(job);
+        let own = self.hosts.get(&chosen).and_then(|supply| price(supply, job));
         let others = || self.hosts.iter().filter(|(id, _)| **id != chosen);
-        let mut cheaper = others().filter(|(_, other)| price(other) < own && would_do(other));
+        let is_cheaper = |other: &Supply| price(other, job) < own && would_do(other, job);
+        let mut cheaper = others().filter(|(_, other)| is_cheaper(other));
         let Some((first, supply)) = cheaper.next() else {
-            let is_only = !others().any(|(_, other)| would_do(other));
+            let is_only = !others().any(|(_, other)| would_do(other, job));
             return if is_only { ChosenFor::OnlyFit } else { ChosenFor::Cheapest };
         };
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
@@ -167,43 +205,74 @@ impl<'a> Market<'a> {
         Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
     }
 
-    /// Whether a fraction of a device suffices for a job, and there are any.
-    pub fn takes_fraction(&self, job: &QueuedJob) -> bool {
-        let gpu = job.request.resources.gpu.as_ref();
-        gpu.and_then(|gpu| Fraction::wanted(gpu, job.request.isolation)).is_some()
-            && self.hosts.values().any(Supply::has_fractions)
+    /// Whether a slice suffices for a job, and there are any.
+    pub fn takes_slice(&self, job: &QueuedJob) -> bool {
+        self.has_slices && fraction(&job.request).is_some()
     }
 
-    /// A placement on a fraction of a device, for a job that one suffices for, on the host where that costs least; with the
-    /// place of a device that nobody can have whole then.
+    /// Whether somebody has a share of a device of a host, which is then this customer, by its place.
+    pub fn is_shared(&self, id: HostId, places: &[u8]) -> bool {
+        let Some(supply) = self.hosts.get(&id) else { return false };
+        let devices = places.iter().filter_map(|place| supply.devices.get(usize::from(*place)));
+        devices.into_iter().any(|offered| supply.host.shared.contains_key(&offered.device.uuid))
+    }
+
+    /// A placement on a slice, for a job that one suffices for, on the host where that costs least.
+    pub fn slice(&self, job: &QueuedJob, is_kept: impl Fn(HostId) -> bool) -> Option<Placement> {
+        Some(self.cheapest(job, is_kept, slice)?.0)
+    }
+
+    /// A placement on any fraction, as [`slice`](Self::slice), for what the fleet does not see; with the place of the device
+    /// that it is a share of.
     pub fn fraction(
         &self,
         job: &QueuedJob,
         is_kept: impl Fn(HostId) -> bool,
     ) -> Option<(Placement, Vec<u8>)> {
+        self.cheapest(job, is_kept, piece)
+    }
+
+    fn cheapest(
+        &self,
+        job: &QueuedJob,
+        is_kept: impl Fn(HostId) -> bool,
+        find: Find,
+    ) -> Option<(Placement, Vec<u8>)> {
         let job = &*self.kept_apart(job);
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
-        let size = |piece: &Piece<'_>| Size { milli_gpu: piece.milli, ..job.request.resources.size() };
-        let hosts = || self.hosts.iter().filter(|(id, _)| !is_kept(**id));
         let of_model = |model: &Option<Meant>| {
-            let found = hosts().filter_map(|(id, supply)| {
-                let (piece, run_max) = piece_of(supply, job, model.as_ref())?;
-                let cost = hourly(size(&piece), supply.host.rate).ok()?;
-                Some(((failures(id), cost, *id), supply, piece, run_max))
+            let found = self.hosts.iter().filter(|(id, _)| !is_kept(**id)).filter_map(|(id, supply)| {
+                let (piece, run_max) = piece_of(supply, job, model.as_ref(), find)?;
+                Some(((failures(id), price_of(supply, job, &piece)?, *id), piece, run_max))
             });
-            let mut found: Vec<_> = found.collect();
-            found.sort_by_key(|(rank, ..)| *rank);
-            let reason = if found.len() > 1 { ChosenFor::Cheapest } else { ChosenFor::OnlyFit };
-            found.into_iter().next().map(|found| (found, reason))
+            found.min_by_key(|(rank, ..)| *rank)
         };
-        let (((_, _, id), supply, piece, run_max), reason) =
-            self.names.choices(&job.request).iter().find_map(of_model)?;
-        let host = &supply.host;
-        let placement = Placement {
+        let ((_, _, id), piece, run_max) = self.names.choices(&job.request).iter().find_map(of_model)?;
+        let place = piece.place.and_then(|place| u8::try_from(place).ok());
+        Some((self.on_piece(job, id, &piece, run_max, find), place.into_iter().collect()))
+    }
+
+    /// A placement on a fraction of a device, chosen among those that are found so.
+    fn on_piece(
+        &self,
+        job: &QueuedJob,
+        id: HostId,
+        piece: &Piece<'_>,
+        run_max: Millis,
+        find: Find,
+    ) -> Placement {
+        let host = &self.hosts[&id].host;
+        let choices = self.names.choices(&job.request);
+        let price = |supply: &Supply, job: &QueuedJob| {
+            let of_model = |model: &Option<Meant>| piece_of(supply, job, model.as_ref(), find);
+            price_of(supply, job, &choices.iter().find_map(of_model)?.0)
+        };
+        let reason = self.chosen_for(job, id, price, |supply, job| price(supply, job).is_some());
+        Placement {
             job: job.job,
             host: id,
             generation: host.generation,
-            size: size(&piece),
+            size: Size { milli_gpu: piece.milli, ..job.request.resources.size() },
             disk: job.request.resources.disk,
             devices: vec![piece.uuid.to_owned()],
             share: piece.share,
@@ -216,9 +285,7 @@ impl<'a> Market<'a> {
                 baseline: baseline(self.baselines, host, &[piece.device]),
             },
             gang: None,
-        };
-        let place = piece.place.and_then(|place| u8::try_from(place).ok());
-        Some((placement, place.into_iter().collect()))
+        }
     }
 
     pub fn occupy(&mut self, job: &QueuedJob, placement: &Placement) {
@@ -247,8 +314,9 @@ impl<'a> Market<'a> {
         }
         let job = &*self.kept_apart(job);
         let choices = self.names.choices(&job.request);
-        let suffices =
-            |supply: &Supply| choices.iter().any(|model| piece_of(supply, job, model.as_ref()).is_some());
+        let suffices = |supply: &Supply| {
+            choices.iter().any(|model| piece_of(supply, job, model.as_ref(), piece).is_some())
+        };
         if self.empty.values().any(suffices) {
             return wait("waiting_for_capacity", "every host that fits is busy".into());
         }
@@ -284,7 +352,7 @@ impl<'a> Market<'a> {
         job: &QueuedJob,
         model: Option<&Meant>,
     ) -> Option<(bool, Considered)> {
-        let part = |supply: &Supply| piece_of(supply, job, model).map(|(piece, _)| piece.milli);
+        let part = |supply: &Supply| piece_of(supply, job, model, piece).map(|(piece, _)| piece.milli);
         let empty = self.empty.get(id);
         let (now, once) = (part(supply), empty.and_then(part));
         let size = job.request.resources.size();
@@ -302,12 +370,31 @@ impl<'a> Market<'a> {
     }
 }
 
+/// How a fraction is looked for on a host.
+type Find = for<'s> fn(&'s Supply, &QueuedJob, Option<&Meant>) -> Option<Piece<'s>>;
+
 /// A fraction of a host's devices that suffices for a job, with the longest run that it pays for.
-fn piece_of<'s>(supply: &'s Supply, job: &QueuedJob, model: Option<&Meant>) -> Option<(Piece<'s>, Millis)> {
-    let piece = piece(supply, job, model)?;
-    let priced = supply.priced(piece.milli);
-    let run_max = run_max(job, priced.host.rate)?;
-    lack_beside_gpus(&priced, job).is_none().then_some((piece, run_max))
+fn piece_of<'s>(
+    supply: &'s Supply,
+    job: &QueuedJob,
+    model: Option<&Meant>,
+    find: Find,
+) -> Option<(Piece<'s>, Millis)> {
+    let piece = find(supply, job, model)?;
+    let run_max = pays_for(supply, job, &piece)?;
+    Some((piece, run_max))
+}
+
+/// The longest run that a job pays for on a piece of a host that has everything else for it.
+fn pays_for(supply: &Supply, job: &QueuedJob, piece: &Piece<'_>) -> Option<Millis> {
+    let rate = supply.host.rate.for_part(piece.milli);
+    lack_beside_gpus(supply, job, rate).map_or_else(|| run_max(job, rate), |_| None)
+}
+
+/// What an hour of a piece costs.
+fn price_of(supply: &Supply, job: &QueuedJob, piece: &Piece<'_>) -> Option<MicroUsd> {
+    let size = Size { milli_gpu: piece.milli, ..job.request.resources.size() };
+    hourly(size, supply.host.rate).ok()
 }
 
 /// Whether a job could be on a host now, and pay for it.

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use nave_scheduler::fleet::{DEVICE_MILLI, Fleet, Gpus, Handle, Host, Request};
+use nave_scheduler::fleet::{DEVICE_MILLI, Fleet, Gpus, Guest, Handle, Host, Request};
 use proptest::prelude::*;
 
 use super::{GIB, GPU_HOUR, demand, host};
 
 #[derive(Debug, Clone)]
 enum Event {
-    Come(Request),
+    /// Of somebody, or of nobody in particular.
+    Come(Request, Option<u32>),
     End(usize),
     Join(Host),
     Lose(usize),
@@ -41,7 +42,7 @@ fn hosts() -> impl Strategy<Value = Host> {
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let event = prop_oneof![
-        8 => requests().prop_map(Event::Come),
+        8 => (requests(), prop::option::of(0_u32..3)).prop_map(|(request, owner)| Event::Come(request, owner)),
         4 => any::<usize>().prop_map(Event::End),
         2 => hosts().prop_map(Event::Join),
         1 => any::<usize>().prop_map(Event::Lose),
@@ -59,12 +60,15 @@ struct Left {
     milli_cpu: u32,
     memory_mib: u32,
     devices: Vec<(u16, u32)>,
+    /// Whose each device is that guests share, and the size of its shares.
+    shared: Vec<Option<(u32, u16, u32)>>,
 }
 
 impl Left {
     fn of(host: Host) -> Self {
-        let devices = host.vram_mib.iter().map(|vram| (DEVICE_MILLI, *vram)).collect();
-        Self { open: true, milli_cpu: host.milli_cpu, memory_mib: host.memory_mib, devices, host }
+        let devices: Vec<_> = host.vram_mib.iter().map(|vram| (DEVICE_MILLI, *vram)).collect();
+        let shared = vec![None; devices.len()];
+        Self { open: true, milli_cpu: host.milli_cpu, memory_mib: host.memory_mib, devices, shared, host }
     }
 
     fn part(&self, request: &Request, device: usize) -> (u16, u32) {
@@ -75,10 +79,20 @@ impl Left {
         }
     }
 
-    fn fits(&self, request: &Request) -> bool {
-        let untouched = |(at, (milli, vram)): (usize, &(u16, u32))| {
-            *milli == DEVICE_MILLI && *vram == self.host.vram_mib[at]
+    fn is_untouched(&self, device: usize) -> bool {
+        self.devices[device] == (DEVICE_MILLI, self.host.vram_mib[device])
+    }
+
+    fn has_share(&self, device: usize, milli: u16, vram_mib: u32, owner: Option<u32>) -> bool {
+        let (time, vram) = self.devices[device];
+        let is_own = match owner {
+            None => self.shared[device].is_none(),
+            Some(owner) => self.shared[device] == Some((owner, milli, vram_mib)) || self.is_untouched(device),
         };
+        is_own && time >= milli && vram >= vram_mib
+    }
+
+    fn fits(&self, request: &Request, owner: Option<u32>) -> bool {
         self.open
             && request.classes >> self.host.class & 1 == 1
             && self.milli_cpu >= request.milli_cpu
@@ -86,21 +100,29 @@ impl Left {
             && match request.gpus {
                 Gpus::None => true,
                 Gpus::Share { milli, vram_mib } => {
-                    self.devices.iter().any(|(time, vram)| *time >= milli && *vram >= vram_mib)
+                    (0..self.devices.len()).any(|device| self.has_share(device, milli, vram_mib, owner))
                 }
                 Gpus::Whole { count, vram_mib } => {
-                    let devices = self.devices.iter().enumerate();
-                    let large = devices.filter(|device| untouched(*device) && device.1.1 >= vram_mib);
+                    let devices = 0..self.devices.len();
+                    let large = devices
+                        .filter(|device| self.is_untouched(*device) && self.devices[*device].1 >= vram_mib);
                     large.count() >= usize::from(count)
                 }
             }
     }
 
-    fn take(&mut self, request: &Request, devices: &[u8]) {
+    fn take(&mut self, request: &Request, devices: &[u8], owner: Option<u32>) {
         self.milli_cpu = self.milli_cpu.checked_sub(request.milli_cpu).expect("CPU is sold once");
         self.memory_mib = self.memory_mib.checked_sub(request.memory_mib).expect("memory is sold once");
         for device in devices.iter().map(|device| usize::from(*device)) {
             let (milli, vram) = self.part(request, device);
+            if let (Gpus::Share { .. }, Some(owner)) = (request.gpus, owner) {
+                assert!(
+                    self.has_share(device, milli, vram, Some(owner)),
+                    "strangers or two sizes on a device"
+                );
+                self.shared[device] = Some((owner, milli, vram));
+            }
             let left = &mut self.devices[device];
             left.0 = left.0.checked_sub(milli).expect("time of a device is sold once");
             left.1 = left.1.checked_sub(vram).expect("memory of a device is sold once");
@@ -114,6 +136,7 @@ impl Left {
             let (milli, vram) = self.part(request, device);
             self.devices[device].0 += milli;
             self.devices[device].1 += vram;
+            self.shared[device] = self.shared[device].filter(|_| !self.is_untouched(device));
         }
     }
 }
@@ -127,20 +150,23 @@ struct World {
 }
 
 impl World {
-    fn come(&mut self, request: Request) {
+    fn come(&mut self, request: Request, owner: Option<u32>) {
         self.came.push(request);
+        let guest = owner.map_or(0, |owner| self.fleet.invite(Guest { owner, ..Guest::default() }));
+        let request = Request { guest, ..request };
         let choice = self.fleet.decide(&request);
         // What it remembers is what it would find out anew.
         let mut anew = self.fleet.clone();
         anew.set_worth(0, GPU_HOUR);
         assert_eq!(choice, anew.decide(&request));
         let Some(choice) = choice else {
-            assert!(!self.left.values().any(|left| left.fits(&request)), "{request:?} fits and was refused");
+            let fits = |left: &Left| left.fits(&request, owner);
+            assert!(!self.left.values().any(fits), "{request:?} of {owner:?} fits and was refused");
             return;
         };
         let left = self.left.get_mut(&choice.host).expect("a host that is there");
-        assert!(left.fits(&request));
-        left.take(&request, &choice.devices);
+        assert!(left.fits(&request, owner));
+        left.take(&request, &choice.devices, owner);
         assert!(self.fleet.place(choice.host, &request, &choice.devices));
         self.placed.push((choice.host, request, choice.devices));
     }
@@ -151,7 +177,7 @@ impl World {
 
     fn apply(&mut self, event: Event) {
         match event {
-            Event::Come(request) => self.come(request),
+            Event::Come(request, owner) => self.come(request, owner),
             Event::End(at) if !self.placed.is_empty() => {
                 let (host, request, devices) = self.placed.swap_remove(at % self.placed.len());
                 self.fleet.release(host, &request, &devices);

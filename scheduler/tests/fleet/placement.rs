@@ -1,4 +1,4 @@
-use nave_scheduler::fleet::{Gpus, Host, Rate, Request};
+use nave_scheduler::fleet::{Fleet, Gpus, Guest, Host, Rate, Request, Wish};
 
 use super::{GIB, GPU_HOUR, cpu, demand, fleet, host, put, share, whole};
 
@@ -158,4 +158,59 @@ fn hosts_that_are_too_large_are_refused() {
     assert!(fleet.insert(Host { vram_mib: vec![0; 17], ..host(1) }).is_none());
     assert!(fleet.insert(Host { class: 64, ..host(1) }).is_none());
     assert!(fleet.insert(Host { zone: 64, ..host(1) }).is_none());
+}
+
+fn of(fleet: &mut Fleet, owner: u32, request: Request) -> Request {
+    Request { guest: fleet.invite(Guest { owner, ..Guest::default() }), ..request }
+}
+
+#[test]
+fn a_share_goes_beside_those_of_its_owner_even_where_another_host_is_cheaper() {
+    let dear = Host { rate: Rate { gpu_hour: GPU_HOUR * 3 / 2, ..host(1).rate }, ..host(1) };
+    let (mut fleet, handles) = fleet([dear, host(1)]);
+    fleet.learn(&demand(&[whole(1), share(250)]));
+    let (ada, eve) = (of(&mut fleet, 1, share(250)), of(&mut fleet, 2, share(250)));
+    assert!(fleet.place(handles[0], &ada, &[0]));
+    assert_eq!(fleet.decide(&ada).expect("a place").host, handles[0]);
+    assert_eq!(fleet.decide(&eve).expect("a place").host, handles[1]);
+}
+
+#[test]
+fn a_device_that_somebody_shares_is_nobody_elses_until_the_last_share_ends() {
+    let (mut fleet, handles) = fleet([host(1)]);
+    let (ada, eve) = (of(&mut fleet, 1, share(250)), of(&mut fleet, 2, share(250)));
+    let other_size = of(&mut fleet, 1, share(300));
+    assert!(fleet.place(handles[0], &ada, &[0]) && fleet.place(handles[0], &ada, &[0]));
+    fleet.release(handles[0], &ada, &[0]);
+    for request in [eve, other_size, share(250), whole(1)] {
+        assert!(fleet.decide(&request).is_none() && !fleet.place(handles[0], &request, &[0]));
+    }
+    fleet.release(handles[0], &ada, &[0]);
+    assert!(fleet.decide(&eve).is_some() && fleet.decide(&whole(1)).is_some());
+}
+
+#[test]
+fn the_host_is_chosen_whose_rest_is_worth_least_when_a_device_is_shared() {
+    let class = |class, gpu_hour| Host { class, rate: Rate { gpu_hour, ..host(1).rate }, ..host(1) };
+    let (mut fleet, handles) = fleet([class(1, GPU_HOUR), class(0, GPU_HOUR * 11 / 10)]);
+    fleet.set_worth(1, GPU_HOUR * 2);
+    fleet.learn(&demand(&[whole(1), share(250)]));
+    let ada = of(&mut fleet, 1, share(250));
+    assert_eq!(fleet.decide(&ada).expect("a place").host, handles[1]);
+}
+
+#[test]
+fn where_no_share_is_free_what_is_wished_instead_is_taken() {
+    let (mut fleet, handles) = fleet([host(1), host(1)]);
+    let whole_of = |device| Wish { masks: vec![0, 1], gpus: Some(device), otherwise: 0 };
+    let instead = fleet.wish(whole_of(whole(1).gpus));
+    let wish = fleet.wish(Wish { masks: vec![1, 0], gpus: Some(share(250).gpus), otherwise: instead });
+    let request = Request { wish, ..of(&mut fleet, 1, share(250)) };
+    let first = fleet.decide(&request).expect("a share");
+    assert_eq!((first.host, first.request.gpus), (handles[0], share(250).gpus));
+    assert!(fleet.place(handles[0], &whole(1), &[0]));
+    let second = fleet.decide(&request).expect("a device");
+    assert_eq!((second.host, second.request.gpus), (handles[1], whole(1).gpus));
+    assert!(fleet.place(second.host, &second.request, &second.devices));
+    assert!(fleet.decide(&request).is_none());
 }

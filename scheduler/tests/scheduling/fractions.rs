@@ -265,6 +265,81 @@ fn a_quote_says_what_the_fraction_would_cost_elsewhere() {
     );
 }
 
+#[test]
+fn members_of_a_gang_share_a_device_or_all_of_them_wait() {
+    let gang = || -> Vec<QueuedJob> {
+        let member = |number| {
+            let mut job = share_job(number, 1, 250, 8);
+            job.gang = Some(job_id(1));
+            (job.request.group, job.request.gang) = (Some("g".into()), Some(4));
+            job
+        };
+        (1..5).map(member).collect()
+    };
+    let placements = placed(gang(), vec![sharing_host(&[80])]);
+    assert_eq!(devices(&placements), ["GPU-0"; 4]);
+    assert!(placements.iter().all(|placement| placement.gang == Some(job_id(1))));
+    let mut larger = gang();
+    larger.iter_mut().for_each(|job| job.request.resources.gpu.as_mut().expect("a GPU").share = Some(300));
+    assert_eq!(placed(larger, vec![sharing_host(&[80])]), []);
+}
+
+#[test]
+fn a_slice_is_given_rather_than_a_device_and_its_cores_to_whoever_has_waited_for_longer() {
+    let hosts = || vec![gpu_host(&[80]), cut_host(&[(250, 20)])];
+    assert_eq!(devices(&placed(vec![share_job(1, 1, 250, 8)], hosts())), ["MIG-0"]);
+    let mut older = crate::supply::job(2);
+    older.request.resources.milli_cpu.0 = 8_000;
+    older.queued = Millis(1_000);
+    let placements = placed(vec![share_job(1, 1, 250, 8), older], vec![cut_host(&[(250, 20)])]);
+    assert_eq!(placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(2)]);
+}
+
+#[test]
+fn a_share_that_is_too_dear_on_one_host_is_had_on_another() {
+    let mut dear = sharing_host(&[80]);
+    dear.rate.gpu_hour.0 *= 1_000;
+    let mut job = share_job(1, 1, 250, 8);
+    (job.left, job.request.limits.run_ms) = (MicroUsd(900), Millis(3_600_000));
+    let beside = Shared {
+        tenant: customer_id(1),
+        fraction: Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) },
+        count: 1,
+    };
+    dear.shared = BTreeMap::from([("GPU-0".to_owned(), beside)]);
+    let placements = placed(vec![job], vec![dear, sharing_host(&[80])]);
+    assert_eq!(placements.iter().map(|placement| placement.host).collect::<Vec<_>>(), [host_id(2)]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn no_young_job_shares_a_device_that_an_older_one_waits_for(
+        wishes in proptest::collection::vec((1..4_u128, 50..1_000_u16, 1..60_i64, any::<bool>(), 0..200_000_i64), 1..16),
+        counts in proptest::collection::vec(1..4_usize, 1..3),
+    ) {
+        let jobs: Vec<QueuedJob> = (1..).zip(&wishes).map(|(number, (customer, milli, gib, whole, queued))| {
+            let mut job = share_job(number, *customer, *milli, *gib);
+            if *whole { job.request.resources.gpu.as_mut().expect("a GPU").share = None; }
+            job.queued = Millis(*queued);
+            job
+        }).collect();
+        let since = |id| jobs.iter().find(|job| job.job == id).map(|job| (-job.queued.0, job.job)).expect("a job");
+        let hosts = || counts.iter().map(|count| sharing_host(&vec![80; *count])).collect();
+        let plan = plan(&snapshot(jobs.clone(), hosts()));
+        let mut first: BTreeMap<(HostId, &str), _> = BTreeMap::new();
+        for placement in plan.placements.iter().filter(|placement| placement.share.is_some()) {
+            let oldest = first.entry((placement.host, &*placement.devices[0])).or_insert(since(placement.job));
+            *oldest = since(placement.job).min(*oldest);
+        }
+        let waits = |job: &&QueuedJob| plan.waiting.iter().any(|(id, _)| *id == job.job);
+        for job in jobs.iter().filter(waits).filter(|job| job.request.resources.gpu.as_ref().expect("a GPU").share.is_none()) {
+            prop_assert!(first.values().all(|first| *first < since(job.job)), "{:?} waits", job.job);
+        }
+        prop_assert_eq!(placed(jobs.clone(), hosts()), plan.placements);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
