@@ -8,6 +8,7 @@ mod jobs;
 mod mesh;
 mod quotes;
 mod replicas;
+mod shares;
 #[path = "../support/mod.rs"]
 mod support;
 mod tenants;
