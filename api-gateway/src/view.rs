@@ -90,7 +90,7 @@ fn attempt(row: &AttemptRow) -> Result<Attempt, Overflow> {
         reason: row.grounds.reason,
         hourly: rate::hourly(row.size, row.rate)?,
         baseline: row.grounds.baseline,
-        saving: saving(row.grounds.baseline, row.rate),
+        saving: rate::saving(row.grounds.baseline, row.size, row.rate),
         placed_at: row.placed_at,
         started_at: row.started_at,
         ended_at: row.ended_at,
@@ -111,11 +111,6 @@ pub(crate) fn metered(row: AttemptRow) -> Result<Metered, Overflow> {
         runtime: row.inventory.as_ref().map_or("unknown", |inventory| runtime(&inventory.runtime)).to_owned(),
         trust: row.grounds.trust,
     })
-}
-
-/// How much cheaper an hour of one GPU is than the baseline.
-pub(crate) fn saving(baseline: Option<MicroUsd>, rate: rate::Rate) -> Option<MicroUsd> {
-    baseline.and_then(|baseline| baseline.minus(rate.gpu_hour).ok())
 }
 
 /// Why a host takes no jobs.

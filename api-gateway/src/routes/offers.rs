@@ -10,10 +10,10 @@ use std::{
 use axum::{Json, extract::State, http::StatusCode};
 use nave_domain::{
     Bytes, CustomerId, MicroUsd, MilliCpu,
-    fraction::Fraction,
+    fraction::{Fraction, WHOLE},
     host::{Device, HostState, Inventory, Trust},
     job::{GpuRequest, Isolation, JobRequest, TermWish},
-    rate::Rate,
+    rate::{self, Rate, Size},
     wish::{Region, Terms, unmet},
 };
 use nave_sdk::wire::rest::{Capacity, DeviceGroup, Offer, OfferedFraction};
@@ -257,6 +257,7 @@ fn offer(
     }
     let class = devices.as_ref().and_then(|group| group.class.as_deref());
     let baseline = class.and_then(|class| baselines.of(class, host.region.as_ref()));
+    let saving = rate::saving(baseline, gpu_share(inventory), host.rate);
     Some(Offer {
         host: host.host,
         host_name: host.name.clone(),
@@ -268,16 +269,29 @@ fn offer(
         isolation: if parts.is_empty() { Isolation::Host } else { Isolation::Device },
         trust: host.trust,
         baseline,
-        saving: view::saving(baseline, host.rate),
+        saving,
         runtime: view::runtime(&inventory.runtime).to_owned(),
         devices,
-        fraction: part.map(|part| fraction(part, host.rate, baseline)),
+        fraction: part.map(|part| fraction(part, host.rate, baseline, saving)),
     })
 }
 
-fn fraction(part: Part, rate: Rate, baseline: Option<MicroUsd>) -> OfferedFraction {
+/// What comes with one GPU where jobs share a host evenly, as they share a cloud's machine.
+fn gpu_share(inventory: &Inventory) -> Size {
+    let gpus = i64::try_from(inventory.devices.len().max(1)).unwrap_or(i64::MAX);
+    Size {
+        milli_gpu: WHOLE,
+        milli_cpu: MilliCpu(inventory.milli_cpu.0 / gpus),
+        memory: Bytes(inventory.memory.0 / gpus),
+    }
+}
+
+fn fraction(part: Part, rate: Rate, baseline: Option<MicroUsd>, saving: Option<MicroUsd>) -> OfferedFraction {
     let rate = rate.for_part(part.paid);
-    let clouds = baseline.map(|gpu_hour| Rate { gpu_hour, ..Rate::default() }.for_part(part.paid).gpu_hour);
+    let clouds = |gpu_hour: MicroUsd| Rate { gpu_hour, ..Rate::default() }.for_part(part.paid).gpu_hour;
+    // Rounded down, below zero, too.
+    let saved =
+        |saving: MicroUsd| (i128::from(saving.0) * i128::from(part.paid.0)).div_euclid(i128::from(WHOLE.0));
     OfferedFraction {
         profile: part.profile,
         share: part.fraction.milli,
@@ -286,8 +300,8 @@ fn fraction(part: Part, rate: Rate, baseline: Option<MicroUsd>) -> OfferedFracti
         free: part.free,
         total: part.total,
         gpu_hour: rate.gpu_hour,
-        baseline: clouds,
-        saving: view::saving(clouds, rate),
+        baseline: baseline.map(clouds),
+        saving: saving.and_then(|saving| i64::try_from(saved(saving)).ok().map(MicroUsd)),
     }
 }
 

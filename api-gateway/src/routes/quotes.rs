@@ -23,7 +23,6 @@ use crate::{
     caller::{Caller, JobsRead, JobsWrite},
     error::ApiError,
     extract::{self, Nothing, Path, Query},
-    view,
 };
 
 /// Longest wait for the scheduler's answer.
@@ -173,6 +172,6 @@ fn place(
         hourly: rate::hourly(placement.size, placement.rate)?,
         run_ms_max: placement.run_max,
         baseline: placement.grounds.baseline,
-        saving: view::saving(placement.grounds.baseline, placement.rate),
+        saving: rate::saving(placement.grounds.baseline, placement.size, placement.rate),
     })
 }

@@ -1,9 +1,11 @@
 //! Quotes: asked for here, answered by whoever schedules, used by a job.
 
-use nave_domain::{HostId, JobId, MicroUsd, host::Trust, job::JobState, lease::ChosenFor, region::Area};
+use nave_domain::{
+    HostId, JobId, MicroUsd, MilliGpu, host::Trust, job::JobState, lease::ChosenFor, rate::Size, region::Area,
+};
 use nave_sdk::wire::{
     quote::{Quote, QuoteState},
-    rest::Job,
+    rest::{Job, Receipt},
 };
 use nave_store::{BaselineRow, BaselineSource, Considered, Grounds, Placement, QuoteAnswer, Store};
 use reqwest::RequestBuilder;
@@ -31,7 +33,7 @@ fn scheduler(store: Store, host: Option<HostId>) -> JoinHandle<()> {
                         job: JobId(asked.quote.0),
                         host,
                         generation: supply.generation,
-                        size: asked.request.resources.size(),
+                        size: Size { milli_gpu: MilliGpu(1_000), ..asked.request.resources.size() },
                         disk: asked.request.resources.disk,
                         devices: Vec::new(),
                         share: None,
@@ -73,8 +75,10 @@ async fn a_quote_is_held_at_its_price_and_a_job_takes_its_place() {
     let quote: Quote = read(ask(&market, &key, &wish()).send().await.expect("an answer")).await;
     let place = quote.place.clone().expect("a place");
     assert_eq!((quote.state, place.host, place.host_name.as_str()), (QuoteState::Held, host.id, "alpha"));
-    assert_eq!((place.rate, place.hourly, place.reason), (RATE, MicroUsd(36_000_000), ChosenFor::Cheapest));
-    assert_eq!((place.baseline, place.saving), (Some(MicroUsd(2_500_000)), Some(MicroUsd(500_000))));
+    assert_eq!((place.rate, place.hourly, place.reason), (RATE, MicroUsd(38_000_000), ChosenFor::Cheapest));
+    // Its GPU is cheaper than in clouds, and its core so dear that nothing is saved.
+    let dearer = Some(MicroUsd(-35_500_000));
+    assert_eq!((place.baseline, place.saving), (Some(MicroUsd(2_500_000)), dearer));
     assert_eq!(
         (quote.considered[0].host_name.as_str(), quote.considered[0].code.as_str()),
         ("alpha", "busy")
@@ -87,10 +91,9 @@ async fn a_quote_is_held_at_its_price_and_a_job_takes_its_place() {
     let on_quote = json!({ "argv": ["echo"], "max_spend": 1_000_000, "quote": quote.quote });
     let job: Job = read(market.submission(&fresh("key"), &on_quote).send().await.expect("an answer")).await;
     assert_eq!((job.state, job.attempts[0].host), (JobState::Placed, host.id));
-    assert_eq!(
-        (job.attempts[0].reason, job.attempts[0].saving),
-        (ChosenFor::Quoted, Some(MicroUsd(500_000)))
-    );
+    assert_eq!((job.attempts[0].reason, job.attempts[0].saving), (ChosenFor::Quoted, dearer));
+    let receipt: Receipt = market.fetch(&format!("/v1/jobs/{}/receipt", job.job)).await;
+    assert_eq!(receipt.attempts[0].attempt.saving, dearer);
     let used: Quote = market.fetch(&format!("/v1/quotes/{}", quote.quote)).await;
     assert_eq!((used.state, used.job), (QuoteState::Used, Some(job.job)));
     refused(market.submission(&fresh("key"), &on_quote), 409, "quote_used").await;

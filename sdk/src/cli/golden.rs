@@ -198,20 +198,20 @@ pub fn offers() -> Vec<Offer> {
         let mut offer = json!({
             "host": id("host", 1), "host_name": "local-1", "runtime": "docker", "rate": rate, "trust": "verified",
             "free": capacity(json!({ "H100": 0 }), 500, 1_073_741_824), "region": "eu", "term": "on_demand",
-            "total": capacity(json!({ "H100": 1 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 490_000,
+            "total": capacity(json!({ "H100": 1 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 451_000,
             "devices": { "model": "H100", "class": "h100", "vram": 85_899_345_920_i64, "free": 0, "total": 1 },
             "isolation": "device"
         });
         offer["fraction"] = json!({
             "profile": profile, "share": share, "vram": gib << 30, "paid": paid, "free": 3, "total": 4,
-            "gpu_hour": 2_000 * paid, "baseline": 2_490 * paid, "saving": 490 * paid
+            "gpu_hour": 2_000 * paid, "baseline": 2_490 * paid, "saving": 451 * paid
         });
         offer
     };
     sample(json!([part(Value::Null, 250, 8, 250), part(json!("1g.10gb"), 142, 10, 142), {
         "host": id("host", 1), "host_name": "local-1", "runtime": "docker", "rate": rate, "trust": "verified",
         "free": capacity(json!({ "H100": 1 }), 500, 1_073_741_824), "region": "eu", "term": "spot",
-        "total": capacity(json!({ "H100": 2 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 490_000,
+        "total": capacity(json!({ "H100": 2 }), 1_500, 3_221_225_472), "baseline": 2_490_000, "saving": 470_500,
         "devices": { "model": "H100", "class": "h100", "vram": 85_899_345_920_i64, "free": 1, "total": 2 },
         "isolation": "device"
     }, {
@@ -245,7 +245,7 @@ pub fn quote() -> Quote {
             "reason": "cheapest", "devices": ["GPU-1"], "run_ms_max": 3_600_000, "hourly": 2_023_000,
             "size": { "milli_gpu": 1_000, "milli_cpu": 1_000, "memory": 1_073_741_824 },
             "rate": { "gpu_hour": 2_000_000, "vcpu_hour": 20_000, "gib_hour": 3_000 },
-            "baseline": 2_490_000, "saving": 490_000
+            "baseline": 2_490_000, "saving": 467_000
         },
         "considered": [
             { "host": id("host", 2), "host_name": "gpu-2", "hourly": 2_100_000, "code": "not_better" },
@@ -278,7 +278,7 @@ pub fn receipt() -> Receipt {
         if number == 2 {
             attempt["reason"] = json!("failed_elsewhere");
             attempt["baseline"] = json!(2_490_000);
-            attempt["saving"] = json!(490_000);
+            attempt["saving"] = json!(478_500);
         }
         attempt["attempt"] = json!(number);
         attempt["charged"] = json!(if number == 1 { 0 } else { 123 });

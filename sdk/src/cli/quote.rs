@@ -11,6 +11,7 @@ use super::{
     args::QuoteArgs,
     failure::{Failure, exit},
     lists::answer,
+    receipt::than,
     run,
     show::{cores, word},
     table::{clean, table},
@@ -92,8 +93,8 @@ fn lines(place: &QuotedPlace) -> String {
         ("longest", Millis(place.run_ms_max.0).to_string()),
     ];
     if let (Some(baseline), Some(saving)) = (place.baseline, place.saving) {
-        let rate = place.rate.gpu_hour;
-        lines.push(("saving", format!("{saving} a GPU-hour: {rate} here, {baseline} in clouds")));
+        let more = than(saving, "more", "less");
+        lines.push(("clouds", format!("{baseline} a GPU-hour, {more} than here with cores and memory")));
     }
     let mut text = String::new();
     for (name, value) in lines.into_iter().filter(|(_, value)| !value.is_empty()) {

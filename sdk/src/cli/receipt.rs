@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use nave_domain::{
+    MicroUsd,
     host::Device,
     rate::{Rate, Size},
 };
@@ -65,7 +66,12 @@ fn attempt(metered: &Metered) -> String {
 
 fn baseline(attempt: &Attempt) -> Option<(&'static str, String)> {
     let (baseline, saving) = attempt.baseline.zip(attempt.saving)?;
-    Some(("clouds", format!("{baseline} per GPU-hour, {saving} more than here")))
+    Some(("clouds", format!("{baseline} per GPU-hour, {} than here", than(saving, "more", "less"))))
+}
+
+/// A difference in words.
+pub fn than(difference: MicroUsd, more: &str, less: &str) -> String {
+    format!("{} {}", MicroUsd(difference.0.saturating_abs()), if difference.0 < 0 { less } else { more })
 }
 
 fn devices(uuids: &[String]) -> String {
@@ -120,6 +126,13 @@ mod tests {
     #[test]
     fn a_receipt_names_every_attempt_every_posting_and_what_to_know_about_trust() {
         golden::check("receipt.txt", &receipt(&golden::receipt()));
+    }
+
+    #[test]
+    fn an_attempt_that_cost_more_than_clouds_ask_says_so() {
+        let mut dear = golden::receipt();
+        dear.attempts[1].attempt.saving = Some(MicroUsd(-100_000));
+        assert!(receipt(&dear).contains("$2.490000 per GPU-hour, $0.100000 less than here"));
     }
 
     #[test]

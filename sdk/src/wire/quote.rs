@@ -153,7 +153,7 @@ pub struct QuotedPlace {
     pub run_ms_max: Millis,
     /// What clouds ask for an hour of one of the GPUs; absent where nobody knows.
     pub baseline: Option<MicroUsd>,
-    /// How much cheaper an hour of one of the GPUs is; negative where it is dearer.
+    /// How much cheaper an hour of one of the GPUs is with the job's cores and memory; negative where it is dearer.
     pub saving: Option<MicroUsd>,
 }
 

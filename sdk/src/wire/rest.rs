@@ -130,7 +130,8 @@ pub struct Attempt {
     /// What clouds asked for an hour of one of its GPUs then; absent where nobody knows.
     #[serde(default)]
     pub baseline: Option<MicroUsd>,
-    /// How much cheaper an hour of one of its GPUs was; negative where it was dearer.
+    /// How much cheaper an hour of one of its GPUs was with the cores and memory it had; negative where it was
+    /// dearer.
     #[serde(default)]
     pub saving: Option<MicroUsd>,
     /// When the scheduler chose the host.
@@ -295,7 +296,8 @@ pub struct Offer {
     /// What clouds ask for an hour of one of the GPUs; absent where nobody knows.
     #[serde(default)]
     pub baseline: Option<MicroUsd>,
-    /// How much cheaper an hour of one of the GPUs is here; negative where it is dearer.
+    /// How much cheaper an hour of one of the GPUs is here with its part of all cores and memory; negative where it
+    /// is dearer.
     #[serde(default)]
     pub saving: Option<MicroUsd>,
     /// `docker` or `simulated`.
@@ -320,7 +322,7 @@ pub struct OfferedFraction {
     pub gpu_hour: MicroUsd,
     /// What clouds ask for as much of a GPU; absent where nobody knows.
     pub baseline: Option<MicroUsd>,
-    /// How much cheaper it is here; negative where it is dearer.
+    /// How much cheaper it is here with its part of all cores and memory; negative where it is dearer.
     pub saving: Option<MicroUsd>,
 }
 
