@@ -154,7 +154,7 @@ async fn shares_are_listed_for_who_asks_for_their_size_with_their_price_and_what
         // Three eighths of what a GPU saves, with its third of the cores, which are dear.
         saving: Some(MicroUsd(-94_976_000 * 375 / 1_000)),
     };
-    assert_eq!(parts(&market, &query).await, [listed.clone()], "its memory is more of it than its computing");
+    assert_eq!(parts(&market, &query).await, [listed], "its memory is more of it than its computing");
     let [whole] = found(&market, "").await.try_into().expect("what a job that accepts no share could have");
     assert_eq!(whole.saving, Some(MicroUsd(3_000_000 - 2_000_000 - 36_000 * 2_666)));
     assert_eq!((whole.fraction, whole.devices.expect("GPUs").free), (None, 2 + 1));
