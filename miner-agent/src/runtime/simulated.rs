@@ -5,6 +5,8 @@
 //! `NAVE_SIM_OUT` the text of its one result file, `simulated.txt` (none), and
 //! `NAVE_SIM_VRAM` the bytes that it holds of its share of a device (none).
 //! What runs is written down, so a restarted agent finds it again.
+//!
+//! A host forges where there is a file `forged.txt` in its directory: that is the result of every job with one then.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -193,6 +195,7 @@ impl Simulated {
         let Some(text) = result else {
             return Ok(None);
         };
+        let text = fs::read_to_string(self.dir.join("forged.txt")).unwrap_or(text);
         let work = self.dir.join(lease.to_string());
         fs::create_dir_all(work.join("out")).with_context(|| format!("create {}", work.display()))?;
         fs::write(work.join("out/simulated.txt"), text).context("write the simulated result")?;
