@@ -255,7 +255,10 @@ async fn what_a_cloud_had_quoted_is_kept_with_the_launch() {
             fault: None,
         };
         market.store.machine_note(&launch).await.expect("noted");
-        assert_eq!(market.store.machine_attempts(None, 1).await.expect("attempts"), [launch.clone()]);
+        assert_eq!(
+            market.store.machine_attempts(None, 1).await.expect("attempts"),
+            std::slice::from_ref(&launch)
+        );
         let long = MachineAttempt { quoted: Some(("x".repeat(8_193), Timestamp(4))), ..launch };
         assert!(market.store.machine_note(&long).await.is_err(), "more is kept than is of use");
     })
