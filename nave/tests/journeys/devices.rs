@@ -100,7 +100,7 @@ fn local_hosts_with_simulated_gpus_become_ready_and_keep_them() {
 
 #[test]
 fn a_gpu_in_slices_is_proven_slice_by_slice_and_goes_to_jobs_that_take_what_nobody_can_rate() {
-    let slice = |number: usize| json!({"uuid": format!("SIM-cut-{number}"), "profile": "1g.256mb", "milli": 250, "vram": 1 << 28});
+    let slice = |number: usize| json!({"uuid": format!("SIM-slice-{number}"), "profile": "1g.256mb", "milli": 250, "vram": 1 << 28});
     let slices: Vec<Value> = (0..4).map(slice).collect();
     let arguments = [&["--simulated-devices", "1"], &ENFORCED[..]].concat();
     let market = Market::simulated_after(&arguments, |data| {
@@ -116,6 +116,6 @@ fn a_gpu_in_slices_is_proven_slice_by_slice_and_goes_to_jobs_that_take_what_nobo
     let done = market.await_final(&job);
     assert_eq!(done["state"], "succeeded", "{done}");
     let receipt = succeed(&mut market.nave(&["receipt", &job]));
-    assert!(receipt.contains("SIM-cut-0 (simulated)"), "{receipt}");
+    assert!(receipt.contains("SIM-slice-0 (simulated)"), "{receipt}");
     assert_eq!(market.job(&waits)["state"], "queued", "nobody sells it a slice as verified");
 }
