@@ -111,6 +111,45 @@ fn wishful(lists: u128) -> Snapshot {
     Snapshot { hosts, jobs: (0..JOBS).map(wishful).collect(), ..snapshot(1_000) }
 }
 
+/// 10,000 hosts with 80,000 GPUs of 20 models, of which three in eight are free and half may be shared; and jobs of 50 customers
+/// for cores, shares, and one to eight GPUs.
+fn mixed() -> Snapshot {
+    let gpu_host = |n: u128| {
+        let device = |at: u128| Device {
+            uuid: format!("GPU-{n}-{at}"),
+            model: format!("NVIDIA M{}", n % 20),
+            vram: Bytes(80 * Bytes::GIB),
+            driver: "1".into(),
+            simulated: false,
+            division: if n.is_multiple_of(2) { Division::Shares } else { Division::Whole },
+        };
+        let mut host = host(n);
+        host.rate.gpu_hour =
+            MicroUsd(1_000_000 + 1_000 * i64::try_from(n * 7 % 1_009).expect("a small number"));
+        host.inventory.devices = (0..8).map(device).collect();
+        host.inventory.milli_cpu = MilliCpu(64_000);
+        host.devices_used = (0..(n * 5 + n / 7) % 9).map(|at| format!("GPU-{n}-{at}")).collect();
+        (HostId(Uuid::from_u128(n)), host)
+    };
+    let mixed = |n: u128| {
+        let mut job = job(n, i64::try_from(1_000 * (1 + n % 4)).expect("a small number"));
+        job.customer = CustomerId(Uuid::from_u128(n % 50));
+        let (count, share) =
+            [(0, 0), (1, 250), (1, 500), (1, 125), (1, 0), (1, 0), (2, 0), (4, 0), (8, 0)][(n % 9) as usize];
+        let models = if n.is_multiple_of(5) {
+            vec![format!("M{}", n % 20), format!("M{}", n % 7)]
+        } else {
+            Vec::new()
+        };
+        let share = (share > 0).then_some(share);
+        let gpu = GpuRequest { count, share, models, ..GpuRequest::default() };
+        job.request.resources.gpu = (count > 0).then_some(gpu);
+        job
+    };
+    let hosts = (0..10_000).map(gpu_host).collect();
+    Snapshot { hosts, jobs: (0..JOBS).map(mixed).collect(), ..snapshot(1_000) }
+}
+
 /// The floor: CPU, memory and disk of the first host that has enough.
 fn first_fit(snapshot: &Snapshot) -> usize {
     let mut hosts = snapshot.hosts.clone();
@@ -136,10 +175,11 @@ fn plans(criterion: &mut Criterion) {
         ("none fits", snapshot(1_000_000)),
         ("sixteen models for all", wishful(1)),
         ("sixteen models each", wishful(JOBS)),
+        ("mixed on 80,000 devices", mixed()),
     ];
     for (name, snapshot) in &cases {
         let mut group = criterion.benchmark_group(*name);
-        group.throughput(Throughput::Elements(u64::try_from(JOBS).expect("a small number"))).sample_size(20);
+        group.throughput(Throughput::Elements(u64::try_from(JOBS).expect("a small number"))).sample_size(10);
         group.bench_function("plan", |bench| bench.iter(|| plan(black_box(snapshot))));
         group.bench_function("first fit", |bench| bench.iter(|| first_fit(black_box(snapshot))));
         group.finish();

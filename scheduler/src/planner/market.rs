@@ -2,11 +2,12 @@
 
 use std::{
     borrow::Cow,
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
 };
 
 use nave_domain::{
-    CustomerId, HostId, JobId, MicroUsd, Millis, Timestamp,
+    CustomerId, HostId, JobId, MicroUsd, MilliGpu, Millis, Timestamp,
     job::{GROUP_LEASES_MAX, Isolation},
     lease::ChosenFor,
     rate::{Size, hourly},
@@ -50,7 +51,12 @@ pub(super) struct Market<'a> {
     baselines: &'a Baselines,
     /// Whether any host leases slices.
     has_slices: bool,
+    /// Hosts that may yet do for jobs that are alike, with the least that is paid there, dearest first: hosts only fill up
+    /// while they are given away, so that one that would not do is not looked at again.
+    rivals: RefCell<Rivals>,
 }
+
+type Rivals = BTreeMap<(String, MilliGpu), Vec<(MicroUsd, HostId)>>;
 
 impl<'a> Market<'a> {
     pub fn new(
@@ -63,6 +69,7 @@ impl<'a> Market<'a> {
         Self {
             now: snapshot.now,
             has_slices,
+            rivals: RefCell::default(),
             names,
             hosts,
             empty,
@@ -148,42 +155,73 @@ impl<'a> Market<'a> {
         };
         let found = self.names.choices(&job.request).iter().find_map(of_model)?;
         let run_max = pays_for(supply, &kept_apart, &found)?;
-        Some(self.on_piece(job, id, &found, run_max, piece))
+        Some(self.on_piece(job, id, &found, run_max))
     }
 
     fn chosen_for_whole(&self, job: &QueuedJob, chosen: HostId) -> ChosenFor {
         let size = job.request.resources.size();
         let choices = self.names.choices(&job.request);
-        let price = |supply: &Supply, _: &QueuedJob| hourly(size, supply.host.rate).ok();
-        self.chosen_for(job, chosen, price, |supply, job| would_do(supply, job, &choices))
+        let price = |supply: &Supply| hourly(size, supply.host.rate).ok();
+        let own = self.hosts.get(&chosen).and_then(price);
+        let at = |supply: &Supply, job: &QueuedJob| {
+            if would_do(supply, job, &choices) { price(supply) } else { None }
+        };
+        self.chosen_for(job, chosen, own, size, at)
     }
 
-    /// Why a host is chosen of all that would do.
+    /// Why a host is chosen at its own price, of all that would do at theirs; `least` is the least that could be paid for.
     fn chosen_for(
         &self,
         job: &QueuedJob,
         chosen: HostId,
-        price: impl Fn(&Supply, &QueuedJob) -> Option<MicroUsd>,
-        would_do: impl Fn(&Supply, &QueuedJob) -> bool,
+        own: Option<MicroUsd>,
+        least: Size,
+        at: impl Fn(&Supply, &QueuedJob) -> Option<MicroUsd>,
     ) -> ChosenFor {
         let job = &*self.kept_apart(job);
-        let own = self.hosts.get(&chosen).and_then(|supply| price(supply, job));
-        let others = || self.hosts.iter().filter(|(id, _)| **id != chosen);
-        let is_cheaper = |other: &Supply| price(other, job) < own && would_do(other, job);
-        let mut cheaper = others().filter(|(_, other)| is_cheaper(other));
-        let Some((first, supply)) = cheaper.next() else {
-            let is_only = !others().any(|(_, other)| would_do(other, job));
+        let price = |id: &HostId| self.hosts.get(id).and_then(|supply| at(supply, job));
+        let mut rivals = self.rivals.borrow_mut();
+        let key = (super::like(job), least.milli_gpu);
+        let rivals = rivals.entry(key).or_insert_with(|| self.dearest_first(least));
+        let (mut is_only, mut cheaper) = (true, None);
+        let mut end = rivals.len();
+        while let Some((least, id)) = rivals[..end].last().copied() {
+            if cheaper.is_some() || !is_only && Some(least) >= own {
+                break;
+            }
+            end -= 1;
+            match if id == chosen { own } else { price(&id) } {
+                None => drop(rivals.remove(end)),
+                Some(_) if id == chosen => {}
+                Some(price) => {
+                    is_only = false;
+                    cheaper = Some(id).filter(|_| Some(price) < own);
+                }
+            }
+        }
+        let Some(cheaper) = cheaper.and_then(|id| self.hosts.get(&id)) else {
             return if is_only { ChosenFor::OnlyFit } else { ChosenFor::Cheapest };
         };
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
+        let failed_more = |id: &HostId| {
+            failures(id) > failures(&chosen) && price(id).is_some_and(|price| Some(price) < own)
+        };
         let wastes = |supply: &Supply| job.request.resources.gpu.is_none() && !supply.devices.is_empty();
-        if failures(first) > failures(&chosen) || cheaper.any(|(id, _)| failures(id) > failures(&chosen)) {
+        if job.failed_on.iter().any(failed_more) {
             ChosenFor::FailedElsewhere
-        } else if wastes(supply) && self.hosts.get(&chosen).is_some_and(|chosen| !wastes(chosen)) {
+        } else if wastes(cheaper) && self.hosts.get(&chosen).is_some_and(|chosen| !wastes(chosen)) {
             ChosenFor::KeepsGpusFree
         } else {
             ChosenFor::LeastCost
         }
+    }
+
+    /// All hosts by what a size would cost there.
+    fn dearest_first(&self, size: Size) -> Vec<(MicroUsd, HostId)> {
+        let price = |(id, supply): (&HostId, &Supply)| Some((hourly(size, supply.host.rate).ok()?, *id));
+        let mut hosts: Vec<_> = self.hosts.iter().filter_map(price).collect();
+        hosts.sort_unstable_by(|a, b| b.cmp(a));
+        hosts
     }
 
     /// The cheapest host that would do and its devices, looked for without the fleet, which counts memory in MiB and
@@ -249,40 +287,36 @@ impl<'a> Market<'a> {
         };
         let ((_, _, id), piece, run_max) = self.names.choices(&job.request).iter().find_map(of_model)?;
         let place = piece.place.and_then(|place| u8::try_from(place).ok());
-        Some((self.on_piece(job, id, &piece, run_max, find), place.into_iter().collect()))
+        Some((self.on_piece(job, id, &piece, run_max), place.into_iter().collect()))
     }
 
-    /// A placement on a fraction of a device, chosen among those that are found so.
-    fn on_piece(
-        &self,
-        job: &QueuedJob,
-        id: HostId,
-        piece: &Piece<'_>,
-        run_max: Millis,
-        find: Find,
-    ) -> Placement {
+    /// A placement on a fraction of a device.
+    fn on_piece(&self, job: &QueuedJob, id: HostId, found: &Piece<'_>, run_max: Millis) -> Placement {
         let host = &self.hosts[&id].host;
         let choices = self.names.choices(&job.request);
-        let price = |supply: &Supply, job: &QueuedJob| {
-            let of_model = |model: &Option<Meant>| piece_of(supply, job, model.as_ref(), find);
+        let at = |supply: &Supply, job: &QueuedJob| {
+            let of_model = |model: &Option<Meant>| piece_of(supply, job, model.as_ref(), piece);
             price_of(supply, job, &choices.iter().find_map(of_model)?.0)
         };
-        let reason = self.chosen_for(job, id, price, |supply, job| price(supply, job).is_some());
+        let own = self.hosts.get(&id).and_then(|supply| price_of(supply, job, found));
+        let milli_gpu = fraction(&job.request).map_or(found.milli, |(_, wanted)| wanted.milli);
+        let least = Size { milli_gpu, ..job.request.resources.size() };
+        let reason = self.chosen_for(job, id, own, least, at);
         Placement {
             job: job.job,
             host: id,
             generation: host.generation,
-            size: Size { milli_gpu: piece.milli, ..job.request.resources.size() },
+            size: Size { milli_gpu: found.milli, ..job.request.resources.size() },
             disk: job.request.resources.disk,
-            devices: vec![piece.uuid.to_owned()],
-            share: piece.share,
+            devices: vec![found.uuid.to_owned()],
+            share: found.share,
             rate: host.rate,
             run_max,
             capped_by_spend: run_max < job.request.limits.run_ms,
             grounds: Grounds {
                 reason,
                 trust: host.terms.trust,
-                baseline: baseline(self.baselines, host, &[piece.device]),
+                baseline: baseline(self.baselines, host, &[found.device]),
             },
             gang: None,
         }
