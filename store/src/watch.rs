@@ -20,6 +20,9 @@ use crate::{
 
 /// How long ago a lease may have ended for its GPUs to be tested because of it.
 const ENDED_MS: i64 = 300_000;
+/// For how long after its last share a GPU counts as shared: its host ends the daemon that it was shared by. That is
+/// shorter than windows are, so that nobody is out of one for it.
+const SHARED_MS: i64 = 20_000;
 /// For how long after a window has opened hosts are drawn into it: one whose GPUs were just being
 /// tested is as soon as they are not.
 pub(crate) const OPENED_MS: i64 = 30_000;
@@ -63,7 +66,7 @@ pub struct WatchedHost {
 }
 
 /// A lease, as far as tests beside it go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchedLease {
     /// Its id.
     pub lease: LeaseId,
@@ -71,10 +74,10 @@ pub struct WatchedLease {
     pub state: LeaseState,
     /// Whether it ever ran.
     pub was_started: bool,
-    /// Whether GPUs are leased.
-    pub has_devices: bool,
-    /// Whether it has a share of one: nothing but its customer's jobs computes there then.
-    pub has_share: bool,
+    /// The GPUs that are leased.
+    pub devices: Vec<String>,
+    /// Whether it has a share of them, or had until just now: nothing but its customer's jobs computes there then.
+    pub is_share: bool,
     /// The control clock when they are tested beside the job.
     pub probe_up: Option<Millis>,
     /// Whether they were tested because it began.
@@ -195,8 +198,8 @@ impl Store {
 
     async fn leases_watched(&self) -> Result<BTreeMap<Uuid, Vec<WatchedLease>>> {
         let rows = sqlx::query!(
-            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms, cardinality(l.devices) > 0 as "has_devices!",
-                    l.share_milli is not null as "has_share!",
+            r#"select l.host_id, l.lease_id, l.state, l.started_at_ms, l.devices,
+                    l.share_milli is not null and coalesce(l.closed_at_ms > now_ms() - $2::bigint, true) as "is_share!",
                     l.probe_up_ms,
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_start') as "start_probed!",
                     exists (select from challenges c where c.lease_id = l.lease_id and c.cause = 'lease_end') as "end_probed!"
@@ -204,7 +207,8 @@ impl Store {
                where l.state <> 'closed'
                   or (cardinality(l.devices) > 0 and l.closed_at_ms > now_ms() - $1::bigint)
                order by l.lease_id"#,
-            ENDED_MS
+            ENDED_MS,
+            SHARED_MS
         )
         .fetch_all(&self.pool)
         .await?;
@@ -214,8 +218,8 @@ impl Store {
                 lease: row.lease_id.into(),
                 state: error::read_name("a lease's state", row.state)?,
                 was_started: row.started_at_ms.is_some(),
-                has_devices: row.has_devices,
-                has_share: row.has_share,
+                devices: row.devices,
+                is_share: row.is_share,
                 probe_up: row.probe_up_ms.map(Millis),
                 start_probed: row.start_probed,
                 end_probed: row.end_probed,
@@ -258,6 +262,20 @@ impl Store {
         Ok(())
     }
 
+    /// Remembers that a host can show none of its GPUs beside its jobs from now on, where that is not known.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn host_hidden(&self, host: HostId) -> Result<()> {
+        sqlx::query!(
+            "update hosts set strained_up_ms = control_ms() where host_id = $1 and strained_up_ms is null",
+            host.0
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
     /// Sets when the next window opens, where there is none ahead.
     ///
     /// # Errors
@@ -278,7 +296,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when another verifier has done so.
     pub async fn window_replace(&self, missed: Uuid, window: Uuid, opens_up: Millis) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let done = sqlx::query!(
             "update windows set done_at_ms = now_ms()
              where opened_at_ms is not null and done_at_ms is null and window_id <= $1",

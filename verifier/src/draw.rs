@@ -194,11 +194,12 @@ pub fn task(kind: Kind, host: &DueHost, rules: &Rules) -> Result<Task, String> {
     }
 }
 
-/// The test of a host's GPUs beside its jobs; `whole` is the verdict on them that was passed last when they were free.
+/// The test of these GPUs of a host, which has so much memory, beside its jobs; `whole` is the verdict on its GPUs that
+/// was passed last when they were free.
 ///
 /// # Errors
 /// A sentence that says why there is none.
-pub fn task_beside_jobs(claims: &Inventory, whole: Option<Value>) -> Result<Task, String> {
+pub fn task_beside_jobs(devices: &[Device], memory: Bytes, whole: Option<Value>) -> Result<Task, String> {
     let catalogue = Catalogue::embedded()?;
     let written = whole.and_then(|whole| serde_json::from_value::<Written>(whole).ok());
     let shown = match written.map(|written| written.ruling) {
@@ -206,5 +207,5 @@ pub fn task_beside_jobs(claims: &Inventory, whole: Option<Value>) -> Result<Task
         Some(Ruling::Passed(_) | Ruling::Failed(_) | Ruling::Void(_)) | None => Vec::new(),
     };
     let shown = shown.into_iter().filter_map(|device| Some((device.uuid, device.ops_per_s?))).collect();
-    size(catalogue, &claims.devices, claims.memory, Purpose::Small { slack: SLACK, shown: &shown })
+    size(catalogue, devices, memory, Purpose::Small { slack: SLACK, shown: &shown })
 }

@@ -229,6 +229,7 @@ impl Verifier {
                     Ok(())
                 }
                 Action::Demand(host, seen) => self.demand(host, seen).await,
+                Action::Hidden(host) => self.store.host_hidden(host).await.map_err(Into::into),
                 Action::ProbeAt(lease, up) => self.store.lease_probe_at(lease, up).await.map_err(Into::into),
                 Action::Probe(probe) => match claims(probe.host) {
                     Some(watched) => self.probe(&probe, &watched.claims).await,
@@ -284,7 +285,7 @@ impl Verifier {
     /// Tests GPUs beside the jobs of their host.
     async fn probe(&self, probe: &Probe, claims: &Inventory) -> anyhow::Result<()> {
         let whole = self.store.devices_passed(probe.host).await.context("load what GPUs have shown")?;
-        let task = match draw::task_beside_jobs(claims, whole) {
+        let task = match draw::task_beside_jobs(&probe.devices, claims.memory, whole) {
             Ok(task) => task,
             Err(why) => {
                 tracing::debug!(host.id = %probe.host, why, "GPUs cannot be tested beside jobs");

@@ -7,7 +7,7 @@
 
 use nave_domain::{
     HostId, LeaseId, Millis,
-    host::{HostState, parts},
+    host::{Device, HostState, parts},
     lease::LeaseState,
     verdict::{Cause, Kind},
 };
@@ -19,7 +19,7 @@ use crate::draw::Rules;
 /// Time until the window that takes the place of one that was missed, on average and on the control clock.
 const SOON: Millis = Millis(60_000);
 
-/// For how long a host takes jobs that has not shown its GPUs beside them, whatever else it shows, on the control clock.
+/// For how long a host takes jobs that has not shown its GPUs beside them, or that share them all, on the control clock.
 const STRAINED: Millis = Millis(6 * 3_600_000);
 
 /// How often, on average and on the control clock.
@@ -42,6 +42,8 @@ pub enum Action {
     Retest(HostId, u64, Cause),
     /// Give a host no further jobs before it has been tested, if its generation is still this one.
     Demand(HostId, u64),
+    /// Remember since when a host can show none of its GPUs, since they are all shared.
+    Hidden(HostId),
     /// Remember when the GPUs of a lease are tested.
     ProbeAt(LeaseId, Millis),
     /// Test the GPUs of a host beside a lease.
@@ -61,6 +63,8 @@ pub struct Probe {
     pub host: HostId,
     /// Beside which lease.
     pub lease: LeaseId,
+    /// Which of its GPUs: those of which nobody has a share.
+    pub devices: Vec<Device>,
     /// Why.
     pub cause: Cause,
     /// In which window.
@@ -81,11 +85,15 @@ pub fn plan(watch: &Watch, rules: &Rules, means: &Means, draw: &mut dyn FnMut() 
         if host.state == HostState::Ready && is_overdue && !is_free(host) {
             actions.push(Action::Demand(host.host, host.generation));
         }
+        if host.state == HostState::Ready && host.strained_up.is_none() && is_hidden(host, rules) {
+            actions.push(Action::Hidden(host.host));
+        }
         if host.state == HostState::Ready && host.retest_up.is_none() {
             actions.push(Action::RetestAt(host.host, next(watch.now.up, means.retest, draw())));
         }
         if is_probed(host, rules) {
-            let unset = host.leases.iter().filter(|lease| is_used(lease) && lease.probe_up.is_none());
+            let is_unset = |lease: &&WatchedLease| is_shown(host, lease) && lease.probe_up.is_none();
+            let unset = host.leases.iter().filter(is_unset);
             actions.extend(
                 unset.map(|lease| Action::ProbeAt(lease.lease, next(watch.now.up, means.probe, draw()))),
             );
@@ -119,7 +127,8 @@ fn of_host(watch: &Watch, host: &WatchedHost, rules: &Rules) -> Option<Action> {
     }
     if is_probed(host, rules) {
         let window = watch.opened.as_ref().filter(|_| !host.in_window);
-        if window.is_some() && may_rest {
+        // A GPU that was shared until now may be its daemon's for a moment yet: the window is open for longer.
+        if window.is_some() && may_rest && shared(host).next().is_none() {
             return Some(retest(Cause::Window));
         }
         if let Some(probe) = probe(watch, host, window) {
@@ -137,36 +146,68 @@ fn is_free(host: &WatchedHost) -> bool {
     host.leases.iter().all(|lease| lease.state == LeaseState::Closed)
 }
 
-/// Whether a host's GPUs can be tested beside its jobs now.
+/// Whether GPUs of a host can be tested beside its jobs now.
 fn is_probed(host: &WatchedHost, rules: &Rules) -> bool {
     rules.has(Kind::Devices)
-        && !parts(&host.claims.devices).is_empty()
         && !host.open.contains(&Kind::Devices)
-        // Where one is shared, nothing computes on it but its customer's jobs, also shortly after the last of them.
-        && !host.leases.iter().any(|lease| lease.has_share)
+        && !parts(&unshared_devices(host)).is_empty()
+}
+
+/// Whether jobs run on a host's GPUs and none of these can be tested beside them, since all are shared.
+fn is_hidden(host: &WatchedHost, rules: &Rules) -> bool {
+    let shares = host.leases.iter().any(|lease| is_used(lease) && lease.is_share);
+    rules.enforced.contains(&Kind::Devices) && shares && parts(&unshared_devices(host)).is_empty()
+}
+
+/// The GPUs of which shares are leased: nothing computes there but their customer's jobs.
+fn shared(host: &WatchedHost) -> impl Iterator<Item = &String> {
+    host.leases.iter().filter(|lease| lease.is_share).flat_map(|lease| &lease.devices)
+}
+
+fn is_shared(host: &WatchedHost, device: &str) -> bool {
+    shared(host).any(|shared| shared == device)
+}
+
+fn unshared_devices(host: &WatchedHost) -> Vec<Device> {
+    host.claims.devices.iter().filter(|device| !is_shared(host, &device.uuid)).cloned().collect()
 }
 
 /// A lease whose command runs on GPUs.
 fn is_used(lease: &WatchedLease) -> bool {
-    lease.has_devices && lease.state == LeaseState::Running
+    !lease.devices.is_empty() && lease.state == LeaseState::Running
+}
+
+/// A lease of GPUs that nobody shares now.
+fn is_unshared(host: &WatchedHost, lease: &WatchedLease) -> bool {
+    lease.devices.iter().any(|device| !is_shared(host, device))
+}
+
+/// A lease whose command runs on GPUs that can be tested beside it.
+fn is_shown(host: &WatchedHost, lease: &WatchedLease) -> bool {
+    is_used(lease) && is_unshared(host, lease)
 }
 
 fn probe(watch: &Watch, host: &WatchedHost, window: Option<&OpenWindow>) -> Option<Probe> {
-    let beside =
-        |lease: &WatchedLease, cause, window| Probe { host: host.host, lease: lease.lease, cause, window };
+    let beside = |lease: &WatchedLease, cause, window| Probe {
+        host: host.host,
+        lease: lease.lease,
+        devices: unshared_devices(host),
+        cause,
+        window,
+    };
     let open = host.leases.iter().rev().find(|lease| lease.state != LeaseState::Closed);
     if let (Some(lease), Some(window)) = (open, window) {
         return Some(beside(lease, Cause::Window, Some(window.clone())));
     }
     let cause = |lease: &WatchedLease| {
         let has_ended = matches!(lease.state, LeaseState::Draining | LeaseState::Closed);
-        if is_used(lease) && !lease.start_probed {
+        if is_shown(host, lease) && !lease.start_probed {
             Some(Cause::LeaseStart)
-        } else if lease.has_devices && lease.was_started && has_ended && !lease.end_probed {
+        } else if is_unshared(host, lease) && lease.was_started && has_ended && !lease.end_probed {
             Some(Cause::LeaseEnd)
         } else {
             let is_due = lease.probe_up.is_some_and(|up| up <= watch.now.up);
-            (is_used(lease) && is_due).then_some(Cause::Lease)
+            (is_shown(host, lease) && is_due).then_some(Cause::Lease)
         }
     };
     host.leases.iter().find_map(|lease| Some(beside(lease, cause(lease)?, None)))

@@ -77,8 +77,8 @@ fn lease(number: u128, state: LeaseState, has_devices: bool) -> WatchedLease {
         lease: LeaseId(Uuid::from_u128(number)),
         state,
         was_started: state != LeaseState::Placed,
-        has_devices,
-        has_share: false,
+        devices: has_devices.then(|| "GPU-0".to_owned()).into_iter().collect(),
+        is_share: false,
         probe_up: Some(Millis(NOW.0 + 1)),
         start_probed: true,
         end_probed: false,
@@ -112,6 +112,7 @@ fn causes(actions: &[Action]) -> Vec<Cause> {
         Action::RetestAt(..)
         | Action::ProbeAt(..)
         | Action::Demand(..)
+        | Action::Hidden(_)
         | Action::PlanWindow(_)
         | Action::ReplaceWindow(..)
         | Action::OpenWindow(_) => None,
@@ -160,29 +161,96 @@ fn a_host_that_has_proven_less_than_is_wanted_by_now_is_tested_when_it_is_free()
     assert_eq!(of(busy), []);
 }
 
+/// A lease that has a share of a GPU.
+fn share(number: u128, state: LeaseState, device: &str) -> WatchedLease {
+    let share = lease(number, state, true);
+    WatchedLease { start_probed: false, is_share: true, devices: vec![device.into()], ..share }
+}
+
+fn tested(actions: &[Action]) -> Vec<(Cause, Vec<String>)> {
+    let tested = |action: &Action| match action {
+        Action::Probe(probe) => Some(probe.clone()),
+        Action::Retest(..)
+        | Action::RetestAt(..)
+        | Action::ProbeAt(..)
+        | Action::Demand(..)
+        | Action::Hidden(_)
+        | Action::PlanWindow(_)
+        | Action::ReplaceWindow(..)
+        | Action::OpenWindow(_) => None,
+    };
+    let names = |probe: Probe| probe.devices.into_iter().map(|device| device.uuid).collect();
+    actions.iter().filter_map(tested).map(|probe| (probe.cause, names(probe))).collect()
+}
+
 #[test]
-fn a_host_of_which_a_gpu_is_shared_is_not_tested_beside_its_jobs() {
+fn beside_a_shared_gpu_the_other_ones_of_its_host_are_tested() {
     for state in [LeaseState::Placed, LeaseState::Running, LeaseState::Draining, LeaseState::Closed] {
-        let share = WatchedLease { start_probed: false, has_share: true, ..lease(1, state, true) };
-        let whole = WatchedLease { start_probed: false, ..lease(2, LeaseState::Running, true) };
-        let host = WatchedHost { leases: vec![share, whole], ..host(1, 1) };
-        assert_eq!(causes(&of(host)), [], "{state:?}");
+        let begun = WatchedLease { start_probed: false, ..lease(2, LeaseState::Running, true) };
+        let due = WatchedLease { probe_up: Some(NOW), ..lease(2, LeaseState::Running, true) };
+        let ended = lease(2, LeaseState::Closed, true);
+        let whole = [(begun, Cause::LeaseStart), (due, Cause::Lease), (ended, Cause::LeaseEnd)];
+        for (whole, cause) in whole {
+            let host = WatchedHost { leases: vec![share(1, state, "GPU-1"), whole], ..host(1, 3) };
+            let others = vec!["GPU-0".to_owned(), "GPU-2".to_owned()];
+            assert_eq!(tested(&of(host)), [(cause, others)], "{state:?}");
+        }
     }
+    let shared = WatchedHost { leases: vec![share(1, LeaseState::Running, "GPU-1")], ..host(1, 3) };
+    assert_eq!(of(shared.clone()), [], "nothing began on those that are not shared");
+    let mut open = watch(vec![shared]);
+    open.opened = opened();
+    let others = vec!["GPU-0".to_owned(), "GPU-2".to_owned()];
+    assert_eq!(tested(&actions(&open, &all())), [(Cause::Window, others)]);
+}
+
+#[test]
+fn a_host_whose_gpus_are_all_shared_shows_none_and_it_is_remembered_since_when() {
+    let shared = WatchedHost { leases: vec![share(1, LeaseState::Running, "GPU-0")], ..host(1, 1) };
+    assert_eq!(of(shared.clone()), [Action::Hidden(shared.host)]);
+    let mut open = watch(vec![shared.clone()]);
+    open.opened = opened();
+    assert_eq!(actions(&open, &all()), [Action::Hidden(shared.host)]);
+    let since = |ms| WatchedHost { strained_up: Some(Millis(NOW.0 - ms)), ..shared.clone() };
+    assert_eq!(of(since(6 * HOUR - 1)), []);
+    assert_eq!(
+        of(since(6 * HOUR)),
+        [Action::Demand(shared.host, 7)],
+        "and it is tested whole once it is free"
+    );
+    let mut shadow = rules(&[Kind::Cpu, Kind::Memory]);
+    shadow.shadow.insert(Kind::Devices);
+    assert_eq!(actions(&watch(vec![shared]), &shadow), []);
+}
+
+#[test]
+fn a_gpu_that_was_shared_is_tested_like_others_once_its_daemon_has_ended() {
+    let ending = WatchedHost { leases: vec![share(1, LeaseState::Closed, "GPU-0")], ..host(1, 1) };
+    let mut open = watch(vec![ending.clone()]);
+    open.opened = opened();
+    assert_eq!((of(ending.clone()), actions(&open, &all())), (vec![], vec![]), "it may be its daemon's yet");
+    let ended = WatchedLease { is_share: false, ..ending.leases[0].clone() };
+    open.hosts[0].leases = vec![ended.clone()];
+    assert_eq!(actions(&open, &all()), [Action::Retest(ending.host, 7, Cause::Window)]);
+    open.opened = None;
+    assert_eq!(causes(&actions(&open, &all())), [Cause::LeaseEnd]);
+    open.hosts[0].leases = vec![ended, share(2, LeaseState::Placed, "GPU-0")];
+    assert_eq!(actions(&open, &all()), [], "somebody has a share of it again");
 }
 
 #[test]
 fn leased_gpus_are_tested_at_the_start_at_times_that_were_drawn_and_at_the_end() {
     let running = lease(1, LeaseState::Running, true);
     let probe = |lease| causes(&of(leased(lease)));
-    assert_eq!(probe(WatchedLease { start_probed: false, ..running }), [Cause::LeaseStart]);
-    assert_eq!(probe(running), []);
-    assert_eq!(probe(WatchedLease { probe_up: Some(NOW), ..running }), [Cause::Lease]);
+    assert_eq!(probe(WatchedLease { start_probed: false, ..running.clone() }), [Cause::LeaseStart]);
+    assert_eq!(probe(running.clone()), []);
+    assert_eq!(probe(WatchedLease { probe_up: Some(NOW), ..running.clone() }), [Cause::Lease]);
     for state in [LeaseState::Draining, LeaseState::Closed] {
         let ended = lease(1, state, true);
-        assert_eq!(probe(ended), [Cause::LeaseEnd]);
-        assert_eq!(probe(WatchedLease { end_probed: true, ..ended }), []);
-        assert_eq!(probe(WatchedLease { was_started: false, ..ended }), [], "nothing ran");
-        assert_eq!(probe(WatchedLease { has_devices: false, ..ended }), []);
+        assert_eq!(probe(ended.clone()), [Cause::LeaseEnd]);
+        assert_eq!(probe(WatchedLease { end_probed: true, ..ended.clone() }), []);
+        assert_eq!(probe(WatchedLease { was_started: false, ..ended.clone() }), [], "nothing ran");
+        assert_eq!(probe(WatchedLease { devices: Vec::new(), ..ended }), []);
     }
     for state in [LeaseState::Placed, LeaseState::Stopping] {
         let other = WatchedLease { start_probed: false, probe_up: Some(NOW), ..lease(1, state, true) };
@@ -190,17 +258,16 @@ fn leased_gpus_are_tested_at_the_start_at_times_that_were_drawn_and_at_the_end()
     }
     let unset = WatchedLease { probe_up: None, ..running };
     let up = Millis(NOW.0 + 1_247_664);
-    assert_eq!(of(leased(unset)), [Action::ProbeAt(unset.lease, up)], "ln 2 times half an hour");
+    assert_eq!(of(leased(unset.clone())), [Action::ProbeAt(unset.lease, up)], "ln 2 times half an hour");
 }
 
 #[test]
 fn a_host_that_drains_is_tested_beside_its_leases_like_any_other() {
     let running = lease(1, LeaseState::Running, true);
-    for running in
-        [WatchedLease { start_probed: false, ..running }, WatchedLease { probe_up: Some(NOW), ..running }]
-    {
-        let leaving = WatchedHost { state: HostState::Draining, ..leased(running) };
-        assert_eq!(of(leaving), of(leased(running)));
+    let begun = WatchedLease { start_probed: false, ..running.clone() };
+    for lease in [begun, WatchedLease { probe_up: Some(NOW), ..running.clone() }] {
+        let leaving = WatchedHost { state: HostState::Draining, ..leased(lease.clone()) };
+        assert_eq!(of(leaving), of(leased(lease)));
     }
     let mut open = watch(vec![WatchedHost { state: HostState::Draining, ..leased(running) }]);
     open.opened = opened();
@@ -228,7 +295,7 @@ fn one_test_of_gpus_is_open_at_a_time_and_none_where_there_is_nothing_to_test() 
     let due =
         WatchedLease { start_probed: false, probe_up: Some(NOW), ..lease(1, LeaseState::Running, true) };
     let two = WatchedHost {
-        leases: vec![due, WatchedLease { lease: LeaseId(Uuid::from_u128(2)), ..due }],
+        leases: vec![due.clone(), WatchedLease { lease: LeaseId(Uuid::from_u128(2)), ..due }],
         ..host(1, 2)
     };
     assert_eq!(causes(&of(two.clone())), [Cause::LeaseStart]);
@@ -259,8 +326,13 @@ fn all_gpus_are_tested_in_a_window_and_nobody_knows_when_the_next_one_is() {
     let done = WatchedHost { in_window: true, ..host(5, 1) };
     let mut open = watch(vec![free.clone(), busy.clone(), silent, bare, done]);
     open.opened = opened();
-    let beside =
-        Probe { host: busy.host, lease: busy.leases[0].lease, cause: Cause::Window, window: opened() };
+    let beside = Probe {
+        host: busy.host,
+        lease: busy.leases[0].lease,
+        devices: claims(1).devices,
+        cause: Cause::Window,
+        window: opened(),
+    };
     let expected = [Action::Retest(free.host, 7, Cause::Window), Action::Probe(beside)];
     assert_eq!(actions(&open, &all()), expected);
 }
@@ -315,6 +387,7 @@ proptest! {
                 Action::RetestAt(..)
                 | Action::ProbeAt(..)
                 | Action::Demand(..)
+                | Action::Hidden(_)
                 | Action::PlanWindow(_)
                 | Action::ReplaceWindow(..)
                 | Action::OpenWindow(_) => false,

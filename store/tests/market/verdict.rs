@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use nave_domain::{
-    ChallengeId, HostId, Millis,
+    Bytes, ChallengeId, HostId, MilliGpu, Millis,
+    fraction::Fraction,
     host::{HostState, Inventory, Proven},
     verdict::{Cause, Kind},
 };
@@ -900,8 +901,9 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
         assert!(!watched().await[0].was_started);
         market.store.lease_started(host, lease).await.expect("started");
         market.store.lease_probe_at(lease, Millis(7)).await.expect("set");
-        let seen = watched().await[0];
-        assert!(seen.has_devices && seen.was_started && !seen.start_probed, "{seen:?}");
+        let seen = watched().await.remove(0);
+        assert!(seen.was_started && !seen.start_probed && !seen.is_share, "{seen:?}");
+        assert_eq!(seen.devices, ["GPU-1"]);
         assert_eq!(seen.probe_up, Some(Millis(7)));
         let body = json!({});
         let probe = async |cause, verdict: &Value| {
@@ -916,13 +918,13 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
         let passed = json!({ "passed": 1 });
         probe(Cause::LeaseStart, &passed).await.expect("draw");
         assert!(probe(Cause::LeaseStart, &passed).await.is_err(), "a lease begins once");
-        let seen = watched().await[0];
+        let seen = watched().await.remove(0);
         assert!(seen.start_probed && seen.probe_up.is_none(), "the next moment is drawn anew: {seen:?}");
         for _ in 0..2 {
             probe(Cause::Lease, &passed).await.expect("draw");
         }
         market.finish(host, lease, crate::market::EXITED).await;
-        let seen = watched().await[0];
+        let seen = watched().await.remove(0);
         assert!(seen.state == nave_domain::lease::LeaseState::Closed && !seen.end_probed, "{seen:?}");
         probe(Cause::LeaseEnd, &passed).await.expect("draw");
         assert!(watched().await[0].end_probed);
@@ -930,6 +932,35 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
         let query = "update leases set closed_at_ms = closed_at_ms - 400000";
         sqlx::query(query).execute(&market.sql).await.expect("age");
         assert_eq!(watched().await, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gpu_counts_as_shared_until_its_daemon_has_had_time_to_end_and_its_host_is_tested_after() {
+    open(async |market| {
+        let host = market.host_with("a", crate::market::RATE, &with_devices(&["GPU-1"])).await;
+        let customer = market.customer("c").await;
+        let job = market.submit(customer, &crate::market::request()).await;
+        let mut placement = market.placement(job, host).await;
+        placement.devices = vec!["GPU-1".into()];
+        placement.share = Some(Fraction { milli: MilliGpu(250), vram: Bytes(Bytes::GIB) });
+        placement.size.milli_gpu = MilliGpu(250);
+        let lease = market.store.job_place(&placement).await.expect("place");
+        let seen =
+            async || market.store.hosts_watched(&BTreeSet::new()).await.expect("watch").hosts.remove(0);
+        assert!(seen().await.leases[0].is_share);
+        market.store.host_hidden(host).await.expect("remembered");
+        let since = seen().await.strained_up;
+        assert!(since.is_some());
+        market.store.host_hidden(host).await.expect("remembered");
+        assert_eq!(seen().await.strained_up, since, "since when it is so");
+        market.store.lease_started(host, lease).await.expect("started");
+        market.finish(host, lease, crate::market::EXITED).await;
+        assert!(seen().await.leases[0].is_share, "its daemon may be there yet");
+        let query = "update leases set closed_at_ms = closed_at_ms - 20000";
+        sqlx::query(query).execute(&market.sql).await.expect("age");
+        assert!(!seen().await.leases[0].is_share);
     })
     .await;
 }
