@@ -158,7 +158,7 @@ impl Store {
             if price.0 == row.gpu_hour {
                 continue;
             }
-            let mut tx = self.pool.begin().await?;
+            let mut tx = self.begin().await?;
             let updated = sqlx::query!(
                 "update hosts set gpu_hour = $2
                  where host_id = $1 and gpu_hour = $3 and below_percent = $4 and price_floor = $5",
@@ -215,7 +215,7 @@ impl Store {
     /// # Errors
     /// When the database refuses.
     pub async fn baselines_set(&self, rows: &[BaselineRow]) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         for row in rows {
             sqlx::query!(
                 "insert into baselines (class, region, epoch, gpu_hour, source, fetched_at_ms)

@@ -32,7 +32,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when there is no such host.
     pub async fn blob_claim(&self, host: HostId, sha256: [u8; 32], size: u64) -> Result<BlobClaim> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         sqlx::query_scalar!("select 1 from hosts where host_id = $1 for update", host.0)
             .fetch_optional(&mut *tx)
             .await?

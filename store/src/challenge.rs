@@ -200,7 +200,7 @@ impl Store {
         step: u32,
         answer: &Value,
     ) -> Result<bool> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let done = sqlx::query!(
             "update challenge_steps s set answer = $4, answered_at_ms = now_ms(), answered_up_ms = control_ms()
              from challenges c
@@ -335,7 +335,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when the challenge has a verdict or was revealed meanwhile.
     pub async fn challenge_reveal(&self, challenge: ChallengeId, step: u32, reveal: &str) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
         if !step_insert(&mut tx, challenge, step, Some(reveal)).await? {
             return Err(StoreError::Stale("challenge"));
@@ -357,7 +357,7 @@ impl Store {
         verdict: &Value,
         decision: &Decision,
     ) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
         let source = transfer::lock(&mut tx, challenge).await?;
         let from = Some(host_lock(&mut tx, host).await?);

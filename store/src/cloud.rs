@@ -253,7 +253,7 @@ impl Store {
         write: &MachineWrite<'_>,
         attempt: Option<&MachineAttempt>,
     ) -> Result<bool> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         if write.version == 0 {
             if !turn_up(&mut tx, write).await? {
                 return Ok(false);
@@ -285,7 +285,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn machine_note(&self, attempt: &MachineAttempt) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         note(&mut tx, attempt).await?;
         Ok(tx.commit().await?)
     }

@@ -93,7 +93,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when the customer has no such job.
     pub async fn dispute_open(&self, disputing: &Disputing<'_>) -> Result<Disputed> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // One after the other, so that their number is what it was.
         sqlx::query!(
             "select pg_advisory_xact_lock(hashtextextended('disputes ' || $1::uuid, 0))",
@@ -180,7 +180,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn disputes_expire(&self) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let hosts = sqlx::query_scalar!(
             "select host_id from hosts h
              where h.state not in ('gone', 'banned') and exists (

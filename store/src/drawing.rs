@@ -56,7 +56,7 @@ impl Store {
             hosts.iter().map(|(host, seen)| (host.0, seen.cast_signed())).unzip();
         let (of, kinds): (Vec<Uuid>, Vec<String>) =
             drawings.iter().map(|drawing| (drawing.host.0, drawing.kind.as_str().to_owned())).unzip();
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let tested = sqlx::query_scalar!(
             "select h.host_id from hosts h join unnest($1::uuid[], $2::bigint[]) as wanted (host_id, seen) using (host_id)
              where h.state = 'verifying' and h.generation = wanted.seen and not exists (
@@ -87,7 +87,7 @@ impl Store {
     /// [`StoreError::Stale`] when the host is tested for the same already, leaves, or was
     /// tested for this before: once in a window, once at the start and the end of a lease.
     pub async fn challenge_draw(&self, drawing: &Drawing<'_>) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // Before the host, as leases are locked everywhere.
         if let Some(lease) = drawing.lease {
             sqlx::query!("update leases set probe_up_ms = null where lease_id = $1", lease.0)

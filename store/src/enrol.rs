@@ -65,7 +65,7 @@ impl Store {
     /// of the miner has the name; [`StoreError::NotFound`] when the miner has no host to be
     /// replaced, [`StoreError::Stale`] when the host, or the machine that it is, is leaving or has left.
     pub async fn host_join(&self, joining: &Joining<'_>) -> Result<Joined> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // One at a time: an agent that repeats itself must find what its first wish did.
         sqlx::query!(
             "select pg_advisory_xact_lock(hashtextextended($1 || ' ' || $2, 0))",

@@ -126,7 +126,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when this epoch is not open.
     pub async fn epoch_close(&self, epoch: i64, chain: &str) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let closed = sqlx::query!(
             "update epochs set state = 'closed', closed_at_ms = now_ms() where epoch = $1 and state = 'open'",
             epoch

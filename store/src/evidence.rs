@@ -48,7 +48,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn evidence_sweep(&self, limit: i64) -> Result<Swept> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let rows = sqlx::query!(
             r#"with due as (
                 select c.challenge_id, c.host_id, c.kind, c.lease_id, c.forgotten_at_ms, h.state in ('gone', 'banned') as away,

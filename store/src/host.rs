@@ -222,7 +222,7 @@ impl Store {
         seen_generation: u64,
         inventory: &Inventory,
     ) -> Result<(u64, bool)> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let row = sqlx::query!(
             r#"select state, session, sequence, generation, inventory, proven, suite_cause,
                     coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!"

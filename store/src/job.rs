@@ -193,7 +193,7 @@ impl Store {
     /// [`StoreError::BalanceTooLow`] when the balance does not cover its spend cap,
     /// [`StoreError::Quote`] when its quote cannot be used for it.
     pub async fn job_submit(&self, submission: &Submission<'_>) -> Result<Submitted> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let quote = match submission.request.quote {
             Some(quote) => Some(quote::lock(&mut tx, submission.customer, quote).await?),
             None => None,
@@ -306,7 +306,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when the customer has no such job.
     pub async fn job_cancel(&self, customer: CustomerId, job: JobId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let mut locked = lock(&mut tx, job).await?;
         if locked.customer != customer {
             return Err(StoreError::NotFound("job"));
@@ -330,7 +330,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when it is not queued any more.
     pub async fn job_fail_queued(&self, job: JobId, code: &'static str, message: &str) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let mut locked = lock(&mut tx, job).await?;
         if locked.state != JobState::Queued {
             return Err(StoreError::Stale("job"));

@@ -371,7 +371,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_started(&self, host: HostId, id: LeaseId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if set_state(&mut tx, &mut lease, LeaseEvent::Started).await?
             && job::next(job.state, JobEvent::Start).is_some_and(|to| to != job.state)
@@ -389,7 +389,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_exited(&self, host: HostId, id: LeaseId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         meter(&mut tx, &mut lease).await?;
         set_state(&mut tx, &mut lease, LeaseEvent::Exited).await?;
@@ -413,7 +413,7 @@ impl Store {
         outcome: Option<Outcome>,
         result: Option<ResultRow>,
     ) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if lease.state == LeaseState::Closed {
             return Ok(());
@@ -460,7 +460,7 @@ impl Store {
     }
 
     async fn lose(&self, host: HostId, id: LeaseId, silent: Option<Millis>) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if let Some(silent) = silent {
             // The group comes before the host.
@@ -481,7 +481,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_stop(&self, host: HostId, id: LeaseId, reason: StopReason) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         stop(&mut tx, &mut lease, reason).await?;
         Ok(tx.commit().await?)
@@ -561,7 +561,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_charge(&self, due: ChargeDue) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let mut job = crate::job::lock(&mut tx, due.job).await?;
         let mut lease = lock(&mut tx, due.lease).await?;
         if lease.state == LeaseState::Closed {

@@ -116,7 +116,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn credit(&self, customer: CustomerId, key: &str, amount: MicroUsd) -> Result<bool> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let fresh = post(&mut tx, &Posting::credit(key, customer, amount)).await?;
         tx.commit().await?;
         Ok(fresh)

@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use nave_domain::Timestamp;
 use sqlx::{
-    Connection as _, PgConnection, PgPool,
+    Connection as _, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -118,6 +118,14 @@ impl Store {
             .acquire_timeout(Duration::from_secs(10))
             .connect_lazy_with(url.parse::<PgConnectOptions>()?.options(SESSION));
         Ok(Self { pool, url: url.to_owned() })
+    }
+
+    /// Begins a transaction. What is dropped while its BEGIN is on the way would go back to the pool inside of one, with all
+    /// that others write there later; so beginning goes on by itself, and what nobody waits for any more is rolled back.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
+        let pool = self.pool.clone();
+        let begun = tokio::spawn(async move { pool.begin().await }).await;
+        Ok(begun.unwrap_or(Err(sqlx::Error::PoolClosed))?)
     }
 
     /// Brings the schema up to date; concurrent callers wait for each other.

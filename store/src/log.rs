@@ -50,7 +50,7 @@ impl Store {
         bytes: &[u8],
         bytes_max: u64,
     ) -> Result<Appended> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let job = sqlx::query_scalar!(
             "select job_id from leases where lease_id = $1 and host_id = $2 and state <> 'closed' for update",
             lease.0,

@@ -101,7 +101,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Constraint`] `mesh_keys_pkey` when the key is or was another host's.
     pub async fn mesh_key_announce(&self, host: HostId, key: &str) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let done = sqlx::query!(
             "update hosts set mesh_key_next = $2
              where host_id = $1 and mesh_key <> $2 and mesh_key_next is distinct from $2 and state not in ('gone', 'banned')
@@ -126,7 +126,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn mesh_key_adopt(&self, host: HostId, key: &str) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let done = sqlx::query!(
             "update hosts set mesh_key = mesh_key_next, mesh_key_next = null, generation = generation + 1
              where host_id = $1 and mesh_key_next = $2",
@@ -159,7 +159,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn hub_set(&self, hub: &HubRow) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let changed = sqlx::query!(
             "insert into settings (name, value) values ($1, $2)
              on conflict (name) do update set value = excluded.value where settings.value <> excluded.value",

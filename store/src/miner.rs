@@ -67,7 +67,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when the miner has no such host, [`StoreError::Stale`] when it has left.
     pub async fn host_patch(&self, hotkey: &str, host: HostId, patch: HostPatch) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let state = sqlx::query_scalar!(
             "select state from hosts where host_id = $1 and hotkey = $2 for update",
             host.0,
@@ -121,7 +121,7 @@ impl Store {
         host: HostId,
         departure: Departure,
     ) -> Result<HostState> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let state = depart(&mut tx, hotkey, host, departure).await?;
         tx.commit().await?;
         Ok(state)

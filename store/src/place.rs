@@ -195,7 +195,7 @@ impl Store {
     pub async fn gang_place(&self, placements: &[Placement]) -> Result<Vec<LeaseId>> {
         let mut sorted = placements.to_vec();
         sorted.sort_by_key(|placement| placement.job);
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let mut jobs = Vec::new();
         for placement in &sorted {
             jobs.push(lock(&mut tx, placement.job).await?);
@@ -212,7 +212,7 @@ impl Store {
     /// As [`Store::job_place`], for any of them, and [`StoreError::Stale`] also for a job of a group or one that is
     /// kept apart from others: place it by itself.
     pub async fn batch_place(&self, placements: &[Placement]) -> Result<Vec<LeaseId>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         lock_queued(&mut tx, placements).await?;
         hold_all(&mut tx, placements).await?;
         let leases: Vec<LeaseId> = placements.iter().map(|_| LeaseId(Uuid::now_v7())).collect();

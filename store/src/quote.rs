@@ -364,7 +364,7 @@ impl Store {
     /// the balance does not cover its spend cap and those of other open quotes, [`QuoteFault::TooMany`],
     /// [`QuoteFault::TooOften`].
     pub async fn quote_ask(&self, asking: &Asking<'_>) -> Result<QuoteId> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         ledger::lock(&mut tx, asking.customer).await?;
         if let Some(quote) = find_by_key(&mut tx, asking).await? {
             return Ok(quote);
@@ -401,7 +401,7 @@ impl Store {
         answer: &QuoteAnswer,
         considered: &[Considered],
     ) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let asked = sqlx::query!(
             r#"select hold_ms, (request ->> 'max_spend')::bigint as "max_spend!"
                from quotes where quote_id = $1 and answer is null for update"#,
@@ -441,7 +441,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when the customer has no such quote, [`QuoteFault::Used`] when a job has used it.
     pub async fn quote_release(&self, customer: CustomerId, quote: QuoteId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         if let Some(job) = lock(&mut tx, customer, quote).await?.used_by {
             return Err(QuoteFault::Used(job).into());
         }

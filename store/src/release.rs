@@ -41,7 +41,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Constraint`] `releases_version` when this version is another program already.
     pub async fn release_publish(&self, release: &NewRelease<'_>) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         sqlx::query!(
             "insert into releases (version, target, manifest, signature, bytes) values ($1, $2, $3, $4, $5)
              on conflict do nothing",

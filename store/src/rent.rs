@@ -126,7 +126,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when there are others than the `seen` that the decision rests on.
     pub async fn machines_want(&self, seen: i64, wanted: &[NewMachine<'_>]) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // One at a time, or two would each want what one job waits for.
         sqlx::query!("select pg_advisory_xact_lock(hashtextextended('machines', 0))")
             .execute(&mut *tx)
@@ -157,7 +157,7 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn rent_snapshot(&self, lately: Millis) -> Result<RentSnapshot> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         sqlx::query!("set transaction isolation level repeatable read read only").execute(&mut *tx).await?;
         let now = sqlx::query_scalar!(r#"select now_ms() as "now!""#).fetch_one(&mut *tx).await?;
         Ok(RentSnapshot {

@@ -172,7 +172,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when it is not what it was.
     pub async fn host_prove(&self, host: HostId, seen: u64, proven: &Proven) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let row = sqlx::query!(
             r#"select state, generation, inventory as "inventory!" from hosts
                where host_id = $1 and inventory is not null for update"#,
@@ -213,7 +213,7 @@ impl Store {
     pub async fn suites_begin(&self, hosts: &[(HostId, u64)], cause: Cause) -> Result<Vec<HostId>> {
         let (ids, seen): (Vec<Uuid>, Vec<i64>) =
             hosts.iter().map(|(host, seen)| (host.0, seen.cast_signed())).unzip();
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let begun = sqlx::query_scalar!(
             "with free as (
                 select h.host_id from hosts h join unnest($1::uuid[], $2::bigint[]) as wanted (host_id, seen) using (host_id)
@@ -249,7 +249,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when it is not what it was at generation `seen`.
     pub async fn suite_demand(&self, host: HostId, seen: u64) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let from = host_lock(&mut tx, host).await?;
         let now = sqlx::query_scalar!("select generation from hosts where host_id = $1", host.0);
         if from != HostState::Ready || now.fetch_one(&mut *tx).await?.cast_unsigned() != seen {
@@ -283,7 +283,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is leaving.
     pub async fn host_retest(&self, host: HostId) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let from = host_lock(&mut tx, host).await?;
         let event = if from == HostState::Refused { HostEvent::Retry } else { HostEvent::Claimed };
         let to = host::next(from, event).filter(|to| *to == HostState::Verifying);

@@ -160,7 +160,7 @@ impl Store {
         key: &str,
         next_up: Millis,
     ) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let both = [drawing.host.0, source.0];
         let ready = sqlx::query_scalar!(
             "select host_id from hosts where host_id = any($1) and state = 'ready' order by host_id for update",

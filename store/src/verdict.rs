@@ -244,7 +244,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] when no host of the miner was ever given this challenge.
     pub async fn verdict_appeal(&self, hotkey: &str, challenge: ChallengeId) -> Result<Appeal> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let row = sqlx::query!(
             "select c.code, c.shadow, c.forgotten_at_ms, c.appealed_at_ms
              from challenges c join hosts h using (host_id)
@@ -278,7 +278,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Stale`] when that was written down already.
     pub async fn appeal_decide(&self, challenge: ChallengeId, verdict: &Value, is_right: bool) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let row = sqlx::query!(
             "update challenges set appeal = $2, appeal_at_ms = now_ms()
              where challenge_id = $1 and appeal is null and appealed_at_ms is not null returning host_id",

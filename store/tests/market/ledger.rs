@@ -1,5 +1,7 @@
 //! The ledger: it balances, it only grows, and an audit finds what does not.
 
+use std::time::{Duration, Instant};
+
 use nave_domain::MicroUsd;
 
 use crate::market::{EXITED, open, request};
@@ -101,4 +103,38 @@ async fn an_audit_finds_every_planted_imbalance() {
         let found = market.store.ledger_audit().await.expect("audit");
         assert!(found.iter().any(|problem| problem.contains(word)), "{plant}: {found:?}");
     }
+}
+
+/// Lets others go on for a while that is too short for a timer.
+async fn moment(span: Duration) {
+    let begun = Instant::now();
+    while begun.elapsed() < span {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_gives_up_while_a_transaction_begins_leaves_none_open_behind_it() {
+    open(async |market| {
+        let customer = market.store.customer_ensure("ada").await.expect("a customer");
+        for at in 0..400_u64 {
+            let key = format!("deposit {at}");
+            let credit = market.store.credit(customer, &key, MicroUsd(1));
+            tokio::select! {
+                biased;
+                done = credit => drop(done.expect("credit")),
+                () = moment(Duration::from_micros(at * 3)) => {}
+            }
+            // What has answered is there for everybody, whichever connection wrote it.
+            let name = format!("customer {at}");
+            market.store.customer_ensure(&name).await.expect("a customer");
+            let seen: i64 = sqlx::query_scalar("select count(*) from customers where name = $1")
+                .bind(&name)
+                .fetch_one(&market.sql)
+                .await
+                .expect("a count");
+            assert_eq!(seen, 1, "at {at}");
+        }
+    })
+    .await;
 }
