@@ -18,7 +18,7 @@ pub struct Gang {
 pub type Places = Vec<Choice>;
 
 /// Where members of a gang should go, for those for whom that is decided.
-type Wish = Vec<Option<Choice>>;
+pub(super) type Wish = Vec<Option<Choice>>;
 
 /// Gangs that are weighed against one another.
 const WEIGHED_MAX: usize = 5;
@@ -84,6 +84,9 @@ impl Fleet {
                 break;
             }
         }
+        if !hurry {
+            best = self.search(gangs, &alone, &order, best);
+        }
         for choice in best.places.iter().flatten().flatten() {
             self.place(choice.host, &choice.request, &choice.devices);
         }
@@ -140,7 +143,7 @@ impl Fleet {
     }
 
     /// Occupies places for all members, those that are wished and otherwise the cheapest.
-    fn place_wished(&mut self, gang: &Gang, wish: &Wish) -> Option<Places> {
+    pub(super) fn place_wished(&mut self, gang: &Gang, wish: &Wish) -> Option<Places> {
         // After those whose place is decided the hardest: what suffices for them is scarcest.
         let mut order: Vec<usize> = (0..gang.members.len()).collect();
         order.sort_by_key(|at| (wish[*at].is_none(), Reverse(hardness(&gang.members[*at]))));
@@ -194,13 +197,13 @@ impl Fleet {
 }
 
 /// A way to place a batch.
-struct Tried {
-    cost: i64,
-    places: Vec<Option<Places>>,
+pub(super) struct Tried {
+    pub cost: i64,
+    pub places: Vec<Option<Places>>,
 }
 
 impl Tried {
-    fn take_cheaper(&mut self, other: Self) {
+    pub(super) fn take_cheaper(&mut self, other: Self) {
         if other.cost < self.cost {
             *self = other;
         }
@@ -208,13 +211,13 @@ impl Tried {
 }
 
 /// What a gang would cost if it had the fleet for itself.
-struct Alone {
+pub(super) struct Alone {
     cost: i64,
     hourly: i64,
 }
 
 /// What a batch costs, waiting included.
-fn cost(places: &[Option<Places>], alone: &[Option<Alone>]) -> i64 {
+pub(super) fn cost(places: &[Option<Places>], alone: &[Option<Alone>]) -> i64 {
     let of = |(places, alone): (&Option<Places>, &Option<Alone>)| match places {
         Some(places) => places.iter().map(|choice| choice.cost).sum(),
         None => alone.as_ref().map_or(0, |alone| WAIT_PRICES.saturating_mul(alone.hourly)),
@@ -223,7 +226,7 @@ fn cost(places: &[Option<Places>], alone: &[Option<Alone>]) -> i64 {
 }
 
 /// All members anywhere.
-fn free(gang: &Gang) -> Wish {
+pub(super) fn free(gang: &Gang) -> Wish {
     vec![None; gang.members.len()]
 }
 

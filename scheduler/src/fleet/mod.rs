@@ -19,6 +19,7 @@ mod queue;
 mod request;
 mod room;
 mod scarcity;
+mod search;
 mod shared;
 mod sorts;
 mod stranding;

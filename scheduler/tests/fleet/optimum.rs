@@ -144,7 +144,8 @@ fn optimum(case: &Case, fleet: &mut Fleet, gang: usize, member: usize, waits: &m
 
 #[test]
 fn batches_cost_little_more_than_the_best_of_all_plans() {
-    let mut gaps: Vec<i64> = (0..1_000)
+    // Others than those that the planner was made with.
+    let mut gaps: Vec<i64> = (400_000..401_000)
         .map(|seed| {
             let case = case(seed);
             let mut planned = case.fleet.clone();
