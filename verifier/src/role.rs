@@ -186,24 +186,36 @@ impl Verifier {
             due.into_iter().partition(|look| self.court.knows(look.challenge));
         let called: Vec<(Look, Millis)> = called.into_iter().map(|look| (look, judged_by(now))).collect();
         self.store.looks_defer(&called).await.context("leave what is judged")?;
+        // Whoever waits for a nonce does not wait until all the others have their verdicts.
+        let mut verdicts = Vec::new();
         for looks in due.chunks(PAGE) {
-            self.go_on_with(looks).await?;
+            verdicts.extend(self.go_on_with(looks, |next| matches!(next, Next::Rule(_))).await?);
+        }
+        for looks in verdicts.chunks(PAGE) {
+            self.go_on_with(looks, |_| false).await?;
         }
         self.looked = true;
         Ok(())
     }
 
-    async fn go_on_with(&mut self, looks: &[Look]) -> anyhow::Result<()> {
+    /// Goes on with these, and says which of them it leaves.
+    async fn go_on_with(&mut self, looks: &[Look], leaves: fn(&Next) -> bool) -> anyhow::Result<Vec<Look>> {
         let news: BTreeMap<ChallengeId, Look> = looks.iter().map(|look| (look.challenge, *look)).collect();
         let ids: Vec<ChallengeId> = news.keys().copied().collect();
-        let mut later = Vec::new();
+        let (mut later, mut left) = (Vec::new(), Vec::new());
         for open in self.store.challenges_undecided(&ids).await.context("load open challenges")? {
             let look = news.get(&open.challenge).copied();
+            let next = decide(&open, silent(&self.config, &open));
+            if leaves(&next) {
+                left.extend(look);
+                continue;
+            }
             let mut until = None;
-            passable(self.go_on(&open).await.map(|up| until = up))?;
+            passable(self.go_on(&open, next).await.map(|up| until = up))?;
             later.extend(look.zip(until));
         }
-        self.store.looks_defer(&later).await.context("put off what waits for hosts")
+        self.store.looks_defer(&later).await.context("put off what waits for hosts")?;
+        Ok(left)
     }
 
     fn rules(&self) -> Rules {
@@ -365,11 +377,11 @@ impl Verifier {
         Ok(())
     }
 
-    /// Goes on with a challenge; says until when on the control clock nothing can be done about it unless
+    /// Does what is next for a challenge; says until when on the control clock nothing can be done about it unless
     /// something comes, if that is so.
-    async fn go_on(&mut self, open: &OpenChallenge) -> anyhow::Result<Option<Millis>> {
+    async fn go_on(&mut self, open: &OpenChallenge, next: Next) -> anyhow::Result<Option<Millis>> {
         let (id, silent) = (open.challenge, silent(&self.config, open));
-        match decide(open, silent) {
+        match next {
             Next::Wait => Ok(waits_until(open, silent)),
             Next::Reveal(step) => {
                 let nonce = transfers::reveal(&self.store, open, step).await?;

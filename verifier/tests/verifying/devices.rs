@@ -337,6 +337,29 @@ async fn leased_gpus_are_tested_from_the_start_to_the_end_of_the_lease() {
 }
 
 #[tokio::test]
+async fn a_gpu_that_is_shared_is_left_out_of_a_test_that_the_other_one_passes() {
+    let market = open().await;
+    let mut host = market.host_with_devices("alpha", &honest(&["SIM-1", "SIM-2"])).await;
+    host.prove_all(&mut verifier(&market, NO_SOONER)).await;
+    host.share("SIM-1").await;
+    host.lease("SIM-2").await;
+    host.report().await;
+    let mut verifier = verifier(&market, NO_SOONER);
+    look(&mut verifier).await;
+    let challenge = host.fetch().await.expect("a test beside the lease that began");
+    let Task::Devices(task) = &challenge.task else { panic!("{:?}", challenge.task) };
+    assert_eq!(task.devices.iter().map(|device| device.uuid.as_str()).collect::<Vec<_>>(), ["SIM-2"]);
+    for _ in 0..4 {
+        for challenge in host.fetch_all().await {
+            host.answer(&challenge).await;
+        }
+        look(&mut verifier).await;
+    }
+    assert_eq!((last_cause(&host).await, host.last_code().await), (Cause::LeaseStart, "passed"));
+    assert_eq!(host.state().await, HostState::Ready);
+}
+
+#[tokio::test]
 async fn what_fails_beside_a_job_is_on_record_and_the_job_goes_on() {
     let market = open().await;
     for (code, told) in [

@@ -139,6 +139,29 @@ async fn killed_at(points: &[&str], verifiers: usize) {
 }
 
 #[tokio::test]
+async fn a_host_that_waits_for_its_nonce_has_it_before_the_first_silent_one_has_its_verdict() {
+    let market = open().await;
+    let silent = market.host("alpha", 1_000).await;
+    look(&mut market.verifier()).await;
+    let mut waiting = market.host("beta", 1_000).await;
+    look(&mut market.verifier()).await;
+    waiting.work_within(EFFORT).await;
+    market.store.clock_advance(Millis(65_000)).await.expect("advance");
+    let armed = tempfile::tempdir().expect("a directory");
+    fs::write(armed.path().join("store.challenge_decide.before_commit"), "").expect("arm");
+    let mut process = Process::start(&market, armed.path());
+    for _ in 0..1_200 {
+        match process.has_ended() {
+            true => break,
+            false => sleep(Duration::from_millis(50)).await,
+        }
+    }
+    assert!(process.has_ended(), "it is killed while it writes the verdict");
+    assert_eq!(silent.last_code().await, "open");
+    assert_eq!(waiting.fetch().await.expect("a challenge").reveals.len(), 1);
+}
+
+#[tokio::test]
 async fn a_verifier_may_be_killed_before_it_writes_anything() {
     killed_at(
         &["verifier.draw.before_store", "verifier.reveal.before_store", "verifier.judge.before_store"],

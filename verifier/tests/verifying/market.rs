@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use nave_domain::{
     Bytes, ChallengeId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
-    fraction::{Division, Slice},
+    fraction::{Division, Fraction, Slice},
     host::{Device, HostState, Inventory, Runtime},
     rate::Rate,
 };
@@ -313,6 +313,16 @@ impl Host {
 
     /// A lease of one of its GPUs whose command runs.
     pub async fn lease(&self, device: &str) -> LeaseId {
+        self.lease_part(device, None).await
+    }
+
+    /// The same, of a share of it.
+    pub async fn share(&self, device: &str) -> LeaseId {
+        let fraction = Fraction { milli: MilliGpu(250), vram: Bytes(Bytes::MIB) };
+        self.lease_part(device, Some(fraction)).await
+    }
+
+    async fn lease_part(&self, device: &str, share: Option<Fraction>) -> LeaseId {
         let store = &self.store;
         let customer = store.customer_ensure("customer").await.expect("a customer");
         store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
@@ -327,7 +337,7 @@ impl Host {
             size: request.resources.size(),
             disk: request.resources.disk,
             devices: vec![device.to_owned()],
-            share: None,
+            share,
             rate: Rate { gpu_hour: MicroUsd::ZERO, vcpu_hour: MicroUsd::ZERO, gib_hour: MicroUsd::ZERO },
             run_max: request.limits.run_ms,
             capped_by_spend: false,
