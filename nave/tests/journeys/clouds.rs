@@ -159,7 +159,7 @@ fn a_rented_machine_that_is_lost_costs_the_customer_nothing_and_kills_leave_noth
     let protocol = ["--cloud-patience", "1s", "--report", "1s", "--fence", "30s"];
     let Some(market) = Market::docker(&[&arguments[..], &protocol].concat()) else { return };
     let before = market.json(&["balance"])["available"].as_i64().expect("money");
-    let long = "import time\nfor i in range(30): print('tick', i, flush=True); time.sleep(.5)";
+    let long = "import time\nfor i in range(80): print('tick', i, flush=True); time.sleep(.5)";
     let job = market.submit(&["--cpu", "0.2", "--memory", "64MiB"], &["python3", "-c", long]);
     wait_for("it to run on a rented machine", || market.stdout(&job).contains("tick 2").then_some(()));
 
