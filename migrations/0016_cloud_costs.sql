@@ -33,7 +33,8 @@ comment on column ledger_accounts.account is 'funding, treasury, clouds, availab
 insert into ledger_accounts (account) select unnest(array['treasury', 'clouds'])
     where exists (select from machines where cost > 0) on conflict do nothing;
 insert into ledger_postings (idempotency_key, kind, machine_id)
-    select 'rent:' || machine_id || ':' || version, 'rent', machine_id from machines where cost > 0;
+    -- The version before: the next write of the row posts as of this one.
+    select 'rent:' || machine_id || ':' || version - 1, 'rent', machine_id from machines where cost > 0;
 insert into ledger_entries (posting_id, account, amount)
     select p.posting_id, side.account, side.sign * m.cost from ledger_postings p join machines m using (machine_id)
     cross join (values ('treasury', -1), ('clouds', 1)) side (account, sign);

@@ -53,6 +53,8 @@ const WORDS: [Words; 7] = [
 
 /// Codes that are words, too: they mean a country only where they come last, as in `oslo-no`, not in `no-name`.
 const ALSO_WORDS: &str = "at be co id in is it my no";
+/// Codes that are states of the US, too: they mean a country only where they come first, as in `de-fra1`, not in `wilmington-de`.
+const ALSO_STATES: &str = "ar co de id il in";
 
 fn has(words: &str, word: &str) -> bool {
     words.split_ascii_whitespace().any(|known| known == word)
@@ -84,6 +86,7 @@ impl Area {
             two.as_deref()
                 .and_then(Self::of_word)
                 .or_else(|| Self::of_word(word).filter(|_| is_last || !has(ALSO_WORDS, word)))
+                .filter(|_| index == 0 || !has(ALSO_STATES, word))
         };
         // `us-west-1` begins with the country; `Texas, US` ends with it.
         if text.contains(',') { (0..words.len()).rev().find_map(at) } else { (0..words.len()).find_map(at) }
@@ -163,9 +166,10 @@ mod tests {
                     "Paris, FR",
                     "Oslo, NO",
                     "oslo-no",
+                    "de-fra1",
                 ],
             ),
-            (Area::Asia, &["asia-northeast-1", "Tokyo, JP", "AP-JP-1", "tokyo-jp", "Mumbai, IN"]),
+            (Area::Asia, &["asia-northeast-1", "Tokyo, JP", "AP-JP-1", "tokyo-jp", "Mumbai, India"]),
             (Area::Oceania, &["australia-east-1", "OC-AU-1", "Auckland, New Zealand"]),
             (Area::SouthAmerica, &["south-america", "southamerica-east1", "brazil-south"]),
             (Area::MiddleEast, &["middle-east-1", "il-central-1"]),
@@ -180,9 +184,20 @@ mod tests {
 
     #[test]
     fn what_is_not_certain_lies_nowhere() {
-        for text in
-            ["any", "", "local", "here", "my-basement", "in-house", "no-name", "sa-east-1", "42", "west"]
-        {
+        for text in [
+            "any",
+            "",
+            "local",
+            "here",
+            "my-basement",
+            "in-house",
+            "no-name",
+            "sa-east-1",
+            "42",
+            "west",
+            "wilmington-de",
+            "denver-co",
+        ] {
             assert_eq!(Area::of(text), None, "{text}");
         }
     }

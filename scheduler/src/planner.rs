@@ -15,7 +15,7 @@ use nave_domain::{
     HostId, JobId, LeaseId, Millis, QuoteId, Timestamp,
     job::{GROUP_LEASES_MAX, TermWish},
 };
-use nave_store::{AskedQuote, Considered, ORDER_BYTES_MAX, Placement, QueuedJob, QuoteAnswer, Snapshot};
+use nave_store::{AskedQuote, Considered, Placement, QueuedJob, QuoteAnswer, Snapshot};
 
 use crate::{
     fit::{Names, Supply},
@@ -291,13 +291,14 @@ impl Look<'_> {
     /// Places a unit where the fleet says; `false` and nothing done where one of it may not be there.
     fn carry_out(&mut self, unit: &Eligible<'_>, places: &Places) -> bool {
         let mut before = BTreeMap::new();
+        let given = (unit.jobs.len() > 1).then(|| self.market.given.clone());
         let mut placements = Vec::new();
         for (job, choice) in unit.jobs.iter().zip(places) {
             let host = self.loaded.id(choice.host);
             let placement =
                 host.and_then(|host| self.market.placement(job, host, choice.request.gpus, &choice.devices));
             let Some(placement) = placement else {
-                self.market.hosts.extend(before);
+                self.market.restore(before, given);
                 return false;
             };
             if let Some(supply) = self.market.hosts.get(&placement.host) {
@@ -380,8 +381,8 @@ impl Look<'_> {
             gang: None,
             group_leases: 0,
             apart_from: BTreeSet::new(),
-            // What the job will say is not known yet.
-            order_bytes: ORDER_BYTES_MAX,
+            // What the job will say is not known yet; rows take a quote for nothing, and look again when it is used.
+            order_bytes: 0,
         };
         let request = self.loaded.request(&job, &self.market.hosts);
         let found = match self.market.held_back(&job) {

@@ -377,8 +377,8 @@ async fn lock(tx: &mut PgConnection, machine: Uuid, version: u64) -> Result<Opti
 
 /// Posts what a machine has cost since it was written last. A row is written once in each version, and so is this.
 async fn owe(tx: &mut PgConnection, write: &MachineWrite<'_>, before: MicroUsd) -> Result<()> {
-    ledger::post(tx, &Posting::rent(write.machine, write.version, before, write.cost)?).await?;
-    Ok(())
+    let posted = ledger::post(tx, &Posting::rent(write.machine, write.version, before, write.cost)?).await?;
+    if posted || write.cost == before { Ok(()) } else { Err(StoreError::Stale("machine")) }
 }
 
 /// Takes out the host that a machine is. False where it goes back for want of work and its host has some: leases, or

@@ -168,7 +168,7 @@ impl Store {
         })
     }
 
-    /// Machines that are not closed or were wanted within `lately`, with what they brought in.
+    /// Machines that are not closed, or were wanted or ended within `lately`, with what they brought in.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -177,7 +177,8 @@ impl Store {
             r#"select machine_id, version, cloud, made_at_ms, demand, idle_at_ms, enrolled_at_ms, ending, is_closed, cost,
                     known, shape, job_id, host_id,
                     (select coalesce(sum(charged), 0)::bigint from leases l where l.host_id = m.host_id) as "charged!"
-               from machines m where not is_closed or made_at_ms > now_ms() - $1::bigint order by machine_id"#,
+               from machines m where not is_closed or made_at_ms > now_ms() - $1::bigint or ended_at_ms > now_ms() - $1::bigint
+               order by machine_id"#,
             lately.0
         );
         let accounts = rows.fetch_all(&self.pool).await?.into_iter().map(|row| {

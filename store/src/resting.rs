@@ -41,7 +41,7 @@ pub struct CloudRow {
 
 impl Store {
     /// Machines that ended within `lately`, the latest first: those that had leases, and those that came to nothing. What
-    /// was let go before it cost anything, or because its job was cancelled or found another place, is neither.
+    /// was let go before it cost anything, or because its job was over or found another place, is neither.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -54,8 +54,9 @@ impl Store {
                        exists (select from leases l where l.host_id = m.host_id) as "has_worked!",
                        m.ending not in ('released', 'idle') or m.cost > 0 and (
                            exists (select from hosts h where h.host_id = m.host_id and h.refusals > 0)
-                           or j.state <> 'cancelled' and not exists (
-                               select from leases l where l.job_id = m.job_id and l.placed_at_ms >= m.made_at_ms)
+                           or coalesce(j.finished_at_ms > m.ended_at_ms, true) and not exists (
+                               select from leases l where l.job_id = m.job_id
+                                   and l.placed_at_ms between m.made_at_ms and m.ended_at_ms)
                        ) as is_failure
                    from machines m join jobs j using (job_id) where m.ended_at_ms > now_ms() - $1::bigint) ends
                where "has_worked!" or is_failure order by "ended_at_ms!" desc, machine_id desc"#,

@@ -50,16 +50,25 @@ fn see(nvml: &Nvml) -> Result<Answer, NvmlError> {
     Ok(Answer::Seen { driver: nvml.sys_driver_version()?, holders })
 }
 
-/// Who holds memory of these devices.
+/// Who holds memory of these devices. Nobody computes on one that is not there any more, and the others are looked at
+/// all the same.
 ///
 /// # Errors
-/// When there is no such device.
+/// When none of them is there.
 pub fn holders(nvml: &Nvml, uuids: &[String]) -> Result<Vec<Holder>, NvmlError> {
+    let devices: Vec<_> = uuids.iter().map(|uuid| (nvml.device_by_uuid(uuid.as_str()), uuid)).collect();
     let mut holders = Vec::new();
-    for uuid in uuids {
-        holders.extend(holders_of(&nvml.device_by_uuid(uuid.as_str())?, uuid));
+    let mut missing = Vec::new();
+    for (device, uuid) in devices {
+        match device {
+            Ok(device) => holders.extend(holders_of(&device, uuid)),
+            Err(error) => missing.push(error),
+        }
     }
-    Ok(holders)
+    match missing.pop() {
+        Some(error) if missing.len() + 1 == uuids.len() => Err(error),
+        Some(_) | None => Ok(holders),
+    }
 }
 
 /// Who holds memory of a device. A list that it does not tell is no reason not to look at the others.

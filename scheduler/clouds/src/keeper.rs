@@ -1,6 +1,6 @@
 //! The shell around the rows: lists, writes, asks. It may be killed at any line, and run twice.
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use nave_domain::{Millis, Timestamp};
 
@@ -23,6 +23,8 @@ pub struct Keeper<'a> {
     boot: &'a dyn Boot,
     /// Until when the cloud is asked for nothing.
     quiet_until: AtomicI64,
+    /// Whether it said at last which machines there are.
+    has_listed: AtomicBool,
     /// Until when it is asked for no machine.
     no_launch_until: AtomicI64,
 }
@@ -61,6 +63,7 @@ impl<'a> Keeper<'a> {
             now,
             boot,
             quiet_until: AtomicI64::new(i64::MIN),
+            has_listed: AtomicBool::new(false),
             no_launch_until: AtomicI64::new(i64::MIN),
         }
     }
@@ -92,12 +95,21 @@ impl<'a> Keeper<'a> {
         done
     }
 
+    /// Whether the cloud said, when it was last asked, which machines there are.
+    pub fn has_listed(&self) -> bool {
+        self.has_listed.load(Ordering::Relaxed)
+    }
+
     /// The machines of the account; none when the cloud does not say.
     async fn list(&self) -> Result<Option<Listing>, Broken> {
         let asked_at = (self.now)();
         match self.provider.list_ours().await {
-            Ok(machines) => Ok(Some(Listing { asked_at, machines })),
+            Ok(machines) => {
+                self.has_listed.store(true, Ordering::Relaxed);
+                Ok(Some(Listing { asked_at, machines }))
+            }
             Err(error) => {
+                self.has_listed.store(false, Ordering::Relaxed);
                 self.failed(None, Call::List, asked_at, error).await?;
                 Ok(None)
             }

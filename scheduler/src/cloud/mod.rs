@@ -241,8 +241,12 @@ async fn keep(role: Arc<Role>, site: Arc<Site>) {
     loop {
         let ticked = async {
             role.set_clock().await?;
-            keeper.tick().await?;
-            role.store.cloud_looked(cloud.name()).await?;
+            let ticked = keeper.tick().await;
+            // What is the matter with one machine says nothing of the others; a cloud that does not answer does.
+            if keeper.has_listed() {
+                role.store.cloud_looked(cloud.name()).await?;
+            }
+            ticked?;
             Ok::<_, Broken>(role.store.machines_open(cloud.name()).await?.len())
         };
         let open = ticked.await.inspect_err(|error| {

@@ -81,7 +81,7 @@ async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) 
         "its cloud is drained"
     } else if now >= drains_from(row.made_at, row.dead_man) {
         "its end is near"
-    } else if !is_paid_for(machine, row.price, &role.limits, now) {
+    } else if !is_paid_for(machine, need, row.price, &role.limits, now) {
         "too little of what it costs is paid"
     } else {
         return Ok(());

@@ -97,10 +97,19 @@ pub fn wanted(
 }
 
 /// Whether jobs have paid the operator's share of what a machine of this price has cost of late, or it is too new for
-/// that to be known. One that is not worth it takes no new jobs.
+/// that to be known, or waits for others of a gang. One that is not worth it takes no new jobs.
 #[must_use]
-pub fn is_paid_for(machine: &RentedMachine, price: MicroUsd, limits: &Limits, now: Timestamp) -> bool {
+pub fn is_paid_for(
+    machine: &RentedMachine,
+    need: Need,
+    price: MicroUsd,
+    limits: &Limits,
+    now: Timestamp,
+) -> bool {
     let Some(enrolled_at) = machine.row.enrolled_at else { return true };
+    if need == Need::Gang && now.since(machine.row.made_at) < GANG_MAX {
+        return true;
+    }
     let span = RentedMachine::PAID_SPAN.0;
     let share = i128::from(price.0) * i128::from(limits.share_percent) * i128::from(span);
     now.since(enrolled_at).0 < Limits::BOOT.0 + span || i128::from(machine.paid.0) * 100 * 3_600_000 >= share

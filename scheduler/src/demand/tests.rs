@@ -525,7 +525,7 @@ fn a_machine_for_which_too_little_was_paid_of_late_is_not_kept() {
             paid: MicroUsd(paid),
             ..machine(Some(HostState::Ready), true, MachineDemand::Wanted)
         };
-        is_paid_for(&machine, hour, limits, Timestamp(NOW.0 + minutes * 60_000))
+        is_paid_for(&machine, Need::Jobs, hour, limits, Timestamp(NOW.0 + minutes * 60_000))
     };
     let usual = Limits::default();
     assert!(is_kept(1_000_000, 40, &usual), "half of what half an hour costs");
@@ -534,7 +534,12 @@ fn a_machine_for_which_too_little_was_paid_of_late_is_not_kept() {
     assert!(is_kept(0, 90, &Limits { share_percent: 0, ..usual }));
     // A second of work each 110 seconds.
     assert!(!is_kept(hour.0 / 3_600 * 17, 40, &usual));
-    assert!(is_paid_for(&machine(None, false, MachineDemand::Wanted), hour, &usual, NOW), "it boots");
+    let booting = machine(None, false, MachineDemand::Wanted);
+    assert!(is_paid_for(&booting, Need::Jobs, hour, &usual, NOW), "it boots");
+    let ready = machine(Some(HostState::Ready), true, MachineDemand::Wanted);
+    let after = |minutes: i64| Timestamp(ready.row.made_at.0 + minutes * 60_000);
+    assert!(is_paid_for(&ready, Need::Gang, hour, &usual, after(59)), "it waits for the others of a gang");
+    assert!(!is_paid_for(&ready, Need::Gang, hour, &usual, after(60)));
 }
 
 #[test]

@@ -192,6 +192,9 @@ impl Fleet {
     /// Gives notice to the spot leases whose end costs the least, so that a gang fits, and
     /// keeps their hosts for it.
     fn give_notice(&mut self, gang: &Gang, spot: &mut [SpotLease], plan: &mut Plan) {
+        if spot.is_empty() {
+            return;
+        }
         let mut rooms: BTreeMap<Handle, Room> = BTreeMap::new();
         let mut ends: Vec<u64> = Vec::new();
         for member in &gang.members {

@@ -47,7 +47,7 @@ pub(super) struct Market<'a> {
     pub hosts: BTreeMap<HostId, Supply>,
     empty: &'a BTreeMap<HostId, Supply>,
     /// The miners who were given jobs that are kept apart, by their customer and number.
-    given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
+    pub given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
     baselines: &'a Baselines,
     /// Whether any host leases slices.
     has_slices: bool,
@@ -338,6 +338,17 @@ impl<'a> Market<'a> {
             let miners = self.given.entry((job.customer, apart)).or_default();
             miners.insert(supply.host.hotkey.clone());
         }
+    }
+
+    /// Takes back what was occupied of these hosts.
+    pub fn restore(
+        &mut self,
+        hosts: BTreeMap<HostId, Supply>,
+        given: Option<BTreeMap<(CustomerId, Uuid), BTreeSet<String>>>,
+    ) {
+        self.hosts.extend(hosts);
+        self.given = given.unwrap_or_else(|| std::mem::take(&mut self.given));
+        self.rivals = RefCell::default();
     }
 
     /// Tells a wait for capacity from a wish that no host could meet even when empty, and
