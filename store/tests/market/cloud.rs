@@ -8,7 +8,7 @@ use nave_domain::{
 };
 use nave_store::{
     AttemptFault, HostRow, Joined, Joining, MachineAttempt, MachineDemand, MachineEnding, MachineRow,
-    MachineWrite, NewMachine, QuoteFault, RentedMachine, StoreError,
+    MachineWrite, NewMachine, QuoteFault, RentedMachine, Store, StoreError, testing,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -286,4 +286,44 @@ async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it(
         assert_eq!(counts, [(1, 4), (1, 3), (2, 2)]);
     })
     .await;
+}
+
+/// A market that had machines before what they cost was in the ledger.
+async fn upgraded(machine: Uuid, cost: i64) -> Market {
+    let (url, _) = testing::database().await;
+    let sql = sqlx::PgPool::connect(&url).await.expect("connect");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
+    let mut files: Vec<_> =
+        std::fs::read_dir(path).expect("migrations").map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    for file in files {
+        if file.ends_with("0015_renting.sql") {
+            sqlx::query("insert into machines (machine_id, version, cloud, made_at_ms, cost, known) values ($1, 7, 'lambda', 1, $2, '{}')")
+                .bind(machine)
+                .bind(cost)
+                .execute(&sql)
+                .await
+                .expect("a machine");
+        }
+        let text = std::fs::read_to_string(&file).expect("a migration");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(text))
+            .execute(&sql)
+            .await
+            .unwrap_or_else(|error| panic!("{file:?}: {error}"));
+    }
+    Market::new(Store::connect(&url).await.expect("connect"), sql)
+}
+
+#[tokio::test]
+async fn what_machines_had_cost_before_is_in_the_ledger_and_what_they_cost_next_is_added() {
+    let machine = Uuid::now_v7();
+    let market = upgraded(machine, 1_000_000).await;
+    market.audit().await;
+    assert!(costs(&market, machine, None, 1_400_000).await);
+    market.audit().await;
+    let clouds: i64 = sqlx::query_scalar("select balance from ledger_accounts where account = 'clouds'")
+        .fetch_one(&market.sql)
+        .await
+        .expect("a balance");
+    assert_eq!(clouds, 1_400_000);
 }
