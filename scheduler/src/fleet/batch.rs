@@ -84,7 +84,7 @@ impl Fleet {
                 break;
             }
         }
-        if !hurry {
+        if !hurry && !order.is_empty() {
             best = self.search(gangs, &alone, &order, best);
         }
         for choice in best.places.iter().flatten().flatten() {
