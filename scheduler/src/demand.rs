@@ -43,6 +43,8 @@ pub struct Limits {
     pub loss: MicroUsd,
     /// How many machines are paid for within a day because of one customer's jobs that end before they ran.
     pub unused: u32,
+    /// Whether offers and clouds rest after machines that came to nothing.
+    pub rests: bool,
 }
 
 impl Default for Limits {
@@ -57,6 +59,7 @@ impl Default for Limits {
             share_percent: 50,
             loss: MicroUsd(25_000_000),
             unused: 3,
+            rests: true,
         }
     }
 }

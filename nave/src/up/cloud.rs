@@ -83,6 +83,7 @@ struct LimitsTable {
     share_percent: u8,
     loss: String,
     unused: u32,
+    rests: bool,
 }
 
 #[derive(Serialize)]
@@ -177,6 +178,7 @@ impl Cloud {
                 share_percent: 0,
                 loss: MicroUsd(1_000_000_000_000).to_string(),
                 unused: u32::MAX,
+                rests: false,
             },
             local: LocalTable { dir: self.layout.cloud() },
         };

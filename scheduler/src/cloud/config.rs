@@ -19,6 +19,7 @@
 //!                                 # price for half an hour it takes no more; 0 rents for any job
 //! loss = "25.00"                  # dollars that machines of a day may cost beyond what jobs paid on them
 //! unused = 3                      # machines a day for jobs of one customer that end before they ran; then no more
+//! rests = true                    # whether offers and clouds are left alone for a while after machines in vain
 //!
 //! [agent]                         # for images that do not have the program; the same for [prover]
 //! url = "https://files.example/miner-agent"
@@ -121,6 +122,7 @@ struct LimitsTable {
     #[serde(deserialize_with = "written")]
     loss: Option<MicroUsd>,
     unused: Option<u32>,
+    rests: Option<bool>,
 }
 
 #[derive(Default, Deserialize)]
@@ -264,6 +266,7 @@ impl LimitsTable {
             share_percent,
             loss: self.loss.unwrap_or(usual.loss),
             unused: self.unused.unwrap_or(usual.unused),
+            rests: self.rests.unwrap_or(usual.rests),
         })
     }
 }

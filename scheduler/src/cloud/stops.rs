@@ -22,7 +22,11 @@ pub(super) async fn refused(
     let clouds = role.store.cloud_list().await?;
     let resumed =
         clouds.iter().filter_map(|row| Some((Cloud::named(&row.cloud)?, row.resumed_at?))).collect();
-    let resting = resting(&role.store.machine_ends(LATELY).await?, &resumed, now);
+    let resting = if role.limits.rests {
+        resting(&role.store.machine_ends(LATELY).await?, &resumed, now)
+    } else {
+        Resting::default()
+    };
     let everywhere = everywhere(role, hotkey, &clouds).await?;
     let stops: BTreeMap<Cloud, String> = role
         .kept()
