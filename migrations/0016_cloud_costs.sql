@@ -41,21 +41,6 @@ insert into ledger_entries (posting_id, account, amount)
 update ledger_accounts a set balance = balance + side.sign * (select coalesce(sum(cost), 0) from machines)
     from (values ('treasury', -1), ('clouds', 1)) side (account, sign) where a.account = side.account;
 
--- Bans that count against a host, those that are over too: its own, those of its miner if it joined since that test or was not
--- tested before the ban, and those that took GPUs along which it claims. A rented machine is a cloud's, and its miner only whoever
--- rents it: what another one did says nothing of it.
-create or replace function bans_of(host uuid) returns setof bans language sql stable
-    begin atomic
-        select b.* from hosts h join bans b
-            on b.host_id = h.host_id
-            or (b.hotkey = h.hotkey and (h.tested_at_ms is null or h.tested_at_ms >= b.since_ms or h.enrolled_at_ms >= (
-                select drawn_at_ms from challenges c where c.challenge_id = b.challenge_id))
-                and not exists (select from machines m where m.host_id = h.host_id))
-            or b.devices && array(select device ->> 'uuid' from jsonb_array_elements(h.inventory -> 'devices') device)
-        where h.host_id = host and b.lifted_at_ms is null;
-    end;
-comment on column bans.hotkey is 'Its miner: no host of theirs that joined since it was tested, or was not tested before the ban, is tested before that is over; but for rented machines';
-
 -- Other hosts in doubt that count against a host: its miner's, whenever they joined, unless it is a rented machine, and those of
 -- anyone that have proven GPUs which it claims and nobody has proven since.
 create or replace function doubts_of(host uuid) returns table (host_id uuid, doubt text) language sql stable

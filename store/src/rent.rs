@@ -120,6 +120,28 @@ const VAIN_MS: i64 = 86_400_000;
 /// How long after its first lease a host may still get those that were planned with it.
 const SETTLE_MS: i64 = 30_000;
 
+/// The columns of a machine among those of a row.
+macro_rules! raw_machine {
+    ($row:ident) => {
+        RawMachine {
+            machine_id: $row.machine_id,
+            version: $row.version,
+            cloud: $row.cloud,
+            made_at_ms: $row.made_at_ms,
+            demand: $row.demand,
+            idle_at_ms: $row.idle_at_ms,
+            enrolled_at_ms: $row.enrolled_at_ms,
+            ending: $row.ending,
+            is_closed: $row.is_closed,
+            cost: $row.cost,
+            known: $row.known,
+            shape: $row.shape,
+            job_id: $row.job_id,
+            host_id: $row.host_id,
+        }
+    };
+}
+
 impl Store {
     /// Wants machines, all of them or none.
     ///
@@ -182,22 +204,7 @@ impl Store {
             lately.0
         );
         let accounts = rows.fetch_all(&self.pool).await?.into_iter().map(|row| {
-            let raw = RawMachine {
-                machine_id: row.machine_id,
-                version: row.version,
-                cloud: row.cloud,
-                made_at_ms: row.made_at_ms,
-                demand: row.demand,
-                idle_at_ms: row.idle_at_ms,
-                enrolled_at_ms: row.enrolled_at_ms,
-                ending: row.ending,
-                is_closed: row.is_closed,
-                cost: row.cost,
-                known: row.known,
-                shape: row.shape,
-                job_id: row.job_id,
-                host_id: row.host_id,
-            };
+            let raw = raw_machine!(row);
             Ok(MachineAccount { row: raw.read()?, charged: MicroUsd(row.charged) })
         });
         accounts.collect()
@@ -284,22 +291,7 @@ async fn rented(tx: &mut PgConnection, lately: Millis) -> Result<Vec<RentedMachi
         SETTLE_MS
     );
     let machines = rows.fetch_all(tx).await?.into_iter().map(|row| {
-        let raw = RawMachine {
-            machine_id: row.machine_id,
-            version: row.version,
-            cloud: row.cloud,
-            made_at_ms: row.made_at_ms,
-            demand: row.demand,
-            idle_at_ms: row.idle_at_ms,
-            enrolled_at_ms: row.enrolled_at_ms,
-            ending: row.ending,
-            is_closed: row.is_closed,
-            cost: row.cost,
-            known: row.known,
-            shape: row.shape,
-            job_id: row.job_id,
-            host_id: row.host_id,
-        };
+        let raw = raw_machine!(row);
         let inventory: Option<Inventory> =
             row.inventory.map(|value| error::read_json("an inventory", value)).transpose()?;
         let proven = row.proven.map(|value| error::read_json("what a host has proven", value)).transpose()?;
