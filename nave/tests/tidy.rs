@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
@@ -17,6 +17,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point", "nave-clouds"]),
     ("scheduler/clouds", &["nave-domain"]),
+    ("validator/settlement", &["nave-domain"]),
     ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
@@ -56,22 +57,24 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 8] = [
+const EXACT: [&str; 9] = [
     "domain/src",
     "store/src",
     "scheduler/src",
     "scheduler/clouds/src",
     "validator/src",
+    "validator/settlement/src",
     "verifier/src",
     "verifier/proof/src",
     "verifier/rules/src",
 ];
 
 /// Code that is a function of its arguments.
-const PURE: [&str; 20] = [
+const PURE: [&str; 21] = [
     "domain/src",
     "verifier/proof/src",
     "verifier/rules/src",
+    "validator/settlement/src",
     "scheduler/src/planner.rs",
     "scheduler/src/planner",
     "scheduler/src/fit.rs",
