@@ -51,8 +51,8 @@ impl Finding {
 pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Finding> {
     let (docker, nft, mkfs, mesh, gpu) =
         tokio::join!(docker(socket), nft(), mkfs(), ip(), inventory::devices(prover));
-    let devices = gpu.as_deref().unwrap_or_default();
-    let (shares, slices) = (shares(devices, means), slices(devices));
+    let listed = gpu.as_ref().cloned().unwrap_or_default();
+    let (shares, slices) = (shares(&listed.devices, means), slices(&listed.devices));
     let mut findings = vec![
         root(),
         docker,
@@ -64,7 +64,7 @@ pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Findi
         tun(),
         Finding::new(
             "gpu",
-            gpu.map(|devices| found_devices(&devices)).map_err(|why| format!("{why:#}")),
+            gpu.map(|listed| found_devices(&listed.devices)).map_err(|why| format!("{why:#}")),
             "GPUs are offered to jobs",
             "no GPUs are offered; the host earns with CPU and memory",
             "install the NVIDIA driver and check that nvidia-smi works, if this machine has a GPU",
@@ -73,7 +73,21 @@ pub async fn examine(socket: &Path, prover: &Prover, means: &Means) -> Vec<Findi
         shares,
     ];
     findings.extend(slices);
+    findings.extend(left_out(&listed.left_out));
     findings
+}
+
+/// GPUs that are there and not offered; nothing where there are none.
+fn left_out(why: &[String]) -> Option<Finding> {
+    let found = Err(why.join("; "));
+    let finding = Finding::new(
+        "gpu left out",
+        found,
+        "",
+        "these GPUs are not offered; the others are, and are tested without them",
+        "do what stands there, then start the agent again; there is no remedy for a GPU without a kernel",
+    );
+    (!why.is_empty()).then(|| finding.optional())
 }
 
 /// What becomes of devices in MIG mode; nothing where there are none.
@@ -272,6 +286,14 @@ mod tests {
         assert!(!can_host(&findings));
         let gpu = findings.iter().find(|finding| finding.name == "gpu").expect("gpu");
         assert!(!gpu.ok && gpu.optional, "a host without a GPU is a host");
+    }
+
+    #[test]
+    fn an_owner_is_told_which_gpus_are_left_out_and_why() {
+        assert!(left_out(&[]).is_none());
+        let finding = left_out(&["GPU 0 (Tesla T4): it has no kernel".to_owned()]).expect("a finding");
+        assert!(!finding.ok && finding.optional, "the others are offered");
+        assert_eq!(finding.found, "GPU 0 (Tesla T4): it has no kernel");
     }
 
     #[test]

@@ -23,8 +23,18 @@ const MEMORY_RESERVE: i64 = Bytes::GIB;
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Proved {
-    Devices { devices: Vec<Device> },
+    Listed(Listed),
     Nothing { error: String },
+}
+
+/// The GPUs of this machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Listed {
+    /// Those that can be proven.
+    pub devices: Vec<Device>,
+    /// Each that cannot, and why; it is not offered, and the others are.
+    #[serde(default)]
+    pub left_out: Vec<String>,
 }
 
 /// Looks at the machine. What cannot be read counts as nothing.
@@ -37,10 +47,13 @@ pub async fn take(
 ) -> Inventory {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let memory = offerable_memory(mem_total(&read("/proc/meminfo")));
-    let devices = devices(prover).await.unwrap_or_else(|why| {
+    let Listed { devices, left_out } = devices(prover).await.unwrap_or_else(|why| {
         tracing::info!(reason = format!("{why:#}"), "no GPUs are offered");
-        Vec::new()
+        Listed::default()
     });
+    for reason in left_out {
+        tracing::warn!(reason, "a GPU is left out");
+    }
     Inventory {
         milli_cpu: offer.cpu.unwrap_or_else(cores),
         memory: offer.memory.unwrap_or(memory),
@@ -116,15 +129,15 @@ fn clip(text: &str) -> String {
 ///
 /// # Errors
 /// Why there are none.
-pub async fn devices(prover: &Prover) -> anyhow::Result<Vec<Device>> {
+pub async fn devices(prover: &Prover) -> anyhow::Result<Listed> {
     let program = prover.program.to_str().context("the prover's path is not UTF-8")?;
     let printed = command::run(program, &prover.arguments()).await?;
     read_devices(&printed)
 }
 
-fn read_devices(printed: &[u8]) -> anyhow::Result<Vec<Device>> {
+fn read_devices(printed: &[u8]) -> anyhow::Result<Listed> {
     match serde_json::from_slice(printed).context("read what the prover printed")? {
-        Proved::Devices { mut devices } => {
+        Proved::Listed(Listed { mut devices, left_out }) => {
             while devices.len().max(parts(&devices).len()) > DEVICES_MAX {
                 // As many are tested at once.
                 let left_out = devices.pop().map(|device| device.uuid);
@@ -133,7 +146,7 @@ fn read_devices(printed: &[u8]) -> anyhow::Result<Vec<Device>> {
                     "a GPU is left out: a host has {DEVICES_MAX} GPUs and slices at most"
                 );
             }
-            Ok(devices)
+            Ok(Listed { devices, left_out: left_out.iter().map(|why| clip(why)).collect() })
         }
         Proved::Nothing { error } => Err(anyhow::anyhow!(clip(&error))),
     }
@@ -183,7 +196,10 @@ mod tests {
     #[test]
     fn the_prover_names_devices_or_a_reason() {
         let one = br#"{"devices":[{"uuid":"GPU-1","model":"H","vram":1,"driver":"5"}]}"#;
-        assert_eq!(read_devices(one).expect("a device").len(), 1);
+        let listed = read_devices(one).expect("a device");
+        assert_eq!((listed.devices.len(), listed.left_out), (1, vec![]));
+        let old = br#"{"devices":[],"left_out":["GPU 0 (Tesla T4): it has no kernel"]}"#;
+        assert_eq!(read_devices(old).expect("none").left_out, ["GPU 0 (Tesla T4): it has no kernel"]);
         let none = read_devices(br#"{"error":"no driver"}"#).expect_err("a reason");
         assert_eq!(none.to_string(), "no driver");
         assert!(read_devices(b"").is_err() && read_devices(b"{}").is_err());
@@ -198,7 +214,7 @@ mod tests {
             json!({ "uuid": uuid, "model": "H", "vram": 7, "driver": "5", "division": { "slices": slices } })
         };
         let printed = json!({ "devices": (0..16).map(device).collect::<Vec<_>>() }).to_string();
-        assert_eq!(read_devices(printed.as_bytes()).expect("devices").len(), 9);
+        assert_eq!(read_devices(printed.as_bytes()).expect("devices").devices.len(), 9);
     }
 
     #[tokio::test]

@@ -5,10 +5,12 @@
 
 mod device;
 mod driver;
+mod faults;
 mod launch;
 mod openings;
 mod trees;
 
+pub use driver::{has_kernel, no_kernel};
 use nave_proof::{Failure, Reason, device::Device};
 
 /// Opens a GPU, or the slice that is all this process sees.

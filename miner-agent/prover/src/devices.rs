@@ -13,27 +13,39 @@ use serde::Serialize;
 
 use crate::{cuda, simulated::Simulated, slice};
 
+mod faults;
+
 /// How many slices of computing most devices are cut into.
 const COMPUTE_SLICES: i64 = 7;
 
 #[derive(Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(untagged)]
 enum Answer {
-    Devices(Vec<Device>),
-    Error(String),
+    Listed(Listed),
+    Nothing { error: String },
+}
+
+/// The GPUs of this machine.
+#[derive(Default, Serialize)]
+struct Listed {
+    /// Those that can be proven.
+    devices: Vec<Device>,
+    /// Each that cannot, and why: nobody is told that they are there, and the others are.
+    left_out: Vec<String>,
 }
 
 /// Prints the devices, or why there are none.
 pub fn print(simulated: Option<&Path>) {
-    let answer = match (devices(), simulated) {
-        (Ok(devices), None) => Answer::Devices(devices),
-        (Err(error), None) => Answer::Error(format!("NVML: {error}")),
+    let answer = match (listed(), simulated) {
+        (Ok(listed), None) => Answer::Listed(listed),
+        (Err(error), None) => Answer::Nothing { error: faults::told(&error) },
         (found, Some(file)) => match Simulated::read(file) {
             Ok(simulated) => {
-                let found = found.inspect_err(|error| eprintln!("NVML: {error}")).unwrap_or_default();
-                Answer::Devices(found.into_iter().chain(simulated.list()).collect())
+                let mut listed = found.inspect_err(|error| eprintln!("NVML: {error}")).unwrap_or_default();
+                listed.devices.extend(simulated.list());
+                Answer::Listed(listed)
             }
-            Err(error) => Answer::Error(error),
+            Err(error) => Answer::Nothing { error },
         },
     };
     match serde_json::to_string(&answer) {
@@ -42,27 +54,35 @@ pub fn print(simulated: Option<&Path>) {
     }
 }
 
-fn devices() -> Result<Vec<Device>, NvmlError> {
+fn listed() -> Result<Listed, NvmlError> {
     let nvml = Nvml::init()?;
     let driver = nvml.sys_driver_version()?;
     let count = nvml.device_count()?.min(u32::try_from(DEVICES_MAX).unwrap_or(u32::MAX));
-    let mut devices = Vec::new();
+    let mut listed = Listed::default();
     for index in 0..count {
         match device(&nvml, index, &driver) {
-            Ok(device) => devices.push(device),
-            // One broken GPU does not hide the others.
-            Err(error) => eprintln!("GPU {index}: {error}"),
+            Ok(device) => listed.devices.push(device),
+            // One that is broken, or too old, does not hide the others.
+            Err(why) => listed.left_out.push(format!("GPU {index}{why}")),
         }
     }
-    Ok(devices)
+    Ok(listed)
 }
 
-fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, NvmlError> {
-    let device = nvml.device_by_index(index)?;
-    let vram = i64::try_from(device.memory_info()?.total).unwrap_or(i64::MAX);
-    let (uuid, model) = (device.uuid()?, device.name()?);
-    let (driver, division) = (driver.to_owned(), division(&device));
-    Ok(Device { uuid, model, vram: Bytes(vram), driver, simulated: false, division })
+/// A device, or what to say of it after its number.
+fn device(nvml: &Nvml, index: u32, driver: &str) -> Result<Device, String> {
+    let told = |error: NvmlError| format!(": {}", faults::told(&error));
+    let device = nvml.device_by_index(index).map_err(told)?;
+    let (uuid, model) = (device.uuid().map_err(told)?, device.name().map_err(told)?);
+    let of = |why: &str| format!(" ({model}, {uuid}): {why}");
+    let capability = device.cuda_compute_capability().map_err(|error| of(&faults::told(&error)))?;
+    let capability = (capability.major.unsigned_abs(), capability.minor.unsigned_abs());
+    if !cuda::has_kernel(capability) {
+        return Err(of(&cuda::no_kernel(capability)));
+    }
+    let memory = device.memory_info().map_err(|error| of(&faults::told(&error)))?;
+    let vram = Bytes(i64::try_from(memory.total).unwrap_or(i64::MAX));
+    Ok(Device { vram, driver: driver.to_owned(), simulated: false, division: division(&device), uuid, model })
 }
 
 /// How a device can be leased, as far as it goes by the driver. Not tried on a GPU yet.
@@ -71,11 +91,8 @@ fn division(device: &nvml_wrapper::Device<'_>) -> Division {
     if device.mig_mode().is_ok_and(|mode| mode.current == 1) {
         return Division::Slices(slices(device));
     }
-    // Before Volta no limit of a process holds.
-    match device.cuda_compute_capability() {
-        Ok(capability) if capability.major >= 7 => Division::Shares,
-        Ok(_) | Err(_) => Division::Whole,
-    }
+    // All that there are kernels for hold processes to limits.
+    Division::Shares
 }
 
 fn slices(device: &nvml_wrapper::Device<'_>) -> Vec<Slice> {

@@ -94,8 +94,8 @@ impl Host {
         });
         let message = answer.unwrap_or_else(|failure| {
             eprintln!("{}: {}", challenge.challenge, failure.message);
-            let message: String = failure.message.chars().take(EXPLANATION_MAX / 4).collect();
-            json!({ "failed": Failure { message, ..failure } })
+            let end = failure.message.floor_char_boundary(EXPLANATION_MAX);
+            json!({ "failed": Failure { message: failure.message[..end].to_owned(), ..failure } })
         });
         if let Some(replay) = &mut self.replay {
             replay.keep(challenge, &message);

@@ -3,6 +3,10 @@
 //
 //   EMULATED_DEVICES   how many devices there are (1)
 //   EMULATED_MEMORY    bytes of memory of each (64 MiB)
+//   EMULATED_DRIVER    the version that it says it has (12090)
+//   EMULATED_OLD       the number of a device that is of compute capability 7.5 (none)
+//   EMULATED_FAULT     CODE@call or CODE@call#device: from its first time on, this call ends with this code, and what follows a fault of
+//                      a context does so, too, on that device; `hang` as its code never ends, `crash` ends the process
 //
 // With CUDA_VISIBLE_DEVICES=MIG-… there is one, called as the first.
 //
@@ -12,11 +16,13 @@
 #include "../kernels.cu"
 
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <set>
 #include <tuple>
+#include <unistd.h>
 #include <utility>
 
 namespace
@@ -24,7 +30,7 @@ namespace
 
 using emulation::Deed;
 
-enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_BINARY = 209, NOT_FOUND = 500, NOT_READY = 600 };
+enum Result { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_BINARY = 209, NOT_FOUND = 500, NOT_READY = 600, HANGS = -1 };
 
 #ifdef WGMMA
 constexpr int CAPABILITY[2] = {9, 0};
@@ -127,6 +133,74 @@ std::vector<Kernel> &kernels()
     return all;
 }
 
+// What EMULATED_FAULT says.
+struct Fault
+{
+    std::string code, call;
+    int device = -1;
+
+    static Fault read()
+    {
+        const char *text = std::getenv("EMULATED_FAULT");
+        const std::string all = text ? text : "";
+        const size_t at = all.find('@'), number = all.find('#');
+        if (at == std::string::npos) {
+            return {};
+        }
+        const int device = number == std::string::npos ? -1 : std::atoi(all.c_str() + number + 1);
+        return {all.substr(0, at), all.substr(at + 1, number == std::string::npos ? number : number - at - 1), device};
+    }
+};
+
+// Devices whose context is broken, with the code that its calls end with.
+std::map<int, int> broken;
+
+// Those after which a context is of no use any more.
+bool breaks_context(int code)
+{
+    return code == 214 || code == 220 || code == 226 || (code >= 700 && code < 800) || code == 999;
+}
+
+// Whether a call of this name for this device has a fault. Names of calls end in their version here, and need not there.
+Result faulty(const char *name, int device)
+{
+    static const Fault fault = Fault::read();
+    static std::mutex mutex;
+    const std::lock_guard<std::mutex> guard(mutex);
+    const auto found = broken.find(device);
+    if (found != broken.end()) {
+        return (Result)found->second;
+    }
+    const std::string call = name;
+    if (fault.call.empty() || (call != fault.call && call != fault.call + "_v2") ||
+        (fault.device >= 0 && fault.device != device)) {
+        return SUCCESS;
+    }
+    if (fault.code == "crash") {
+        std::raise(SIGSEGV);
+    }
+    const int code = std::atoi(fault.code.c_str());
+    if (device >= 0 && breaks_context(code)) {
+        broken[device] = code;
+    }
+    return fault.code == "hang" ? HANGS : (Result)code;
+}
+
+Result maybe_hang(Result result)
+{
+    while (result == HANGS) {
+        sleep(1000);
+    }
+    return result;
+}
+
+// Begins a call: ends it where it has a fault.
+#define CALL_ON(device)                                                                                                     \
+    if (const Result fault = maybe_hang(faulty(__func__, device))) {                                                        \
+        return fault;                                                                                                       \
+    }
+#define CALL CALL_ON(current ? current->device : -1)
+
 Stream *stream_of(void *handle)
 {
     return handle ? (Stream *)handle : &driver.default_stream;
@@ -211,12 +285,14 @@ extern "C" {
 
 Result cuInit(u32)
 {
+    CALL_ON(-1)
     return SUCCESS;
 }
 
 Result cuDriverGetVersion(int *version)
 {
-    *version = 12090;
+    CALL_ON(-1)
+    *version = (int)setting("EMULATED_DRIVER", 12090);
     return SUCCESS;
 }
 
@@ -237,12 +313,14 @@ Result cuGetErrorString(int error, const char **text)
 
 Result cuDeviceGetCount(int *count)
 {
+    CALL_ON(-1)
     *count = devices();
     return SUCCESS;
 }
 
 Result cuDeviceGet(int *device, int ordinal)
 {
+    CALL_ON(ordinal)
     *device = ordinal;
     return ordinal >= 0 && ordinal < devices() ? SUCCESS : INVALID_VALUE;
 }
@@ -255,6 +333,7 @@ Result cuDeviceGetName(char *name, int length, int)
 
 Result cuDeviceGetUuid_v2(u8 *uuid, int device)
 {
+    CALL_ON(device)
     std::memset(uuid, 0xe0, 16);
     uuid[15] = (u8)device;
     return SUCCESS;
@@ -271,8 +350,13 @@ Result cuDeviceTotalMem_v2(size_t *bytes, int)
     return SUCCESS;
 }
 
-Result cuDeviceGetAttribute(int *value, int attribute, int)
+Result cuDeviceGetAttribute(int *value, int attribute, int device)
 {
+    CALL_ON(device)
+    if (device == (int)setting("EMULATED_OLD", -1) && (attribute == 75 || attribute == 76)) {
+        *value = attribute == 75 ? 7 : 5;
+        return SUCCESS;
+    }
     const std::map<int, int> known = {{1, 1024}, {10, 32}, {16, 4}, {75, CAPABILITY[0]}, {76, CAPABILITY[1]}, {97, 232448}};
     const auto found = known.find(attribute);
     *value = found == known.end() ? 0 : found->second;
@@ -281,6 +365,7 @@ Result cuDeviceGetAttribute(int *value, int attribute, int)
 
 Result cuDevicePrimaryCtxRetain(void **context, int device)
 {
+    CALL_ON(device)
     const Guard guard(driver.mutex);
     if (driver.contexts.empty()) {
         driver.contexts.resize((size_t)devices());
@@ -302,34 +387,40 @@ Result cuDevicePrimaryCtxRelease_v2(int)
 
 Result cuCtxSetCurrent(void *context)
 {
+    CALL_ON(context ? ((Context *)context)->device : -1)
     current = (Context *)context;
     return SUCCESS;
 }
 
 Result cuCtxGetCurrent(void **context)
 {
+    CALL
     *context = current;
     return SUCCESS;
 }
 
 Result cuCtxGetDevice(int *device)
 {
+    CALL
     *device = current ? current->device : 0;
     return current ? SUCCESS : INVALID_VALUE;
 }
 
 Result cuCtxSetFlags(u32)
 {
+    CALL
     return SUCCESS;
 }
 
 Result cuCtxSetLimit(int, size_t)
 {
+    CALL
     return SUCCESS;
 }
 
 Result cuCtxGetStreamPriorityRange(int *least, int *greatest)
 {
+    CALL
     *least = 0;
     *greatest = -5;
     return SUCCESS;
@@ -337,6 +428,7 @@ Result cuCtxGetStreamPriorityRange(int *least, int *greatest)
 
 Result cuCtxSynchronize()
 {
+    CALL
     const Guard guard(driver.mutex);
     finish_all();
     return SUCCESS;
@@ -344,6 +436,7 @@ Result cuCtxSynchronize()
 
 Result cuStreamCreate(void **stream, u32)
 {
+    CALL
     const Guard guard(driver.mutex);
     Stream *made = new Stream;
     driver.streams.insert(made);
@@ -353,11 +446,13 @@ Result cuStreamCreate(void **stream, u32)
 
 Result cuStreamCreateWithPriority(void **stream, u32 flags, int)
 {
+    CALL
     return cuStreamCreate(stream, flags);
 }
 
 Result cuStreamSynchronize(void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     finish_stream(*stream_of(stream));
     return SUCCESS;
@@ -365,12 +460,14 @@ Result cuStreamSynchronize(void *stream)
 
 Result cuStreamQuery(void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     return stream_of(stream)->empty() ? SUCCESS : NOT_READY;
 }
 
 Result cuStreamDestroy_v2(void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     finish_stream(*stream_of(stream));
     driver.streams.erase((Stream *)stream);
@@ -380,12 +477,14 @@ Result cuStreamDestroy_v2(void *stream)
 
 Result cuEventCreate(void **event, u32)
 {
+    CALL
     *event = new Event;
     return SUCCESS;
 }
 
 Result cuEventDestroy_v2(void *event)
 {
+    CALL
     const Guard guard(driver.mutex);
     finish_all();
     delete (Event *)event;
@@ -394,6 +493,7 @@ Result cuEventDestroy_v2(void *event)
 
 Result cuEventRecord(void *handle, void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     Event *event = (Event *)handle;
     const u64 asked = ++event->asked;
@@ -402,6 +502,7 @@ Result cuEventRecord(void *handle, void *stream)
 
 Result cuStreamWaitEvent(void *stream, void *handle, u32)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Event *event = (Event *)handle;
     stream_of(stream)->push_back({nullptr, event, event->asked});
@@ -410,6 +511,7 @@ Result cuStreamWaitEvent(void *stream, void *handle, u32)
 
 Result cuEventQuery(void *handle)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Event *event = (Event *)handle;
     return event->done == event->asked ? SUCCESS : NOT_READY;
@@ -417,6 +519,7 @@ Result cuEventQuery(void *handle)
 
 Result cuEventSynchronize(void *handle)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Event *event = (Event *)handle;
     for (const u64 asked = event->asked; event->done < asked;) {
@@ -427,18 +530,21 @@ Result cuEventSynchronize(void *handle)
 
 Result cuEventElapsedTime(float *ms, void *, void *)
 {
+    CALL
     *ms = 1;
     return SUCCESS;
 }
 
 Result cuEventElapsedTime_v2(float *ms, void *, void *)
 {
+    CALL
     *ms = 1;
     return SUCCESS;
 }
 
 Result cuMemGetInfo_v2(size_t *left, size_t *total)
 {
+    CALL
     const Guard guard(driver.mutex);
     *total = memory_of_device();
     *left = *total - driver.used[current ? current->device : 0];
@@ -447,6 +553,7 @@ Result cuMemGetInfo_v2(size_t *left, size_t *total)
 
 Result cuMemAlloc_v2(u64 *at, size_t bytes)
 {
+    CALL
     const Guard guard(driver.mutex);
     const int device = current ? current->device : 0;
     if (bytes == 0 || !current) {
@@ -463,6 +570,7 @@ Result cuMemAlloc_v2(u64 *at, size_t bytes)
 
 Result cuMemFree_v2(u64 at)
 {
+    CALL
     const Guard guard(driver.mutex);
     const auto found = driver.memory.find(at);
     if (found == driver.memory.end()) {
@@ -477,6 +585,7 @@ Result cuMemFree_v2(u64 at)
 
 Result cuMemHostAlloc(void **at, size_t bytes, u32)
 {
+    CALL
     const Guard guard(driver.mutex);
     *at = (void *)allocate(bytes);
     driver.pinned[(u64)*at] = {bytes, 0};
@@ -485,11 +594,13 @@ Result cuMemHostAlloc(void **at, size_t bytes, u32)
 
 Result cuMemAllocHost_v2(void **at, size_t bytes)
 {
+    CALL
     return cuMemHostAlloc(at, bytes, 0);
 }
 
 Result cuMemFreeHost(void *at)
 {
+    CALL
     const Guard guard(driver.mutex);
     const auto found = driver.pinned.find((u64)at);
     if (found == driver.pinned.end()) {
@@ -503,6 +614,7 @@ Result cuMemFreeHost(void *at)
 
 Result cuMemcpyHtoDAsync_v2(u64 to, const void *from, size_t bytes, void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     if (!lies_in(driver.memory, to, bytes)) {
         return INVALID_VALUE;
@@ -517,6 +629,7 @@ Result cuMemcpyHtoDAsync_v2(u64 to, const void *from, size_t bytes, void *stream
 
 Result cuMemcpyHtoD_v2(u64 to, const void *from, size_t bytes)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Result result = cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
     finish_stream(driver.default_stream);
@@ -525,6 +638,7 @@ Result cuMemcpyHtoD_v2(u64 to, const void *from, size_t bytes)
 
 Result cuMemcpyDtoHAsync_v2(void *to, u64 from, size_t bytes, void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     if (!lies_in(driver.memory, from, bytes)) {
         return INVALID_VALUE;
@@ -539,6 +653,7 @@ Result cuMemcpyDtoHAsync_v2(void *to, u64 from, size_t bytes, void *stream)
 
 Result cuMemcpyDtoH_v2(void *to, u64 from, size_t bytes)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Result result = cuMemcpyDtoHAsync_v2(to, from, bytes, nullptr);
     finish_stream(driver.default_stream);
@@ -547,6 +662,7 @@ Result cuMemcpyDtoH_v2(void *to, u64 from, size_t bytes)
 
 Result cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     if (!lies_in(driver.memory, to, bytes) || !lies_in(driver.memory, from, bytes)) {
         return INVALID_VALUE;
@@ -556,6 +672,7 @@ Result cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, void *stream)
 
 Result cuMemcpyDtoD_v2(u64 to, u64 from, size_t bytes)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Result result = cuMemcpyDtoDAsync_v2(to, from, bytes, nullptr);
     finish_stream(driver.default_stream);
@@ -564,6 +681,7 @@ Result cuMemcpyDtoD_v2(u64 to, u64 from, size_t bytes)
 
 Result cuMemsetD8Async(u64 to, u8 value, size_t bytes, void *stream)
 {
+    CALL
     const Guard guard(driver.mutex);
     if (!lies_in(driver.memory, to, bytes)) {
         return INVALID_VALUE;
@@ -573,6 +691,7 @@ Result cuMemsetD8Async(u64 to, u8 value, size_t bytes, void *stream)
 
 Result cuMemsetD8_v2(u64 to, u8 value, size_t bytes)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Result result = cuMemsetD8Async(to, value, bytes, nullptr);
     finish_stream(driver.default_stream);
@@ -582,6 +701,7 @@ Result cuMemsetD8_v2(u64 to, u8 value, size_t bytes)
 // A cubin says its architecture in its ELF header, PTX in a directive at its beginning.
 Result cuModuleLoadData(void **module, const void *image)
 {
+    CALL
     const u8 *bytes = (const u8 *)image;
     bool fits = false;
     if (std::memcmp(bytes, "\x7f"
@@ -598,16 +718,19 @@ Result cuModuleLoadData(void **module, const void *image)
 
 Result cuModuleLoadDataEx(void **module, const void *image, u32, void *, void **)
 {
+    CALL
     return cuModuleLoadData(module, image);
 }
 
 Result cuModuleUnload(void *)
 {
+    CALL
     return SUCCESS;
 }
 
 Result cuModuleGetFunction(void **function, void *, const char *name)
 {
+    CALL
     for (Kernel &kernel : kernels()) {
         if (std::strcmp(kernel.name, name) == 0) {
             *function = &kernel;
@@ -620,6 +743,7 @@ Result cuModuleGetFunction(void **function, void *, const char *name)
 // Attribute 8 is the largest dynamic shared memory.
 Result cuFuncSetAttribute(void *function, int attribute, int value)
 {
+    CALL
     if (attribute == 8) {
         ((Kernel *)function)->allowed_shared = (u32)value;
     }
@@ -628,6 +752,7 @@ Result cuFuncSetAttribute(void *function, int attribute, int value)
 
 Result cuFuncGetAttribute(int *value, int, void *)
 {
+    CALL
     *value = 0;
     return SUCCESS;
 }
@@ -635,6 +760,7 @@ Result cuFuncGetAttribute(int *value, int, void *)
 Result cuLaunchKernel(void *function, u32 grid, u32 grid_y, u32 grid_z, u32 threads, u32 threads_y, u32 threads_z,
                       u32 shared, void *stream, void **parameters, void **extra)
 {
+    CALL
     const Guard guard(driver.mutex);
     const Kernel &kernel = *(Kernel *)function;
     const bool plain = grid_y == 1 && grid_z == 1 && threads_y == 1 && threads_z == 1 && !extra;

@@ -14,7 +14,10 @@ use cudarc::driver::{
 use nave_domain::Bytes;
 use nave_proof::{Failure, Reason};
 
-use super::launch::{Arg, Kernel, Mark, Queue};
+use super::{
+    faults,
+    launch::{Arg, Kernel, Mark, Queue},
+};
 use crate::slice::PREFIX;
 
 #[path = "../../kernels/embedded.rs"]
@@ -23,6 +26,45 @@ mod embedded;
 
 /// The lowest compute capability that there are kernels for.
 const LOWEST: (u32, u32) = (8, 0);
+/// The lowest version of CUDA whose drivers take these kernels, as the driver writes it: 12.0, of drivers from 525 on.
+const CUDA_LOWEST: i32 = 12_000;
+/// What is called of the driver's library: without one of these a call would end the process.
+const CALLS: [&str; 34] = [
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetUuid_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxSetCurrent",
+    "cuCtxGetStreamPriorityRange",
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuModuleUnload",
+    "cuFuncSetAttribute",
+    "cuStreamCreate",
+    "cuStreamCreateWithPriority",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+    "cuStreamDestroy_v2",
+    "cuEventCreate",
+    "cuEventRecord",
+    "cuEventDestroy_v2",
+    "cuMemGetInfo_v2",
+    "cuMemAlloc_v2",
+    "cuMemFree_v2",
+    "cuMemHostAlloc",
+    "cuMemFreeHost",
+    "cuMemcpyHtoD_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemcpyDtoH_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuLaunchKernel",
+];
 
 /// One GPU with its kernels. It is used by the thread that opened it; what it is asked for happens later,
 /// until [`Gpu::settle`].
@@ -43,46 +85,34 @@ unsafe impl Send for Gpu {}
 impl Gpu {
     /// Opens the GPU of this UUID, as NVML writes it.
     pub(super) fn open(uuid: &str) -> Result<Self, Failure> {
-        // SAFETY: it only looks whether the library can be loaded.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(unavailable("there is no CUDA driver (libcuda.so.1) here: install NVIDIA's driver"));
-        }
-        result::init().map_err(|error| said("start the driver", error))?;
+        start()?;
         let device = find(uuid)?;
-        let capability = capability(device).map_err(|error| said("ask for its capability", error))?;
+        let capability = of("ask for its compute capability", capability(device))?;
         if capability < LOWEST {
-            let (major, minor) = capability;
-            let why = format!("it has compute capability {major}.{minor}, and proofs need 8.0");
-            return Err(unavailable(&why));
+            return Err(unavailable(&no_kernel(capability)));
         }
-        // SAFETY: the device is there; the context is given back when this ends.
-        let context =
-            unsafe { primary_ctx::retain(device) }.map_err(|error| said("open a context", error))?;
+        // SAFETY: the device is there; the context is given back when this ends, or just below.
+        let context = of("open a context", unsafe { primary_ctx::retain(device) })?;
+        let opened = Self::prepare(device, context, capability);
+        if opened.is_err() {
+            // SAFETY: it was retained above, once.
+            unsafe { primary_ctx::release(device) }.ok();
+        }
+        opened
+    }
+
+    fn prepare(
+        device: sys::CUdevice,
+        context: sys::CUcontext,
+        capability: (u32, u32),
+    ) -> Result<Self, Failure> {
         // SAFETY: the context was just made.
-        unsafe { result::ctx::set_current(context) }.map_err(|error| said("use its context", error))?;
-        let loaded = load(capability).and_then(|(gemm, module)| {
-            let of = |error| said("prepare its kernels", error);
-            let functions = functions(module, gemm).map_err(of)?;
-            let queues = queues().map_err(of)?;
-            Ok((gemm, module, functions, queues))
-        });
-        match loaded {
-            Ok((gemm, module, functions, queues)) => Ok(Self {
-                device,
-                module,
-                functions,
-                gemm,
-                queues,
-                marks: Vec::new(),
-                memory: Vec::new(),
-                of_host: Vec::new(),
-            }),
-            Err(failure) => {
-                // SAFETY: it was retained above, once.
-                unsafe { primary_ctx::release(device) }.ok();
-                Err(failure)
-            }
-        }
+        of("use its context", unsafe { result::ctx::set_current(context) })?;
+        let (gemm, module) = load(capability)?;
+        let functions = of("prepare its kernels", functions(module, gemm))?;
+        let queues = of("prepare its queues", queues())?;
+        let (marks, memory, of_host) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { device, module, functions, gemm, queues, marks, memory, of_host })
     }
 
     fn queue(&self, queue: Queue) -> sys::CUstream {
@@ -90,24 +120,70 @@ impl Gpu {
     }
 }
 
-/// The GPU that the driver knows by this UUID.
+/// Loads the driver, as far as it is there and can be used.
+fn start() -> Result<(), Failure> {
+    // SAFETY: it only looks whether the library can be loaded.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(unavailable("there is no CUDA driver (libcuda.so.1) here: install NVIDIA's driver"));
+    }
+    // SAFETY: the library is there, as was just seen, and nothing is called yet.
+    let has = |name: &&str| unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok();
+    if let Some(missing) = CALLS.iter().find(|name| !has(name)) {
+        let why = format!(
+            "the driver's library has no {missing}: it is too old, or not whole; install 525 or newer"
+        );
+        return Err(unavailable(&why));
+    }
+    let mut version = 0;
+    // SAFETY: the call is there, and may come before all others.
+    of("ask for the driver's version", unsafe { sys::cuDriverGetVersion(&raw mut version) }.result())?;
+    if version < CUDA_LOWEST {
+        let (major, minor) = (version / 1_000, version % 1_000 / 10);
+        let why =
+            format!("the driver is one for CUDA {major}.{minor}, and proofs need 12.0: install 525 or newer");
+        return Err(unavailable(&why));
+    }
+    of("start the driver", result::init())
+}
+
+/// What owners of devices are told that there are no kernels for.
+pub fn no_kernel((major, minor): (u32, u32)) -> String {
+    let (lowest, of_lowest) = LOWEST;
+    format!(
+        "this device's compute capability {major}.{minor} has no kernel; supported from {lowest}.{of_lowest}"
+    )
+}
+
+/// Whether there are kernels for devices of a compute capability.
+pub fn has_kernel(capability: (u32, u32)) -> bool {
+    capability >= LOWEST
+}
+
+/// The GPU that the driver knows by this UUID. One that does not say what it is called does not hide the others.
 fn find(uuid: &str) -> Result<sys::CUdevice, Failure> {
-    let of = |error| said("list devices", error);
-    let count = result::device::get_count().map_err(of)?;
+    let count = of("list devices", result::device::get_count())?;
+    let mut nameless = None;
     for ordinal in 0..count {
-        let device = result::device::get(ordinal).map_err(of)?;
-        // CUDA names a slice as the device that it is of.
-        if uuid.starts_with(PREFIX) && count == 1 {
-            return Ok(device);
-        }
-        let found = result::device::get_uuid(device).map_err(of)?;
-        if written(&found.bytes.map(|byte| byte.cast_unsigned())) == uuid {
-            return Ok(device);
+        match named(ordinal) {
+            // Some drivers name a slice as the device that it is of.
+            Ok((device, _)) if uuid.starts_with(PREFIX) && count == 1 => return Ok(device),
+            Ok((device, name)) if name == uuid => return Ok(device),
+            Ok(_) => {}
+            Err(error) => nameless = Some(said("list devices", error)),
         }
     }
-    Err(unavailable(
-        "the CUDA driver does not know it: was MIG switched since the agent started, is it hidden, or lost? See nvidia-smi",
-    ))
+    Err(nameless.unwrap_or_else(|| {
+        unavailable(
+            "the CUDA driver does not know it: was MIG switched since the agent started, is it hidden, or lost? See nvidia-smi",
+        )
+    }))
+}
+
+/// A device, and what it is called.
+fn named(ordinal: i32) -> Result<(sys::CUdevice, String), DriverError> {
+    let device = result::device::get(ordinal)?;
+    let uuid = result::device::get_uuid(device)?;
+    Ok((device, written(&uuid.bytes.map(|byte| byte.cast_unsigned()))))
 }
 
 /// A UUID as NVML writes it.
@@ -199,14 +275,14 @@ impl Gpu {
                 self.of_host.push(memory as u64);
                 Ok(memory as u64)
             }
-            Err(error) => {
+            Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
                 let message = format!(
-                    "no {} of the host's memory for a copy: {}",
+                    "no {} of the host's memory for a copy: free some, or let the agent lock more (ulimit -l)",
                     Bytes(i64::try_from(bytes).unwrap_or(i64::MAX)),
-                    explained(error)
                 );
                 Err(Failure { code: Reason::MemoryUnavailable, message })
             }
+            Err(error) => Err(said("allocate the host's memory", error)),
         }
     }
 
@@ -361,18 +437,7 @@ fn explained(error: DriverError) -> String {
 }
 
 fn said(deed: &str, error: DriverError) -> Failure {
-    use sys::CUresult as E;
-    const HINTS: [(E, &str); 6] = [
-        (E::CUDA_ERROR_NO_DEVICE, "is the driver loaded? See nvidia-smi"),
-        (E::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH, "reboot, or load the driver's modules anew"),
-        (E::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, "the driver is too old: 525 is needed"),
-        (E::CUDA_ERROR_NO_BINARY_FOR_GPU, "the driver is too old: 525 is needed"),
-        (E::CUDA_ERROR_ECC_UNCORRECTABLE, "its memory has errors: see nvidia-smi -q -d ECC"),
-        (E::CUDA_ERROR_DEVICE_UNAVAILABLE, "is it in an exclusive compute mode, or held by another program?"),
-    ];
-    let hint = HINTS.iter().find(|(code, _)| *code == error.0);
-    let hint = hint.map_or("the kernel's log may say more (Xid)", |(_, hint)| hint);
-    unavailable(&format!("{deed}: {}; {hint}", explained(error)))
+    faults::failure(deed, error.0, &explained(error))
 }
 
 fn unavailable(why: &str) -> Failure {

@@ -1,13 +1,19 @@
 //! The host's side of a test of GPUs: all of them at work at the same time, each in a thread.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
+    time::Duration,
 };
+
+use nave_domain::Millis;
 
 use super::work::{self, Chosen};
 use crate::{
-    DeviceTask, DevicesTask, Digest, Failure, Phase,
+    DeviceTask, DevicesTask, Digest, Failure, Phase, Reason,
     device::Device,
     prover::{Done, Work, aborted, gone},
 };
@@ -15,9 +21,13 @@ use crate::{
 /// Opens a device. It is called in the thread in which the device stays.
 pub type Open = dyn Fn(&DeviceTask) -> Result<Box<dyn Device>, Failure> + Send + Sync;
 
+/// How time is counted while devices work: this reads no clock.
+const TICK: Duration = Duration::from_millis(50);
+
 /// The devices of a host.
 pub(crate) struct Devices {
     phases: Vec<Phase>,
+    patience: Vec<Millis>,
     seats: Vec<Seat>,
 }
 
@@ -26,18 +36,21 @@ impl Devices {
     pub(crate) fn new(task: &DevicesTask, open: &Arc<Open>) -> Result<Self, Failure> {
         let tasks = task.devices.iter().enumerate();
         let seats = tasks.map(|(slot, task)| Seat::take(slot, task.clone(), Arc::clone(open)));
-        Ok(Self { phases: task.phases(), seats: seats.collect::<Result<_, _>>()? })
+        let seats = seats.collect::<Result<_, _>>()?;
+        Ok(Self { phases: task.phases(), patience: task.patience_ms.clone(), seats })
     }
 
-    /// Does the same on all devices.
+    /// Does the same on all devices, in a step that the verifier waits for so long.
     fn all<T: Send + 'static>(
-        &self,
+        &mut self,
+        step: usize,
         work: impl Fn(&mut Seated) -> Result<T, Failure> + Clone + Send + 'static,
     ) -> Result<Vec<T>, Failure> {
         let pending: Vec<_> = self.seats.iter().map(|seat| seat.order(work.clone())).collect();
-        // All are waited for, so that none is still at work when the host gives up.
-        let ends: Vec<_> = pending.into_iter().zip(&self.seats).map(|(end, seat)| seat.wait(&end)).collect();
-        ends.into_iter().collect()
+        let mut ticks = ticks(self.patience.get(step));
+        // All are waited for, so that none is still at work when the host gives up, unless it hangs.
+        let ends = pending.into_iter().zip(&mut self.seats).map(|(end, seat)| seat.wait(&end, &mut ticks));
+        ends.collect::<Vec<_>>().into_iter().collect()
     }
 }
 
@@ -45,12 +58,24 @@ impl Work for Devices {
     fn go_on(&mut self, bindings: &[Digest]) -> Result<Done, Failure> {
         let Some((&binding, before)) = bindings.split_last() else { return Err(gone()) };
         if let Some(&phase) = self.phases.get(before.len()) {
-            let digests = self.all(move |seated| seated.work(phase, &binding))?;
+            let digests = self.all(before.len(), move |seated| seated.work(phase, &binding))?;
             return Ok(Done::Commitment(work::commitment(&digests)));
         }
-        let parts = self.all(move |seated| seated.open(&binding))?;
+        let parts = self.all(before.len(), move |seated| seated.open(&binding))?;
         Ok(Done::Opening(parts.concat()))
     }
+}
+
+/// How long devices may take for a step: a little less than the verifier waits, so that it hears which one hangs.
+fn ticks(patience: Option<&Millis>) -> u64 {
+    let most = patience.map_or(0, |most| most.0.unsigned_abs());
+    (most - most / 16) / u64::try_from(TICK.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn hangs() -> Failure {
+    let message = "it had not answered when the time for this step was nearly over: it hangs, or is far too slow. See nvidia-smi, and \
+                   dmesg for Xid; reset it (nvidia-smi -r) or reboot";
+    Failure { code: Reason::DeviceUnavailable, message: message.into() }
 }
 
 /// A device in its thread, with what it has done.
@@ -153,9 +178,23 @@ impl Seat {
         pending
     }
 
-    fn wait<T>(&self, pending: &mpsc::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
-        let broke_off = |_| aborted("what drives it broke off");
-        let end = pending.recv().map_err(broke_off).and_then(|end| end);
+    fn wait<T>(
+        &mut self,
+        pending: &mpsc::Receiver<Result<T, Failure>>,
+        ticks: &mut u64,
+    ) -> Result<T, Failure> {
+        let end = loop {
+            match pending.recv_timeout(TICK) {
+                Ok(end) => break end,
+                Err(RecvTimeoutError::Disconnected) => break Err(aborted("what drives it broke off")),
+                Err(RecvTimeoutError::Timeout) if *ticks > 0 => *ticks -= 1,
+                Err(RecvTimeoutError::Timeout) => {
+                    // Nobody waits for its thread either.
+                    self.thread = None;
+                    break Err(hangs());
+                }
+            }
+        };
         end.map_err(|Failure { code, message }| Failure {
             code,
             message: format!("{}: {message}", self.name),
