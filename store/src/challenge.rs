@@ -431,7 +431,10 @@ async fn carry_out(
         }
         (_, None) | (Decision::Stays, _) => Ok(()),
         (Decision::Holds { devices }, _) => device::hold(tx, host, devices).await,
-        (Decision::Shown, _) => suite::relieve(tx, host).await,
+        (Decision::Shown, _) => {
+            device::shown(tx, challenge).await?;
+            suite::relieve(tx, host).await
+        }
         (Decision::Strained, Some(from)) => suite::strain(tx, host, from).await,
         (Decision::Doubted, Some(from)) => suite::doubt(tx, host, from).await,
         (

@@ -1,6 +1,6 @@
 //! Whose a GPU is: no two hosts prove the same one.
 
-use nave_domain::{HostId, Timestamp};
+use nave_domain::{ChallengeId, HostId, Timestamp};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
@@ -46,10 +46,23 @@ pub(crate) async fn hold(tx: &mut PgConnection, host: HostId, devices: &[String]
     }
     sqlx::query!(
         "insert into device_claims (device, host_id) select unnest($1::text[]), $2
-         on conflict (device) do update set host_id = excluded.host_id, since_ms = now_ms()
-            where device_claims.host_id <> excluded.host_id",
+         on conflict (device) do update set host_id = excluded.host_id, shown_up_ms = excluded.shown_up_ms,
+            since_ms = case when device_claims.host_id = excluded.host_id then device_claims.since_ms else now_ms() end",
         devices,
         host.0
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Notes that a host has shown the GPUs beside its jobs that a challenge was about.
+pub(crate) async fn shown(tx: &mut PgConnection, challenge: ChallengeId) -> Result<()> {
+    sqlx::query!(
+        "update device_claims d set shown_up_ms = control_ms() from challenges c
+         where c.challenge_id = $1 and d.host_id = c.host_id and exists (
+            select from jsonb_array_elements(c.challenge #> '{task,devices,devices}') tested where tested ->> 'uuid' = d.device)",
+        challenge.0
     )
     .execute(tx)
     .await?;

@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, baseline, cloud, error, group, look,
+    Result, Store, StoreError, baseline, cloud, error, group, held, look,
     notify::{Changes, announce, announce_each},
     schedule::{self, Occupied},
     suite,
@@ -60,7 +60,7 @@ pub struct HostRow {
     pub leases: u32,
 }
 
-/// Why a host takes no jobs.
+/// Why a host takes no jobs, or fewer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostReason {
     /// For programs.
@@ -151,17 +151,24 @@ pub(crate) async fn bump_all(tx: &mut PgConnection) -> Result<()> {
 /// What counts of a host's past, in milliseconds of leases: beyond that, all of it counts half.
 const PAST_MS_MAX: i64 = 2_000 * 3_600_000;
 
-/// Notes for how long a lease ran on a host, which is locked, and whether the host lost it.
-pub(crate) async fn served(tx: &mut PgConnection, host: HostId, used: Millis, is_lost: bool) -> Result<()> {
+/// Notes for how long a lease that was closed ran on a host, which is locked, and whether the host lost it. A customer can
+/// have shares of theirs lost, so those of one count once.
+pub(crate) async fn served(tx: &mut PgConnection, host: HostId, lease: LeaseId, used: Millis) -> Result<()> {
     sqlx::query!(
-        "with past as (
-            select host_id, served_ms + $2 as served, losses + $3 as lost,
-                case when served_ms + $2 > $4 then 2 else 1 end as part
-            from hosts where host_id = $1)
+        "with lost as (
+            select count(*) as count from leases l join jobs j using (job_id)
+            where l.lease_id = $2 and l.outcome ->> 'kind' = 'host_lost' and (l.share_milli is null or not exists (
+                select from leases o join jobs p using (job_id)
+                where o.host_id = $1 and o.lease_id <> $2 and o.share_milli is not null and p.customer_id = j.customer_id
+                  and o.outcome ->> 'kind' = 'host_lost'))),
+         past as (
+            select host_id, served_ms + $3 as served, losses + lost.count as lost,
+                case when served_ms + $3 > $4 then 2 else 1 end as part
+            from hosts cross join lost where host_id = $1)
          update hosts h set served_ms = served / part, losses = lost / part from past p where h.host_id = p.host_id",
         host.0,
+        lease.0,
         used.0,
-        i64::from(is_lost),
         PAST_MS_MAX
     )
     .execute(tx)
@@ -381,7 +388,10 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.host_id).collect();
+        let held = held::hosts(&mut *self.pool.acquire().await?, &ids).await?;
         let rows = rows.into_iter().map(|row| {
+            let held = held.get(&row.host_id.into()).map(|held| held.reason());
             let inventory: Option<Inventory> =
                 row.inventory.map(|value| error::read_json("an inventory", value)).transpose()?;
             let proven: Option<Proven> =
@@ -394,7 +404,7 @@ impl Store {
                 trust: cloud::trust(row.is_rented, inventory.as_ref(), proven.as_ref()),
                 inventory,
                 proven,
-                reason: read_reason(row.reason_code, row.reason_message, row.reason_at_ms),
+                reason: held.or_else(|| read_reason(row.reason_code, row.reason_message, row.reason_at_ms)),
                 paused: row.paused,
                 term: error::read_name("a term", row.term)?,
                 region: row.region.map(|name| error::read_name("a region", name)).transpose()?,

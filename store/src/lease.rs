@@ -282,7 +282,7 @@ async fn close(
     lease.state = LeaseState::Closed;
     settle_job(tx, job, outcome).await?;
     group::left(tx, &others, lease.host).await?;
-    host::served(tx, lease.host, lease.used, *outcome == Outcome::HostLost).await?;
+    host::served(tx, lease.host, lease.lease, lease.used).await?;
     announce(tx, Changes::Supply).await?;
     ledger::lock(tx, job.customer).await?;
     if outcome.is_charged() {

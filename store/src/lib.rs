@@ -23,6 +23,7 @@ mod epoch;
 mod error;
 mod evidence;
 mod group;
+mod held;
 mod host;
 mod job;
 mod lease;

@@ -16,7 +16,7 @@ use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, apart, error, group,
+    Result, Store, StoreError, apart, error, group, held,
     job::{LockedJob, advance, lock},
     notify::{Changes, announce, announce_all},
 };
@@ -125,6 +125,8 @@ pub(crate) async fn open(
         apart::keep(tx, job, placement.host).await?;
     }
     group::joined(tx, first, placements, basis).await?;
+    let longest = jobs.iter().map(|job| job.request.limits.longest());
+    held::admit(tx, &placements.iter().zip(longest).collect::<Vec<_>>()).await?;
     let mut leases = Vec::new();
     for (job, placement) in jobs.iter_mut().zip(placements) {
         leases.push(insert(tx, job, placement).await?);
@@ -213,8 +215,12 @@ impl Store {
     /// kept apart from others: place it by itself.
     pub async fn batch_place(&self, placements: &[Placement]) -> Result<Vec<LeaseId>> {
         let mut tx = self.begin().await?;
-        lock_queued(&mut tx, placements).await?;
+        let longest = lock_queued(&mut tx, placements).await?;
         hold_all(&mut tx, placements).await?;
+        let longest =
+            |placement: &Placement| longest.get(&placement.job).copied().unwrap_or(Millis(i64::MAX));
+        let lasting: Vec<_> = placements.iter().map(|placement| (placement, longest(placement))).collect();
+        held::admit(&mut tx, &lasting).await?;
         let leases: Vec<LeaseId> = placements.iter().map(|_| LeaseId(Uuid::now_v7())).collect();
         insert_all(&mut tx, placements, &leases).await?;
         let hosts: BTreeSet<HostId> = placements.iter().map(|placement| placement.host).collect();
@@ -232,18 +238,19 @@ async fn commit(tx: Transaction<'_, Postgres>) -> Result<()> {
     Ok(())
 }
 
-/// Locks jobs that all wait and of which none has to do with another.
-async fn lock_queued(tx: &mut PgConnection, placements: &[Placement]) -> Result<()> {
+/// Locks jobs that all wait and of which none has to do with another, and says how long each may take.
+async fn lock_queued(tx: &mut PgConnection, placements: &[Placement]) -> Result<BTreeMap<JobId, Millis>> {
     let jobs: Vec<Uuid> = placements.iter().map(|placement| placement.job.0).collect();
     let locked = sqlx::query!(
-        r#"select state = 'queued' and request ->> 'group' is null and request ->> 'apart' is null as "fine!"
+        r#"select state = 'queued' and request ->> 'group' is null and request ->> 'apart' is null as "fine!", job_id,
+                (request #>> '{limits,start_ms}')::bigint + (request #>> '{limits,run_ms}')::bigint as "longest!"
            from jobs where job_id = any($1) order by job_id for update"#,
         &jobs
     )
     .fetch_all(tx)
     .await?;
     if locked.len() == placements.len() && locked.iter().all(|job| job.fine) {
-        return Ok(());
+        return Ok(locked.into_iter().map(|job| (job.job_id.into(), Millis(job.longest))).collect());
     }
     Err(StoreError::Stale("job"))
 }

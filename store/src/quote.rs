@@ -403,7 +403,8 @@ impl Store {
     ) -> Result<()> {
         let mut tx = self.begin().await?;
         let asked = sqlx::query!(
-            r#"select hold_ms, (request ->> 'max_spend')::bigint as "max_spend!"
+            r#"select hold_ms, (request ->> 'max_spend')::bigint as "max_spend!",
+                    (request #>> '{limits,start_ms}')::bigint + (request #>> '{limits,run_ms}')::bigint as "longest!"
                from quotes where quote_id = $1 and answer is null for update"#,
             quote.0
         )
@@ -417,6 +418,9 @@ impl Store {
         };
         if let Some(placement) = held {
             crate::place::hold(&mut tx, placement, crate::place::Basis::Snapshot).await?;
+            // Its job may come as late as the quote expires.
+            let longest = Millis(asked.longest.saturating_add(asked.hold_ms));
+            crate::held::admit(&mut tx, &[(placement, longest)]).await?;
         }
         let host = held.map(|placement| placement.host);
         sqlx::query!(

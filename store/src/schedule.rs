@@ -18,7 +18,7 @@ use crate::{
     baseline::Baselines,
     cloud,
     error::{self, readable},
-    place,
+    held, place,
     quote::{self, AskedQuote},
 };
 
@@ -78,7 +78,8 @@ pub struct SupplyHost {
     pub rate: Rate,
     /// On which terms it is there.
     pub terms: Terms,
-    /// How much longer what runs there can go on; none where no end is known.
+    /// How much longer what is placed there can go on: until its end, or until it is to be free for a test that is
+    /// overdue; none where neither is known.
     pub lasts: Option<Millis>,
     /// What it says it has.
     pub inventory: Inventory,
@@ -121,6 +122,12 @@ impl SupplyHost {
             None => self.devices_used.extend(part.devices),
         }
         self.tenants.push((part.customer, part.alone));
+    }
+
+    /// Keeps devices for a test: nobody gets more of them, nor is anybody asked to yield there for it.
+    fn hold(&mut self, devices: BTreeSet<String>) {
+        self.yielding.retain(|lease| !lease.part.devices.iter().any(|device| devices.contains(device)));
+        self.devices_used.extend(devices);
     }
 
     fn share(&mut self, devices: Vec<String>, tenant: CustomerId, fraction: Fraction) {
@@ -306,7 +313,10 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
     .fetch_all(&mut *tx)
     .await?;
     let mut yielding = yielding(&mut *tx).await?;
-    let mut occupied = occupied(tx).await?;
+    let mut occupied = occupied(&mut *tx).await?;
+    let ids: Vec<Uuid> = rows.iter().map(|row| row.host_id).collect();
+    let held = held::hosts(&mut *tx, &ids).await?;
+    let mut held_devices = held::devices(tx, &ids).await?;
     let hosts = rows.into_iter().map(|row| {
         let inventory: Inventory = error::read_json("an inventory", row.inventory)?;
         let proven: Option<Proven> =
@@ -317,6 +327,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             region,
             trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
         };
+        let lasts = held.get(&row.host_id.into()).map(|held| held.lasts);
         let mut host = SupplyHost {
             hotkey: row.hotkey,
             generation: row.generation.cast_unsigned(),
@@ -326,7 +337,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
                 gib_hour: MicroUsd(row.gib_hour),
             },
             terms,
-            lasts: cloud::lasts(row.dead_man, now)?,
+            lasts: [cloud::lasts(row.dead_man, now)?, lasts].into_iter().flatten().min(),
             inventory,
             classes: proven.iter().flat_map(Proven::classes).collect(),
             models: proven.iter().flat_map(Proven::models).collect(),
@@ -346,6 +357,7 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
         };
         let parts = occupied.remove(&row.host_id.into()).unwrap_or_default();
         parts.into_iter().for_each(|part| host.occupy(part));
+        host.hold(held_devices.remove(&row.host_id.into()).unwrap_or_default());
         Ok((row.host_id.into(), host))
     });
     Ok(hosts.filter_map(readable).collect())

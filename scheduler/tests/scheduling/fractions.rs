@@ -119,6 +119,17 @@ fn nobody_gets_a_device_whole_of_which_there_are_shares() {
 }
 
 #[test]
+fn nobody_gets_more_of_a_shared_device_that_is_held_for_a_test() {
+    let mut host = sharing_host(&[80]);
+    let fraction = Fraction { milli: MilliGpu(250), vram: Bytes(8 * Bytes::GIB) };
+    let taken = Shared { tenant: customer_id(1), fraction, count: 1 };
+    host.shared = BTreeMap::from([("GPU-0".to_owned(), taken)]);
+    host.devices_used = vec!["GPU-0".to_owned()];
+    let plan = plan(&snapshot(vec![share_job(1, 1, 250, 8), gpu_job(2, 1, 8)], vec![host]));
+    assert_eq!((plan.placements, plan.notices), (vec![], vec![]));
+}
+
+#[test]
 fn whoever_has_waited_for_longest_gets_the_fraction_however_young_its_id() {
     let mut tired = share_job(2, 2, 250, 8);
     tired.queued = Millis(600_000);

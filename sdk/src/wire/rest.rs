@@ -362,7 +362,7 @@ pub struct Host {
     pub hotkey: String,
     /// Where it stands.
     pub state: HostState,
-    /// Why it takes no jobs, where that needs saying.
+    /// Why it takes no jobs, or fewer, where that needs saying.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<StateReason>,
     /// Whether its owner wants it to get no new jobs for now.

@@ -17,6 +17,7 @@ mod enrol;
 mod epoch;
 mod fence;
 mod group;
+mod held;
 mod host;
 mod key;
 mod lease;
