@@ -87,6 +87,10 @@ id!(
     /// One test of what a host claims.
     ChallengeId, "challenge"
 );
+id!(
+    /// One thing that happened to a lease or a host, and whose fault it is.
+    EventId, "event"
+);
 
 #[cfg(test)]
 mod tests {

@@ -6,6 +6,7 @@
 
 pub mod dispute;
 pub mod epoch;
+pub mod event;
 pub mod fraction;
 pub mod host;
 pub mod ids;
@@ -20,5 +21,5 @@ pub mod units;
 pub mod verdict;
 pub mod wish;
 
-pub use ids::{ChallengeId, CustomerId, HostId, JobId, KeyId, LeaseId, QuoteId};
+pub use ids::{ChallengeId, CustomerId, EventId, HostId, JobId, KeyId, LeaseId, QuoteId};
 pub use units::{Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Overflow, Timestamp};

@@ -1,0 +1,495 @@
+//! Events: what went wrong with a lease or a host, whose fault it was, and what shows that. Pure.
+//!
+//! An event is written down with what it tells of, and decided once, when what shows whose fault it was is there or can
+//! not come any more. All times are the database's; how long anybody was silent is measured on the control clock.
+
+pub mod xid;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Millis, Timestamp};
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A lease began later than was promised.
+    StartLate,
+    /// A running lease was not heard of for a while.
+    HeartbeatGap,
+    /// The driver of a GPU reported an error.
+    Xid,
+    /// A host did not show again what it had proven.
+    FailedRetest,
+    /// The owner took a host out that had promised to stay.
+    EarlyReclaim,
+    /// A GPU did less beside its job than its class does.
+    BelowBand,
+    /// Hosts of several miners could not reach it.
+    Unreachable,
+    /// A lease was given up because its host had lost it or was not heard any more.
+    HostLost,
+}
+
+impl EventKind {
+    /// All kinds.
+    pub const ALL: [Self; 8] = [
+        Self::StartLate,
+        Self::HeartbeatGap,
+        Self::Xid,
+        Self::FailedRetest,
+        Self::EarlyReclaim,
+        Self::BelowBand,
+        Self::Unreachable,
+        Self::HostLost,
+    ];
+
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::StartLate => "start_late",
+            Self::HeartbeatGap => "heartbeat_gap",
+            Self::Xid => "xid",
+            Self::FailedRetest => "failed_retest",
+            Self::EarlyReclaim => "early_reclaim",
+            Self::BelowBand => "below_band",
+            Self::Unreachable => "unreachable",
+            Self::HostLost => "host_lost",
+        }
+    }
+}
+
+/// Whose fault an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Blame {
+    /// The host's.
+    Host,
+    /// The market's own.
+    Platform,
+    /// The customer's.
+    Customer,
+}
+
+impl Blame {
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Platform => "platform",
+            Self::Customer => "customer",
+        }
+    }
+}
+
+/// What shows that an event is somebody's fault; without it nothing follows from the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum ConfirmedBy {
+    /// The host's own report, or its owner's signed request.
+    Report,
+    /// A test.
+    Retest,
+    /// That the host did not come back.
+    Absence,
+}
+
+impl ConfirmedBy {
+    /// The name in JSON and SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Report => "report",
+            Self::Retest => "retest",
+            Self::Absence => "absence",
+        }
+    }
+}
+
+/// What came of a host that had been silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resumed {
+    /// The same process went on.
+    Same,
+    /// Its agent was another process.
+    Agent,
+    /// Its machine had restarted.
+    Machine,
+}
+
+impl Resumed {
+    /// The name in SQL.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Same => "same",
+            Self::Agent => "agent",
+            Self::Machine => "machine",
+        }
+    }
+}
+
+/// What events are decided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventRules {
+    /// A lease begins within this time.
+    pub start_promise: Millis,
+    /// Silence that is no gap yet.
+    pub gap: Millis,
+    /// A host that was lost is back within this time, or its absence confirms that.
+    pub confirm: Millis,
+    /// The part of all hosts, in millionths, that fall silent at once when it was the platform …
+    pub outage_ppm: i64,
+    /// … and how many there must be.
+    pub outage_hosts: i64,
+}
+
+impl Default for EventRules {
+    fn default() -> Self {
+        Self {
+            start_promise: Millis(300_000),
+            gap: Millis(15_000),
+            confirm: Millis(3_600_000),
+            outage_ppm: 300_000,
+            outage_hosts: 5,
+        }
+    }
+}
+
+/// A stretch of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stretch {
+    /// When it began.
+    pub from: Timestamp,
+    /// When it ended.
+    pub until: Timestamp,
+}
+
+impl Stretch {
+    /// How long it is; nothing where it ends before it begins.
+    #[must_use]
+    pub fn length(self) -> Millis {
+        Millis(self.until.0.saturating_sub(self.from.0).max(0))
+    }
+
+    fn shared(self, other: Self) -> Millis {
+        let (from, until) = (self.from.max(other.from), self.until.min(other.until));
+        Self { from, until }.length()
+    }
+
+    fn touches(self, other: Self) -> bool {
+        self.from < other.until && other.from < self.until
+    }
+}
+
+/// A time for which a host was not heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Silence {
+    /// From when it was last heard until it was heard again, or until now.
+    pub stretch: Stretch,
+    /// What came of it; none while it lasts.
+    pub resumed: Option<Resumed>,
+}
+
+/// When a host was in contact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contact {
+    /// Since when the host is known.
+    pub joined: Timestamp,
+    /// When it was last heard.
+    pub heard: Timestamp,
+    /// Its silences that are longer than a gap, with the one that lasts.
+    pub silences: Vec<Silence>,
+}
+
+impl Contact {
+    /// Whether it fell silent with others at `at`, give or take a gap; none where it was not in contact then.
+    fn fell_silent(&self, at: Timestamp, gap: Millis) -> Option<bool> {
+        let (first, last) = (at.0.saturating_sub(gap.0), at.0.saturating_add(gap.0));
+        if self.joined > at || self.heard.0 < first {
+            return None;
+        }
+        let was_away =
+            self.silences.iter().any(|one| one.stretch.from.0 < first && one.stretch.until.0 > last);
+        let falls = self.silences.iter().any(|one| (first..=last).contains(&one.stretch.from.0));
+        (falls || !was_away).then_some(falls)
+    }
+}
+
+/// Whether the hosts that fell silent at `at` are so many that it was not their fault.
+#[must_use]
+pub fn is_outage<'a>(
+    contacts: impl IntoIterator<Item = &'a Contact>,
+    at: Timestamp,
+    rules: &EventRules,
+) -> bool {
+    let falls = contacts.into_iter().filter_map(|contact| contact.fell_silent(at, rules.gap));
+    let (silent, known) =
+        falls.fold((0_i64, 0_i64), |(silent, known), falls| (silent + i64::from(falls), known + 1));
+    silent >= rules.outage_hosts.max(1)
+        && silent.saturating_mul(1_000_000) >= known.saturating_mul(rules.outage_ppm)
+}
+
+/// What a lost lease rests on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// The host itself said that the lease is gone.
+    pub is_told: bool,
+    /// The host did not leave by itself: the operator sent it away.
+    pub is_sent_away: bool,
+    /// Its owner has taken it out.
+    pub has_left: bool,
+    /// It has failed a test since it came back.
+    pub has_failed: bool,
+    /// It has shown everything again since it came back.
+    pub has_passed: bool,
+}
+
+/// Where a verdict stands that an event came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appealed {
+    /// Nobody has objected.
+    No,
+    /// Its owner has, and it is not judged again yet.
+    Open,
+    /// It was taken back.
+    Overturned,
+    /// It stands.
+    Upheld,
+}
+
+/// What happened, with what belongs to it alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Happened {
+    /// See [`EventKind::StartLate`].
+    StartLate,
+    /// See [`EventKind::HeartbeatGap`].
+    HeartbeatGap,
+    /// An error of this number; see [`EventKind::Xid`].
+    Xid(u32),
+    /// A verdict of the kinds failed re-test, below the band or unreachable.
+    Failed {
+        /// What became of it.
+        appealed: Appealed,
+        /// Whether the host was too late, which silence explains.
+        is_late: bool,
+    },
+    /// See [`EventKind::EarlyReclaim`].
+    EarlyReclaim,
+    /// See [`EventKind::HostLost`].
+    HostLost(Loss),
+}
+
+/// An event that is to be decided, with what is known.
+#[derive(Debug, Clone, Copy)]
+pub struct Case<'a> {
+    /// What happened.
+    pub happened: Happened,
+    /// From when things count that may explain it: when a lease was placed, was last heard of, a test was drawn.
+    pub since: Timestamp,
+    /// The time that may be lost.
+    pub lost: Stretch,
+    /// How long ago it was written down, on the control clock.
+    pub age: Millis,
+    /// The silences of its host.
+    pub silences: &'a [Silence],
+    /// When the control clock stood still.
+    pub pauses: &'a [Stretch],
+    /// Whether one of those silences was everyone's.
+    pub is_outage: bool,
+}
+
+/// What is written down as the end of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventRuling {
+    /// Whose fault it was.
+    pub blame: Blame,
+    /// What shows that; without it nothing follows.
+    pub confirmed_by: Option<ConfirmedBy>,
+    /// The time that was lost.
+    pub lost: Stretch,
+    /// Why, for people.
+    pub why: &'static str,
+}
+
+/// Whose fault an event was; none while that is not known yet. It always is some time after the event: twice the time in
+/// which a host that was lost is to be back.
+#[must_use]
+pub fn decide(case: &Case<'_>, rules: &EventRules) -> Option<EventRuling> {
+    match case.happened {
+        Happened::StartLate => case.start_late(rules),
+        Happened::HeartbeatGap => case.heartbeat_gap(rules),
+        Happened::Xid(code) => Some(case.xid(code)),
+        Happened::Failed { appealed, is_late } => case.failed(appealed, is_late, rules),
+        Happened::EarlyReclaim => {
+            Some(case.hosts(Some(ConfirmedBy::Report), "its owner took it out while it had the lease"))
+        }
+        Happened::HostLost(loss) => case.host_lost(loss, rules),
+    }
+}
+
+impl Case<'_> {
+    fn ruled(&self, blame: Blame, confirmed_by: Option<ConfirmedBy>, why: &'static str) -> EventRuling {
+        EventRuling { blame, confirmed_by, lost: self.lost, why }
+    }
+
+    fn hosts(&self, confirmed_by: Option<ConfirmedBy>, why: &'static str) -> EventRuling {
+        self.ruled(Blame::Host, confirmed_by, why)
+    }
+
+    fn platforms(&self) -> EventRuling {
+        let why = match self.is_outage {
+            true => "many hosts fell silent at once",
+            false => "hosts could not reach the control plane meanwhile",
+        };
+        self.ruled(Blame::Platform, None, why)
+    }
+
+    /// From when its causes count until it was over.
+    fn whole(&self) -> Stretch {
+        Stretch { from: self.since, until: self.lost.until }
+    }
+
+    fn paused(&self) -> Millis {
+        Millis(self.pauses.iter().map(|pause| pause.shared(self.whole()).0).sum())
+    }
+
+    fn silent(&self) -> Millis {
+        Millis(self.silences.iter().map(|one| one.stretch.shared(self.whole()).0).sum())
+    }
+
+    /// Whether its host is silent since then.
+    fn is_away(&self) -> bool {
+        self.silences.iter().any(|one| one.resumed.is_none() && one.stretch.touches(self.whole()))
+    }
+
+    /// What of its time hosts could have reached the control plane in, beyond `allowed`; and beyond another gap where
+    /// they could not for a while, since they come back one after the other.
+    fn excess(&self, allowed: Millis, gap: Millis) -> i64 {
+        let paused = self.paused().0;
+        self.whole().length().0 - allowed.0 - paused - if paused > 0 { gap.0 } else { 0 }
+    }
+
+    /// The last part of the time it took.
+    fn last(&self, span: i64) -> Stretch {
+        Stretch { from: Timestamp(self.lost.until.0.saturating_sub(span)), until: self.lost.until }
+    }
+
+    fn start_late(&self, rules: &EventRules) -> Option<EventRuling> {
+        // By then all who fell silent with it are seen.
+        if self.age < rules.gap {
+            return None;
+        }
+        let excess = self.excess(rules.start_promise, rules.gap);
+        if self.is_outage || excess <= 0 {
+            return Some(self.platforms());
+        }
+        let lost = excess - self.silent().0;
+        if lost <= 0 {
+            return Some(self.hosts(None, "the host was silent meanwhile and says nothing of the lease"));
+        }
+        let why = "the host was there and had not begun it";
+        Some(EventRuling { lost: self.last(lost), ..self.hosts(Some(ConfirmedBy::Report), why) })
+    }
+
+    fn heartbeat_gap(&self, rules: &EventRules) -> Option<EventRuling> {
+        if self.age < rules.gap || (self.is_away() && !self.is_outage && self.age <= rules.confirm) {
+            return None;
+        }
+        let excess = self.excess(rules.gap, rules.gap);
+        if self.is_outage || excess <= 0 {
+            return Some(self.platforms());
+        }
+        let lost = self.last(excess);
+        let has_changed = |one: &Silence| {
+            one.stretch.touches(self.whole()) && one.resumed.is_some_and(|how| how != Resumed::Same)
+        };
+        let ruling = if self.silent().0 == 0 {
+            self.hosts(Some(ConfirmedBy::Report), "the host was there and did not say that the command runs")
+        } else if self.silences.iter().any(has_changed) {
+            self.hosts(Some(ConfirmedBy::Report), "its agent or its machine was restarted")
+        } else {
+            self.hosts(None, "the host was silent, and nothing shows why")
+        };
+        Some(EventRuling { lost, ..ruling })
+    }
+
+    fn xid(&self, code: u32) -> EventRuling {
+        let told = Some(ConfirmedBy::Report);
+        match xid::fault(code) {
+            xid::Fault::Application => self.ruled(Blame::Customer, told, "what ran on the GPU caused it"),
+            xid::Fault::Hardware => self.hosts(told, "the GPU or its driver failed"),
+            xid::Fault::Harmless => self.hosts(None, "nothing was lost by it"),
+        }
+    }
+
+    fn failed(&self, appealed: Appealed, is_late: bool, rules: &EventRules) -> Option<EventRuling> {
+        match appealed {
+            Appealed::Overturned => Some(self.hosts(None, "the verdict was taken back on appeal")),
+            Appealed::Open if self.age.0 <= rules.confirm.0.saturating_mul(2) => None,
+            Appealed::No if self.age <= rules.confirm => None,
+            Appealed::No | Appealed::Open | Appealed::Upheld if is_late && self.is_outage => {
+                Some(self.platforms())
+            }
+            Appealed::No | Appealed::Open | Appealed::Upheld => {
+                Some(self.hosts(Some(ConfirmedBy::Retest), "a test shows it"))
+            }
+        }
+    }
+
+    fn host_lost(&self, loss: Loss, rules: &EventRules) -> Option<EventRuling> {
+        if loss.is_sent_away {
+            return Some(self.ruled(Blame::Platform, None, "the operator sent the host away"));
+        }
+        if self.age < rules.gap {
+            return None;
+        }
+        if self.is_outage || (self.paused().0 > 0 && self.excess(rules.gap, rules.gap) <= 0) {
+            return Some(self.platforms());
+        }
+        if loss.has_left {
+            return Some(
+                self.hosts(Some(ConfirmedBy::Report), "its owner took it out before the lease had ended"),
+            );
+        }
+        if loss.is_told {
+            return Some(
+                self.hosts(Some(ConfirmedBy::Report), "the host says itself that the lease is gone"),
+            );
+        }
+        let Some(silence) = self.silences.iter().find(|one| one.stretch.touches(self.whole())) else {
+            return self.came_back(loss, rules);
+        };
+        match silence.resumed {
+            None if self.age > rules.confirm => {
+                Some(self.hosts(Some(ConfirmedBy::Absence), "the host did not come back"))
+            }
+            None => None,
+            Some(Resumed::Machine) => {
+                Some(self.hosts(Some(ConfirmedBy::Report), "its machine had restarted when it came back"))
+            }
+            Some(Resumed::Same | Resumed::Agent) => self.came_back(loss, rules),
+        }
+    }
+
+    fn came_back(&self, loss: Loss, rules: &EventRules) -> Option<EventRuling> {
+        if loss.has_failed {
+            Some(self.hosts(Some(ConfirmedBy::Retest), "it failed its test when it came back"))
+        } else if loss.has_passed {
+            Some(self.hosts(None, "it came back as it was and passed its test"))
+        } else if self.age.0 > rules.confirm.0.saturating_mul(2) {
+            Some(self.hosts(None, "it came back as it was and could not be tested"))
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
