@@ -81,10 +81,13 @@ const DENOMINATOR: i128 = 3_600_000 * 1_000 * (1 << 30);
 /// Price of one millisecond of `size`, in 1/[`DENOMINATOR`] micro-USD.
 fn numerator(size: Size, rate: Rate) -> i128 {
     let gib = 1_i128 << 30;
-    let part = |price: MicroUsd, amount: i64, scale: i128| i128::from(price.0) * i128::from(amount) * scale;
+    let part = |price: MicroUsd, amount: i64, scale: i128| {
+        (i128::from(price.0) * i128::from(amount)).saturating_mul(scale)
+    };
+    // What saturates is above any charge there can be.
     part(rate.gpu_hour, size.milli_gpu.0, gib)
-        + part(rate.vcpu_hour, size.milli_cpu.0, gib)
-        + part(rate.gib_hour, size.memory.0, 1_000)
+        .saturating_add(part(rate.vcpu_hour, size.milli_cpu.0, gib))
+        .saturating_add(part(rate.gib_hour, size.memory.0, 1_000))
 }
 
 /// Charge for `used` in total, in micro-USD, rounded down in the customer's favour.
@@ -192,6 +195,16 @@ mod tests {
         assert_eq!(gpu_hourly(size(1_000, 0, 0), odd), Some(MicroUsd(1)));
         let odd = Rate { vcpu_hour: MicroUsd(1), ..Rate::default() };
         assert_eq!(gpu_hourly(size(3_000, 1_000, 0), odd), Some(MicroUsd(1)));
+    }
+
+    #[test]
+    fn a_charge_beyond_all_money_is_an_error_and_never_a_panic() {
+        let (most, dear) = (i64::MAX, MicroUsd(i64::MAX));
+        let size = Size { milli_gpu: MilliGpu(most), milli_cpu: MilliCpu(most), memory: Bytes(most) };
+        let rate = Rate { gpu_hour: dear, vcpu_hour: dear, gib_hour: dear };
+        assert_eq!(charge(size, Millis(1), rate), Err(Overflow));
+        assert_eq!(charge(size, Millis(most), rate), Err(Overflow));
+        assert_eq!(charge(size, Millis(0), rate), Ok(MicroUsd(0)));
     }
 
     #[test]

@@ -126,16 +126,16 @@ impl Params {
     pub fn check(&self) -> Result<(), Error> {
         let broken = self.ranges().into_iter().find(|(_, value, range)| !range.contains(value));
         if let Some((field, _, range)) = broken {
-            return Err(Error::new(field, format!("is not from {} to {}", range.start(), range.end())));
+            return Err(Error::Params(field, format!("is not from {} to {}", range.start(), range.end())));
         }
         if self.standby_from_ppm >= self.standby_until_ppm {
-            return Err(Error::new("standby_until_ppm", "is not above standby_from_ppm"));
+            return Err(Error::Params("standby_until_ppm", "is not above standby_from_ppm".to_owned()));
         }
         if !self.standby_targets.is_sorted_by(|a, b| a.0 < b.0) {
-            return Err(Error::new("standby_targets", "is not in the order of classes"));
+            return Err(Error::Params("standby_targets", "is not in the order of classes".to_owned()));
         }
         if self.standby_targets.iter().any(|(_, devices)| *devices < 0) {
-            return Err(Error::new("standby_targets", "has a negative number"));
+            return Err(Error::Params("standby_targets", "has a negative number".to_owned()));
         }
         Ok(())
     }
@@ -198,7 +198,10 @@ mod tests {
 
     #[test]
     fn a_field_out_of_its_range_is_named() {
-        let field = |params: Params| params.check().expect_err("refused").field;
+        let field = |params: Params| match params.check() {
+            Err(Error::Params(field, _)) => field,
+            other => panic!("{other:?}"),
+        };
         let of = Params::default;
         assert_eq!(field(Params { margin_ppm: 1_000_001, ..of() }), "margin_ppm");
         assert_eq!(field(Params { vest_ms: 0, ..of() }), "vest_ms");
