@@ -70,7 +70,7 @@ pub async fn look(site: &Site<'_>, nonce: Nonce) -> Findings {
     let real = site.devices.iter().filter(|device| !device.simulated && device.division.slices().is_empty());
     let real: Vec<String> = real.map(|device| device.uuid.clone()).collect();
     let (containers, toolkit, seen) =
-        tokio::join!(site.runtime.inspect(&real), toolkit(), driver::look(site.prover));
+        tokio::join!(site.runtime.inspect(site.prover, &real), toolkit(), driver::look(site.prover));
     let environment = own_variables().into_iter().chain(seen.environment.clone()).collect::<BTreeSet<_>>();
     Findings {
         nonce,

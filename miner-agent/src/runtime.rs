@@ -10,7 +10,9 @@ use futures_util::stream::BoxStream;
 use nave_domain::{LeaseId, Millis, host, job::Egress};
 use nave_sdk::wire::host::{Order, Stream};
 
-use crate::{archive::Archive, core::Observed, inspect::Containers, routes::Routes, share::Over};
+use crate::{
+    archive::Archive, config::Prover, core::Observed, inspect::Containers, routes::Routes, share::Over,
+};
 
 /// What runs jobs. The same core and the same shell drive both.
 #[derive(Debug)]
@@ -156,10 +158,10 @@ impl Runtime {
     }
 
     /// What is found of the engine, with containers that are run to see whether they do and whether they see these
-    /// devices.
-    pub async fn inspect(&self, devices: &[String]) -> Containers {
+    /// devices, at which a prover looks from inside.
+    pub async fn inspect(&self, prover: &Prover, devices: &[String]) -> Containers {
         match self {
-            Self::Docker(docker) => docker.inspect(devices).await,
+            Self::Docker(docker) => docker.inspect(prover, devices).await,
             Self::Simulated(_) => Containers::none(),
         }
     }

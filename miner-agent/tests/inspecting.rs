@@ -3,6 +3,8 @@
 //! NAVE_TEST_DOCKER is the Unix socket of a Docker Engine, or `skip` to leave out what needs one.
 
 mod common;
+#[path = "common/engine.rs"]
+mod engine;
 
 use std::{
     collections::HashMap,
@@ -19,6 +21,7 @@ use bollard::{
     },
 };
 use common::{Agent, Plane, until};
+use engine::{Engine, GPU, Table, libraries};
 use futures_util::TryStreamExt as _;
 use nave_domain::{Bytes, ChallengeId};
 use nave_miner_agent::runtime::docker::connect;
@@ -56,9 +59,13 @@ struct Site {
 
 impl Site {
     fn begin() -> Self {
+        Self::with_prover(PROVER)
+    }
+
+    fn with_prover(text: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let prover = dir.path().join("prover");
-        fs::write(&prover, PROVER).expect("written");
+        fs::write(&prover, text).expect("written");
         fs::set_permissions(&prover, fs::Permissions::from_mode(0o755)).expect("a program");
         Self { dir, plane: Plane::start() }
     }
@@ -197,6 +204,7 @@ async fn an_engine_that_runs_containers_is_found_to_and_nothing_is_left_of_that(
     left_behind(&engine, HashMap::from([("nave.trial".to_owned(), site.plane.host.to_string())]), &image)
         .await;
     assert_eq!(containers(&engine, &label).await, 1);
+    let _table = Table("ntx");
     let _agent = site
         .agent(&["--runtime", "docker", "--docker", socket, "--bridge-prefix", "ntx", "--pool", "78"], &[]);
     let found = site.findings().await;
@@ -209,4 +217,66 @@ async fn an_engine_that_runs_containers_is_found_to_and_nothing_is_left_of_that(
     assert!(engine_found.components.iter().any(|component| component.name == "runc"), "{engine_found:?}");
     assert_eq!(containers(&engine, &label).await, 0, "what was left is gone, and so is what was new");
     assert!(engine.inspect_image(&image).await.is_err(), "the image is gone");
+}
+
+/// Lists one GPU, and goes into containers as the real one does.
+fn prover_with_a_gpu() -> String {
+    let real = Path::new(env!("CARGO_BIN_EXE_miner-agent")).with_file_name("nave-prover");
+    assert!(real.exists(), "{} is missing: cargo build -p nave-prover", real.display());
+    let device = format!(r#"{{"uuid": "{GPU}", "model": "any", "vram": 1, "driver": "570.195.03"}}"#);
+    format!(
+        "#!/usr/bin/python3\nimport os, sys\nif sys.argv[1:2] == ['see']:\n    os.execv('{}', sys.argv)\n\
+         print('{{\"devices\": [{device}]}}', flush=True)\nsys.stdin.read()\n",
+        real.display()
+    )
+}
+
+/// What an agent with a GPU finds of it in a container of this engine.
+async fn gpus_in_a_container(engine: &Engine, prefix: &'static str, pool: &str) -> Trial {
+    let site = Site::with_prover(&prover_with_a_gpu());
+    let socket = engine.socket();
+    let _table = Table(prefix);
+    let docker = ["--docker", socket.to_str().expect("text"), "--bridge-prefix", prefix, "--pool", pool];
+    let _agent = site.agent(&[&["--runtime", "docker"], &docker[..]].concat(), &[]);
+    let found = site.findings().await;
+    assert_eq!(found.container, Trial::Works);
+    found.gpus
+}
+
+#[tokio::test]
+async fn a_container_that_can_use_its_gpus_is_told_from_one_that_lacks_something() {
+    if std::env::var("NAVE_TEST_DOCKER").is_ok_and(|value| value == "skip") {
+        return;
+    }
+    let engine = Engine::start(true);
+    let made = tempfile::tempdir().expect("a directory");
+    let [nvml, cuda] = libraries(made.path());
+    // Files that open like the system's null, and one that no container may open: the kernel's log.
+    let (open, closed) = ((1, 3), (1, 11));
+    let both = [nvml.as_path(), cuda.as_path()];
+    engine.give(&[("nvidia0", open), ("nvidiactl", open)], &both);
+    assert_eq!(gpus_in_a_container(&engine, "ntg", "79").await, Trial::Works);
+    let lacks = [
+        (vec![("nvidiactl", open)], &both[..], "a container sees 0 of 1 GPUs"),
+        (vec![("nvidia0", closed), ("nvidiactl", open)], &both[..], "a container may not open a GPU"),
+        (vec![("nvidia0", open)], &both[..1], "a container has no libcuda.so.1"),
+        (vec![("nvidia0", open)], &both[1..], "a container has no libnvidia-ml.so.1"),
+    ];
+    for (files, libraries, why) in lacks {
+        engine.give(&files, libraries);
+        let Trial::Fails(said) = gpus_in_a_container(&engine, "ntg", "79").await else {
+            panic!("{why} was overlooked")
+        };
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_give_gpus_is_told() {
+    if std::env::var("NAVE_TEST_DOCKER").is_ok_and(|value| value == "skip") {
+        return;
+    }
+    let said = gpus_in_a_container(&Engine::start(false), "nth", "80").await;
+    let Trial::Fails(said) = said else { panic!("{said:?}") };
+    assert!(said.contains("could not select device driver"), "{said}");
 }

@@ -7,6 +7,7 @@
 //!   where its file is made.
 //! - `nave-prover slice UUID` computes on a slice of a GPU for another process; see [`slice`].
 //! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
+//! - `nave-prover see PID USER` says what of the GPUs a container sees, of which this is a process; see [`see`].
 //! - `nave-prover watch UUID…` says it of these devices twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
 //!   may compute on a device; see [`share`].
 //!
@@ -18,6 +19,7 @@ mod disk;
 mod look;
 mod prove;
 mod replay;
+mod see;
 mod share;
 mod simulated;
 mod slice;
@@ -33,6 +35,8 @@ struct Options {
     watches: Option<Vec<String>>,
     /// The slice that is computed on.
     slice: Option<String>,
+    /// The process whose container is looked at, and the user as whom.
+    sees: Option<(u32, u32)>,
     /// The device whose compute mode is set, and to what.
     mode: Option<(String, share::Mode)>,
     /// The directory for the file of a test of a disk.
@@ -50,6 +54,9 @@ impl Options {
                 "prove" if !options.proves => options.proves = true,
                 "look" if !options.looks => options.looks = true,
                 "watch" if options.watches.is_none() => options.watches = Some(arguments.by_ref().collect()),
+                "see" if options.sees.is_none() => {
+                    options.sees = Some((arguments.next()?.parse().ok()?, arguments.next()?.parse().ok()?));
+                }
                 "slice" if options.slice.is_none() => options.slice = Some(arguments.next()?),
                 "mode" if options.mode.is_none() => {
                     options.mode = Some((arguments.next()?, share::Mode::read(&arguments.next()?)?));
@@ -61,7 +68,7 @@ impl Options {
         }
         let (watches, slice, mode) =
             (options.watches.is_some(), options.slice.is_some(), options.mode.is_some());
-        let tasks = [options.proves, options.looks, watches, slice, mode];
+        let tasks = [options.proves, options.looks, options.sees.is_some(), watches, slice, mode];
         (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }
@@ -69,7 +76,7 @@ impl Options {
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
         eprintln!(
-            "usage: nave-prover [prove | slice UUID | look | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
+            "usage: nave-prover [prove | slice UUID | look | see PID USER | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
         );
         return ExitCode::from(2);
     };
@@ -82,6 +89,9 @@ fn main() -> ExitCode {
     if options.looks {
         look::run();
         return ExitCode::SUCCESS;
+    }
+    if let Some((pid, user)) = options.sees {
+        return see::run(pid, user);
     }
     if let Some(devices) = options.watches {
         share::watch(&devices);
@@ -121,6 +131,8 @@ mod tests {
         );
         let watches = Some(vec!["GPU-1".to_owned(), "GPU-2".to_owned()]);
         assert_eq!(read(&["watch", "GPU-1", "GPU-2"]), Some(Options { watches, ..Options::default() }));
+        assert_eq!(read(&["see", "7", "8"]), Some(Options { sees: Some((7, 8)), ..Options::default() }));
+        assert_eq!([read(&["see", "7"]), read(&["see", "x", "8"])], [None, None]);
         assert_eq!([read(&["look", "look"]), read(&["--disk"])], [None, None]);
     }
 }

@@ -50,7 +50,7 @@ use super::{Logs, StartError};
 use crate::{
     archive::{self, Archive},
     clock,
-    config::DockerConfig,
+    config::{DockerConfig, Prover},
     core::{Observed, Phase},
     inspect::Containers,
     routes::{Route, Routes},
@@ -151,9 +151,9 @@ impl Docker {
         &self.version
     }
 
-    pub(super) async fn inspect(&self, devices: &[String]) -> Containers {
+    pub(super) async fn inspect(&self, prover: &Prover, devices: &[String]) -> Containers {
         let (engine, jobs) = tokio::join!(trial::engine(&self.client), trial::jobs(&self.client, self.host));
-        let (container, gpus) = trial::run(&self.client, self.host, devices).await;
+        let (container, gpus) = trial::run(&self.client, self.host, prover, devices).await;
         Containers { engine: Some(engine), container, gpus, jobs, daemons: self.shares.processes().await }
     }
 

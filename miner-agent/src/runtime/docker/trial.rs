@@ -3,9 +3,10 @@
 //! The image is made here, of one program. Everything carries a label with the host, by which the next
 //! trial and the next agent clear away what one that was killed has left.
 
+mod gpus;
+
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     time::Duration,
 };
 
@@ -25,7 +26,7 @@ use nave_sdk::wire::proof::findings::{Component, Engine, FOUND_MAX, Trial, clip}
 use tokio::time::timeout;
 
 use super::{LABEL_HOST, container, settle};
-use crate::inspect::bounded;
+use crate::{config::Prover, inspect::bounded};
 
 /// Label of what belongs to a trial: its host.
 const LABEL: &str = "nave.trial";
@@ -33,8 +34,8 @@ const LABEL: &str = "nave.trial";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Name of the program in the image.
 const PROGRAM: &str = "trial";
-/// Memory of a container of a trial: engines refuse less than 6 MiB.
-const MEMORY: i64 = 32 << 20;
+/// Memory of a container of a trial, into which a prover goes that loads the driver's libraries.
+const MEMORY: i64 = 512 << 20;
 /// What the program writes.
 const LINE: &str = "nave: a container runs\n";
 
@@ -94,9 +95,14 @@ const AARCH64: (u16, &[u8]) = (
       \xfa\xff\xff\x17",
 );
 
-/// Runs one container that writes a line and ends, and, where there are GPUs, one that waits while its devices
-/// are looked at.
-pub(super) async fn run(client: &Client, host: HostId, devices: &[String]) -> (Trial, Trial) {
+/// Runs one container that writes a line and ends, and, where there are GPUs, one that waits while a prover looks at
+/// what it sees of them.
+pub(super) async fn run(
+    client: &Client,
+    host: HostId,
+    prover: &Prover,
+    devices: &[String],
+) -> (Trial, Trial) {
     let Some(program) = program() else {
         let message = format!("no program is known here for {}", std::env::consts::ARCH);
         return (Trial::Fails(message), Trial::NotApplicable);
@@ -105,7 +111,7 @@ pub(super) async fn run(client: &Client, host: HostId, devices: &[String]) -> (T
     let container = said(timeout(LIMIT, trial.writes(&program)).await);
     let gpus = match (&container, devices) {
         (_, []) | (Trial::NotApplicable | Trial::Fails(_), _) => Trial::NotApplicable,
-        (Trial::Works, devices) => said(timeout(LIMIT, trial.sees(devices)).await),
+        (Trial::Works, devices) => said(timeout(LIMIT, trial.sees(prover, devices)).await),
     };
     if let Err(error) = clear(client, host).await {
         tracing::info!(error = format!("{error:#}"), "a trial of the engine leaves something behind");
@@ -210,16 +216,13 @@ impl Running<'_> {
         }
     }
 
-    /// Whether a container that asks for GPUs as a job does has their device files.
-    async fn sees(&self, devices: &[String]) -> anyhow::Result<()> {
+    /// Whether a container that asks for GPUs as a job does can use them.
+    async fn sees(&self, prover: &Prover, devices: &[String]) -> anyhow::Result<()> {
         let id = self.start(&["wait"], Some(devices)).await?;
         let found = self.client.inspect_container(&id, None).await.context("inspect a container")?;
         let pid = found.state.and_then(|state| state.pid).filter(|pid| *pid > 0);
         let pid = pid.context("a container that should wait has ended")?;
-        let files = fs::read_dir(format!("/proc/{pid}/root/dev")).context("look at a container's devices")?;
-        let seen = files.flatten().filter(|file| is_gpu(&file.file_name().to_string_lossy())).count();
-        ensure!(seen >= devices.len(), "a container sees {seen} of {} GPUs", devices.len());
-        Ok(())
+        gpus::check(prover, pid, devices).await
     }
 
     /// Starts a container of the trial's image.
@@ -256,12 +259,6 @@ fn host_config(devices: Option<&[String]>) -> HostConfig {
         device_requests: devices.and_then(container::gpus),
         ..HostConfig::default()
     }
-}
-
-/// `nvidia0`, and not `nvidiactl`.
-fn is_gpu(name: &str) -> bool {
-    let number = name.strip_prefix("nvidia").unwrap_or_default();
-    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The program for this machine, where one is known.
@@ -306,7 +303,7 @@ fn rootfs(program: &[u8]) -> std::io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write as _, os::unix::fs::PermissionsExt as _, process::Command};
+    use std::{fs, io::Write as _, os::unix::fs::PermissionsExt as _, process::Command};
 
     use super::*;
 
@@ -330,11 +327,5 @@ mod tests {
         let word = u32::from_le_bytes([AARCH64.1[4], AARCH64.1[5], AARCH64.1[6], AARCH64.1[7]]);
         assert_eq!(AARCH64.1.len() as u32, 4 + ((word >> 5 & 0x7_ffff) << 2 | word >> 29 & 3));
         assert_eq!((LINE.len(), X86_64.1[15], u32::from(AARCH64.1[8]) >> 5), (23, 23, 7));
-    }
-
-    #[test]
-    fn gpus_are_told_from_what_is_beside_them() {
-        assert!(is_gpu("nvidia0") && is_gpu("nvidia12"));
-        assert!(!["nvidiactl", "nvidia-uvm", "nvidia", "null"].into_iter().any(is_gpu));
     }
 }
