@@ -13,7 +13,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
-    ("sdk", &["nave-domain", "nave-proof", "nave-rules"]),
+    ("sdk", &["nave-domain", "nave-proof", "nave-rules", "nave-settlement"]),
     ("store", &["nave-domain", "nave-crash-point"]),
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point", "nave-clouds"]),
     ("scheduler/clouds", &["nave-domain"]),

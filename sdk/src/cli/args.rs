@@ -10,7 +10,7 @@ use nave_domain::{
     Bytes, ChallengeId, JobId, KeyId, MicroUsd, MilliCpu, Millis, QuoteId,
     job::{Egress, JobState},
 };
-use nave_sdk::wire::rest::SCOPES;
+use nave_sdk::wire::{enrol::PublicKey, rest::SCOPES};
 
 use super::wishes::Wishes;
 
@@ -72,6 +72,9 @@ pub enum Command {
     /// Judge a verdict again from its published evidence
     #[command(after_help = JUDGE_AFTER)]
     Judge(JudgeArgs),
+    /// Compute an epoch's pay and weights again from its published evidence
+    #[command(after_help = AUDIT_AFTER)]
+    Audit(AuditArgs),
     /// List capacity that can be rented now, cheapest first
     Offers(Box<super::wishes::OffersArgs>),
     /// List classes of GPUs: what clouds ask for them, and how much of them is leased here
@@ -282,6 +285,28 @@ pub struct JudgeArgs {
     /// File with the bytes of its opening, where those are not in the JSON
     #[arg(long, value_name = "FILE")]
     pub opening: Option<PathBuf>,
+}
+
+const AUDIT_AFTER: &str = "\
+Needs no network. `nave epoch evidence N` fetches a bundle; several, in the order of their epochs, are
+also checked against one another. Exit codes: 0 all follows from the evidence, 1 a bundle cannot be read,
+105 something does not follow: the first difference is printed.";
+
+/// `nave audit`.
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// Bundles of evidence, packed with gzip or not, in the order of their epochs; - for stdin
+    #[arg(required = true, value_name = "BUNDLE")]
+    pub bundles: Vec<PathBuf>,
+    /// The market that they must be of; what a bundle says of itself is no proof
+    #[arg(long, value_name = "KEY")]
+    pub market_key: Option<PublicKey>,
+    /// The head that the bundle must have, as it was published with its epoch's weights
+    #[arg(long, value_name = "HASH")]
+    pub head: Option<String>,
+    /// Show every sum of this miner
+    #[arg(long, value_name = "HOTKEY")]
+    pub miner: Option<String>,
 }
 
 /// `nave hosts`.

@@ -1,6 +1,7 @@
 //! The `nave` command: [`args`] says what can be typed, each other module does one part.
 
 mod args;
+mod audit;
 mod config;
 mod dispute;
 mod doctor;
@@ -111,6 +112,7 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
         Command::Down(passed) => return naved::exec("down", &passed.args, global.json),
         Command::Completions(completions) => complete(completions.shell),
         Command::Doctor => return doctor::doctor(&global).await,
+        Command::Audit(args) => return audit::audit(&args, global.json),
         Command::Judge(args) => return verdicts::judge(&args, global.json),
         Command::Run(run) => return run::run(&cx(global)?, *run).await,
         Command::Ps(ps) => lists::ps(&cx(global)?, ps).await,
