@@ -7,7 +7,7 @@ use std::{
     hint::black_box,
 };
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use nave_domain::{
     Bytes, CustomerId, HostId, JobId, MicroUsd, MilliCpu, Millis, Timestamp,
     fraction::Division,
@@ -16,7 +16,7 @@ use nave_domain::{
     rate::Rate,
     wish::Terms,
 };
-use nave_scheduler::planner::plan;
+use nave_scheduler::planner::{Planner, plan};
 use nave_store::{Baselines, Past, QueuedJob, Snapshot, SupplyHost};
 use uuid::Uuid;
 
@@ -150,6 +150,39 @@ fn mixed() -> Snapshot {
     Snapshot { hosts, jobs: (0..JOBS).map(mixed).collect(), ..snapshot(1_000) }
 }
 
+/// The same market when so many of its hosts have been left by some of those who were on them.
+fn later(snapshot: &Snapshot, hosts: usize) -> Snapshot {
+    let mut later = snapshot.clone();
+    let step = later.hosts.len() / hosts;
+    for host in later.hosts.values_mut().step_by(step) {
+        host.generation += 1;
+        host.milli_cpu_used.0 += 1_000;
+        host.devices_used.pop();
+    }
+    later
+}
+
+/// A planner that has seen the market before, half a second and one host in a hundred ago. What it has decided comes to
+/// nothing, so that it has as much to take back.
+fn again(criterion: &mut Criterion) {
+    let markets = [mixed(), later(&mixed(), 100)];
+    let mut planner = Planner::default();
+    let mut looks = (0..).map(|look: i64| {
+        let market = &markets[usize::try_from(look % 2).expect("one of two")];
+        Snapshot { now: Timestamp(1_000 + look * 500), ..market.clone() }
+    });
+    let mut group = criterion.benchmark_group("mixed on 80,000 devices");
+    group.throughput(Throughput::Elements(u64::try_from(JOBS).expect("a small number"))).sample_size(20);
+    group.bench_function("plan again", |bench| {
+        bench.iter_batched(
+            || looks.next().expect("one more"),
+            |snapshot| (planner.plan(black_box(&snapshot)), snapshot),
+            BatchSize::PerIteration,
+        );
+    });
+    group.finish();
+}
+
 /// The floor: CPU, memory and disk of the first host that has enough.
 fn first_fit(snapshot: &Snapshot) -> usize {
     let mut hosts = snapshot.hosts.clone();
@@ -186,5 +219,5 @@ fn plans(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, plans);
+criterion_group!(benches, plans, again);
 criterion_main!(benches);

@@ -1,6 +1,10 @@
 //! Whether a job fits a host, and what keeps it off.
 
-use std::{cell::RefCell, collections::BTreeMap, collections::BTreeSet, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu, MilliGpu,
@@ -71,31 +75,65 @@ impl Lack {
 }
 
 /// What the name of a model means: the numbers of what devices are known by.
-pub(crate) type Meant = Rc<BTreeSet<usize>>;
+pub(crate) type Meant = Arc<BTreeSet<usize>>;
 
 /// All that devices are known by, each once, so that a name is compared with it once and not for every device.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Names {
     known: BTreeMap<Known, usize>,
+    /// How many devices each number is of.
+    of: BTreeMap<usize, (Known, usize)>,
+    next: usize,
     by_word: BTreeMap<String, BTreeSet<usize>>,
     /// The choices of lists of models that were asked for.
     choices: RefCell<BTreeMap<Vec<String>, Choices>>,
 }
 
 /// The models of GPUs to try, one after the other and at least one; none stands for any.
-pub(crate) type Choices = Rc<[Option<Meant>]>;
+pub(crate) type Choices = Arc<[Option<Meant>]>;
 
 impl Names {
+    /// The number of what a device is known by, which counts as one more.
     fn number(&mut self, known: Known) -> usize {
         if let Some(number) = self.known.get(&known) {
+            self.of.entry(*number).and_modify(|(_, devices)| *devices += 1);
             return *number;
         }
-        let number = self.known.len();
+        let number = self.next;
+        self.next += 1;
         for word in known.words() {
             self.by_word.entry(word.to_owned()).or_default().insert(number);
         }
+        self.of.insert(number, (known.clone(), 1));
         self.known.insert(known, number);
+        self.choices.borrow_mut().clear();
         number
+    }
+
+    /// Counts the devices of a host out, so that nothing is known by what there is no more.
+    pub(crate) fn forget(&mut self, supply: &Supply) {
+        let slices = supply.slices.iter().map(|(_, of)| of);
+        for number in supply.devices.iter().chain(slices).map(|offered| offered.known) {
+            let Some((_, devices)) = self.of.get_mut(&number) else { continue };
+            *devices -= 1;
+            if *devices > 0 {
+                continue;
+            }
+            let Some((known, _)) = self.of.remove(&number) else { continue };
+            for word in known.words() {
+                if let Some(numbers) = self.by_word.get_mut(word) {
+                    numbers.remove(&number);
+                }
+            }
+            self.by_word.retain(|_, numbers| !numbers.is_empty());
+            self.known.remove(&known);
+            self.choices.borrow_mut().clear();
+        }
+    }
+
+    /// Forgets what lists of models mean, which is found out again where it matters.
+    pub(crate) fn forget_choices(&self) {
+        self.choices.borrow_mut().clear();
     }
 
     /// What the models of a request mean.
@@ -108,7 +146,7 @@ impl Names {
         for meant in models.iter().map(|model| self.meant(model)).filter(|meant| !meant.is_empty()) {
             // Names that mean the same or nothing make no choice.
             if choices.iter().flatten().all(|other| **other != meant) {
-                choices.push(Some(Rc::new(meant)));
+                choices.push(Some(Arc::new(meant)));
             }
         }
         if choices.is_empty() {
@@ -137,19 +175,19 @@ impl Names {
 pub(crate) struct Supply {
     pub(crate) host: SupplyHost,
     /// Those that jobs can have whole, the smallest first.
-    pub(crate) devices: Rc<[Offered]>,
+    pub(crate) devices: Arc<[Offered]>,
     /// Slices of others, each with its device.
-    pub(crate) slices: Rc<[(Slice, Offered)]>,
+    pub(crate) slices: Arc<[(Slice, Offered)]>,
 }
 
 /// A device that jobs can have.
 #[derive(Debug)]
 pub(crate) struct Offered {
     pub(crate) device: Device,
-    known: usize,
+    pub(crate) known: usize,
     /// What clouds ask for one: only jobs that say what they pay pay more. None where nobody knows, or where the
     /// market rents the host itself.
-    clouds: Option<MicroUsd>,
+    pub(crate) clouds: Option<MicroUsd>,
 }
 
 impl Offered {
@@ -178,6 +216,11 @@ impl Supply {
         Self { host: host.clone(), devices: devices.into(), slices: slices.into() }
     }
 
+    /// The same host, offered as it was and used otherwise.
+    pub(crate) fn used_as(&self, host: &SupplyHost) -> Self {
+        Self { host: host.clone(), devices: self.devices.clone(), slices: self.slices.clone() }
+    }
+
     /// The same host without anybody on it.
     pub(crate) fn emptied(&self) -> Self {
         let host = SupplyHost {
@@ -190,7 +233,7 @@ impl Supply {
             tenants: Vec::new(),
             ..self.host.clone()
         };
-        Self { host, ..self.clone() }
+        Self { host, devices: self.devices.clone(), slices: self.slices.clone() }
     }
 
     /// Devices that will do for a request, in use or not, of what is meant by its model; with their places.

@@ -5,9 +5,12 @@
 //! those who ask for quotes. The same snapshots always give the same plans.
 
 mod gangs;
+mod hosts;
 mod load;
 mod market;
 mod money;
+mod rivals;
+mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,12 +20,10 @@ use nave_domain::{
 };
 use nave_store::{AskedQuote, Considered, Placement, QueuedJob, QuoteAnswer, Snapshot};
 
-use crate::{
-    fit::{Names, Supply},
-    fleet::{Demand, Fleet, Gang, Gpus, Places, Request, Waiting},
-};
+use crate::fleet::{Demand, Gang, Gpus, Places, Request, Waiting};
 use gangs::{Unit, units};
-use load::{Classes, Loaded, with_prior};
+use hosts::Hosts;
+use load::{Loaded, with_prior};
 use market::{Market, Refusal, of_gang, wait};
 
 /// What to do with the queue.
@@ -87,8 +88,8 @@ const DECAY_EVERY: Millis = Millis(600_000);
 /// Decides for one market after the other look at it, and remembers what was asked for.
 #[derive(Debug, Clone, Default)]
 pub struct Planner {
-    fleet: Fleet,
-    classes: Classes,
+    hosts: Hosts,
+    loaded: Loaded,
     demand: Demand,
     /// Jobs of the last look: each counts as asked for once.
     seen: BTreeSet<JobId>,
@@ -105,16 +106,20 @@ pub fn plan(snapshot: &Snapshot) -> Plan {
 }
 
 impl Planner {
+    /// Forgets the hosts, which the next look reads anew. What comes of that look is the same.
+    pub fn forget_hosts(&mut self) {
+        self.hosts = Hosts::default();
+        self.loaded.forget();
+    }
+
     /// Decides what becomes of every queued job and of every wish for a quote.
     pub fn plan(&mut self, snapshot: &Snapshot) -> Plan {
-        let mut names = Names::default();
-        let mut supply = |host| Supply::new(host, &mut names, &snapshot.baselines);
-        let hosts: BTreeMap<HostId, Supply> =
-            snapshot.hosts.iter().map(|(id, host)| (*id, supply(host))).collect();
-        let empty = hosts.iter().map(|(id, supply)| (*id, supply.emptied())).collect();
-        let known = self.classes.len();
-        let loaded = Loaded::new(&mut self.fleet, &names, &mut self.classes, &hosts, &snapshot.baselines);
-        let market = Market::new(snapshot, &names, hosts, &empty);
+        let known = self.loaded.classes();
+        let changes = self.hosts.follow(snapshot);
+        self.loaded.follow(&self.hosts, &changes);
+        let has_new_classes = self.loaded.classes() > known;
+        let market = Market::new(snapshot, &self.hosts);
+        let loaded = &mut self.loaded;
         let mut look = Look { market, loaded, refused: BTreeMap::new(), plan: Plan::default() };
         let units = look.units(&snapshot.jobs);
         let asked: Vec<(JobId, Request)> = units
@@ -131,7 +136,6 @@ impl Planner {
             self.demand.decay();
             self.decayed_at = Some(snapshot.now);
         }
-        let has_new_classes = self.classes.len() > known;
         if has_new_classes || self.learned_at.is_none_or(|at| snapshot.now >= at.after(LEARN_EVERY)) {
             look.loaded.fleet.learn(&with_prior(&self.demand, &look.market.hosts));
             self.learned_at = Some(snapshot.now);
@@ -154,7 +158,7 @@ struct Eligible<'a> {
 /// One look at a market.
 struct Look<'a> {
     market: Market<'a>,
-    loaded: Loaded<'a>,
+    loaded: &'a mut Loaded,
     /// Why jobs that are like others are not placed.
     refused: BTreeMap<String, Refusal>,
     plan: Plan,
@@ -171,7 +175,7 @@ impl Look<'_> {
                     let refusal = self.refused(&jobs);
                     if refusal.is_empty() {
                         let members =
-                            jobs.iter().map(|job| self.loaded.request(job, &self.market.hosts)).collect();
+                            jobs.iter().map(|job| self.loaded.request(job, self.market.names)).collect();
                         eligible.push(Eligible { jobs, members });
                     }
                     self.refuse(refusal);
@@ -384,7 +388,7 @@ impl Look<'_> {
             // What the job will say is not known yet; rows take a quote for nothing, and look again when it is used.
             order_bytes: 0,
         };
-        let request = self.loaded.request(&job, &self.market.hosts);
+        let request = self.loaded.request(&job, self.market.names);
         let found = match self.market.held_back(&job) {
             Some(refusal) => Err(refusal),
             None => self.find(&job, &request).ok_or_else(|| self.market.without_host(&job)),

@@ -1,6 +1,9 @@
 //! Why a job waits, in words that say what to do about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use nave_domain::{
     Bytes, HostId, MicroUsd,
@@ -36,13 +39,13 @@ const WISHES: [Wish; 6] = [
 
 /// Why none of these hosts, all of them empty, would take a job: the first wish without which one
 /// would, and the nearest one; or else what they lack.
-pub(crate) fn explain(empty: &BTreeMap<HostId, Supply>, names: &Names, job: &QueuedJob) -> Reason {
+pub(crate) fn explain(empty: &BTreeMap<HostId, Arc<Supply>>, names: &Names, job: &QueuedJob) -> Reason {
     for wish in WISHES {
         let Some(request) = wish.without(&job.request) else { continue };
         let without = QueuedJob { request, ..job.clone() };
         let models = names.choices(&without.request);
         let size = without.request.resources.size();
-        let price = |supply: &&Supply| hourly(size, supply.host.rate).ok();
+        let price = |supply: &&Arc<Supply>| hourly(size, supply.host.rate).ok();
         let fitting = empty.values().filter(|supply| fits(supply, &without, &models));
         if let Some(nearest) = fitting.min_by_key(price) {
             let model = models.iter().find(|model| lack(nearest, &without, model.as_ref()).is_none());

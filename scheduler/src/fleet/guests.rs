@@ -59,6 +59,8 @@ pub struct Wish {
 pub(super) struct Guests {
     guests: Vec<Guest>,
     wishes: Vec<Wish>,
+    /// Numbers of wishes that are forgotten.
+    vacant: BTreeSet<u32>,
     /// Placements of those who are kept apart, by whom they are kept apart from and their miner.
     given: BTreeMap<(u32, u32), u32>,
 }
@@ -69,9 +71,46 @@ impl Guests {
         u32::try_from(self.guests.len()).unwrap_or(0)
     }
 
+    /// Forgets all guests, and who has gone where.
+    pub fn clear_guests(&mut self) {
+        self.guests.clear();
+        self.given.clear();
+    }
+
     pub fn wish(&mut self, wish: Wish) -> u32 {
-        self.wishes.push(wish);
-        u32::try_from(self.wishes.len()).unwrap_or(0)
+        match self.vacant.pop_first() {
+            Some(number) => {
+                if let Some(place) = numbered_mut(&mut self.wishes, number) {
+                    *place = wish;
+                }
+                number
+            }
+            None => {
+                self.wishes.push(wish);
+                u32::try_from(self.wishes.len()).unwrap_or(0)
+            }
+        }
+    }
+
+    pub fn wish_again(&mut self, wish: u32, at: usize, mask: Mask) {
+        let Some(wish) = numbered_mut(&mut self.wishes, wish) else { return };
+        if wish.masks.len() <= at {
+            wish.masks.resize(at + 1, 0);
+        }
+        wish.masks[at] = mask;
+    }
+
+    pub fn wished(&self, wish: u32) -> &[Mask] {
+        numbered(&self.wishes, wish).map_or(&[], |wish| &wish.masks)
+    }
+
+    pub fn forget_wishes(&mut self, wishes: &BTreeSet<u32>) {
+        for number in wishes {
+            if let Some(wish) = numbered_mut(&mut self.wishes, *number) {
+                *wish = Wish::default();
+                self.vacant.insert(*number);
+            }
+        }
     }
 
     /// The devices of a host that will do for a request, and for those without any whether the host does.
@@ -159,6 +198,10 @@ fn share(request: &Request, owner: Option<u32>) -> Option<Share> {
         Gpus::Share { milli, vram_mib } => Some(Share { owner, milli, vram_mib }),
         Gpus::None | Gpus::Whole { .. } => None,
     }
+}
+
+fn numbered_mut<T>(all: &mut [T], number: u32) -> Option<&mut T> {
+    all.get_mut((number as usize).checked_sub(1)?)
 }
 
 fn numbered<T>(all: &[T], number: u32) -> Option<&T> {

@@ -173,6 +173,13 @@ impl Kinds {
         place
     }
 
+    /// Forgets kinds of requests.
+    pub fn forget(&mut self, is_forgotten: impl Fn(&Request) -> bool) {
+        let places: Vec<usize> =
+            self.index.extract_if(.., |request, _| is_forgotten(request)).map(|(_, place)| place).collect();
+        places.into_iter().for_each(|place| self.kinds[place] = Kind::default());
+    }
+
     pub fn put(&mut self, place: usize, kind: Kind) {
         self.kinds[place] = kind;
     }

@@ -13,6 +13,7 @@
 
 mod batch;
 mod demand;
+mod follow;
 mod guests;
 mod kinds;
 mod queue;
@@ -50,6 +51,14 @@ const KINDS_MAX: usize = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Handle(u32);
 
+impl Handle {
+    /// Its place in the order of handles, and in the masks of a [`Wish`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Where a request goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
@@ -84,6 +93,10 @@ pub struct Fleet {
     /// Hosts in the order in which they changed; the first of them is change number `logged`.
     log: Vec<u32>,
     logged: u64,
+    /// The number of the last change of each host.
+    changes: Vec<u64>,
+    /// How many changes there were when all hosts were said to be as they are.
+    settled: u64,
     /// After how many changes scarcity was priced last.
     priced: Option<u64>,
     /// How often it has learned.
@@ -115,6 +128,8 @@ impl Fleet {
             keepers: BTreeSet::new(),
             log: Vec::new(),
             logged: 0,
+            changes: Vec::new(),
+            settled: 0,
             priced: None,
             epoch: 0,
             decisions: 0,
@@ -205,7 +220,7 @@ impl Fleet {
 
     /// What a device of a class is worth, in micro-USD an hour: the market's price for it.
     pub fn set_worth(&mut self, class: u8, gpu_hour: i64) {
-        if let Some(worth) = self.gpu_hours.get_mut(usize::from(class)) {
+        if let Some(worth) = self.gpu_hours.get_mut(usize::from(class)).filter(|worth| **worth != gpu_hour) {
             *worth = gpu_hour;
             self.epoch += 1;
         }
@@ -248,7 +263,7 @@ impl Fleet {
     }
 
     fn decide_one(&mut self, request: &Request, whose: Option<u64>) -> Option<Choice> {
-        let now = self.logged + self.log.len() as u64;
+        let now = self.now();
         if self.priced.is_none_or(|priced| now >= priced + PRICED_EVERY) {
             self.scarcity.price();
             self.priced = Some(now);
@@ -396,7 +411,16 @@ impl Fleet {
         self.changed(handle.0);
     }
 
+    /// How many changes there were so far.
+    fn now(&self) -> u64 {
+        self.logged + self.log.len() as u64
+    }
+
     fn changed(&mut self, at: u32) {
+        if self.changes.len() < self.rooms.len() {
+            self.changes.resize(self.rooms.len(), 0);
+        }
+        self.changes[at as usize] = self.now();
         self.log.push(at);
         // A kind that missed more than this looks at all hosts again, which is no more work.
         let most = 4 * self.rooms.len().max(1_024);
@@ -408,17 +432,16 @@ impl Fleet {
 
     /// Brings a kind's costs up to date.
     fn refresh(&self, request: &Request, kind: &mut Kind) {
-        let now = self.logged + self.log.len() as u64;
+        let now = self.now();
         let cost = |at: usize| self.cost(at, request);
         if kind.epoch != self.epoch || kind.seen < self.logged || kind.is_empty() {
             kind.fill(self.rooms.len(), cost);
         } else {
             kind.grow(self.rooms.len());
             let from = usize::try_from(kind.seen - self.logged).unwrap_or(0);
-            let mut last = None;
-            for at in &self.log[from..] {
-                // Hosts are filled one after the other, so the same one often comes twice.
-                if last.replace(*at) != Some(*at) {
+            for (number, at) in (kind.seen..).zip(&self.log[from..]) {
+                // What changed again is looked at then.
+                if self.changes[*at as usize] == number {
                     kind.set(*at as usize, cost(*at as usize));
                 }
             }

@@ -139,7 +139,7 @@ impl Fleet {
         self.room(handle)?.kept_for
     }
 
-    /// Keeps a host free for somebody, as it was before the fleet was filled anew.
+    /// Keeps a host free for somebody, as it was in the look before.
     pub fn keep_host(&mut self, handle: Handle, whose: u64) {
         self.keep(handle.0 as usize, whose);
     }

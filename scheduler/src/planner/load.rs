@@ -3,25 +3,28 @@
 //! What the fleet cannot count becomes wishes and guests: which devices of which hosts will do for a job, and
 //! beside whom it may be. It only chooses among places that are allowed so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use nave_domain::{
-    Bytes, CustomerId, HostId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
+    Bytes, CustomerId, HostId, LeaseId, MilliCpu, MilliGpu,
     fraction::{Division, Fraction, shareable},
-    host::{Device, Trust},
-    job::{Egress, Isolation, JobRequest, TermWish},
+    host::Device,
+    job::{Isolation, JobRequest},
     rate::{Rate, Size},
-    wish::Region,
 };
 use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, Past, QueuedJob, SupplyHost, Yielding};
 use uuid::Uuid;
 
+use super::{
+    hosts::{Changes, Hosts, Supplies},
+    wishes::{Wished, Wishes},
+};
 use crate::{
-    fit::{Meant, Names, Supply, fraction, lack_for_ever},
-    fleet::{
-        self, ANY, CLASSES_MAX, Demand, Fleet, Gpus, Guest, Handle, Mask, Request, SpotLease, Used, Wish,
-    },
-    planner::money::pays,
+    fit::{Names, Supply},
+    fleet::{self, CLASSES_MAX, DEVICES_MAX, Demand, Fleet, Gpus, Guest, Handle, Request, SpotLease, Used},
 };
 
 /// As long as nothing is known of a miner, one lease is lost in so many hours.
@@ -33,97 +36,157 @@ const START_S: u32 = 30;
 const PRIOR: usize = 16;
 
 /// The numbers of classes, which stay: what was learned is known by them.
-pub(super) type Classes = BTreeMap<String, u8>;
+type Classes = BTreeMap<String, u8>;
+/// Customers beyond which it is forgotten who they all were.
+const OWNERS_MAX: usize = 1 << 18;
 
-/// A fleet that is filled from a snapshot, and what its numbers mean.
-pub(super) struct Loaded<'a> {
-    pub fleet: &'a mut Fleet,
-    names: &'a Names,
+/// A fleet that follows the hosts of a market, and what its numbers mean.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Loaded {
+    pub fleet: Fleet,
+    /// Also of hosts that are gone, whose places are theirs when they come back.
     handles: BTreeMap<HostId, Handle>,
-    ids: BTreeMap<Handle, HostId>,
-    /// In the order of handles.
-    classes: Vec<u8>,
-    dearest: Rate,
-    /// Whether there are hosts that end.
-    any_ends: bool,
+    /// In the order of handles, which is that of ids, so that ties are broken by these.
+    slots: Vec<Slot>,
+    classes: Classes,
     owners: BTreeMap<CustomerId, u32>,
     miners: BTreeMap<String, u32>,
     apart: BTreeMap<(CustomerId, Uuid), u32>,
-    /// The wishes that are known, with the classes that they accept.
-    wishes: BTreeMap<Wanted, (u32, u64)>,
+    wishes: Wishes,
 }
 
-/// All of a request that decides which devices of which hosts would do.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Wanted {
-    egress: Egress,
-    grouped: bool,
-    region: Option<Region>,
-    term: TermWish,
-    trust: BTreeSet<Trust>,
-    most: Option<MicroUsd>,
-    /// What decides the price of an hour, where that matters.
-    size: Option<(i64, i64, i64)>,
-    gpu: Option<(Bytes, Option<Bytes>, Option<Meant>)>,
-    /// What is taken of devices where a fraction suffices, and the fraction, to the byte.
-    divisible: Option<(Gpus, Option<Fraction>)>,
-    /// What is left of its spend cap and how long it may run, where some host is too dear for that.
-    short: Option<(MicroUsd, Millis)>,
-    /// How long it may take, where hosts end.
-    longest: Option<Millis>,
-    otherwise: u32,
+/// A place of the fleet.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    id: HostId,
+    /// The host as it was when the look began; none where it is gone.
+    pub supply: Option<Arc<Supply>>,
+    pub class: u8,
+    /// The hosts that it is alike; see [`Wishes::sort`].
+    pub sort: Option<usize>,
+    host: fleet::Host,
+    used: Used,
 }
 
-/// A wish as the fleet knows it.
-#[derive(Debug, Clone, Copy)]
-struct Wished {
-    /// Its number.
-    number: u32,
-    /// The classes that it accepts.
-    classes: u64,
-    /// What is taken of devices.
-    gpus: Gpus,
-}
-
-impl<'a> Loaded<'a> {
-    pub fn new(
-        fleet: &'a mut Fleet,
-        names: &'a Names,
-        known: &mut Classes,
-        hosts: &BTreeMap<HostId, Supply>,
-        baselines: &Baselines,
-    ) -> Self {
-        fleet.clear();
-        let mut loaded = Self {
-            fleet,
-            names,
-            handles: BTreeMap::new(),
-            ids: BTreeMap::new(),
-            classes: Vec::new(),
-            dearest: Rate::default(),
-            any_ends: hosts.values().any(|supply| supply.host.lasts.is_some()),
-            owners: BTreeMap::new(),
-            miners: BTreeMap::new(),
-            apart: BTreeMap::new(),
-            wishes: BTreeMap::new(),
-        };
-        let worths = worths(hosts, baselines);
-        for (id, supply) in hosts {
-            let class = number(known, class(supply));
-            loaded.dearest = dearest(loaded.dearest, supply.host.rate);
-            loaded.fleet.set_worth(class, worth(supply, &worths));
-            loaded.insert(*id, supply, class);
+impl Loaded {
+    /// Takes over what has changed. What was decided in the last look is forgotten: it is in what has changed as far as it
+    /// was carried out.
+    pub fn follow(&mut self, hosts: &Hosts, changes: &Changes) {
+        let altered = self.fleet.altered().filter(|_| self.is_in_order(hosts, changes));
+        self.fleet.begin();
+        self.apart.clear();
+        self.wishes.begin(&mut self.fleet);
+        let is_offered_otherwise = !changes.gone.is_empty() || !changes.offered.is_empty();
+        if is_offered_otherwise {
+            let all = || hosts.now.values().map(|supply| &supply.host);
+            let dearest = all().fold(Rate::default(), |sofar, host| dearest(sofar, host.rate));
+            self.wishes.bound(dearest, all().any(|host| host.lasts.is_some()));
         }
-        loaded
+        match altered {
+            Some(altered) => self.adjust(hosts, changes, altered),
+            None => self.refill(hosts),
+        }
+        if is_offered_otherwise {
+            self.weigh(hosts);
+        }
+        self.fleet.settle();
     }
 
-    /// A host that is larger than the fleet can say is not in it.
-    fn insert(&mut self, id: HostId, supply: &Supply, class: u8) {
+    /// Forgets the hosts, and keeps what their classes are called.
+    pub fn forget(&mut self) {
+        self.fleet.clear();
+        self.handles.clear();
+        self.slots.clear();
+        self.owners.clear();
+        self.miners.clear();
+        self.wishes.clear();
+    }
+
+    /// How many classes of hosts there have been.
+    pub fn classes(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Whether all hosts have a place where their ids have them, and not too much is kept of what is gone.
+    fn is_in_order(&self, hosts: &Hosts, changes: &Changes) -> bool {
+        let last = self.slots.last().map(|slot| slot.id);
+        let has_place = |id: &HostId| self.handles.contains_key(id) || last.is_none_or(|last| *id > last);
+        let is_too_large = |id: &HostId| hosts.now.get(id).is_none_or(|supply| is_too_large(supply));
+        self.slots.len() <= 2 * hosts.now.len() + 64
+            && self.owners.len() <= OWNERS_MAX
+            && changes.offered.iter().all(|id| has_place(id) || is_too_large(id))
+    }
+
+    fn refill(&mut self, hosts: &Hosts) {
+        self.forget();
+        for (id, supply) in &hosts.now {
+            self.load(*id, supply, false);
+        }
+    }
+
+    fn adjust(&mut self, hosts: &Hosts, changes: &Changes, altered: BTreeSet<Handle>) {
+        for id in &changes.gone {
+            self.vacate(*id);
+        }
+        let is_altered =
+            |loaded: &Self, id| loaded.handle(id).is_some_and(|handle| altered.contains(&handle));
+        for id in changes.offered.union(&changes.used) {
+            if let Some(supply) = hosts.now.get(id) {
+                let is_to_be_put = changes.offered.contains(id) || is_altered(self, *id);
+                self.load(*id, supply, is_to_be_put);
+            }
+        }
+        for handle in altered {
+            let Some(slot) = self.slots.get(handle.index()) else { continue };
+            let is_done = changes.offered.contains(&slot.id) || changes.used.contains(&slot.id);
+            if slot.supply.is_some() && !is_done {
+                self.fleet.put(handle, Some((slot.host.clone(), &slot.used)));
+            }
+        }
+        let changed = changes.gone.iter().chain(&changes.offered);
+        let changed: Vec<Handle> = changed.filter_map(|id| self.handles.get(id).copied()).collect();
+        self.wishes.ask_again(&mut self.fleet, &self.slots, &changed);
+    }
+
+    fn vacate(&mut self, id: HostId) {
+        let Some(handle) = self.handles.get(&id).copied() else { return };
+        self.fleet.put(handle, None);
+        if let Some(slot) = self.slots.get_mut(handle.index()) {
+            (slot.supply, slot.sort) = (None, None);
+        }
+    }
+
+    /// Puts a host into its place, where that is not as it was or `is_to_be_put` all the same. One that is larger than
+    /// the fleet can say is not in it.
+    fn load(&mut self, id: HostId, supply: &Arc<Supply>, is_to_be_put: bool) {
+        if is_too_large(supply) {
+            return self.vacate(id);
+        }
+        let class = number(&mut self.classes, class(supply));
+        let (host, used) = (self.host(supply, class), self.used(supply));
+        let sort = self.wishes.sort(supply);
+        let slot = Slot { id, supply: Some(supply.clone()), class, sort, host, used };
+        let known =
+            self.handles.get(&id).and_then(|handle| Some((*handle, self.slots.get_mut(handle.index())?)));
+        if let Some((handle, before)) = known {
+            let is_same = before.supply.is_some() && (&before.host, &before.used) == (&slot.host, &slot.used);
+            if is_to_be_put || !is_same {
+                self.fleet.put(handle, Some((slot.host.clone(), &slot.used)));
+            }
+            *before = slot;
+        } else if let Some(handle) = self.fleet.insert(slot.host.clone()) {
+            self.fleet.occupy(handle, &slot.used);
+            self.handles.insert(id, handle);
+            self.slots.push(slot);
+        }
+    }
+
+    fn host(&mut self, supply: &Supply, class: u8) -> fleet::Host {
         let host = &supply.host;
         let has = &host.inventory;
         let next = u32::try_from(self.miners.len()).unwrap_or(u32::MAX);
         let miner = *self.miners.entry(host.hotkey.clone()).or_insert(next);
-        let inserted = self.fleet.insert(fleet::Host {
+        fleet::Host {
             milli_cpu: count(has.milli_cpu.0),
             memory_mib: count(has.memory.0 / Bytes::MIB),
             disk_mib: count(has.disk.0 / Bytes::MIB),
@@ -140,11 +203,11 @@ impl<'a> Loaded<'a> {
             order_bytes: count(ORDERS_BYTES_MAX),
             loss_ppm: loss_ppm(host.past, host.past_elsewhere),
             start_s: START_S,
-        });
-        let Some(handle) = inserted else { return };
-        self.handles.insert(id, handle);
-        self.ids.insert(handle, id);
-        self.classes.push(class);
+        }
+    }
+
+    fn used(&mut self, supply: &Supply) -> Used {
+        let host = &supply.host;
         let tenants = host.tenants.iter().map(|(tenant, alone)| (self.owner(*tenant), *alone)).collect();
         let place = |uuid: &String| {
             let place = supply.devices.iter().position(|offered| offered.device.uuid == *uuid)?;
@@ -159,7 +222,7 @@ impl<'a> Loaded<'a> {
             Some(fleet::Shared { device, owner, milli, vram_mib, count: shared.count })
         });
         let shared = shared.collect();
-        let used = Used {
+        Used {
             milli_cpu: count(host.milli_cpu_used.0),
             memory_mib: mib(host.memory_used),
             disk_mib: mib(host.disk_used),
@@ -167,8 +230,20 @@ impl<'a> Loaded<'a> {
             devices,
             shared,
             tenants,
-        };
-        self.fleet.occupy(handle, &used);
+        }
+    }
+
+    /// Says what devices of each class are worth.
+    fn weigh(&mut self, hosts: &Hosts) {
+        let worths = worths(&hosts.now, &hosts.baselines);
+        let mut of_class = BTreeMap::new();
+        for slot in &self.slots {
+            // Of hosts of one class with several kinds of devices the last one counts.
+            if let Some(supply) = &slot.supply {
+                of_class.insert(slot.class, worth(supply, &worths));
+            }
+        }
+        of_class.into_iter().for_each(|(class, worth)| self.fleet.set_worth(class, worth));
     }
 
     pub fn handle(&self, host: HostId) -> Option<Handle> {
@@ -176,7 +251,7 @@ impl<'a> Loaded<'a> {
     }
 
     pub fn id(&self, handle: Handle) -> Option<HostId> {
-        self.ids.get(&handle).copied()
+        self.slots.get(handle.index()).map(|slot| slot.id)
     }
 
     fn owner(&mut self, customer: CustomerId) -> u32 {
@@ -185,8 +260,8 @@ impl<'a> Loaded<'a> {
     }
 
     /// A job as the fleet sees it.
-    pub fn request(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Request {
-        let Wished { number: wish, classes, gpus } = self.wish(job, hosts);
+    pub fn request(&mut self, job: &QueuedJob, names: &Names) -> Request {
+        let Wished { number: wish, classes, gpus } = self.wishes.of(&mut self.fleet, &self.slots, names, job);
         let guest = self.guest(job);
         let guest = self.fleet.invite(guest);
         let minutes = job.request.expected().0 / 60_000;
@@ -204,79 +279,6 @@ impl<'a> Loaded<'a> {
     /// What a job asks for, as it is remembered.
     pub fn asked(&self, request: &Request) -> Request {
         Request { wish: 0, guest: 0, run_minutes: 1, redo_minutes: 0, ..*request }
-    }
-
-    /// What a job wishes first: a share where one suffices and there are any, of its models in their order, and only then
-    /// whole devices.
-    fn wish(&mut self, job: &QueuedJob, hosts: &BTreeMap<HostId, Supply>) -> Wished {
-        let choices = self.names.choices(&job.request);
-        let whole = choices.iter().rev().map(|model| (model.as_ref(), None));
-        let part = fraction(&job.request).map(|(_, part)| part);
-        let shares = choices.iter().rev().filter_map(|model| Some((model.as_ref(), Some(part?))));
-        let none = Wished { number: 0, classes: 0, gpus: Gpus::None };
-        whole
-            .chain(shares)
-            .fold(none, |otherwise, (model, part)| self.wish_of(job, model, part, otherwise, hosts))
-    }
-
-    fn wish_of(
-        &mut self,
-        job: &QueuedJob,
-        model: Option<&Meant>,
-        part: Option<Fraction>,
-        otherwise: Wished,
-        hosts: &BTreeMap<HostId, Supply>,
-    ) -> Wished {
-        let gpus = part.map_or(plain(&job.request).gpus, |part| {
-            let (milli, vram_mib) = share(part, None);
-            Gpus::Share { milli, vram_mib }
-        });
-        let wanted = self.wanted(job, model, part, gpus, otherwise.number);
-        if let Some((number, classes)) = self.wishes.get(&wanted).copied() {
-            return if number == otherwise.number { otherwise } else { Wished { number, classes, gpus } };
-        }
-        let is_short = wanted.short.is_some();
-        let of = |id: &HostId| hosts.get(id).map_or(0, |supply| mask(supply, job, model, part, is_short));
-        let masks: Vec<Mask> = self.ids.values().map(of).collect();
-        if part.is_some() && masks.iter().all(|mask| *mask == 0) {
-            self.wishes.insert(wanted, (otherwise.number, otherwise.classes));
-            return otherwise;
-        }
-        let accepted = masks.iter().zip(&self.classes).filter(|(mask, _)| **mask != 0);
-        let classes = accepted.fold(otherwise.classes, |classes, (_, class)| classes | 1 << class);
-        let taken = wanted.divisible.map(|(gpus, _)| gpus);
-        let number = self.fleet.wish(Wish { masks, gpus: taken, otherwise: otherwise.number });
-        self.wishes.insert(wanted, (number, classes));
-        Wished { number, classes, gpus }
-    }
-
-    fn wanted(
-        &self,
-        job: &QueuedJob,
-        model: Option<&Meant>,
-        part: Option<Fraction>,
-        gpus: Gpus,
-        otherwise: u32,
-    ) -> Wanted {
-        let request = &job.request;
-        let size = request.resources.size();
-        let gpu = request.resources.gpu.as_ref();
-        let short = (!pays(job, self.dearest)).then_some((job.left, request.limits.run_ms));
-        let is_priced = request.max_price.is_some() || gpu.is_some() || short.is_some();
-        Wanted {
-            egress: request.egress,
-            grouped: request.group.is_some(),
-            region: request.region.clone(),
-            term: request.term,
-            trust: request.trust.clone(),
-            most: request.max_price,
-            size: is_priced.then_some((size.milli_gpu.0, size.milli_cpu.0, size.memory.0)),
-            gpu: gpu.map(|gpu| (gpu.vram, gpu.vram_max, model.cloned())),
-            divisible: fraction(request).map(|_| (gpus, part)),
-            short,
-            longest: self.any_ends.then(|| request.limits.longest()),
-            otherwise,
-        }
     }
 
     fn guest(&mut self, job: &QueuedJob) -> Guest {
@@ -313,10 +315,7 @@ impl<'a> Loaded<'a> {
     }
 
     /// What ends soon or yields: leases, and all those together that have shares of one device; with the leases of each.
-    pub fn yielding(
-        &self,
-        hosts: &BTreeMap<HostId, Supply>,
-    ) -> (Vec<SpotLease>, Vec<(HostId, Vec<LeaseId>)>) {
+    pub fn yielding(&self, hosts: &Supplies) -> (Vec<SpotLease>, Vec<(HostId, Vec<LeaseId>)>) {
         let (mut leases, mut ids) = (Vec::new(), Vec::new());
         for (host, supply) in hosts {
             let Some(handle) = self.handle(*host) else { continue };
@@ -341,7 +340,7 @@ impl<'a> Loaded<'a> {
 }
 
 /// What a request takes of a host.
-fn plain(request: &JobRequest) -> Request {
+pub(super) fn plain(request: &JobRequest) -> Request {
     let size = request.resources.size();
     Request { disk_mib: mib(request.resources.disk), ..sized(size) }
 }
@@ -408,34 +407,9 @@ fn loss_ppm(own: Past, others: Past) -> u32 {
     u32::try_from(expected.clamp(0, 1_000_000)).unwrap_or(0)
 }
 
-/// Which devices of a host will do for a job, or for a share of one; `is_short` says that it may be too dear.
-fn mask(
-    supply: &Supply,
-    job: &QueuedJob,
-    model: Option<&Meant>,
-    part: Option<Fraction>,
-    is_short: bool,
-) -> Mask {
-    let host = &supply.host;
-    let will_do =
-        |rate: Rate| lack_for_ever(host, &job.request, rate).is_none() && (!is_short || pays(job, rate));
-    let bit = |place: usize| 1_u32.checked_shl(place as u32).unwrap_or(0);
-    match (&job.request.resources.gpu, part) {
-        (Some(_), Some(part)) => {
-            let rate = |device: &Device, part: Fraction| host.rate.for_part(part.priced(device.vram));
-            let places =
-                supply.sharing(&job.request, part, model).filter(|(_, of, part)| will_do(rate(of, *part)));
-            places.fold(0, |mask, (place, ..)| mask | bit(place))
-        }
-        _ if !will_do(host.rate) => 0,
-        (None, _) => ANY,
-        (Some(_), None) => supply.fitting(&job.request, model).fold(0, |mask, (place, _)| mask | bit(place)),
-    }
-}
-
 /// Time and memory of a share as the fleet counts them. Who asks for no memory gets as much of it as of the time, of which
 /// there is always enough; `of` is the memory of the device where it is known what was got.
-fn share(part: Fraction, of: Option<Bytes>) -> (u16, u32) {
+pub(super) fn share(part: Fraction, of: Option<Bytes>) -> (u16, u32) {
     let follows = of.is_some_and(|of| Fraction { vram: Bytes::ZERO, ..part }.on(of) == part);
     (u16::try_from(part.milli.0).unwrap_or(u16::MAX), if follows { 0 } else { mib(part.vram) })
 }
@@ -467,7 +441,7 @@ fn number(known: &mut Classes, class: String) -> u8 {
 }
 
 /// What a device of each class is worth: its baseline, or else the median of what hosts ask for it.
-fn worths<'h>(hosts: &'h BTreeMap<HostId, Supply>, baselines: &Baselines) -> BTreeMap<&'h str, i64> {
+fn worths<'h>(hosts: &'h Supplies, baselines: &Baselines) -> BTreeMap<&'h str, i64> {
     let mut rates: BTreeMap<&str, Vec<i64>> = BTreeMap::new();
     for supply in hosts.values() {
         for offered in supply.devices.iter() {
@@ -491,7 +465,7 @@ fn worth(supply: &Supply, worths: &BTreeMap<&str, i64>) -> i64 {
 }
 
 /// What is asked for as long as nobody has asked: a device with half of its share of a host, by class.
-pub(super) fn with_prior(demand: &Demand, hosts: &BTreeMap<HostId, Supply>) -> Demand {
+pub(super) fn with_prior(demand: &Demand, hosts: &Supplies) -> Demand {
     let mut demand = demand.clone();
     let mut shares: BTreeMap<String, (i64, i64, i64)> = BTreeMap::new();
     for supply in hosts.values().filter(|supply| !supply.devices.is_empty()) {
@@ -507,6 +481,11 @@ pub(super) fn with_prior(demand: &Demand, hosts: &BTreeMap<HostId, Supply>) -> D
         (0..PRIOR).for_each(|_| demand.observe(&request));
     }
     demand
+}
+
+/// Whether a host has more devices than the fleet can say.
+fn is_too_large(supply: &Supply) -> bool {
+    supply.devices.len() > DEVICES_MAX
 }
 
 fn dearest(a: Rate, b: Rate) -> Rate {

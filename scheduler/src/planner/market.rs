@@ -4,6 +4,7 @@ use std::{
     borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use nave_domain::{
@@ -23,7 +24,9 @@ use crate::{
     fleet::Gpus,
     planner::{
         Reason,
+        hosts::{Hosts, Supplies},
         money::{pays, run_max},
+        rivals::{Orders, Rivals},
     },
     wait::explain,
 };
@@ -44,34 +47,29 @@ pub(super) enum Refusal {
 pub(super) struct Market<'a> {
     pub now: Timestamp,
     pub names: &'a Names,
-    pub hosts: BTreeMap<HostId, Supply>,
-    empty: &'a BTreeMap<HostId, Supply>,
+    pub hosts: Supplies,
+    empty: &'a Supplies,
     /// The miners who were given jobs that are kept apart, by their customer and number.
     pub given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
     baselines: &'a Baselines,
     /// Whether any host leases slices.
     has_slices: bool,
-    /// Hosts that may yet do for jobs that are alike, with the least that is paid there, dearest first: hosts only fill up
-    /// while they are given away, so that one that would not do is not looked at again.
-    rivals: RefCell<Rivals>,
+    orders: &'a Orders,
+    /// Of jobs that are alike and the part of a device that they pay for at the least.
+    rivals: RefCell<BTreeMap<(String, MilliGpu), Rivals>>,
 }
 
-type Rivals = BTreeMap<(String, MilliGpu), Vec<(MicroUsd, HostId)>>;
-
 impl<'a> Market<'a> {
-    pub fn new(
-        snapshot: &'a Snapshot,
-        names: &'a Names,
-        hosts: BTreeMap<HostId, Supply>,
-        empty: &'a BTreeMap<HostId, Supply>,
-    ) -> Self {
-        let has_slices = hosts.values().any(|supply| !supply.slices.is_empty());
+    pub fn new(snapshot: &'a Snapshot, hosts: &'a Hosts) -> Self {
+        let Hosts { names, now, empty, orders, .. } = hosts;
+        let has_slices = now.values().any(|supply| !supply.slices.is_empty());
         Self {
             now: snapshot.now,
             has_slices,
+            orders,
             rivals: RefCell::default(),
             names,
-            hosts,
+            hosts: now.clone(),
             empty,
             given: BTreeMap::new(),
             baselines: &snapshot.baselines,
@@ -140,7 +138,11 @@ impl<'a> Market<'a> {
             rate: host.rate,
             run_max,
             capped_by_spend: run_max < job.request.limits.run_ms,
-            grounds: Grounds { reason: self.chosen_for_whole(job, id), trust, baseline },
+            grounds: Grounds {
+                reason: self.chosen_for_whole(job, id),
+                trust,
+                baseline,
+            },
             gang: None,
         })
     }
@@ -162,7 +164,7 @@ impl<'a> Market<'a> {
         let size = job.request.resources.size();
         let choices = self.names.choices(&job.request);
         let price = |supply: &Supply| hourly(size, supply.host.rate).ok();
-        let own = self.hosts.get(&chosen).and_then(price);
+        let own = self.hosts.get(&chosen).and_then(|supply| price(supply));
         let at = |supply: &Supply, job: &QueuedJob| {
             if would_do(supply, job, &choices) { price(supply) } else { None }
         };
@@ -182,23 +184,19 @@ impl<'a> Market<'a> {
         let price = |id: &HostId| self.hosts.get(id).and_then(|supply| at(supply, job));
         let mut rivals = self.rivals.borrow_mut();
         let key = (super::like(job), least.milli_gpu);
-        let rivals = rivals.entry(key).or_insert_with(|| self.dearest_first(least));
+        let rivals = rivals.entry(key).or_insert_with(|| Rivals::new(self.orders, least, &self.hosts));
         let (mut is_only, mut cheaper) = (true, None);
-        let mut end = rivals.len();
-        while let Some((least, id)) = rivals[..end].last().copied() {
+        rivals.look(|least, id| {
             if cheaper.is_some() || !is_only && Some(least) >= own {
-                break;
+                return (true, true);
             }
-            end -= 1;
-            match if id == chosen { own } else { price(&id) } {
-                None => drop(rivals.remove(end)),
-                Some(_) if id == chosen => {}
-                Some(price) => {
-                    is_only = false;
-                    cheaper = Some(id).filter(|_| Some(price) < own);
-                }
+            let price = if id == chosen { own } else { price(&id) };
+            if id != chosen && price.is_some() {
+                is_only = false;
+                cheaper = Some(id).filter(|_| price < own);
             }
-        }
+            (price.is_some(), false)
+        });
         let Some(cheaper) = cheaper.and_then(|id| self.hosts.get(&id)) else {
             return if is_only { ChosenFor::OnlyFit } else { ChosenFor::Cheapest };
         };
@@ -214,14 +212,6 @@ impl<'a> Market<'a> {
         } else {
             ChosenFor::LeastCost
         }
-    }
-
-    /// All hosts by what a size would cost there.
-    fn dearest_first(&self, size: Size) -> Vec<(MicroUsd, HostId)> {
-        let price = |(id, supply): (&HostId, &Supply)| Some((hourly(size, supply.host.rate).ok()?, *id));
-        let mut hosts: Vec<_> = self.hosts.iter().filter_map(price).collect();
-        hosts.sort_unstable_by(|a, b| b.cmp(a));
-        hosts
     }
 
     /// The cheapest host that would do and its devices, looked for without the fleet, which counts memory in MiB and
@@ -324,6 +314,7 @@ impl<'a> Market<'a> {
 
     pub fn occupy(&mut self, job: &QueuedJob, placement: &Placement) {
         let Some(supply) = self.hosts.get_mut(&placement.host) else { return };
+        let supply = Arc::make_mut(supply);
         supply.host.generation += 1;
         supply.host.occupy(Occupied {
             customer: job.customer,
@@ -343,7 +334,7 @@ impl<'a> Market<'a> {
     /// Takes back what was occupied of these hosts.
     pub fn restore(
         &mut self,
-        hosts: BTreeMap<HostId, Supply>,
+        hosts: Supplies,
         given: Option<BTreeMap<(CustomerId, Uuid), BTreeSet<String>>>,
     ) {
         self.hosts.extend(hosts);
@@ -362,7 +353,7 @@ impl<'a> Market<'a> {
         let suffices = |supply: &Supply| {
             choices.iter().any(|model| piece_of(supply, job, model.as_ref(), piece).is_some())
         };
-        if self.empty.values().any(suffices) {
+        if self.empty.values().any(|supply| suffices(supply)) {
             return wait("waiting_for_capacity", "every host that fits is busy".into());
         }
         let mut fitting = self.empty.values().filter(|supply| fits(supply, job, &choices)).peekable();
@@ -382,7 +373,7 @@ impl<'a> Market<'a> {
     pub fn considered(&self, job: &QueuedJob, chosen: Option<HostId>) -> Vec<Considered> {
         let model = self.names.choices(&job.request).first().cloned().flatten();
         let others = self.hosts.iter().filter(|(id, _)| Some(**id) != chosen);
-        let rival = |(id, supply)| self.rival(id, supply, job, model.as_ref());
+        let rival = |(id, supply): (_, &Arc<Supply>)| self.rival(id, supply, job, model.as_ref());
         let mut considered: Vec<(bool, Considered)> = others.filter_map(rival).collect();
         considered.sort_by_key(|(lacks, other)| (*lacks, other.hourly, other.host));
         considered.into_iter().map(|(_, other)| other).take(CONSIDERED_MAX).collect()
@@ -399,7 +390,7 @@ impl<'a> Market<'a> {
     ) -> Option<(bool, Considered)> {
         let part = |supply: &Supply| piece_of(supply, job, model, piece).map(|(piece, _)| piece.milli);
         let empty = self.empty.get(id);
-        let (now, once) = (part(supply), empty.and_then(part));
+        let (now, once) = (part(supply), empty.and_then(|empty| part(empty)));
         let size = job.request.resources.size();
         let milli_gpu = now.or(once).unwrap_or(size.milli_gpu);
         let hourly = hourly(Size { milli_gpu, ..size }, supply.host.rate).ok()?;

@@ -2,6 +2,7 @@
 
 mod class_use;
 mod fractions;
+mod looks;
 mod planner;
 mod properties;
 mod role;

@@ -179,7 +179,7 @@ const REGIONS: [&str; 2] = ["eu", "us"];
 const MODELS: [&str; 3] = ["NVIDIA A100", "NVIDIA H100 80GB", "NVIDIA L4"];
 
 prop_compose! {
-    fn any_place()(
+    pub fn any_place()(
         mut host in any_host(), region in 0..3_usize, on_demand in any::<bool>(), trust in 0..4_usize, closed in any::<bool>(),
         miner in 0..2_u8, models in vec((0..3_usize, option::of(0..3_usize)), 5), tenant in option::of((1..4_u128, any::<bool>())),
     ) -> SupplyHost {
@@ -202,7 +202,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_wish()(
+    pub fn any_wish()(
         mut job in any_job(), customer in 1..4_u128, region in 0..4_usize, term in 0..3_usize, trusting in any::<bool>(),
         alone in 0..4_u8, models in vec(0..3_usize, 0..3), vram_max in option::of(20..80_i64), apart in 0..6_u128,
         (most, offline, grouped) in (option::of(0..9_000_000_i64), any::<bool>(), any::<bool>()),
