@@ -13,6 +13,8 @@ pub mod params;
 mod settle;
 mod soundness;
 mod standby;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use audit::{Report, audit};
 pub use lease::LeasePay;
