@@ -5,9 +5,10 @@
 //! that somebody has put something between them and their driver.
 
 pub mod driver;
+pub mod kernel;
 pub mod proc;
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use nave_domain::host::Device;
 use nave_sdk::wire::{
@@ -27,7 +28,7 @@ const TOOLKIT: [&str; 4] =
 /// Longest that one of them may take to say its version.
 const SAY: Duration = Duration::from_secs(5);
 /// Most that is read of a file that is not the kernel's, in bytes.
-const READ_MAX: u64 = 64 << 10;
+const READ_MAX: usize = 64 << 10;
 
 /// What there is to look at.
 #[derive(Debug, Clone, Copy)]
@@ -71,7 +72,10 @@ pub async fn look(site: &Site<'_>, nonce: Nonce) -> Findings {
     let real: Vec<String> = real.map(|device| device.uuid.clone()).collect();
     let (containers, toolkit, seen) =
         tokio::join!(site.runtime.inspect(site.prover, &real), toolkit(), driver::look(site.prover));
-    let environment = own_variables().into_iter().chain(seen.environment.clone()).collect::<BTreeSet<_>>();
+    let environment = variables(Path::new("/proc/self"))
+        .into_iter()
+        .chain(seen.environment.clone())
+        .collect::<BTreeSet<_>>();
     Findings {
         nonce,
         kernel: clip(&read("/proc/sys/kernel/osrelease")),
@@ -115,11 +119,14 @@ pub fn written(mut found: Findings) -> serde_json::Result<Vec<u8>> {
 
 /// The text of a file, or nothing; what is not UTF-8 in it is replaced.
 pub(crate) fn read(path: impl AsRef<Path>) -> String {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    let limit = if path.as_ref().starts_with("/proc") { u64::MAX } else { READ_MAX };
-    let read = fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
-    read.map_or_else(|_| String::new(), |_| String::from_utf8_lossy(&bytes).into_owned())
+    let most = if path.as_ref().starts_with("/proc") { usize::MAX } else { READ_MAX };
+    kernel::bytes(path, most)
+        .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The variables of a process that have the dynamic linker load something.
+fn variables(process: &Path) -> Vec<String> {
+    proc::linker_variables(&kernel::bytes(process.join("environ"), usize::MAX).unwrap_or_default())
 }
 
 /// As many texts as findings may have, as they may have them.
@@ -129,10 +136,6 @@ pub(crate) fn bounded(texts: impl IntoIterator<Item = String>) -> Vec<String> {
 
 fn preloaded() -> Vec<String> {
     bounded(proc::preloads(&read("/etc/ld.so.preload")).map(str::to_owned))
-}
-
-fn own_variables() -> Vec<String> {
-    proc::linker_variables(&fs::read("/proc/self/environ").unwrap_or_default())
 }
 
 /// The versions of the programs that give GPUs to containers, as far as they are here.

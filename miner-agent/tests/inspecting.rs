@@ -11,6 +11,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use bollard::{
@@ -153,6 +154,41 @@ async fn what_is_mounted_over_the_driver_is_told() {
         ("/usr/local/lib/libcuda.so.1", "/usr/local/lib/libcuda.so.1")
     );
     assert!(mount.root.ends_with("/hook.so"), "{mount:?}");
+}
+
+/// Gives this thread, and what it starts, mounts of its own, in which a library is preloaded into every program. They are
+/// gone with the thread.
+fn preload(dir: &Path) -> PathBuf {
+    let library = dir.join("hidden.so");
+    let mut compiler = Command::new("g++");
+    compiler.args(["-std=c++17", "-shared", "-fPIC", "-o"]).arg(&library);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doubles/hidden.cpp");
+    let done = compiler.arg(source).status();
+    assert!(done.expect("g++ is missing: scripts/install installs it (Debian's package g++)").success());
+    let [upper, work] = ["upper", "work"].map(|name| dir.join(name));
+    [&upper, &work].iter().for_each(|dir| fs::create_dir(dir).expect("a directory"));
+    unshare(CloneFlags::CLONE_NEWNS).expect("mounts of its own");
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_PRIVATE | MsFlags::MS_REC, none).expect("private mounts");
+    let layers = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+    mount(none, "/etc", Some("overlay"), MsFlags::empty(), Some(layers.as_str()))
+        .expect("an /etc of its own");
+    fs::write("/etc/ld.so.preload", format!("{}\n", library.display())).expect("written");
+    library
+}
+
+#[tokio::test]
+async fn a_library_that_is_preloaded_and_hides_from_programs_is_told_all_the_same() {
+    let site = Site::begin();
+    let library = preload(site.dir.path());
+    let mut hidden_from = Command::new("/usr/bin/python3");
+    hidden_from.args(["-c", "open('/etc/ld.so.preload')"]);
+    let said = hidden_from.output().expect("it runs").stderr;
+    assert!(String::from_utf8_lossy(&said).contains("FileNotFoundError"), "other programs do not see it");
+    let _agent = site.agent(&["--runtime", "simulated"], &[]);
+    let found = site.findings().await;
+    assert_eq!(found.preloaded.everywhere, [library.display().to_string()]);
+    assert!(found.mapped.iter().any(|mapped| Path::new(&mapped.path) == library), "{:?}", found.mapped);
 }
 
 #[tokio::test]

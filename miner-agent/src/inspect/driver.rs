@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -20,9 +18,9 @@ use tokio::{
 };
 
 use super::{
-    Containers,
+    Containers, kernel,
     proc::{self, Mapping, Mounted, mappings, mount_of},
-    read,
+    read, variables,
 };
 use crate::{command, config::Prover};
 
@@ -106,7 +104,7 @@ pub async fn look(prover: &Prover) -> Seen {
             None
         }
     };
-    let program = prover.program.canonicalize().unwrap_or_else(|_| prover.program.clone());
+    let program = kernel::canonical(&prover.program).unwrap_or_else(|_| prover.program.clone());
     let mut mapped = BTreeMap::new();
     for pid in provers(&program).into_iter().chain(looking.as_ref().and_then(Child::id)) {
         let proc = PathBuf::from(format!("/proc/{pid}"));
@@ -114,7 +112,7 @@ pub async fn look(prover: &Prover) -> Seen {
             let replaced = mapping.deleted || is_replaced(&proc, &mapping);
             *mapped.entry(mapping.path).or_insert(false) |= replaced;
         }
-        seen.environment.extend(proc::linker_variables(&fs::read(proc.join("environ")).unwrap_or_default()));
+        seen.environment.extend(variables(&proc));
     }
     let text = |path: PathBuf| clip(&path.to_string_lossy());
     // What was replaced comes first where there is too much of it.
@@ -143,20 +141,18 @@ async fn begin(prover: &Prover) -> anyhow::Result<(Child, Said)> {
 
 /// Provers of this agent that run.
 fn provers(program: &Path) -> Vec<u32> {
-    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let children = threads.map(|thread| read(thread.path().join("children")));
+    let children = kernel::entries("/proc/self/task").into_iter().map(|thread| read(thread.join("children")));
     let pids: BTreeSet<u32> = children
         .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
         .collect();
-    let is_prover = |pid: &u32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+    let is_prover = |pid: &u32| kernel::target(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
     pids.into_iter().filter(is_prover).collect()
 }
 
 /// Whether the file at a mapping's path is another by now.
 fn is_replaced(proc: &Path, mapping: &Mapping) -> bool {
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
-    let Ok(mapped) = identity(&proc.join("map_files").join(&mapping.range)) else { return false };
-    identity(&mapping.path).map_or(true, |present| present != mapped)
+    let Ok(mapped) = kernel::identity(proc.join("map_files").join(&mapping.range)) else { return false };
+    kernel::identity(&mapping.path) != Ok(mapped)
 }
 
 /// The driver, as far as there is one.
@@ -205,17 +201,16 @@ fn is_usual(mount: &Mounted) -> bool {
 /// The driver's devices, what it says in `/proc`, and its libraries.
 fn driver_files() -> Vec<PathBuf> {
     let entries = |dir: &str| {
-        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).filter(|path| is_of_driver(path)).take(1_024).collect::<Vec<_>>()
+        kernel::entries(dir).into_iter().filter(|path| is_of_driver(path)).take(1_024).collect::<Vec<_>>()
     };
     let libraries = LIBRARIES.into_iter().flat_map(entries);
     // Mounts are over files, not over the links that lead there.
-    let libraries = libraries.flat_map(|path| [path.canonicalize().ok(), Some(path)]).flatten();
+    let libraries = libraries.flat_map(|path| [kernel::canonical(&path).ok(), Some(path)]).flatten();
     let said = ["/proc/driver/nvidia/version", "/proc/driver/nvidia/params"].map(PathBuf::from);
     entries("/dev")
         .into_iter()
         .chain(libraries)
-        .chain(said.into_iter().filter(|path| path.exists()))
+        .chain(said.into_iter().filter(|path| kernel::identity(path).is_ok()))
         .collect()
 }
 
@@ -240,7 +235,8 @@ pub fn foreign(seen: &Seen, containers: &Containers) -> Vec<Holder> {
 
 /// Whether a process is of the agent, or in a container with one of its jobs, or gone.
 fn is_ours(pid: u32, jobs: &BTreeSet<String>) -> bool {
-    let Ok(cgroups) = fs::read_to_string(format!("/proc/{pid}/cgroup")) else { return true };
+    let Ok(cgroups) = kernel::bytes(format!("/proc/{pid}/cgroup"), usize::MAX) else { return true };
+    let cgroups = String::from_utf8_lossy(&cgroups);
     jobs.iter().any(|job| cgroups.contains(job.as_str())) || descends(pid, std::process::id())
 }
 
