@@ -3,6 +3,7 @@
 //! Field names are those of `docs/settlement.md`, and stand in the order of the canonical form. Unless a line says
 //! otherwise, numbers are from 0 to 2⁶³ − 1, money is in micro-USD, and times are milliseconds since 1970.
 
+pub use nave_domain::event::{Blame, ConfirmedBy as Confirmation, EventKind as Kind};
 use nave_domain::host::Term;
 use serde::{Deserialize, Serialize};
 
@@ -103,68 +104,6 @@ pub struct Verdict {
     pub verdict: String,
 }
 
-/// What happened to the service of a host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A lease began later than promised.
-    StartLate,
-    /// The host was silent for a while.
-    HeartbeatGap,
-    /// A GPU failed.
-    Xid,
-    /// The host failed a test that it had passed before.
-    FailedRetest,
-    /// The owner took the host back before its time.
-    EarlyReclaim,
-    /// A device did less than its class.
-    BelowBand,
-    /// The host's mesh address could not be reached.
-    Unreachable,
-    /// The host was given up.
-    HostLost,
-}
-
-impl Kind {
-    /// Whether it counts as a breach once it is confirmed.
-    #[must_use]
-    pub fn is_breach(self) -> bool {
-        match self {
-            Self::StartLate | Self::HeartbeatGap => false,
-            Self::Xid
-            | Self::FailedRetest
-            | Self::EarlyReclaim
-            | Self::BelowBand
-            | Self::Unreachable
-            | Self::HostLost => true,
-        }
-    }
-}
-
-/// Who an event is put down to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Blame {
-    /// The host, and so its miner.
-    Host,
-    /// The market.
-    Platform,
-    /// The customer's own job.
-    Customer,
-}
-
-/// What shows that an event happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Confirmation {
-    /// The host's own report.
-    Report,
-    /// A test afterwards.
-    Retest,
-    /// The host did not come back.
-    Absence,
-}
-
 /// An event of the service, signed with the market key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -202,6 +141,20 @@ impl Event {
     #[must_use]
     pub fn counts(&self) -> bool {
         self.confirmed_by.is_some() && self.blame == Blame::Host
+    }
+
+    /// Whether it is a breach once it is confirmed; other kinds lose time only.
+    #[must_use]
+    pub fn is_breach(&self) -> bool {
+        match self.kind {
+            Kind::StartLate | Kind::HeartbeatGap => false,
+            Kind::Xid
+            | Kind::FailedRetest
+            | Kind::EarlyReclaim
+            | Kind::BelowBand
+            | Kind::Unreachable
+            | Kind::HostLost => true,
+        }
     }
 
     /// What its signature covers.

@@ -35,7 +35,7 @@ impl Faults {
         }
         let lost = i128::from(event.until_ms) - i128::from(event.from_ms);
         self.lost_ms = fit(i128::from(self.lost_ms) + lost)?;
-        self.breaches += i64::from(event.kind.is_breach());
+        self.breaches += i64::from(event.is_breach());
         self.why.push(event.event.clone());
         Ok(())
     }

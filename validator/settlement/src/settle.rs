@@ -112,7 +112,7 @@ impl Settling {
         event.check()?;
         let book = book(&mut self.books, &event.hotkey)?;
         if event.counts() {
-            book.breaches += i64::from(event.kind.is_breach());
+            book.breaches += i64::from(event.is_breach());
             let broken = self.broken_ms.entry(event.host.clone()).or_default();
             *broken = event.at_ms.max(*broken);
         }

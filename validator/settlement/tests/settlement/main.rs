@@ -1,0 +1,5 @@
+//! Settlement, seen from outside.
+
+mod bundles;
+mod golden;
+mod properties;
