@@ -3,6 +3,7 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+pub mod earnings;
 pub mod explain;
 #[cfg(feature = "hotkey")]
 pub mod hotkey;

@@ -81,6 +81,8 @@ pub enum Command {
     Classes,
     /// Have a place held at its price, for `nave run --quote`
     Quote(Box<QuoteArgs>),
+    /// Show the market's parameters: what holds, what is announced, and what held before
+    Params,
     /// Show what can be spent and what is set aside
     Balance,
     /// Show what a job cost and why
@@ -426,6 +428,8 @@ pub enum Epochs {
     List(EpochList),
     /// Show one epoch; left out, the newest
     Show(EpochShow),
+    /// Fetch the evidence of an epoch, for `nave audit`
+    Evidence(EpochEvidence),
 }
 
 /// `nave epoch list`.
@@ -442,6 +446,17 @@ pub struct EpochShow {
     /// Its number
     #[arg(value_name = "N")]
     pub epoch: Option<i64>,
+}
+
+/// `nave epoch evidence`.
+#[derive(Debug, Args)]
+pub struct EpochEvidence {
+    /// Its number
+    #[arg(value_name = "N")]
+    pub epoch: i64,
+    /// Where to write it; - for stdout [default: epoch-N.jsonl.gz here]
+    #[arg(short, long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 /// `nave completions`.

@@ -9,6 +9,7 @@ use std::{
 
 use flate2::bufread::MultiGzDecoder;
 use nave_domain::MicroUsd;
+use nave_sdk::earnings::sums;
 use nave_settlement::{
     audit::{self, Report},
     bundle::ReadError,
@@ -149,38 +150,6 @@ fn row(report: &Report, hotkey: &str, weight: u16) -> Vec<String> {
         amount(|pay| pay.carry),
         format!("{}{sink}", clean(hotkey)),
     ]
-}
-
-/// Every sum of a miner, in the order in which they follow from one another.
-#[must_use]
-pub fn sums(pay: &Pay) -> String {
-    let lines = [
-        ("used", pay.used, "for use, up to what clouds ask, less the margin"),
-        ("realised", pay.realised, "what the weights of the epoch before turned into"),
-        ("penalty", pay.penalty, "for confirmed breaches"),
-        ("  held", pay.penalty_held, "of which from what was owed"),
-        ("  bonded", pay.penalty_collateral, "of which from collateral"),
-        ("standby", pay.standby, "for idle devices; begins to vest"),
-        ("vested", pay.vested, "of earlier standby"),
-        ("granted", pay.granted, "of that, what the emission has room for"),
-        ("lost", pay.forfeited, "standby that was lost before it vested"),
-        ("bids", pay.bids, "above what clouds ask, in cash"),
-        ("cash", pay.cash, "in all: bids, and use that the emission does not cover"),
-        ("carry", pay.carry, "owed from now on; a debt where negative"),
-    ];
-    let shown = |(name, amount, why): &(&str, i64, &str)| {
-        format!("  {name:<9} {:>12}  {why}\n", MicroUsd(*amount).to_string())
-    };
-    let mut text: String =
-        lines.iter().filter(|(name, amount, _)| *amount != 0 || *name == "carry").map(shown).collect();
-    if pay.breaches > 0 {
-        let _ = writeln!(
-            text,
-            "  breaches  {:>12}  at least {} in a million device-hours; above the limit hosts sell as spot",
-            pay.breaches, pay.bound_ppm
-        );
-    }
-    text
 }
 
 #[cfg(test)]

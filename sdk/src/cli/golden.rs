@@ -44,7 +44,7 @@ fn sample<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).expect("a sample as the API would send it")
 }
 
-fn id(prefix: &str, number: u32) -> String {
+pub fn id(prefix: &str, number: u32) -> String {
     format!("{prefix}_{number:032}")
 }
 
@@ -257,10 +257,11 @@ pub fn quote() -> Quote {
 /// A closed epoch with one idle miner.
 pub fn epoch() -> Epoch {
     sample(json!({
-        "epoch": 7, "state": "settled", "opened_at": "2026-09-21T14:00:00Z",
+        "epoch": 7, "state": "confirmed", "opened_at": "2026-09-21T14:00:00Z",
         "closed_at": "2026-09-21T15:12:00Z", "chain": "local",
         "delivered": { "5Alice": { "used_ms": 61_000, "value": 2_000 }, "5Idle": { "used_ms": 0, "value": 0 } },
-        "weights": { "5Alice": 65_535 }
+        "weights": { "5Alice": 65_535 },
+        "evidence": { "head": "cd".repeat(32), "lines": 12, "bytes": 3_456, "is_revealed": true }
     }))
 }
 

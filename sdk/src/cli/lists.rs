@@ -14,7 +14,7 @@ use super::{
     args::{Epochs, KeyCreate, Keys, Ps},
     failure::{Failure, exit},
     output::{self, now},
-    receipt, run, show, table,
+    receipt, run, settlement, show, table,
     wishes::OffersArgs,
 };
 
@@ -91,6 +91,7 @@ pub async fn epoch(cx: &Context, command: Epochs) -> Result<(), Failure> {
             answer(cx, &epochs, |epochs| show::epochs(epochs))
         }
         Epochs::Show(one) => epoch_show(cx, one.epoch).await,
+        Epochs::Evidence(args) => settlement::evidence(cx, args).await,
     }
 }
 

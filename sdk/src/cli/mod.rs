@@ -19,6 +19,7 @@ mod receipt;
 mod replicas;
 mod result;
 mod run;
+mod settlement;
 mod show;
 mod since;
 mod table;
@@ -126,6 +127,7 @@ async fn dispatch(global: Global, command: Command) -> Result<u8, Failure> {
         Command::Classes => lists::classes(&cx(global)?).await,
         Command::Offers(args) => lists::offers(&cx(global)?, &args).await,
         Command::Quote(args) => return quote::quote(&cx(global)?, *args).await,
+        Command::Params => settlement::params(&cx(global)?).await,
         Command::Balance => lists::balance(&cx(global)?).await,
         Command::Receipt(one) => lists::receipt(&cx(global)?, one.job).await,
         Command::Result(args) => result::result(&cx(global)?, args).await,

@@ -251,7 +251,20 @@ pub fn epoch(epoch: &Epoch) -> String {
     text += &table(&["MINER", "TIME>", "VALUE>", "WEIGHT>", "SHARE>"], &rows);
     if epoch.weights.is_empty() {
         // Writing to a string cannot fail.
-        let _ = writeln!(text, "\nweights are computed when the epoch is settled");
+        let _ = writeln!(text, "\nweights are shown when the epoch is confirmed");
+    }
+    if let Some(evidence) = &epoch.evidence {
+        let fetch = match evidence.is_revealed {
+            true => format!("; nave epoch evidence {} fetches it", epoch.epoch),
+            false => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "\nevidence  {} lines, {} bytes packed{fetch}\nhead      {}",
+            evidence.lines,
+            evidence.bytes,
+            clean(&evidence.head)
+        );
     }
     text
 }

@@ -5,7 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use nave_domain::{ChallengeId, HostId, Timestamp};
+use nave_domain::{ChallengeId, HostId, MicroUsd, Timestamp};
 use reqwest::{RequestBuilder, Url};
 
 use super::{Client, call::Call, error::Error, error::Repeat};
@@ -13,6 +13,8 @@ use crate::{
     hotkey::HotkeySecret,
     wire::{
         enrol::{HostPatch, Market, MinerHost},
+        rest::Page,
+        settlement::{self, CallRequest, Collateral, Earnings, LeaseEarnings},
         sign::{EXPIRY_AHEAD, Nonce, PublicKey, Request, random, sha256},
         verdict::HostVerdict,
     },
@@ -129,6 +131,46 @@ impl MinerClient {
         let path: [&(dyn std::fmt::Display + Sync); 6] =
             [&"miner", &"hosts", &host, &"verdicts", &verdict, &"appeal"];
         self.client.fetch(Call::post(&path, Repeat::Safe)).await
+    }
+
+    /// What came of the hotkey in each epoch, the newest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn earnings(&self, limit: Option<u32>, before: Option<i64>) -> Result<Page<Earnings>, Error> {
+        let call = Call::get(&[&"miner", &"earnings"]);
+        self.client.fetch(call.query("limit", limit).query("before", before)).await
+    }
+
+    /// What came of each of its leases in an epoch.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn earnings_of(
+        &self,
+        epoch: i64,
+        limit: Option<u32>,
+        after: Option<&str>,
+    ) -> Result<Page<LeaseEarnings>, Error> {
+        let call = Call::get(&[&"miner", &"earnings", &epoch]);
+        self.client.fetch(call.query("limit", limit).query("after", after)).await
+    }
+
+    /// Its collateral, and as what that lets its hosts sell.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn collateral(&self) -> Result<Collateral, Error> {
+        self.client.fetch(Call::get(&[&"miner", &"collateral"])).await
+    }
+
+    /// Calls collateral back.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn collateral_call(&self, amount: MicroUsd) -> Result<settlement::Call, Error> {
+        let call = Call::post(&[&"miner", &"collateral", &"call"], Repeat::Unsafe);
+        self.client.fetch(call.json(&CallRequest { amount })?).await
     }
 }
 

@@ -9,6 +9,7 @@ mod follow;
 #[cfg(feature = "hotkey")]
 mod miner;
 mod retry;
+mod settlement;
 pub mod sse;
 mod verdicts;
 

@@ -77,6 +77,38 @@ pub enum Command {
     Verdicts(ListVerdicts),
     /// Have a verdict on a host reached again by the present judge, once
     Appeal(ShowVerdict),
+    /// Show what you earn, epoch by epoch, or lease by lease of one epoch
+    Earnings(EarningsArgs),
+    /// Show your collateral and as what it lets your hosts sell, or call some of it back
+    Collateral(CollateralArgs),
+}
+
+/// `nave miner earnings`.
+#[derive(Debug, Args)]
+pub struct EarningsArgs {
+    /// The epoch whose leases to list; left out, epochs are
+    #[arg(value_name = "EPOCH")]
+    pub epoch: Option<i64>,
+    /// Say what each sum is for, and all that went wrong
+    #[arg(long)]
+    pub explain: bool,
+    /// Most epochs or leases to list
+    #[arg(short = 'n', long, value_name = "N", default_value = "20")]
+    pub limit: u32,
+    /// Only epochs before this one
+    #[arg(long, value_name = "EPOCH", conflicts_with = "epoch")]
+    pub before: Option<i64>,
+    /// Only leases after this one
+    #[arg(long, value_name = "LEASE", requires = "epoch")]
+    pub after: Option<String>,
+}
+
+/// `nave miner collateral`.
+#[derive(Debug, Args)]
+pub struct CollateralArgs {
+    /// Calls so many USD back: they back no offer any more, and are paid after the cooldown
+    #[arg(long, value_name = "USD")]
+    pub call_back: Option<MicroUsd>,
 }
 
 pub const AFTER: &str = "\

@@ -26,6 +26,7 @@ use super::{
     failure::{Failure, exit},
     lists::{answer, confirm},
     output::now,
+    settlement,
     table::clean,
     verdicts,
 };
@@ -72,7 +73,7 @@ impl Caller {
 }
 
 /// An API error of a signed call; unlike other calls it needs no token.
-fn when(attempted: &str) -> impl FnOnce(Error) -> Failure {
+pub fn when(attempted: &str) -> impl FnOnce(Error) -> Failure {
     move |error| {
         let mut failure = Failure::api(attempted, &error);
         error.suggestion().clone_into(&mut failure.problem.suggestion);
@@ -104,7 +105,9 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         | Command::Drain(_)
         | Command::Leave(_)
         | Command::Verdicts(_)
-        | Command::Appeal(_) => (None, false),
+        | Command::Appeal(_)
+        | Command::Earnings(_)
+        | Command::Collateral(_) => (None, false),
     };
     let given = Given { market_key: miner.key.market_key, release_key, for_ticket };
     let caller = Caller::new(cx, &miner.key, given).await?;
@@ -128,6 +131,8 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
             verdicts::list(cx, &caller.client, host.host, &wanted, when(&attempted)).await
         }
         Command::Appeal(one) => appeal(cx, &caller, &one).await,
+        Command::Earnings(args) => settlement::earnings(cx, &caller.miner(), args).await,
+        Command::Collateral(args) => settlement::collateral(cx, &caller.miner(), args).await,
     }
 }
 
