@@ -433,13 +433,13 @@ async fn update(tx: &mut PgConnection, write: &MachineWrite<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Notes an attempt; one of which the same came as of the one before is counted there.
+/// Notes an attempt; one of which the same came as of the one before is counted there, in its own words.
 async fn note(tx: &mut PgConnection, attempt: &MachineAttempt) -> Result<()> {
     let fault = attempt.fault.as_ref();
     let (reason, code) = (fault.map(|fault| &fault.reason), fault.map(|fault| &fault.code));
     let (quoted, quoted_ms) = attempt.quoted.as_ref().map(|(raw, at)| (raw, at.0)).unzip();
     let counted = sqlx::query!(
-        "update machine_attempts set times = times + 1, last_ms = $6, quoted = $8, quoted_ms = $9
+        "update machine_attempts set times = times + 1, last_ms = $6, quoted = $8, quoted_ms = $9, message = $10
          where attempt_id = (select max(attempt_id) from machine_attempts
                              where cloud = $1 and machine_id is not distinct from $2)
              and call = $3 and reason is not distinct from $4 and code is not distinct from $5
@@ -452,7 +452,8 @@ async fn note(tx: &mut PgConnection, attempt: &MachineAttempt) -> Result<()> {
         attempt.at.0,
         attempt.hourly.map(|price| price.0),
         quoted,
-        quoted_ms
+        quoted_ms,
+        fault.map(|fault| &fault.message)
     );
     if counted.execute(&mut *tx).await?.rows_affected() > 0 {
         return Ok(());

@@ -40,6 +40,7 @@ mod release;
 mod rent;
 mod resting;
 mod schedule;
+mod schema;
 mod setting;
 mod suite;
 #[cfg(feature = "testing")]
@@ -117,6 +118,7 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(16)
             .acquire_timeout(Duration::from_secs(10))
+            .after_connect(|connection, _| Box::pin(schema::check(connection)))
             .connect_lazy_with(url.parse::<PgConnectOptions>()?.options(SESSION));
         Ok(Self { pool, url: url.to_owned() })
     }
@@ -129,14 +131,15 @@ impl Store {
         Ok(begun.unwrap_or(Err(sqlx::Error::PoolClosed))?)
     }
 
-    /// Brings the schema up to date; concurrent callers wait for each other.
+    /// Brings the schema up to date; concurrent callers wait for each other. Where that changes anything, all other
+    /// sessions end: programs that know the schema connect again, and older ones are refused.
     ///
     /// # Errors
     /// When a migration fails or the database is newer than this program.
     pub async fn migrate(&self) -> Result<()> {
         // Not from the pool: a migration takes as long as it takes.
         let mut connection = PgConnection::connect(&self.url).await?;
-        sqlx::migrate!("../migrations").run(&mut connection).await?;
+        schema::migrate(&mut connection).await?;
         Ok(connection.close().await?)
     }
 

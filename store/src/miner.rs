@@ -38,6 +38,8 @@ pub enum Departure {
     Leave,
     /// The operator, at once and for good.
     Ban,
+    /// The market, whose machine it is: it takes no more jobs, and goes back after those it has.
+    End,
     /// The market, whose machine it is: that goes back to its cloud.
     Return,
 }
@@ -45,7 +47,7 @@ pub enum Departure {
 impl Departure {
     fn event(self) -> HostEvent {
         match self {
-            Self::Drain => HostEvent::Drain,
+            Self::Drain | Self::End => HostEvent::Drain,
             Self::Leave | Self::Return => HostEvent::Leave,
             Self::Ban => HostEvent::Ban,
         }
@@ -56,6 +58,7 @@ impl Departure {
             Self::Drain => ("drained", "its owner has drained it"),
             Self::Leave => ("left", "its owner has taken it out"),
             Self::Ban => ("banned", "the operator has sent it away"),
+            Self::End => ("rental_ends", "it is rented, and its rental ends: it takes no more jobs"),
             Self::Return => ("returned", "its machine goes back to the cloud"),
         }
     }

@@ -113,7 +113,8 @@ pub struct RentSnapshot {
     pub seen: i64,
 }
 
-/// Most jobs in one snapshot.
+/// Most jobs in one snapshot, shared equally among the customers who have some waiting: many jobs of one do not hide
+/// those of others.
 const JOBS_MAX: i64 = 1_000;
 /// For how long it counts against a customer that machines were paid for in vain.
 const VAIN_MS: i64 = 86_400_000;
@@ -248,8 +249,12 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<WaitingJob>> {
                 max_spend - charged as "left!", queued_at_ms as "queued_at_ms!", queued_ms, reason_code as "code!",
                 (select count(*) from machines m where m.job_id = j.job_id and m.cost > 0) as "machines!",
                 case when attempts = 0 then gang end as gang, coalesce(vain.count, 0) as "in_vain!", not_rented
-           from jobs j left join vain using (customer_id)
-           where state = 'queued' and reason_code is not null order by job_id limit $1"#,
+           from (select *, min(number) over (partition by customer_id, coalesce(gang, job_id)) as turn
+                 from (select *, row_number() over (partition by customer_id order by job_id) as number
+                       from jobs where state = 'queued' and reason_code is not null) numbered) j
+                left join vain using (customer_id)
+           -- A gang is one, and never cut.
+           order by j.turn, coalesce(j.gang, j.job_id) fetch first $1 rows with ties"#,
         JOBS_MAX,
         VAIN_MS
     );
@@ -269,7 +274,9 @@ async fn jobs(tx: &mut PgConnection) -> Result<Vec<WaitingJob>> {
             not_rented: row.not_rented,
         })
     });
-    Ok(jobs.filter_map(readable).collect())
+    let mut jobs: Vec<WaitingJob> = jobs.filter_map(readable).collect();
+    jobs.sort_unstable_by_key(|waiting| waiting.job);
+    Ok(jobs)
 }
 
 async fn rented(tx: &mut PgConnection, lately: Millis) -> Result<Vec<RentedMachine>> {
@@ -307,7 +314,7 @@ async fn rented(tx: &mut PgConnection, lately: Millis) -> Result<Vec<RentedMachi
             job_waits: row.job_waits,
         })
     });
-    machines.collect()
+    Ok(machines.filter_map(readable).collect())
 }
 
 /// What jobs have used of open machines of late, by machine; what is given back to them is left out.

@@ -1,6 +1,6 @@
 //! What speaks against renting: machines that came to nothing, clouds that nobody looks after, and a banned platform.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{MicroUsd, Millis, Timestamp};
 use uuid::Uuid;
@@ -37,7 +37,12 @@ pub struct CloudRow {
     pub stop: Option<String>,
     /// How many of its machines are not closed.
     pub open: u64,
+    /// Whether some scheduler has it in its file and looks after its machines.
+    pub is_kept: bool,
 }
+
+/// How long ago a scheduler may have begun its last look at a cloud that it keeps: one that is slow is still there.
+const KEPT_MS: i64 = 600_000;
 
 impl Store {
     /// Machines that ended within `lately`, the latest first: those that had leases, and those that came to nothing. What
@@ -80,10 +85,13 @@ impl Store {
     pub async fn cloud_list(&self) -> Result<Vec<CloudRow>> {
         let rows = sqlx::query!(
             r#"select cloud as "cloud!", c.looked_at_ms as "looked_at_ms?", c.resumed_at_ms as "resumed_at_ms?", c.stop as "stop?",
-                    coalesce(m.open, 0) as "open!"
+                    coalesce(m.open, 0) as "open!",
+                    exists (select from cloud_keepers k
+                            where k.cloud = coalesce(c.cloud, m.cloud) and k.kept_at_ms > now_ms() - $1::bigint) as "is_kept!"
                from clouds c full join (
                    select cloud, count(*) as open from machines where not is_closed group by cloud) m using (cloud)
-               order by cloud"#
+               order by cloud"#,
+            KEPT_MS
         );
         let clouds = rows.fetch_all(&self.pool).await?.into_iter().map(|row| CloudRow {
             cloud: row.cloud,
@@ -91,8 +99,41 @@ impl Store {
             resumed_at: row.resumed_at_ms.map(Timestamp),
             stop: row.stop,
             open: row.open.cast_unsigned(),
+            is_kept: row.is_kept,
         });
         Ok(clouds.collect())
+    }
+
+    /// Notes that the scheduler of a platform's hotkey keeps a cloud.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn cloud_kept(&self, cloud: &str, hotkey: &str) -> Result<()> {
+        sqlx::query!(
+            "insert into cloud_keepers (cloud, hotkey, kept_at_ms) values ($1, $2, now_ms())
+             on conflict (cloud, hotkey) do update set kept_at_ms = excluded.kept_at_ms",
+            cloud,
+            hotkey
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Machines of a cloud that another hotkey than this one wants, that were not asked for yet, and whose own keeper is there.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn machines_of_others(&self, cloud: &str, hotkey: &str) -> Result<BTreeSet<Uuid>> {
+        let others = sqlx::query_scalar!(
+            "select machine_id from machines join cloud_keepers using (cloud, hotkey)
+             where cloud = $1 and hotkey <> $2 and not is_closed and asked_at_ms is null
+               and kept_at_ms > now_ms() - $3::bigint",
+            cloud,
+            hotkey,
+            KEPT_MS
+        );
+        Ok(others.fetch_all(&self.pool).await?.into_iter().collect())
     }
 
     /// Notes that a cloud's machines were looked after.

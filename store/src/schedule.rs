@@ -327,7 +327,8 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
             region,
             trust: cloud::trust(row.is_rented, Some(&inventory), proven.as_ref()),
         };
-        let lasts = held.get(&row.host_id.into()).map(|held| held.lasts);
+        // In whole minutes, so that a host is not another one at each look.
+        let lasts = held.get(&row.host_id.into()).map(|held| Millis(held.lasts.0 / 60_000 * 60_000));
         let mut host = SupplyHost {
             hotkey: row.hotkey,
             generation: row.generation.cast_unsigned(),

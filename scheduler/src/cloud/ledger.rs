@@ -55,6 +55,8 @@ impl Clock {
 pub struct Rows {
     /// Where they are.
     pub store: Store,
+    /// Whose hotkey signs tickets: what another one wanted is left to its own keeper, as long as there is one.
+    pub hotkey: String,
     /// The time until which costs are counted.
     pub now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
@@ -105,7 +107,8 @@ impl Rows {
     }
 }
 
-fn tried(attempt: &Attempt) -> MachineAttempt {
+/// An attempt as it is kept.
+pub(super) fn tried(attempt: &Attempt) -> MachineAttempt {
     let fault = |error: &CloudError| AttemptFault {
         reason: error.kind.name().to_owned(),
         code: error.code.clone(),
@@ -125,7 +128,11 @@ fn tried(attempt: &Attempt) -> MachineAttempt {
 
 impl Ledger for Rows {
     fn open(&self, cloud: Cloud) -> Kept<'_, Vec<Row>> {
-        Box::pin(async move { self.store.machines_open(cloud.name()).await?.iter().map(read).collect() })
+        Box::pin(async move {
+            let others = self.store.machines_of_others(cloud.name(), &self.hotkey).await?;
+            let open = self.store.machines_open(cloud.name()).await?;
+            open.iter().filter(|row| !others.contains(&row.machine)).map(read).collect()
+        })
     }
 
     fn find(&self, id: MachineId) -> Kept<'_, Option<Row>> {

@@ -11,7 +11,7 @@ pub mod rent;
 mod stops;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, PoisonError, atomic::AtomicBool},
     time::Duration,
@@ -23,7 +23,8 @@ use nave_clouds::{
     adapters::open,
     http::Network,
     keeper::Boot,
-    ledger::{Attempt, Broken, Call, Kept, Ledger as _},
+    ledger::{Attempt, Broken, Call, Kept},
+    provider::MachineId,
 };
 use nave_domain::{Timestamp, rate::Rate, wish::Region};
 use nave_store::{MachineDemand, Store};
@@ -37,7 +38,7 @@ use uuid::Uuid;
 use self::{
     boot::Programs,
     config::Clouds,
-    ledger::{Clock, Rows},
+    ledger::{Clock, Rows, tried},
 };
 use crate::demand::{Limits, Models, Shape};
 
@@ -49,6 +50,8 @@ const QUIET: Duration = Duration::from_secs(60);
 const OFFERS: Duration = Duration::from_secs(120);
 /// Time between two looks at what waits and what is rented.
 const MARKET: Duration = Duration::from_secs(2);
+/// Time until what has failed begins again.
+const AGAIN: Duration = Duration::from_secs(10);
 /// Time between two looks at what devices cost.
 const PRICES: Duration = Duration::from_secs(60);
 
@@ -100,9 +103,14 @@ pub async fn run(
             let is_drained = clouds.drained.contains(&cloud);
             let site = Arc::new(Site { provider, is_drained, wake: Notify::new() });
             role.sites.lock().unwrap_or_else(PoisonError::into_inner).insert(cloud, site.clone());
-            tasks.spawn(watch_offers(role.clone(), site.clone()));
+            let (watching, watched) = (role.clone(), site.clone());
+            let watch = move || watch_offers(watching.clone(), watched.clone());
+            tasks.spawn(again("watches what a cloud offers".to_owned(), watch));
             if role.market.is_some() {
-                tasks.spawn(keep(role.clone(), site));
+                let keeping = role.clone();
+                tasks.spawn(again("keeps the machines of a cloud".to_owned(), move || {
+                    keep(keeping.clone(), site.clone())
+                }));
             }
         }
         tasks.spawn(repeat("rent machines", MARKET, role.clone(), |role| Box::pin(rent::look(role))));
@@ -111,16 +119,20 @@ pub async fn run(
         Box::pin(stops::tell_abandoned(role))
     }));
     tasks.spawn(repeat("say what devices cost", PRICES, role, |role| Box::pin(prices::look(role))));
-    tokio::pin!(shutdown);
+    shutdown.await;
+    Ok(())
+}
+
+/// Does what never ends, and begins it again where it does: a fault that shows with one machine leaves no other one
+/// without a keeper for long.
+async fn again<F: Future<Output = ()> + Send + 'static>(what: String, begin: impl Fn() -> F) {
     loop {
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            Some(ended) = tasks.join_next() => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "what looks after a cloud has ended");
-                }
-            }
+        let mut task = JoinSet::new();
+        task.spawn(begin());
+        if let Some(Err(error)) = task.join_next().await {
+            tracing::error!(%error, "what {what} has failed, and begins again");
         }
+        sleep(AGAIN).await;
     }
 }
 
@@ -146,14 +158,16 @@ struct Role {
     offers: Mutex<BTreeMap<Cloud, Vec<CloudOffer>>>,
     /// Whether machines had lost what they may when one was wanted last.
     has_lost: AtomicBool,
+    /// Machines of which it was said that their rows cannot be read.
+    unreadable: Mutex<BTreeSet<Uuid>>,
 }
 
 impl Role {
     fn new(limits: Limits, models: Models, programs: Programs, market: Option<Market>, store: Store) -> Self {
         let clock = Arc::new(Clock::at(Timestamp(0)));
         let (sites, offers) = (Mutex::default(), Mutex::default());
-        let has_lost = AtomicBool::new(false);
-        Self { limits, models, programs, market, store, clock, sites, offers, has_lost }
+        let (has_lost, unreadable) = (AtomicBool::new(false), Mutex::default());
+        Self { limits, models, programs, market, store, clock, sites, offers, has_lost, unreadable }
     }
 
     /// Sets the clock; whatever is told a time afterwards is told the database's.
@@ -179,6 +193,20 @@ impl Role {
         sites.iter().map(|(cloud, site)| (*cloud, site.is_drained)).collect()
     }
 
+    /// What was read of the row of a machine; none where that could not be, which is said once.
+    fn readable<T>(&self, machine: Uuid, read: Result<T, Broken>) -> Option<T> {
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        let error = match read {
+            Ok(read) => return Some(read),
+            Err(error) => error,
+        };
+        if unreadable.insert(machine) {
+            tracing::error!(machine.id = %MachineId(machine), %error,
+                "a machine's row cannot be read: what is rented next is chosen as if it had no room");
+        }
+        None
+    }
+
     /// Whether what is rented of a cloud goes back when its jobs are done.
     fn is_drained(&self, cloud: Cloud) -> bool {
         self.kept().get(&cloud).copied().unwrap_or(false)
@@ -189,12 +217,18 @@ impl Role {
 type Look = fn(&Role) -> Kept<'_, ()>;
 
 async fn repeat(what: &'static str, every: Duration, role: Arc<Role>, look: Look) {
-    loop {
-        if let Err(error) = look(&role).await {
-            tracing::warn!(%error, "could not {what}; trying again");
+    let for_ever = move || {
+        let role = role.clone();
+        async move {
+            loop {
+                if let Err(error) = look(&role).await {
+                    tracing::warn!(%error, "could not {what}; trying again");
+                }
+                sleep(every).await;
+            }
         }
-        sleep(every).await;
-    }
+    };
+    again(format!("is to {what}"), for_ever).await;
 }
 
 async fn watch_offers(role: Arc<Role>, site: Arc<Site>) {
@@ -217,8 +251,7 @@ async fn fetch(role: &Role, site: &Site) -> Result<(), Broken> {
         Err(error) => {
             let attempt =
                 Attempt { row: None, cloud, at, call: Call::Quote, quoted: None, error: Some(error.clone()) };
-            let rows = Rows { store: role.store.clone(), now: Arc::new(move || at) };
-            rows.note(&attempt).await?;
+            role.store.machine_note(&tried(&attempt)).await?;
             return Err(error.into());
         }
     };
@@ -232,7 +265,8 @@ async fn keep(role: Arc<Role>, site: Arc<Site>) {
     let cloud = site.provider.cloud();
     let clock = role.clock.clone();
     let now = move || clock.now();
-    let rows = Rows { store: role.store.clone(), now: Arc::new(now.clone()) };
+    let hotkey = market.hotkey.clone();
+    let rows = Rows { store: role.store.clone(), hotkey, now: Arc::new(now.clone()) };
     let boots = Boots { role: &role, market: &market };
     let rules = Rules { idle_min: role.limits.idle, ..Rules::of(cloud) };
     let keeper =
@@ -241,6 +275,7 @@ async fn keep(role: Arc<Role>, site: Arc<Site>) {
     loop {
         let ticked = async {
             role.set_clock().await?;
+            role.store.cloud_kept(cloud.name(), &market.hotkey).await?;
             let ticked = keeper.tick().await;
             // What is the matter with one machine says nothing of the others; a cloud that does not answer does.
             if keeper.has_listed() {
@@ -293,5 +328,32 @@ impl Boots<'_> {
 impl Boot for Boots<'_> {
     fn script<'a>(&'a self, row: &'a Row) -> Kept<'a, Secret> {
         Box::pin(self.write(row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_keeper_that_panics_begins_again() {
+        let (begun, (said, heard)) = (Arc::new(AtomicU32::new(0)), oneshot::channel());
+        let said = Arc::new(Mutex::new(Some(said)));
+        let keep = move || {
+            let (begun, said) = (begun.clone(), said.clone());
+            async move {
+                assert!(begun.fetch_add(1, Ordering::Relaxed) > 0, "the first one fails");
+                let said = said.lock().expect("a lock").take();
+                said.expect("once").send(()).expect("somebody waits");
+                std::future::pending::<()>().await;
+            }
+        };
+        let kept = tokio::spawn(again("keeps a cloud".to_owned(), keep));
+        heard.await.expect("the second goes on");
+        kept.abort();
     }
 }

@@ -26,11 +26,12 @@ pub const DAY: Millis = Millis(86_400_000);
 /// Looks once at what waits and what is rented.
 pub(super) async fn look(role: &Role) -> Result<(), Broken> {
     let snapshot = role.store.rent_snapshot(Millis::ZERO).await?;
-    let rented = rented(&snapshot)?;
+    let rented = rented(role, &snapshot);
     let needs = needs(&snapshot.jobs, &rented, &role.limits);
     for machine in snapshot.machines.iter().filter(|machine| machine.row.ending.is_none()) {
         let need = needs.get(&machine.row.machine).copied().unwrap_or_default();
-        tend(role, machine, need, snapshot.now).await?;
+        let Some(row) = role.readable(machine.row.machine, read(&machine.row)) else { continue };
+        tend(role, machine, &row, need, snapshot.now).await?;
     }
     tell(role, &snapshot).await?;
     buy(role, &snapshot, &rented).await
@@ -51,8 +52,13 @@ async fn tell(role: &Role, snapshot: &RentSnapshot) -> Result<(), Broken> {
 
 /// Says whether a machine is wanted, and lets its host take no new jobs where it is not paid for, and once half of its
 /// life is over.
-async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) -> Result<(), Broken> {
-    let row = read(&machine.row)?;
+async fn tend(
+    role: &Role,
+    machine: &RentedMachine,
+    row: &Row,
+    need: Need,
+    now: Timestamp,
+) -> Result<(), Broken> {
     let is_drained = role.is_drained(row.cloud);
     // What was let go before it was a host stays so.
     let is_let_go = is_drained || machine.row.demand == MachineDemand::Released;
@@ -87,7 +93,7 @@ async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) 
         return Ok(());
     };
     if let Some(host) = machine.row.host.filter(|_| takes_jobs) {
-        match role.store.host_depart(None, host, Departure::Drain).await {
+        match role.store.host_depart(None, host, Departure::End).await {
             Ok(_) => tracing::info!(host.id = %host, why, "a machine takes no new jobs"),
             Err(StoreError::Stale(_)) => {}
             Err(error) => return Err(error.into()),
@@ -96,10 +102,14 @@ async fn tend(role: &Role, machine: &RentedMachine, need: Need, now: Timestamp) 
     Ok(())
 }
 
-/// The machines that are not closed, as those that are chosen beside them must see them.
-fn rented(snapshot: &RentSnapshot) -> Result<Vec<Rented>, Broken> {
+/// The machines that are not closed, as those that are chosen beside them must see them. One whose row cannot be read has
+/// room for nobody.
+fn rented(role: &Role, snapshot: &RentSnapshot) -> Vec<Rented> {
     let open = snapshot.machines.iter().filter(|machine| !machine.row.is_closed);
-    open.map(|machine| seen(machine, &read(&machine.row)?)).collect()
+    let seen = |machine: &RentedMachine| {
+        role.readable(machine.row.machine, read(&machine.row).and_then(|row| seen(machine, &row)))
+    };
+    open.filter_map(seen).collect()
 }
 
 async fn buy(role: &Role, snapshot: &RentSnapshot, rented: &[Rented]) -> Result<(), Broken> {
@@ -149,7 +159,12 @@ fn intended(purchase: &Purchase, id: Uuid, now: Timestamp, dead_man: Timestamp) 
 /// Whether machines have lost within a day what they may, so that none is rented; it is said then.
 async fn has_lost_too_much(role: &Role, purchases: &[Purchase], now: Timestamp) -> Result<bool, Broken> {
     let accounts = role.store.machine_accounts(DAY).await?;
-    let sums = accounts.iter().map(|account| paid(account, now)).collect::<Result<Vec<_>, Broken>>()?;
+    // Of a row that cannot be read counts what was written of its cost.
+    let sum = |account: &MachineAccount| {
+        let paid = role.readable(account.row.machine, paid(account, now));
+        paid.unwrap_or((account.row.cost, account.charged))
+    };
+    let sums: Vec<_> = accounts.iter().map(sum).collect();
     let (lost, most) = (lost(sums.into_iter()), role.limits.loss);
     let has = lost >= most;
     if has != role.has_lost.swap(has, Ordering::Relaxed) {

@@ -90,18 +90,27 @@ async fn note(role: &Role, clouds: &[CloudRow], stops: &BTreeMap<Cloud, String>)
     Ok(())
 }
 
-/// Clouds of which machines are open that nobody looks after, since the operator's file does not have them.
-fn abandoned<'a>(role: &Role, clouds: &'a [CloudRow]) -> impl Iterator<Item = &'a CloudRow> {
+/// Clouds that are in the file of no scheduler that runs: nobody looks after their machines.
+fn without_keeper<'a>(role: &Role, clouds: &'a [CloudRow]) -> impl Iterator<Item = &'a CloudRow> {
     let kept: BTreeSet<_> = match role.market {
         Some(_) => role.kept().into_keys().map(Cloud::name).collect(),
         None => BTreeSet::new(),
     };
-    clouds.iter().filter(move |row| row.open > 0 && !kept.contains(row.cloud.as_str()))
+    clouds.iter().filter(move |row| !row.is_kept && !kept.contains(row.cloud.as_str()))
 }
 
-/// Says which machines nobody looks after any more, and what to do about it.
+/// Those of them of which machines are open.
+fn abandoned<'a>(role: &Role, clouds: &'a [CloudRow]) -> impl Iterator<Item = &'a CloudRow> {
+    without_keeper(role, clouds).filter(|row| row.open > 0)
+}
+
+/// Says which machines nobody looks after any more, and what to do about it; of clouds that nobody has in their file it
+/// forgets why nothing was rented there.
 pub(super) async fn tell_abandoned(role: &Role) -> Result<(), Broken> {
     let clouds = role.store.cloud_list().await?;
+    for row in without_keeper(role, &clouds).filter(|row| row.stop.is_some()) {
+        role.store.cloud_stop(&row.cloud, None).await?;
+    }
     for row in abandoned(role, &clouds) {
         let open = role.store.machines_open(&row.cloud).await?;
         let machines: Vec<_> = open.iter().map(|row| MachineId(row.machine).to_string()).collect();

@@ -272,6 +272,60 @@ async fn a_machine_that_another_hotkey_wanted_is_let_go_and_never_launched() {
 }
 
 #[tokio::test]
+async fn what_another_hotkey_wants_is_left_to_its_own_scheduler_as_long_as_there_is_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, _) = store().await;
+    store.cloud_kept("local", "another").await.expect("it is there");
+    let theirs = want(&store, Cloud::Local, "another", true).await;
+    let ours = want(&store, Cloud::Local, PLATFORM, true).await;
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let tag = |machine| owner().tag(MachineId(machine)).to_string();
+    let launched =
+        async || estate.machines().expect("machines").into_iter().find(|machine| machine.name == tag(ours));
+    until("our machine", launched).await;
+    let row = find(&store, theirs).await;
+    assert_eq!((row.ending, row.is_closed), (None, false), "it is not let go");
+    assert!(estate.machines().expect("machines").iter().all(|machine| machine.name != tag(theirs)));
+    renting.abort();
+}
+
+#[tokio::test]
+async fn a_scheduler_without_the_file_forgets_why_a_cloud_stopped_only_where_nobody_keeps_it() {
+    let (store, _) = store().await;
+    store.cloud_kept("local", PLATFORM).await.expect("another scheduler is there");
+    for cloud in ["lambda", "local"] {
+        store.cloud_stop(cloud, Some("it rests")).await.expect("noted");
+    }
+    let renting = tokio::spawn(run(Clouds::default(), None, store.clone(), pending()));
+    let of = async |cloud| {
+        let clouds = store.cloud_list().await.expect("clouds");
+        clouds.into_iter().find(|row| row.cloud == cloud).expect("it is listed")
+    };
+    until("it to be forgotten", async || of("lambda").await.stop.is_none().then_some(())).await;
+    let local = of("local").await;
+    assert_eq!((local.is_kept, local.stop.as_deref()), (true, Some("it rests")));
+    renting.abort();
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_keeps_nobody_from_renting() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (estate, clouds) = estate(&dir);
+    let (store, job) = store().await;
+    let seen = store.rent_snapshot(Millis(0)).await.expect("a snapshot").seen;
+    let (machine, known, shape) = (Uuid::now_v7(), json!({ "later": "words" }), json!({ "later": "words" }));
+    let new = NewMachine { machine, cloud: "lambda", known, shape, hotkey: PLATFORM, job };
+    store.machines_want(seen, &[new]).await.expect("wanted");
+    store.cloud_kept("lambda", "another").await.expect("another scheduler is there");
+    let renting = tokio::spawn(run(clouds, Some(market()), store.clone(), pending()));
+    let placing = tokio::spawn(nave_scheduler::run(patience(), store.clone(), pending()));
+    until("a machine", async || estate.machines().expect("machines").pop()).await;
+    renting.abort();
+    placing.abort();
+}
+
+#[tokio::test]
 async fn a_job_that_waits_has_one_machine_rented_which_goes_back_when_it_is_idle() {
     let dir = tempfile::tempdir().expect("a directory");
     let (estate, clouds) = estate(&dir);

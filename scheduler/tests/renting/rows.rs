@@ -267,7 +267,8 @@ impl Market {
         let provider = self.provider(fuse);
         let wire = Wire { double: self.double.clone(), fuse: fuse.clone() };
         let now = Arc::new(move || wire.now());
-        let rows = Fused { rows: Rows { store, now: now.clone() }, fuse: fuse.clone() };
+        let rows =
+            Fused { rows: Rows { store, hotkey: String::new(), now: now.clone() }, fuse: fuse.clone() };
         Box::pin(async move {
             let now = || now();
             let boot = |row: &Row| Secret::new(format!("#!/bin/sh\njoin {}", row.id));

@@ -276,7 +276,11 @@ async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it(
             times: 1,
             hourly: None,
             quoted: None,
-            fault: Some(AttemptFault { reason: reason.into(), code: "503".into(), message: "m".into() }),
+            fault: Some(AttemptFault {
+                reason: reason.into(),
+                code: "503".into(),
+                message: format!("at {at}"),
+            }),
         };
         for (reason, at) in [("unavailable", 1), ("unavailable", 2), ("timed_out", 3), ("unavailable", 4)] {
             market.store.machine_note(&said(reason, at)).await.expect("noted");
@@ -284,6 +288,8 @@ async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it(
         let noted = market.store.machine_attempts(None, 10).await.expect("attempts");
         let counts: Vec<_> = noted.iter().map(|attempt| (attempt.times, attempt.at.0)).collect();
         assert_eq!(counts, [(1, 4), (1, 3), (2, 2)]);
+        let last = noted.last().and_then(|attempt| attempt.fault.clone()).expect("a fault");
+        assert_eq!(last.message, "at 2", "in the words of the last one");
     })
     .await;
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     challenge::state_of,
-    market::{EXITED, Market, assert_about, hash, open, request},
+    market::{EXITED, Market, hash, open, request},
 };
 
 const MINUTE: i64 = 60_000;
@@ -135,7 +135,7 @@ async fn a_host_whose_test_is_overdue_gets_only_what_ends_before_what_it_has_and
         let planned = market.placement(job, host).await;
         pass(market, MINUTE).await;
         let left = lasts(market, host).await.expect("it is held");
-        assert_about(Millis(6 * HOUR - MINUTE - left.0), 0);
+        assert_eq!(left, Millis(6 * HOUR - 2 * MINUTE), "in whole minutes");
         assert_eq!(reason().await.expect("a reason").code, "held_for_test");
 
         // What was planned before is refused, too, however it is placed.

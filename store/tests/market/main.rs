@@ -32,6 +32,7 @@ mod release;
 mod rent;
 mod requeue;
 mod resting;
+mod schema;
 mod storm;
 mod submit;
 mod transfer;

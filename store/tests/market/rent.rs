@@ -181,3 +181,22 @@ async fn members_of_a_gang_are_known_as_such_until_they_have_run() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_jobs_of_one_customer_do_not_hide_those_of_another_for_whom_machines_may_be_rented() {
+    open(async |market| {
+        let [eve, ada] = [market.customer("eve").await, market.customer("ada").await];
+        let first = market.waits(eve, &request()).await;
+        let many = "insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, max_spend, queued_at_ms,
+                        reason_code, reason_message)
+                    select rpad(lpad(to_hex(n), 12, '0'), 32, '0')::uuid, customer_id, n::text, request_sha256, request, 1,
+                        queued_at_ms, reason_code, reason_message from jobs, generate_series(1, 1500) n where job_id = $1";
+        sqlx::query(many).bind(first.0).execute(&market.sql).await.expect("many jobs");
+        let last = market.waits(ada, &request()).await;
+        let jobs = market.rents().await.0;
+        assert_eq!((jobs.len(), jobs.last().map(|job| job.job)), (1_000, Some(last)));
+        let none = "delete from jobs where idempotency_key = any(array(select n::text from generate_series(1, 1500) n))";
+        sqlx::query(none).execute(&market.sql).await.expect("they were never submitted");
+    })
+    .await;
+}
