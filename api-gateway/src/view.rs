@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{JobId, MicroUsd, Millis, Overflow, host::Runtime, job::JobState, rate};
+use nave_domain::{JobId, LeaseId, MicroUsd, Millis, Overflow, host::Runtime, job::JobState, rate};
 use nave_sdk::wire::{
     enrol::StateReason,
+    event::{EventDecision, ServiceEvent},
     rest::{Attempt, Dispute, Job, Key, LedgerLine, Metered, Reason},
 };
-use nave_store::{AttemptRow, DisputeRow, HostReason, JobDisputes, JobRow, KeyRow, LedgerRow};
+use nave_store::{AttemptRow, DisputeRow, EventRow, HostReason, JobDisputes, JobRow, KeyRow, LedgerRow};
 
 use crate::{app::App, error::ApiError};
 
@@ -15,7 +16,8 @@ use crate::{app::App, error::ApiError};
 pub(crate) async fn load_job(app: &App, row: JobRow) -> Result<Job, ApiError> {
     let attempts = app.store.attempt_list(&[row.job]).await?;
     let disputes = app.store.disputes_of_jobs(&[row.job]).await?.remove(&row.job);
-    Ok(job(row, &attempts, disputes.unwrap_or_default())?)
+    let mut events = app.store.events_of_jobs(&[row.job]).await?;
+    Ok(job(row, &attempts, &mut events, disputes.unwrap_or_default())?)
 }
 
 /// Several jobs with their attempts, read at once.
@@ -26,15 +28,21 @@ pub(crate) async fn load_jobs(app: &App, rows: Vec<JobRow>) -> Result<Vec<Job>, 
         attempts.entry(row.job).or_default().push(row);
     }
     let mut disputes = app.store.disputes_of_jobs(&ids).await?;
+    let mut events = app.store.events_of_jobs(&ids).await?;
     let jobs = rows.into_iter().map(|row| {
         let of_job = attempts.remove(&row.job).unwrap_or_default();
         let disputes = disputes.remove(&row.job).unwrap_or_default();
-        Ok(job(row, &of_job, disputes)?)
+        Ok(job(row, &of_job, &mut events, disputes)?)
     });
     jobs.collect()
 }
 
-fn job(row: JobRow, attempts: &[AttemptRow], disputes: JobDisputes) -> Result<Job, Overflow> {
+fn job(
+    row: JobRow,
+    attempts: &[AttemptRow],
+    events: &mut Events,
+    disputes: JobDisputes,
+) -> Result<Job, Overflow> {
     let has_result = row.result.is_some();
     Ok(Job {
         job: row.job,
@@ -45,7 +53,7 @@ fn job(row: JobRow, attempts: &[AttemptRow], disputes: JobDisputes) -> Result<Jo
         exit_code: row.exit_code,
         reason: row.reason.map(|(code, message)| Reason { code, message }),
         charged: row.charged,
-        attempts: attempts.iter().map(attempt).collect::<Result<_, _>>()?,
+        attempts: attempts.iter().map(|row| attempt(row, events)).collect::<Result<_, _>>()?,
         has_result,
         result_truncated: row.result_truncated,
         actions: actions(row.state, has_result, disputes.possible),
@@ -78,8 +86,11 @@ fn actions(state: JobState, has_result: bool, can_dispute: bool) -> Vec<String> 
     all.into_iter().filter(|(_, can)| *can).map(|(action, _)| action.to_owned()).collect()
 }
 
-/// One attempt. Time that is not charged is not shown as used.
-fn attempt(row: &AttemptRow) -> Result<Attempt, Overflow> {
+/// Events by the leases that suffered.
+pub(crate) type Events = BTreeMap<LeaseId, Vec<EventRow>>;
+
+/// One attempt, with its events of `events`. Time that is not charged is not shown as used.
+fn attempt(row: &AttemptRow, events: &mut Events) -> Result<Attempt, Overflow> {
     let is_charged = row.outcome.as_ref().is_none_or(nave_domain::lease::Outcome::is_charged);
     Ok(Attempt {
         lease: row.lease,
@@ -97,13 +108,35 @@ fn attempt(row: &AttemptRow) -> Result<Attempt, Overflow> {
         used_ms: if is_charged { row.used } else { Millis::ZERO },
         charged: row.charged,
         outcome: row.outcome.clone(),
+        events: events.remove(&row.lease).unwrap_or_default().into_iter().map(event).collect(),
     })
 }
 
+/// What went wrong with a lease or a host.
+pub(crate) fn event(row: EventRow) -> ServiceEvent {
+    let decision = row.decided.map(|(decided, at)| EventDecision {
+        at,
+        blame: decided.blame,
+        confirmed_by: decided.confirmed_by,
+        signature: hex::encode(decided.signature),
+    });
+    ServiceEvent {
+        event: row.event,
+        at: row.at,
+        kind: row.kind,
+        host: row.host,
+        lease: row.lease,
+        from: row.lost.from,
+        until: row.lost.until,
+        detail: row.detail,
+        decision,
+    }
+}
+
 /// One attempt in a receipt.
-pub(crate) fn metered(row: AttemptRow) -> Result<Metered, Overflow> {
+pub(crate) fn metered(row: AttemptRow, events: &mut Events) -> Result<Metered, Overflow> {
     Ok(Metered {
-        attempt: attempt(&row)?,
+        attempt: attempt(&row, events)?,
         size: row.size,
         rate: row.rate,
         devices: row.devices,

@@ -90,6 +90,8 @@ pub const POINTS: &[&str] = &[
     "gateway.log.before_answer",
     "gateway.blob.before_answer",
     // --- validator and treasury: between two steps.
+    // An event that is decided and not written down: decided anew, and no lease waits for it for ever.
+    "validator.events.before_decide",
     // Weights that are computed and not written down, then computed anew.
     "validator.settle.before_advance",
     // Weights that the chain has and no row knows of: submitted again.

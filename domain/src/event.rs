@@ -183,7 +183,9 @@ impl Stretch {
         Self { from, until }.length()
     }
 
-    fn touches(self, other: Self) -> bool {
+    /// Whether they have time in common.
+    #[must_use]
+    pub fn touches(self, other: Self) -> bool {
         self.from < other.until && other.from < self.until
     }
 }
@@ -204,6 +206,8 @@ pub struct Contact {
     pub joined: Timestamp,
     /// When it was last heard.
     pub heard: Timestamp,
+    /// Whether it is one of the market's; who leaves does not fall silent.
+    pub is_member: bool,
     /// Its silences that are longer than a gap, with the one that lasts.
     pub silences: Vec<Silence>,
 }
@@ -212,7 +216,7 @@ impl Contact {
     /// Whether it fell silent with others at `at`, give or take a gap; none where it was not in contact then.
     fn fell_silent(&self, at: Timestamp, gap: Millis) -> Option<bool> {
         let (first, last) = (at.0.saturating_sub(gap.0), at.0.saturating_add(gap.0));
-        if self.joined > at || self.heard.0 < first {
+        if !self.is_member || self.joined > at || self.heard.0 < first {
             return None;
         }
         let was_away =
@@ -279,6 +283,8 @@ pub enum Happened {
         appealed: Appealed,
         /// Whether the host was too late, which silence explains.
         is_late: bool,
+        /// Whether what the customer ran may be why.
+        is_doubtful: bool,
     },
     /// See [`EventKind::EarlyReclaim`].
     EarlyReclaim,
@@ -326,7 +332,10 @@ pub fn decide(case: &Case<'_>, rules: &EventRules) -> Option<EventRuling> {
         Happened::StartLate => case.start_late(rules),
         Happened::HeartbeatGap => case.heartbeat_gap(rules),
         Happened::Xid(code) => Some(case.xid(code)),
-        Happened::Failed { appealed, is_late } => case.failed(appealed, is_late, rules),
+        Happened::Failed { is_doubtful: true, .. } => {
+            Some(case.hosts(None, "the job may be why; the host is tested once it is free"))
+        }
+        Happened::Failed { appealed, is_late, is_doubtful: false } => case.failed(appealed, is_late, rules),
         Happened::EarlyReclaim => {
             Some(case.hosts(Some(ConfirmedBy::Report), "its owner took it out while it had the lease"))
         }

@@ -30,6 +30,7 @@ pub mod status;
 pub mod transfer;
 pub mod upgrade;
 pub mod verdicts;
+pub mod xids;
 
 /// Version that this agent was built as.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

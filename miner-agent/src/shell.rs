@@ -35,7 +35,7 @@ use tokio::{
 use tracing::Instrument as _;
 
 use self::{
-    exchange::{Bulletin, Exchange},
+    exchange::{Bulletin, Exchange, Said},
     prove::{Answering, Word},
     tasks::{Outcome, Work},
     upgrade::Upgrade,
@@ -177,9 +177,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::
     let mut inventory =
         inventory::take(config.offer, &config.data, &config.prover, runtime.kind(), egress).await;
     inventory.devices = share::offered(inventory.devices, runtime.shares_devices());
+    let said = Said::new(state.boot());
+    let _listening = said.xids.listen(&inventory.devices, &config.prover);
     let (events, inbox) = mpsc::unbounded_channel();
     let (bulletin, news) = watch::channel(Bulletin::new(inventory));
-    let _exchange = Exchange::spawn(state.next_session()?, plane.clone(), link.clone(), news, events.clone());
+    let _exchange =
+        Exchange::spawn(state.next_session()?, plane.clone(), link.clone(), news, said, events.clone());
     let agent = Agent {
         data: config.data.clone(),
         state,

@@ -374,6 +374,12 @@ pub struct ValidatorArgs {
     /// Directory of the local chain, which stands for a chain on this machine.
     #[arg(long)]
     pub local_chain: PathBuf,
+    /// File with the market's key, which signs events and the evidence of epochs.
+    #[arg(long)]
+    pub market_key: PathBuf,
+    /// Begin a new market with the parameters of one on a single machine: nobody waits for anything, and the emission is made up.
+    #[arg(long)]
+    pub local_params: bool,
 }
 
 /// `naved treasury`.

@@ -9,12 +9,16 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nave_domain::{Millis, mesh::Prefix};
+use nave_domain::{Millis, event::EventRules, mesh::Prefix};
 use nave_gateway::HostListen;
 use nave_mesh::{Namespace, PrivateKey};
 use nave_scheduler::watch::Patience;
 use nave_store::Store;
-use nave_validator::chain::{Chain, LocalChain};
+use nave_validator::{
+    chain::{Chain, LocalChain},
+    events,
+    key::MarketKey,
+};
 use nave_verifier::Means;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -103,12 +107,20 @@ pub async fn scheduler(args: SchedulerArgs) -> anyhow::Result<()> {
 }
 
 pub async fn validator(args: ValidatorArgs) -> anyhow::Result<()> {
+    let key = keys::load(&args.market_key)?;
+    let key = MarketKey::new(key.public().to_string(), move |bytes| key.sign(bytes).0);
+    let store = connect(&args.database).await?;
+    let mut rules = EventRules::default();
+    if args.local_params {
+        rules.confirm = Millis(60_000);
+    }
+    let deciding = events::run(rules, key, store.clone(), stop_signal()?);
     let config = nave_validator::role::Config {
         epoch: args.epoch,
         sink: args.sink,
         chain: Chain::Local(LocalChain::new(&args.local_chain)),
     };
-    nave_validator::run(config, connect(&args.database).await?, stop_signal()?).await
+    tokio::try_join!(nave_validator::run(config, store, stop_signal()?), deciding).map(drop)
 }
 
 pub async fn treasury(args: TreasuryArgs) -> anyhow::Result<()> {

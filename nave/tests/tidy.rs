@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point", "nave-clouds"]),
     ("scheduler/clouds", &["nave-domain"]),
     ("validator/settlement", &["nave-domain"]),
-    ("validator", &["nave-domain", "nave-store", "nave-crash-point"]),
+    ("validator", &["nave-domain", "nave-store", "nave-crash-point", "nave-settlement"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain", "nave-proof"]),

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::{
     Result, Store, StoreError, ban, device, dispute,
     error::{self, readable},
-    evidence, host as hosts, look,
+    event, evidence, host as hosts, look,
     notify::{Changes, announce},
     suite, transfer,
 };
@@ -360,7 +360,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let host = challenge_lock(&mut tx, challenge).await?;
         let source = transfer::lock(&mut tx, challenge).await?;
-        let from = Some(host_lock(&mut tx, host).await?);
+        let from = host_lock(&mut tx, host).await?;
         let of_this_machine = sqlx::query_scalar!(
             r#"update challenges c set verdict = $2, decided_at_ms = now_ms(), decided_up_ms = control_ms(),
                     sweep_at_ms = now_ms() + $3
@@ -373,8 +373,9 @@ impl Store {
         .fetch_one(&mut *tx)
         .await?;
         mistrust(&mut tx, challenge, decision).await?;
-        carry_out(&mut tx, host, from.filter(|_| of_this_machine), challenge, decision).await?;
+        carry_out(&mut tx, host, Some(from).filter(|_| of_this_machine), challenge, decision).await?;
         dispute::judged(&mut tx, challenge).await?;
+        event::judged(&mut tx, challenge, from, decision).await?;
         hosts::bump(&mut tx, host).await?;
         if let Some(source) = source {
             transfer::ended(&mut tx, source).await?;

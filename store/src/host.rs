@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis, Timestamp,
+    event::{EventRules, Resumed},
     fraction::{Share, Tenant},
     host::{self, HostEvent, HostState, Inventory, Proven, Term, Trust},
     job::JobRequest,
@@ -15,7 +16,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, baseline, cloud, error, group, held, look,
+    Result, Store, StoreError, baseline, cloud, error, event, group, held, look,
     notify::{Changes, announce, announce_each},
     schedule::{self, Occupied},
     suite,
@@ -107,6 +108,19 @@ pub struct OrderRow {
     pub share: Option<Share>,
     /// The other open leases of its group, by job.
     pub peers: BTreeMap<JobId, LeaseId>,
+}
+
+/// Which report it is that a host was heard by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard<'a> {
+    /// Larger with every agent process of the host.
+    pub session: u64,
+    /// Larger with every report of one.
+    pub sequence: u64,
+    /// The newest generation of its spec that the host has acted on.
+    pub seen_generation: u64,
+    /// What it calls the time since its machine has started, if it does; at most 64 bytes.
+    pub boot: Option<&'a str>,
 }
 
 /// Shortest time between two changes of what a host has. A change makes placements planned
@@ -221,21 +235,21 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::NotFound`] when there is no such host, [`StoreError::Stale`] when it is gone.
-    pub async fn host_hear(
+    pub async fn host_report(
         &self,
         id: HostId,
-        session: u64,
-        sequence: u64,
-        seen_generation: u64,
+        Heard { session, sequence, seen_generation, boot }: Heard<'_>,
         inventory: &Inventory,
     ) -> Result<(u64, bool)> {
         let mut tx = self.begin().await?;
         let row = sqlx::query!(
-            r#"select state, session, sequence, generation, inventory, proven, suite_cause,
-                    coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!"
+            r#"select state, session, sequence, generation, inventory, proven, suite_cause, boot,
+                    coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!",
+                    coalesce(now_ms() - heard_at_ms > $3, false) as "was_silent!"
                from hosts where host_id = $1 for update"#,
             id.0,
-            INVENTORY_MS_MIN
+            INVENTORY_MS_MIN,
+            EventRules::default().gap.0
         )
         .fetch_optional(&mut *tx)
         .await?
@@ -244,6 +258,15 @@ impl Store {
         let last = row.session.map(|known| (known.cast_unsigned(), row.sequence.cast_unsigned()));
         if last.is_some_and(|last| (session, sequence) <= last) {
             return Ok((generation, false));
+        }
+        if row.was_silent {
+            let is_another = last.is_some_and(|(known, _)| known != session);
+            let resumed = match (row.boot.as_deref().zip(boot), is_another) {
+                (Some((known, boot)), _) if known != boot => Resumed::Machine,
+                (_, true) => Resumed::Agent,
+                (_, false) => Resumed::Same,
+            };
+            event::came_back(&mut tx, id, resumed).await?;
         }
         let from: HostState = error::read_name("a host's state", row.state)?;
         let fresh = error::write_json(inventory)?;
@@ -273,7 +296,7 @@ impl Store {
                 inventory_at_ms = case when $8 then now_ms() else inventory_at_ms end,
                 -- Who corrects its claims need not wait as long as one who repeats them.
                 retry_up_ms = case when $10 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
-                suite_at_ms = case when $11 then now_ms() else suite_at_ms end,
+                suite_at_ms = case when $11 then now_ms() else suite_at_ms end, boot = coalesce($12, boot),
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -286,7 +309,8 @@ impl Store {
             another,
             CORRECTED_MS,
             corrected,
-            begins
+            begins,
+            boot
         )
         .execute(&mut *tx)
         .await?;

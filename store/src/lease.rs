@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
+    event::EventRules,
     job::{self, JobEvent, Limits},
     lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
     ledger::Posting,
@@ -14,7 +15,7 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::{
-    Result, Store, StoreError, error, group, host,
+    Result, Store, StoreError, error, event, group, host,
     job::{LockedJob, Why, advance, release},
     ledger,
     notify::{Changes, announce},
@@ -155,23 +156,48 @@ async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseE
 }
 
 /// Adds up use since the last reading: never more than a tolerated gap, never after the
-/// control plane decided to stop it, never beyond the longest run.
-async fn meter(tx: &mut PgConnection, lease: &mut LockedLease) -> Result<()> {
-    let used = sqlx::query_scalar!(
-        "update leases set
-            used_ms = metered_ms(used_ms, run_ms_max, metered_at_ms, stop_at_ms, $2),
-            metered_at_ms = now_ms()
-         where lease_id = $1 and metered_at_ms is not null and ended_at_ms is null
-         returning used_ms",
-        lease.lease.0,
-        METERED_GAP_MS_MAX
-    )
-    .fetch_optional(tx)
-    .await?;
-    if let Some(used) = used {
-        lease.used = Millis(used);
+/// control plane decided to stop it, never beyond the longest run. Where `counts`, a long gap is written down.
+async fn meter(tx: &mut PgConnection, lease: &mut LockedLease, counts: bool) -> Result<()> {
+    let gap = if counts { EventRules::default().gap } else { Millis(i64::MAX) };
+    if let Some((_, used)) = meter_all(tx, lease.host, &[lease.lease.0], gap).await?.pop() {
+        lease.used = used;
     }
     Ok(())
+}
+
+/// Meters those leases of a host that run, in the order of their ids, and says how long each was used. What exceeds `gap`
+/// is written down as an event.
+async fn meter_all(
+    connection: &mut PgConnection,
+    host: HostId,
+    leases: &[Uuid],
+    gap: Millis,
+) -> Result<Vec<(LeaseId, Millis)>> {
+    let metered = sqlx::query!(
+        "with heard as (
+            select lease_id, host_id, metered_at_ms, least(now_ms(), coalesce(stop_at_ms, now_ms())) as until_ms from leases
+            where host_id = $1 and lease_id = any($2) and metered_at_ms is not null and ended_at_ms is null
+            order by lease_id for update),
+         gaps as (
+            insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, detail)
+            select 'heartbeat_gap', g.host_id, h.hotkey, g.lease_id, concat_ws(' ', 'heartbeat_gap', g.lease_id, g.metered_at_ms),
+                g.metered_at_ms, g.metered_at_ms + $4, g.until_ms, format('not heard of for %s s', (g.until_ms - g.metered_at_ms) / 1000)
+            from heard g join hosts h using (host_id)
+            where g.until_ms - g.metered_at_ms > $4 and not exists (select from machines m where m.host_id = g.host_id)
+            on conflict (key) do nothing)
+         update leases l set
+            used_ms = metered_ms(used_ms, run_ms_max, l.metered_at_ms, stop_at_ms, $3),
+            metered_at_ms = now_ms()
+         from heard where l.lease_id = heard.lease_id
+         returning l.lease_id, l.used_ms",
+        host.0,
+        leases,
+        METERED_GAP_MS_MAX,
+        gap.0
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(metered.into_iter().map(|row| (row.lease_id.into(), Millis(row.used_ms))).collect())
 }
 
 /// Whether a host has not been heard for longer than `silent`; it is not heard before the
@@ -199,7 +225,7 @@ pub(crate) async fn stop_open(tx: &mut PgConnection, job: JobId, reason: StopRea
 }
 
 async fn stop(tx: &mut PgConnection, lease: &mut LockedLease, reason: StopReason) -> Result<()> {
-    meter(tx, lease).await?;
+    meter(tx, lease, true).await?;
     if !set_state(tx, lease, LeaseEvent::Stop).await? {
         return Ok(());
     }
@@ -267,7 +293,13 @@ async fn close(
     }
     // Before any write: a row that is written twice has its host checked, which locks that.
     let others = group::lock(tx, job).await?;
-    meter(tx, lease).await?;
+    let is_lost = *outcome == Outcome::HostLost;
+    if is_lost {
+        event::lost(tx, lease.lease).await?
+    } else {
+        event::began(tx, lease.lease).await?
+    }
+    meter(tx, lease, !is_lost).await?;
     sqlx::query!(
         "update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
             ended_at_ms = coalesce(ended_at_ms, now_ms()),
@@ -347,22 +379,8 @@ impl Store {
     /// When the database does not answer.
     pub async fn leases_heard(&self, host: HostId, leases: &[LeaseId]) -> Result<()> {
         let ids: Vec<Uuid> = leases.iter().map(|lease| lease.0).collect();
-        sqlx::query!(
-            "with heard as (
-                select lease_id from leases
-                where host_id = $1 and lease_id = any($2) and state in ('running', 'stopping')
-                  and metered_at_ms is not null and ended_at_ms is null
-                order by lease_id for update)
-             update leases l set
-                used_ms = metered_ms(used_ms, run_ms_max, metered_at_ms, stop_at_ms, $3),
-                metered_at_ms = now_ms()
-             from heard where l.lease_id = heard.lease_id",
-            host.0,
-            &ids,
-            METERED_GAP_MS_MAX
-        )
-        .execute(&self.pool)
-        .await?;
+        let mut connection = self.pool.acquire().await?;
+        meter_all(&mut connection, host, &ids, EventRules::default().gap).await?;
         Ok(())
     }
 
@@ -373,9 +391,9 @@ impl Store {
     pub async fn lease_started(&self, host: HostId, id: LeaseId) -> Result<()> {
         let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
-        if set_state(&mut tx, &mut lease, LeaseEvent::Started).await?
-            && job::next(job.state, JobEvent::Start).is_some_and(|to| to != job.state)
-        {
+        let begins = set_state(&mut tx, &mut lease, LeaseEvent::Started).await?;
+        event::began(&mut tx, id).await?;
+        if begins && job::next(job.state, JobEvent::Start).is_some_and(|to| to != job.state) {
             advance(&mut tx, &mut job, JobEvent::Start, None).await?;
         }
         crash_point!("store.lease_started.before_commit");
@@ -391,7 +409,7 @@ impl Store {
     pub async fn lease_exited(&self, host: HostId, id: LeaseId) -> Result<()> {
         let mut tx = self.begin().await?;
         let Some((_, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
-        meter(&mut tx, &mut lease).await?;
+        meter(&mut tx, &mut lease, true).await?;
         set_state(&mut tx, &mut lease, LeaseEvent::Exited).await?;
         crash_point!("store.lease_exited.before_commit");
         tx.commit().await?;

@@ -10,7 +10,7 @@ use nave_domain::{
 use sqlx::PgConnection;
 
 use crate::{
-    Result, Store, StoreError, error, host as hosts, look,
+    Result, Store, StoreError, error, event, host as hosts, look,
     notify::{Changes, announce},
 };
 
@@ -169,6 +169,9 @@ pub(crate) async fn depart(
     )
     .execute(&mut *tx)
     .await?;
+    if departure == Departure::Leave && hotkey.is_some() {
+        event::reclaimed(tx, host).await?;
+    }
     hosts::bump(tx, host).await?;
     look::host_changed(tx, host).await?;
     announce(tx, Changes::Supply).await?;

@@ -19,7 +19,7 @@ use nave_domain::{
     verdict::{Cause, Kind},
 };
 
-use crate::{Drawing, OpenChallenge, Result, Store, StoreError, embedded::Postgres, error};
+use crate::{Drawing, Heard, OpenChallenge, Result, Store, StoreError, embedded::Postgres, error};
 
 static SERVER: OnceLock<Postgres> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -62,6 +62,21 @@ impl Store {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Takes note of a report of a host that does not say since when its machine runs.
+    ///
+    /// # Errors
+    /// As [`Store::host_report`].
+    pub async fn host_hear(
+        &self,
+        host: HostId,
+        session: u64,
+        sequence: u64,
+        seen_generation: u64,
+        inventory: &Inventory,
+    ) -> Result<(u64, bool)> {
+        self.host_report(host, Heard { session, sequence, seen_generation, boot: None }, inventory).await
     }
 
     /// Gives a host an address in the mesh.

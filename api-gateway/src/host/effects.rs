@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use nave_domain::{
     LeaseId,
+    host::Device,
     lease::{LeaseState, Outcome},
 };
-use nave_sdk::wire::host::{DETAIL_BYTES_MAX, Exit, LeaseReport, ResultRef};
-use nave_store::{HeldLease, ResultRow};
+use nave_sdk::wire::host::{DETAIL_BYTES_MAX, Exit, LeaseReport, ResultRef, XidReport};
+use nave_store::{HeldLease, ResultRow, XidRow};
 
 /// Something to write down about a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,31 @@ pub fn of_silence(
 ) -> Vec<(LeaseId, Effect)> {
     let missing = held.iter().filter(|(id, held)| held.started && !reported.contains_key(id));
     missing.map(|(id, _)| (*id, Effect::Lost)).collect()
+}
+
+/// Leases that a host does not hold any more, and of which it says that their containers are gone or were cut off.
+#[must_use]
+pub fn gone(reported: &BTreeMap<LeaseId, LeaseReport>, held: &BTreeMap<LeaseId, HeldLease>) -> Vec<LeaseId> {
+    let is_gone = |report: &LeaseReport| match report {
+        LeaseReport::Exited { exit } | LeaseReport::Finished { exit, result: _ } => {
+            matches!(exit, Exit::Killed | Exit::Lost)
+        }
+        LeaseReport::Preparing | LeaseReport::Running | LeaseReport::Unseen => false,
+    };
+    let gone = reported.iter().filter(|(id, report)| !held.contains_key(id) && is_gone(report));
+    gone.map(|(id, _)| *id).collect()
+}
+
+/// Errors of drivers, with what leases call the devices that had them.
+#[must_use]
+pub fn of_xids(reported: &[XidReport], devices: &[Device]) -> Vec<XidRow> {
+    let rows = reported.iter().filter_map(|xid| {
+        let device = devices.iter().find(|device| device.uuid == xid.device)?;
+        let slices = device.parts().into_iter().map(|part| part.uuid);
+        let parts = std::iter::once(device.uuid.clone()).chain(slices).collect();
+        Some(XidRow { code: xid.code, device: xid.device.clone(), parts })
+    });
+    rows.collect()
 }
 
 fn of_lease(report: LeaseReport, held: HeldLease) -> Vec<Effect> {
@@ -171,6 +197,19 @@ mod tests {
     #[test]
     fn an_end_that_the_control_plane_caused_is_for_it_to_name() {
         assert_eq!([Exit::Stopped, Exit::Fenced, Exit::Lost].map(outcome), [None, None, None]);
+    }
+
+    #[test]
+    fn a_lease_that_was_given_up_is_gone_where_the_host_says_so() {
+        let [killed, fenced, held] = [1, 2, 3].map(|n| LeaseId(Uuid::from_u128(n)));
+        let exited = |exit| LeaseReport::Exited { exit };
+        let reported = BTreeMap::from([
+            (killed, exited(Exit::Killed)),
+            (fenced, exited(Exit::Fenced)),
+            (held, exited(Exit::Killed)),
+        ]);
+        let holds = BTreeMap::from([(held, lease(LeaseState::Running, true))]);
+        assert_eq!(gone(&reported, &holds), [killed]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use axum::{
 use nave_crash_point::crash_point;
 use nave_domain::{HostId, LeaseId};
 use nave_sdk::wire::host::{HostReport, PROTOCOL, ReportAck};
-use nave_store::StoreError;
+use nave_store::{Heard, StoreError};
 use serde::Deserialize;
 
 use super::{
@@ -41,8 +41,21 @@ pub(super) async fn take(
     // changes is then not taken for old by this one.
     let current = app.store.host_generation(host.id).await?;
     let held = app.store.leases_of_host(host.id).await?;
-    let HostReport { generation, sequence, session, inventory, mesh_key_next, proofs, leases, .. } = report;
-    let heard = app.store.host_hear(host.id, session, sequence, generation, &inventory).await;
+    let HostReport {
+        generation,
+        sequence,
+        session,
+        inventory,
+        mesh_key_next,
+        proofs,
+        boot,
+        xids,
+        leases,
+        ..
+    } = report;
+    let boot = boot.map(|boot| boot.to_string());
+    let heard = Heard { session, sequence, seen_generation: generation, boot: boot.as_deref() };
+    let heard = app.store.host_report(host.id, heard, &inventory).await;
     let (newest, fresh) = heard.map_err(not_heard)?;
     if !fresh {
         return Ok(Json(ReportAck { generation: newest }).into_response());
@@ -52,6 +65,14 @@ pub(super) async fn take(
         proof::take(&app, host.id, proof).await?;
     }
     crash_point!("gateway.report.before_effects");
+    // Before leases end because of them.
+    if !xids.is_empty() {
+        app.store.xids_take(host.id, &effects::of_xids(&xids, &inventory.devices)).await?;
+    }
+    let gone = effects::gone(&leases, &held);
+    if !gone.is_empty() {
+        app.store.leases_gone(host.id, &gone).await?;
+    }
     let lost = if generation >= current { effects::of_silence(&leases, &held) } else { Vec::new() };
     write_down(&app, host.id, effects::of_report(leases, &held).into_iter().chain(lost).collect()).await?;
     if let Some(key) = mesh_key_next {
@@ -64,7 +85,11 @@ pub(super) async fn take(
 
 fn check(report: &HostReport) -> Result<(), ApiError> {
     report.check().map_err(|problem| {
-        let code = if problem.starts_with("inventory.") { "inventory_invalid" } else { "proofs_invalid" };
+        let code = match problem.split(['.', ':']).next() {
+            Some("inventory") => "inventory_invalid",
+            Some("xids") => "xids_invalid",
+            Some(_) | None => "proofs_invalid",
+        };
         ApiError::refused(code, problem).suggest("correct the agent")
     })
 }
@@ -143,6 +168,7 @@ mod tests {
     const REPORT: &str = r#"{"protocol":3,"generation":3,"sequence":9,"session":18446744073709551615,
         "inventory":{"milli_cpu":4000,"memory":8589934592,"disk":8589934592,"devices":[],"cpu_model":"","os":"",
         "kernel":"","runtime":{"kind":"simulated"},"egress":["public"],"agent":""},
+        "boot":"abababababababababababababababababababababababababababababababab","xids":[{"code":79,"device":"GPU-1"}],
         "leases":{"lease_00000000000000000000000000000001":{"phase":"exited","exit":{"kind":"code","code":-1}}}}"#;
 
     #[test]
@@ -165,6 +191,8 @@ mod tests {
             let _ = speaks_ours(&foreign);
             if let Ok(report) = extract::parse::<HostReport>(&foreign) {
                 let _ = report.check();
+                let _ = effects::of_xids(&report.xids, &report.inventory.devices);
+                let _ = effects::gone(&report.leases, &BTreeMap::new());
                 let _ = effects::of_report(report.leases, &BTreeMap::new());
             }
         }

@@ -5,6 +5,7 @@ mod classes;
 mod disputes;
 mod enrolments;
 mod epochs;
+mod events;
 mod health;
 mod hosts;
 mod jobs;
@@ -84,6 +85,7 @@ fn miners() -> OpenApiRouter<App> {
         .routes(routes!(miner::drain))
         .routes(routes!(miner::leave))
         .routes(routes!(verdicts::appeal))
+        .routes(routes!(events::list))
 }
 
 /// The whole API, ready to serve.

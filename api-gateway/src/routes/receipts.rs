@@ -27,7 +27,9 @@ pub(crate) async fn show(
     let attempts = app.store.attempt_list(&[job]).await?;
     let lines: Vec<LedgerLine> =
         app.store.ledger_of_job(job).await?.into_iter().map(view::ledger_line).collect();
-    let attempts: Vec<Metered> = attempts.into_iter().map(view::metered).collect::<Result<_, _>>()?;
+    let mut events = app.store.events_of_jobs(&[job]).await?;
+    let attempts = attempts.into_iter().map(|row| view::metered(row, &mut events));
+    let attempts: Vec<Metered> = attempts.collect::<Result<_, _>>()?;
     Ok(Json(Receipt {
         job,
         customer: row.customer,

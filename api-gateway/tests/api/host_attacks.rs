@@ -3,7 +3,9 @@
 use futures_util::{StreamExt as _, stream};
 use nave_domain::{JobId, MicroUsd, job::JobState, lease::Outcome};
 use nave_sdk::wire::{
-    host::{BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROOFS_MAX, PROTOCOL, ResultRef},
+    host::{
+        BLOB_BYTES_MAX, Exit, LOG_CHUNK_BYTES_MAX, LeaseReport, PROOFS_MAX, PROTOCOL, ResultRef, XIDS_MAX,
+    },
     rest::{Job, Logs},
 };
 use reqwest::{Body, Method, RequestBuilder};
@@ -190,6 +192,12 @@ async fn a_report_that_no_agent_would_write_is_refused_and_the_host_lives_on() {
     });
     many["proofs"] = Value::Object(proofs.collect());
     refused(report(&host).json(&many), 422, "proofs_invalid").await;
+    let mut errors = good.clone();
+    errors["xids"] = json!([{"code": 79, "device": "a"}]);
+    refused(report(&host).json(&errors), 422, "xids_invalid").await;
+    errors["inventory"]["devices"] = json!([device]);
+    errors["xids"] = json!(vec![json!({"code": 79, "device": "a"}); XIDS_MAX + 1]);
+    refused(report(&host).json(&errors), 422, "xids_invalid").await;
     let large = with("/inventory/os", json!("x".repeat(5 << 20)));
     refused(report(&host).json(&large), 413, "body_too_large").await;
     host.report(&[]).await;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nave_domain::{
     MicroUsd, Millis,
+    event::EventKind,
     host::HostState,
     job::JobState,
     lease::{LeaseState, Outcome},
@@ -186,6 +187,9 @@ async fn a_lease_that_its_host_has_lost_is_tried_again_elsewhere() {
     second.report(&[(again, finished)]).await;
     let done: Job = read(market.get(&format!("/v1/jobs/{}", job.job)).send().await.expect("an answer")).await;
     assert_eq!((done.state, done.attempts.len()), (JobState::Succeeded, 2));
+    let [event] = done.attempts[0].events.as_slice() else { panic!("{:?}", done.attempts[0].events) };
+    assert_eq!((event.kind, event.lease, &event.decision), (EventKind::HostLost, Some(lost), &None));
+    assert_eq!(done.attempts[1].events, []);
     market.assert_books_balance().await;
 }
 

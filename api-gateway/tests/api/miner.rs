@@ -4,14 +4,16 @@ use std::time::{Duration, Instant};
 
 use nave_domain::{
     MicroUsd,
+    event::EventKind,
     host::{HostState, Term},
     lease::Outcome,
     rate::Rate,
 };
 use nave_sdk::wire::{
     enrol::MinerHost,
+    event::ServiceEvent,
     host::{Exit, LeaseReport},
-    rest::{Host as ListedHost, Job, Offer},
+    rest::{Host as ListedHost, Job, Offer, Page},
 };
 use nave_store::Departure;
 use reqwest::Method;
@@ -55,6 +57,22 @@ async fn ready<'a>(owner: &Owner, market: &'a Market) -> Enrolled<'a> {
 
 fn finished() -> LeaseReport {
     LeaseReport::Finished { exit: Exit::Code { code: 0 }, result: None }
+}
+
+#[tokio::test]
+async fn owners_see_what_went_wrong_with_their_own_hosts() {
+    let market = Market::start().await;
+    let (owner, other) = (Owner::new(), Owner::new());
+    let mut mine = ready(&owner, &market).await;
+    let (_, lost) = market.placed(&mine.host).await;
+    mine.host.report(&[(lost, LeaseReport::Running)]).await;
+    mine.host.report(&[(lost, LeaseReport::Preparing)]).await;
+    let path = format!("/v1/miner/hosts/{}/events", mine.id());
+    let call = owner.call(&market, Method::GET, &path, b"").await;
+    let page: Page<ServiceEvent> = read(call.send().await.expect("an answer")).await;
+    let kinds: Vec<_> = page.items.iter().map(|event| (event.kind, event.host, event.lease)).collect();
+    assert_eq!(kinds, [(EventKind::HostLost, mine.id(), Some(lost))]);
+    refused(other.call(&market, Method::GET, &path, b"").await, 404, "not_found").await;
 }
 
 #[tokio::test]

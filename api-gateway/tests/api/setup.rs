@@ -288,6 +288,8 @@ impl<'a> Host<'a> {
             inventory: self.inventory.clone(),
             mesh_key_next: None,
             proofs: BTreeMap::new(),
+            boot: None,
+            xids: Vec::new(),
             leases: leases.iter().cloned().collect::<BTreeMap<_, _>>(),
         }
     }

@@ -23,7 +23,7 @@ fn silence(from: i64, until: i64, resumed: Option<Resumed>) -> Silence {
 fn contact(silences: Vec<Silence>) -> Contact {
     let is_away = silences.iter().find(|one| one.resumed.is_none());
     let heard = is_away.map_or(Timestamp(NOW), |one| one.stretch.from);
-    Contact { joined: Timestamp(0), heard, silences }
+    Contact { joined: Timestamp(0), heard, is_member: true, silences }
 }
 
 /// What happened to a lease that was last heard of at `since`, over at `until`.
@@ -125,7 +125,7 @@ fn a_late_start_counts_beyond_the_promise_while_the_host_was_there() {
 #[test]
 fn a_failed_test_counts_when_nobody_has_objected_in_time_or_the_verdict_stands() {
     let failed = |appealed, age| {
-        let happened = Happened::Failed { appealed, is_late: false };
+        let happened = Happened::Failed { appealed, is_late: false, is_doubtful: false };
         ruled(&Case { age: Millis(age), ..case(happened, 0, 60_000, &[]) })
     };
     let confirm = RULES.confirm.0;
@@ -134,6 +134,8 @@ fn a_failed_test_counts_when_nobody_has_objected_in_time_or_the_verdict_stands()
     assert_eq!(failed(Appealed::Upheld, 1), hosts(ConfirmedBy::Retest));
     assert_eq!(failed(Appealed::Open, confirm * 2 + 1), hosts(ConfirmedBy::Retest));
     assert_eq!(failed(Appealed::Overturned, 1), ON_RECORD);
+    let doubtful = Happened::Failed { appealed: Appealed::No, is_late: false, is_doubtful: true };
+    assert_eq!(ruled(&case(doubtful, 0, 60_000, &[])), ON_RECORD, "what the customer ran may be why");
 }
 
 fn happened() -> impl Strategy<Value = Happened> {

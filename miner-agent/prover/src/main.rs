@@ -6,6 +6,7 @@
 //! - `nave-prover prove` does the work of one challenge; see [`prove`]. A test of a disk needs `--disk DIR`,
 //!   where its file is made.
 //! - `nave-prover slice UUID` computes on a slice of a GPU for another process; see [`slice`].
+//! - `nave-prover xids` says which errors the driver reports of GPUs, as they come; see [`xids`].
 //! - `nave-prover look` says who holds memory of GPUs and stays until its input ends; see [`look`].
 //! - `nave-prover see PID USER` says what of the GPUs a container sees, of which this is a process; see [`see`].
 //! - `nave-prover watch UUID…` says it of these devices twice a second, and `nave-prover mode UUID exclusive|default` says how many processes
@@ -23,6 +24,7 @@ mod see;
 mod share;
 mod simulated;
 mod slice;
+mod xids;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -31,6 +33,7 @@ use std::{path::PathBuf, process::ExitCode};
 struct Options {
     proves: bool,
     looks: bool,
+    listens: bool,
     /// The devices whose holders are watched.
     watches: Option<Vec<String>>,
     /// The slice that is computed on.
@@ -53,6 +56,7 @@ impl Options {
             match argument.as_str() {
                 "prove" if !options.proves => options.proves = true,
                 "look" if !options.looks => options.looks = true,
+                "xids" if !options.listens => options.listens = true,
                 "watch" if options.watches.is_none() => options.watches = Some(arguments.by_ref().collect()),
                 "see" if options.sees.is_none() => {
                     options.sees = Some((arguments.next()?.parse().ok()?, arguments.next()?.parse().ok()?));
@@ -68,7 +72,7 @@ impl Options {
         }
         let (watches, slice, mode) =
             (options.watches.is_some(), options.slice.is_some(), options.mode.is_some());
-        let tasks = [options.proves, options.looks, options.sees.is_some(), watches, slice, mode];
+        let tasks = [options.proves, options.looks, options.listens, options.sees.is_some(), watches, slice, mode];
         (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }
@@ -76,7 +80,7 @@ impl Options {
 fn main() -> ExitCode {
     let Some(options) = Options::read(std::env::args().skip(1)) else {
         eprintln!(
-            "usage: nave-prover [prove | slice UUID | look | see PID USER | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
+            "usage: nave-prover [prove | slice UUID | look | xids | see PID USER | watch UUID... | mode UUID exclusive|default] [--simulated FILE] [--disk DIR]"
         );
         return ExitCode::from(2);
     };
@@ -88,6 +92,10 @@ fn main() -> ExitCode {
     }
     if options.looks {
         look::run();
+        return ExitCode::SUCCESS;
+    }
+    if options.listens {
+        xids::run();
         return ExitCode::SUCCESS;
     }
     if let Some((pid, user)) = options.sees {
@@ -122,6 +130,7 @@ mod tests {
         let slice = Some(Options { slice: Some("MIG-1".into()), ..Options::default() });
         assert_eq!((read(&["slice", "MIG-1"]), read(&["slice"])), (slice, None));
         assert_eq!(read(&["look"]), Some(Options { looks: true, ..Options::default() }));
+        assert_eq!(read(&["xids"]), Some(Options { listens: true, ..Options::default() }));
         assert_eq!([read(&["prove", "prove"]), read(&["--simulated"]), read(&["x"])], [None, None, None]);
         let mode = Some(("GPU-1".to_owned(), share::Mode::Exclusive));
         assert_eq!(read(&["mode", "GPU-1", "exclusive"]), Some(Options { mode, ..Options::default() }));

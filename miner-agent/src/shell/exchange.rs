@@ -6,7 +6,8 @@ use nave_crash_point::crash_point;
 use nave_domain::{ChallengeId, LeaseId, Millis, host::Inventory};
 use nave_sdk::wire::{
     host::{HostReport, LeaseReport, PROTOCOL},
-    proof::ProofReport,
+    proof::{Digest, ProofReport},
+    sign::sha256,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -20,6 +21,7 @@ use crate::{
     clock,
     endpoint::{CallError, ControlPlane, Wanted},
     link::Link,
+    xids::Xids,
 };
 
 /// Time between reports before the first spec has said.
@@ -43,6 +45,21 @@ impl Bulletin {
     }
 }
 
+/// What reports say beside the bulletin.
+pub(super) struct Said {
+    /// A hash of what the kernel calls this boot.
+    pub(super) boot: Digest,
+    /// Errors of GPUs.
+    pub(super) xids: Xids,
+}
+
+impl Said {
+    /// On a machine whose kernel calls this boot so.
+    pub(super) fn new(boot: &str) -> Self {
+        Self { boot: Digest(sha256(boot.trim().as_bytes()).0), xids: Xids::default() }
+    }
+}
+
 /// The two tasks; they end with it.
 pub(super) struct Exchange {
     tasks: [JoinHandle<()>; 2],
@@ -60,11 +77,12 @@ impl Exchange {
         plane: Arc<ControlPlane>,
         link: Option<Arc<Link>>,
         news: watch::Receiver<Bulletin>,
+        said: Said,
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
         let anew = Arc::new(Notify::new());
         let poller = tokio::spawn(poll(plane.clone(), anew.clone(), events.clone()).in_current_span());
-        let reporter = Reporter { plane, link, news, events, anew, session, sequence: 0 };
+        let reporter = Reporter { plane, link, news, said, events, anew, session, sequence: 0 };
         let reporter = tokio::spawn(reporter.run().in_current_span());
         Self { tasks: [poller, reporter] }
     }
@@ -104,6 +122,7 @@ struct Reporter {
     plane: Arc<ControlPlane>,
     link: Option<Arc<Link>>,
     news: watch::Receiver<Bulletin>,
+    said: Said,
     events: mpsc::UnboundedSender<Event>,
     anew: Arc<Notify>,
     session: u64,
@@ -124,6 +143,7 @@ impl Reporter {
             backoff.reset();
             tokio::select! {
                 changed = self.news.changed() => if changed.is_err() { return },
+                () = self.said.xids.come() => {}
                 () = tokio::time::sleep(rest) => {}
             }
         }
@@ -133,6 +153,7 @@ impl Reporter {
         self.sequence += 1;
         let generation = bulletin.generation;
         let mesh_key_next = self.link.as_ref().and_then(|link| link.next_key());
+        let xids = self.said.xids.untold(&bulletin.inventory.devices);
         let report = HostReport {
             protocol: PROTOCOL,
             generation,
@@ -141,11 +162,14 @@ impl Reporter {
             inventory: bulletin.inventory,
             mesh_key_next,
             proofs: bulletin.proofs,
+            boot: Some(self.said.boot),
+            xids,
             leases: bulletin.leases,
         };
         // The control plane was there after this moment; how long after, nobody knows.
         let sent = clock::now();
         let ack = self.plane.report(&report).await?;
+        self.said.xids.told(&report.xids);
         if ack.generation < generation {
             self.anew.notify_one();
         }

@@ -175,8 +175,15 @@ impl Market {
     }
 
     fn roles(&self) -> [(&'static str, Vec<String>); 6] {
-        let validator =
-            ["--epoch".into(), millis(self.args.epoch), "--local-chain".into(), text(self.layout.chain())];
+        let validator = [
+            "--epoch".into(),
+            millis(self.args.epoch),
+            "--local-chain".into(),
+            text(self.layout.chain()),
+            "--market-key".into(),
+            text(self.layout.market_key()),
+            "--local-params".into(),
+        ];
         [
             ("gateway", self.gateway_arguments()),
             ("hub", self.hub_arguments()),

@@ -62,6 +62,35 @@ fn a_host_that_is_cut_off_loses_its_job_and_is_welcome_when_it_comes_back() {
 }
 
 #[test]
+fn a_host_that_is_lost_for_good_is_to_blame_and_its_customer_and_its_miner_are_told_why() {
+    let offer = ["--hosts", "2", "--fence", "3s", "--report", "1s", "--cpu", "1.5", "--memory", "768MiB"];
+    let Some(market) = Market::docker(&offer) else { return };
+    let long = "import time; time.sleep(30)";
+    let job = market.submit(&["--cpu", "0.5", "--memory", "128MiB"], &["python3", "-c", long]);
+    let running = market.await_job(&job, "running", |job| job["state"] == "running");
+    let lost = market.host(&host_of(&running, 0));
+    lost.set_link("down");
+    let done = market.await_final(&job);
+    assert_eq!(done["attempts"][0]["outcome"]["kind"], "host_lost", "{done}");
+    let events = &done["attempts"][0]["events"];
+    assert_eq!((&events[0]["kind"], &events[0]["decision"]), (&"host_lost".into(), &Value::Null), "{events}");
+    // Nobody knows until it had time to come back: a minute, in a market on one machine.
+    market.arm("validator.events.before_decide");
+    let decided = market.await_job(&job, "decided", |job| {
+        job["attempts"][0]["events"][0]["decision"]["confirmed_by"] == "absence"
+    });
+    assert!(!market.is_armed("validator.events.before_decide"), "a validator was killed, too, and the next one decided");
+    let event = &decided["attempts"][0]["events"][0];
+    assert_eq!(event["decision"]["blame"], "host", "{event}");
+    assert_eq!(decided["attempts"][1]["events"], serde_json::json!([]), "{decided}");
+    let receipt = succeed(&mut market.nave(&["receipt", &job]));
+    assert!(receipt.contains("host lost (host, confirmed by absence): the host was silent"), "{receipt}");
+    let told = succeed(&mut market.miner(&["events", lost.id()]));
+    assert!(told.contains("the host did not come back"), "{told}");
+    market.audit();
+}
+
+#[test]
 fn a_host_that_claims_eight_times_its_cores_is_refused_and_told_why() {
     let Some(market) = Market::simulated(&["--hosts", "2", "--cpu", "1.5"]) else { return };
     let cores = std::thread::available_parallelism().expect("cores").get() * 8;

@@ -281,6 +281,16 @@ pub fn receipt() -> Receipt {
             attempt["baseline"] = json!(2_490_000);
             attempt["saving"] = json!(478_500);
         }
+        if number == 1 {
+            attempt["events"] = json!([{
+                "event": id("event", 1), "at": "2026-09-21T14:13:00Z", "kind": "host_lost", "host": id("host", 1),
+                "lease": id("lease", 1), "from": "2026-09-21T14:12:00Z", "until": "2026-09-21T14:13:00Z",
+                "detail": "the host was silent for 60 s: the host did not come back",
+                "decision": {
+                    "at": "2026-09-21T15:13:00Z", "blame": "host", "confirmed_by": "absence", "signature": "00"
+                }
+            }]);
+        }
         attempt["attempt"] = json!(number);
         attempt["charged"] = json!(if number == 1 { 0 } else { 123 });
         attempt["outcome"] = outcome;

@@ -7,7 +7,10 @@ use nave_domain::{
     host::Device,
     rate::{Rate, Size},
 };
-use nave_sdk::wire::rest::{Attempt, LedgerLine, Metered, Receipt};
+use nave_sdk::wire::{
+    event::ServiceEvent,
+    rest::{Attempt, LedgerLine, Metered, Receipt},
+};
 
 use super::{
     show::{SIMULATED, cores, word},
@@ -61,7 +64,23 @@ fn attempt(metered: &Metered) -> String {
     for (name, value) in lines.into_iter().chain(baseline(attempt)) {
         let _ = writeln!(text, "  {name:<8} {value}");
     }
+    for event in &attempt.events {
+        let _ = writeln!(text, "  {:<8} {}", "event", self::event(event));
+    }
     text
+}
+
+/// What went wrong and whose fault it was, in one line.
+pub fn event(event: &ServiceEvent) -> String {
+    let decided = match &event.decision {
+        None => "not decided yet".to_owned(),
+        Some(decision) => {
+            let shown = decision.confirmed_by.map(|by| format!(", confirmed by {}", word(&by)));
+            format!("{}{}", word(&decision.blame), shown.unwrap_or_else(|| ", not confirmed".to_owned()))
+        }
+    };
+    let kind = word(&event.kind).replace('_', " ");
+    format!("{} {kind} ({decided}): {}", event.at, clean(&event.detail))
 }
 
 fn baseline(attempt: &Attempt) -> Option<(&'static str, String)> {

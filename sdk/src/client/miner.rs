@@ -13,6 +13,7 @@ use crate::{
     hotkey::HotkeySecret,
     wire::{
         enrol::{HostPatch, Market, MinerHost},
+        event::ServiceEvent,
         rest::Page,
         settlement::{self, CallRequest, Collateral, Earnings, LeaseEarnings},
         sign::{EXPIRY_AHEAD, Nonce, PublicKey, Request, random, sha256},
@@ -121,6 +122,14 @@ impl MinerClient {
     /// [`Error`].
     pub async fn leave(&self, host: HostId) -> Result<MinerHost, Error> {
         self.client.fetch(Call::post(&[&"miner", &"hosts", &host, &"leave"], Repeat::Safe)).await
+    }
+
+    /// What went wrong with a host and its leases, the newest first.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn events(&self, host: HostId) -> Result<Page<ServiceEvent>, Error> {
+        self.client.fetch(Call::get(&[&"miner", &"hosts", &host, &"events"])).await
     }
 
     /// Has a verdict reached again, once. Asking again shows what came of it: the call is repeated.

@@ -24,7 +24,7 @@ use nave_domain::{
     lease::StopReason,
     mesh::MeshKey,
 };
-use nave_proof::{Challenge, Nonce, ProofReport};
+use nave_proof::{Challenge, Digest, Nonce, ProofReport};
 use serde::{Deserialize, Serialize};
 
 use super::{enrol::StateReason, sign::SignedRelease};
@@ -35,6 +35,8 @@ pub const PROTOCOL: u16 = 3;
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 20;
 /// Most answers in one report; a host is given fewer challenges at once.
 pub const PROOFS_MAX: usize = 16;
+/// Most errors of drivers in one report.
+pub const XIDS_MAX: usize = 32;
 /// Largest piece of a log in one call, in bytes.
 pub const LOG_CHUNK_BYTES_MAX: usize = 256 << 10;
 /// Most that is kept of one stream of one lease, in bytes; the rest is dropped and said so.
@@ -156,8 +158,24 @@ pub struct HostReport {
     /// Its answers to the newest step of each of its challenges, by their ids; at most [`PROOFS_MAX`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub proofs: BTreeMap<ChallengeId, ProofReport>,
+    /// A hash of what the machine's kernel calls this boot: another one means that the machine has restarted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Digest>,
+    /// Errors that the drivers of its GPUs reported since the last report that was answered; at most [`XIDS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub xids: Vec<XidReport>,
     /// Every lease the host knows, by id.
     pub leases: BTreeMap<LeaseId, LeaseReport>,
+}
+
+/// An error that the driver of a GPU reported.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct XidReport {
+    /// Its number in the vendor's catalogue.
+    pub code: u32,
+    /// The UUID of the GPU.
+    pub device: String,
 }
 
 impl HostReport {
@@ -172,6 +190,14 @@ impl HostReport {
         }
         if self.proofs.iter().any(|(id, proof)| *id != proof.challenge) {
             return Err("proofs: one stands under the id of another challenge".into());
+        }
+        if self.xids.len() > XIDS_MAX {
+            return Err(format!("xids: more than {XIDS_MAX}"));
+        }
+        let is_listed =
+            |xid: &XidReport| self.inventory.devices.iter().any(|device| device.uuid == xid.device);
+        if !self.xids.iter().all(is_listed) {
+            return Err("xids: one is of a GPU that the inventory does not list".into());
         }
         Ok(())
     }

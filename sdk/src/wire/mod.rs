@@ -3,6 +3,7 @@
 //! come to, [`sign`] for signatures.
 
 pub mod enrol;
+pub mod event;
 pub mod host;
 pub mod keys;
 pub mod quote;

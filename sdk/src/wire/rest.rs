@@ -40,7 +40,7 @@ use nave_domain::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{enrol::StateReason, host::Stream};
+use super::{enrol::StateReason, event::ServiceEvent, host::Stream};
 
 macro_rules! wire {
     ($($(#[$doc:meta])* pub struct $name:ident { $($fields:tt)* })*) => {$(
@@ -146,6 +146,9 @@ pub struct Attempt {
     pub charged: MicroUsd,
     /// How it ended.
     pub outcome: Option<Outcome>,
+    /// What went wrong with it, oldest first, and whose fault that was.
+    #[serde(default)]
+    pub events: Vec<ServiceEvent>,
 }
 
 /// Logs of a job so far.

@@ -15,6 +15,7 @@ mod dispute;
 mod doubt;
 mod enrol;
 mod epoch;
+mod event;
 mod fence;
 mod group;
 mod held;

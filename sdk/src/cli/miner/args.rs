@@ -73,6 +73,8 @@ pub enum Command {
     Drain(OneHost),
     /// Take a host out now; its jobs are placed anew on others
     Leave(OneHost),
+    /// List what went wrong with a host and its leases, newest first, and whose fault it was
+    Events(OneHost),
     /// List what came of the tests of a host, newest first, with reasons and remedies
     Verdicts(ListVerdicts),
     /// Have a verdict on a host reached again by the present judge, once

@@ -26,6 +26,7 @@ use super::{
     failure::{Failure, exit},
     lists::{answer, confirm},
     output::now,
+    receipt,
     settlement,
     table::clean,
     verdicts,
@@ -104,6 +105,7 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         | Command::Resume(_)
         | Command::Drain(_)
         | Command::Leave(_)
+        | Command::Events(_)
         | Command::Verdicts(_)
         | Command::Appeal(_)
         | Command::Earnings(_)
@@ -125,6 +127,7 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         Command::Resume(one) => pause(cx, &caller, &one.host, false).await,
         Command::Drain(one) => drain(cx, &caller, &one.host).await,
         Command::Leave(one) => leave(cx, &caller, &one.host).await,
+        Command::Events(one) => events(cx, &caller, &one.host).await,
         Command::Verdicts(wanted) => {
             let host = caller.host(&wanted.host).await?;
             let attempted = format!("list verdicts on {}", clean(&host.name));
@@ -134,6 +137,13 @@ pub async fn miner(cx: &Context, miner: Miner) -> Result<(), Failure> {
         Command::Earnings(args) => settlement::earnings(cx, &caller.miner(), args).await,
         Command::Collateral(args) => settlement::collateral(cx, &caller.miner(), args).await,
     }
+}
+
+async fn events(cx: &Context, caller: &Caller, host: &str) -> Result<(), Failure> {
+    let host = caller.host(host).await?;
+    let attempted = format!("list what went wrong with {}", clean(&host.name));
+    let page = caller.miner().events(host.host).await.map_err(when(&attempted))?;
+    answer(cx, &page, |page| page.items.iter().map(|event| receipt::event(event) + "\n").collect())
 }
 
 async fn change(caller: &Caller, host: &MinerHost, patch: HostPatch) -> Result<MinerHost, Failure> {

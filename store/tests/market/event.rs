@@ -1,0 +1,429 @@
+//! What is written down when something goes wrong with a lease, and whose fault it turns out to be.
+
+use nave_domain::{
+    ChallengeId, CustomerId, HostId, LeaseId, Millis,
+    event::{Blame, ConfirmedBy, EventKind, EventRules, decide},
+    verdict::{Cause, Kind},
+};
+use nave_store::{Decision, Departure, Drawing, EventRow, Heard, StoreError, XidRow};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::{
+    market::{EXITED, Market, inventory, open, request},
+    verdict::{banned, failed},
+};
+
+const CONFIRM: i64 = 3_600_000;
+
+/// Lets a host have been silent for `span`, as far as anybody knows.
+async fn quiet(market: &Market, host: HostId, span: i64) {
+    sqlx::query(
+        "update hosts set heard_at_ms = heard_at_ms - $2, heard_up_ms = heard_up_ms - $2 where host_id = $1",
+    )
+    .bind(host.0)
+    .bind(span)
+    .execute(&market.sql)
+    .await
+    .expect("quiet");
+}
+
+/// Lets time pass, and decides what can be decided; says what is known of all events, the oldest first.
+async fn settle(market: &Market, span: i64) -> Vec<EventRow> {
+    market.store.clock_advance(Millis(span)).await.expect("time");
+    let rules = EventRules::default();
+    for event in market.store.events_pending(None, 100).await.expect("pending") {
+        let outages = market.store.outages(event.since, rules.gap).await.expect("outages");
+        if let Some(ruling) = decide(&outages.case(&event, &rules), &rules) {
+            market.store.event_decide(event.row.event, &ruling, ruling.why, &[7; 64]).await.expect("decide");
+        }
+    }
+    events(market).await
+}
+
+async fn events(market: &Market) -> Vec<EventRow> {
+    let hosts: Vec<(Uuid, String)> =
+        sqlx::query_as("select host_id, hotkey from hosts").fetch_all(&market.sql).await.expect("hosts");
+    let mut events = Vec::new();
+    for (host, hotkey) in hosts {
+        events.extend(market.store.events_of_host(&hotkey, host.into(), None, 100).await.expect("events"));
+    }
+    events.sort_by_key(|event| event.at);
+    events
+}
+
+/// What is decided about an event: nothing yet, or whose fault it was and what shows that.
+fn fault(event: &EventRow) -> Option<(Blame, Option<ConfirmedBy>)> {
+    event.decided.as_ref().map(|(decided, _)| (decided.blame, decided.confirmed_by))
+}
+
+fn hosts(by: ConfirmedBy) -> Option<(Blame, Option<ConfirmedBy>)> {
+    Some((Blame::Host, Some(by)))
+}
+
+/// The only event there is, after some time.
+async fn only(market: &Market, span: i64) -> EventRow {
+    let mut all = settle(market, span).await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    all.remove(0)
+}
+
+async fn hear_again(market: &Market, host: HostId, session: u64, boot: Option<&str>) {
+    let heard = Heard { session, sequence: 1_000, seen_generation: 0, boot };
+    market.store.host_report(host, heard, &inventory()).await.expect("heard");
+}
+
+/// A host with a job, both silent for a minute, and the lease given up.
+async fn lose(market: &Market, name: &str, customer: CustomerId) -> (HostId, LeaseId) {
+    let host = market.host(name).await;
+    let (_, lease) = market.run(customer, host, &request()).await;
+    quiet(market, host, 60_000).await;
+    market.store.lease_lost_silent(host, lease, Millis(10_000)).await.expect("lost");
+    (host, lease)
+}
+
+/// Has a host fail or pass a test of which nobody knew before.
+async fn test(
+    market: &Market,
+    host: HostId,
+    cause: Cause,
+    lease: Option<LeaseId>,
+    code: Option<&str>,
+) -> ChallengeId {
+    let challenge = ChallengeId(Uuid::now_v7());
+    let (body, claims) = (json!({}), inventory());
+    let drawing = Drawing {
+        host,
+        challenge,
+        kind: Kind::Devices,
+        cause,
+        body: &body,
+        claims: &claims,
+        shadow: false,
+        window: None,
+        lease,
+    };
+    market.store.challenge_draw(&drawing).await.expect("draw");
+    let verdict = match code {
+        Some(code) => json!({ "failed": { "code": code, "message": "why" } }),
+        None => json!({ "passed": {} }),
+    };
+    market.store.challenge_decide(challenge, &verdict, &Decision::Stays).await.expect("decide");
+    challenge
+}
+
+#[tokio::test]
+async fn a_lease_that_begins_late_loses_what_is_beyond_the_promise() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("slow").await;
+        let job = market.submit(customer, &request()).await;
+        let lease = market.place(job, host).await;
+        market.elapse(lease, 400_000).await;
+        market.store.lease_started(host, lease).await.expect("started");
+        market.finish(host, lease, EXITED).await;
+        let late = only(market, 15_000).await;
+        assert_eq!(
+            (late.kind, late.lease, fault(&late)),
+            (EventKind::StartLate, Some(lease), hosts(ConfirmedBy::Report))
+        );
+        assert!((100_000..110_000).contains(&late.lost.length().0), "{late:?}");
+        let of_job = market.store.events_of_jobs(&[job]).await.expect("events");
+        assert_eq!(of_job[&lease], [late], "its customer sees the same");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_begins_in_time_and_is_heard_of_has_no_events() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("good").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        for _ in 0..5 {
+            market.use_up(host, lease, 14_000).await;
+        }
+        market.finish(host, lease, EXITED).await;
+        assert_eq!(settle(market, CONFIRM).await, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gap_is_the_hosts_when_it_was_there_or_its_agent_was_restarted() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        for (name, silent, session, expected) in [
+            ("there", false, 1, hosts(ConfirmedBy::Report)),
+            ("restarted", true, 2, hosts(ConfirmedBy::Report)),
+            ("silent", true, 1, Some((Blame::Host, None))),
+        ] {
+            let host = market.host(name).await;
+            let (_, lease) = market.run(customer, host, &request()).await;
+            if silent {
+                quiet(market, host, 60_000).await;
+            }
+            market.elapse(lease, 60_000).await;
+            hear_again(market, host, session, None).await;
+            market.store.leases_heard(host, &[lease]).await.expect("heard");
+            let all = settle(market, 15_000).await;
+            let gap = all.iter().find(|event| event.host == host).expect("a gap");
+            assert_eq!((gap.kind, fault(gap)), (EventKind::HeartbeatGap, expected), "{name}");
+            assert!((45_000..50_000).contains(&gap.lost.length().0), "{gap:?}");
+            market.finish(host, lease, EXITED).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gap_while_nobody_could_reach_us_is_the_platforms() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("good").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        sqlx::query("update control_clock set beat_at_ms = now_ms() - 55000")
+            .execute(&market.sql)
+            .await
+            .expect("away");
+        market.store.clock_beat().await.expect("back");
+        market.elapse(lease, 60_000).await;
+        market.store.leases_heard(host, &[lease]).await.expect("heard");
+        assert_eq!(fault(&only(market, 15_000).await), Some((Blame::Platform, None)));
+        market.finish(host, lease, EXITED).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_host_that_does_not_come_back_is_confirmed_by_its_absence() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let (_, lease) = lose(market, "away", customer).await;
+        let lost = only(market, 60_000).await;
+        assert_eq!((lost.kind, lost.lease, fault(&lost)), (EventKind::HostLost, Some(lease), None));
+        assert_eq!(fault(&only(market, CONFIRM).await), hosts(ConfirmedBy::Absence));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_host_that_comes_back_is_tested_and_its_test_decides() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        for (name, code, expected) in [
+            ("fails", Some("vram_missing"), hosts(ConfirmedBy::Retest)),
+            ("passes", None, Some((Blame::Host, None))),
+        ] {
+            let (host, lease) = lose(market, name, customer).await;
+            hear_again(market, host, 1, None).await;
+            let find = async |span| {
+                let all = settle(market, span).await;
+                all.into_iter().find(|event| event.lease == Some(lease)).expect("lost")
+            };
+            assert_eq!(fault(&find(60_000).await), None, "it is to be tested first");
+            let due: bool =
+                sqlx::query_scalar("select retest_up_ms <= control_ms() from hosts where host_id = $1")
+                    .bind(host.0)
+                    .fetch_one(&market.sql)
+                    .await
+                    .expect("due");
+            assert!(due, "and is, as soon as it is free");
+            test(market, host, Cause::Random, None, code).await;
+            assert_eq!(fault(&find(1_000).await), expected, "{name}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_host_whose_machine_restarted_or_that_says_the_lease_is_gone_is_confirmed() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("restarts").await;
+        hear_again(market, host, 1, Some("before")).await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        quiet(market, host, 60_000).await;
+        market.store.lease_lost_silent(host, lease, Millis(10_000)).await.expect("lost");
+        hear_again(market, host, 2, Some("after")).await;
+        assert_eq!(fault(&only(market, 15_000).await), hosts(ConfirmedBy::Report));
+        let (forgets, gone) = lose(market, "forgets", customer).await;
+        hear_again(market, forgets, 1, None).await;
+        market.store.leases_gone(host, &[gone]).await.expect("told");
+        let find =
+            |all: Vec<EventRow>| all.into_iter().find(|event| event.lease == Some(gone)).expect("lost");
+        assert_eq!(fault(&find(settle(market, 15_000).await)), None, "another host says so");
+        market.store.leases_gone(forgets, &[gone]).await.expect("told");
+        assert_eq!(fault(&find(settle(market, 15_000).await)), hosts(ConfirmedBy::Report));
+        // One that says so at once.
+        let tells = market.host("tells").await;
+        let (_, lease) = market.run(customer, tells, &request()).await;
+        market.store.lease_finished(tells, lease, None, None).await.expect("fenced");
+        let all = settle(market, 15_000).await;
+        let told = all.iter().find(|event| event.lease == Some(lease)).expect("lost");
+        assert_eq!((told.kind, fault(told)), (EventKind::HostLost, hosts(ConfirmedBy::Report)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hosts_that_fall_silent_at_once_are_not_to_blame() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let mut silent = Vec::new();
+        for n in 0..5 {
+            let host = market.host(&format!("silent {n}")).await;
+            silent.push((host, market.run(customer, host, &request()).await.1));
+        }
+        for n in 0..5 {
+            market.host(&format!("heard {n}")).await;
+        }
+        // They have all been there for a while.
+        sqlx::query("update hosts set enrolled_at_ms = 0").execute(&market.sql).await.expect("older");
+        for (host, _) in &silent {
+            quiet(market, *host, 60_000).await;
+        }
+        for (host, lease) in &silent {
+            market.store.lease_lost_silent(*host, *lease, Millis(10_000)).await.expect("lost");
+        }
+        let all = settle(market, 15_000).await;
+        assert!(
+            all.len() == 5 && all.iter().all(|event| fault(event) == Some((Blame::Platform, None))),
+            "{all:?}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_error_of_the_driver_counts_once_and_is_whose_the_catalogue_says() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("broken").await;
+        let job = market.submit(customer, &request()).await;
+        let mut placement = market.placement(job, host).await;
+        placement.devices = vec!["GPU-1".into()];
+        let lease = market.store.job_place(&placement).await.expect("place");
+        market.store.lease_started(host, lease).await.expect("started");
+        let xid = |code, device: &str| XidRow { code, device: device.into(), parts: vec![device.into()] };
+        let said = [
+            xid(79, "GPU-1"),
+            xid(48, "GPU-1"),
+            xid(31, "GPU-1"),
+            xid(13, "GPU-2"),
+            xid(95, "GPU-2"),
+            xid(63, "GPU-2"),
+        ];
+        for _ in 0..2 {
+            market.store.xids_take(host, &said).await.expect("xids");
+        }
+        let all = settle(market, 0).await;
+        let mut all: Vec<_> = all.iter().map(|event| (event.lease, fault(event))).collect();
+        all.sort();
+        let report = Some(ConfirmedBy::Report);
+        let expected = [
+            (None, Some((Blame::Host, report))),
+            (Some(lease), Some((Blame::Host, report))),
+            (Some(lease), Some((Blame::Customer, report))),
+        ];
+        assert_eq!(all, expected);
+        market.finish(host, lease, EXITED).await;
+        market.store.xids_take(host, &[xid(74, "GPU-1")]).await.expect("xids");
+        assert_eq!(events(market).await.last().and_then(|event| event.lease), None, "that lease is over");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_test_counts_for_every_lease_unless_it_is_taken_back() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("fails").await;
+        let (_, a) = market.run(customer, host, &request()).await;
+        let (_, b) = market.run(customer, host, &request()).await;
+        test(market, host, Cause::Lease, Some(a), Some("device_mismatch")).await;
+        let below = only(market, CONFIRM - 60_000).await;
+        assert_eq!(
+            (below.kind, below.lease, fault(&below)),
+            (EventKind::BelowBand, Some(a), None),
+            "its owner may object"
+        );
+        assert_eq!(fault(&only(market, 61_000).await), hosts(ConfirmedBy::Retest));
+        let wrong = test(market, host, Cause::Lease, Some(a), Some("evidence_wrong")).await;
+        let all = settle(market, 1_000).await;
+        let mut leases: Vec<_> = all[1..].iter().map(|event| (event.kind, event.lease)).collect();
+        leases.sort();
+        let mut expected = [a, b].map(|lease| (EventKind::FailedRetest, Some(lease)));
+        expected.sort();
+        assert_eq!(leases, expected);
+        market.store.verdict_appeal("hotkey of fails", wrong).await.expect("appeal");
+        assert_eq!(settle(market, CONFIRM).await.iter().filter(|event| event.decided.is_none()).count(), 2);
+        market.store.appeal_decide(wrong, &json!({ "passed": {} }), true).await.expect("right");
+        let all = settle(market, 0).await;
+        assert!(all[1..].iter().all(|event| fault(event) == Some((Blame::Host, None))), "{all:?}");
+        market.finish(host, a, EXITED).await;
+        market.finish(host, b, EXITED).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_fails_to_join_or_has_failed_already_lets_nobody_down() {
+    open(async |market| {
+        let host = market.host("new").await;
+        test(market, host, Cause::Enrolment, None, Some("vram_missing")).await;
+        let challenge = ChallengeId(Uuid::now_v7());
+        market
+            .store
+            .challenge_give(host, challenge, Kind::Cpu, &json!({}), &inventory())
+            .await
+            .expect("draw");
+        market.store.challenge_decide(challenge, &failed(), &banned()).await.expect("decide");
+        assert_eq!(settle(market, 0).await, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_owner_who_takes_a_host_out_breaks_its_promise_once() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("leaves").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        market.store.host_depart(Some("hotkey of leaves"), host, Departure::Leave).await.expect("left");
+        quiet(market, host, 60_000).await;
+        market.store.lease_lost_silent(host, lease, Millis(10_000)).await.expect("lost");
+        let reclaimed = only(market, 0).await;
+        assert_eq!(
+            (reclaimed.kind, fault(&reclaimed)),
+            (EventKind::EarlyReclaim, hosts(ConfirmedBy::Report))
+        );
+        let banned = market.host("sent away").await;
+        let (_, lease) = market.run(customer, banned, &request()).await;
+        market.store.host_depart(None, banned, Departure::Ban).await.expect("banned");
+        quiet(market, banned, 60_000).await;
+        market.store.lease_lost_silent(banned, lease, Millis(10_000)).await.expect("lost");
+        let all = settle(market, 0).await;
+        assert_eq!((all[1].kind, fault(&all[1])), (EventKind::HostLost, Some((Blame::Platform, None))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_decided_stands_and_is_the_owners_to_see() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let (host, lease) = lose(market, "away", customer).await;
+        market.store.lease_lost(host, lease).await.expect("again");
+        let lost = only(market, CONFIRM + 1_000).await;
+        let changed =
+            sqlx::query("update events set blame = 'platform' where event_id = $1").bind(lost.event.0);
+        let refused = StoreError::from(changed.execute(&market.sql).await.expect_err("refused"));
+        assert!(matches!(refused, StoreError::Constraint(name) if name == "events_stand"));
+        let foreign = market.store.events_of_host("somebody", host, None, 10).await;
+        assert!(matches!(foreign, Err(StoreError::NotFound("host"))));
+        let older = market.store.events_of_host("hotkey of away", host, Some(lost.event), 10).await;
+        assert_eq!(older.expect("events"), []);
+    })
+    .await;
+}
