@@ -39,6 +39,10 @@ pub const POINTS: &[&str] = &[
     "store.epoch_close.before_commit",
     // An epoch that is closed and settled by nobody.
     "store.epoch_close.after_commit",
+    // Pay that is written and not posted, or a bundle without its epoch.
+    "store.epoch_settle.before_commit",
+    // An epoch that is settled and whose weights nobody submits.
+    "store.epoch_settle.after_commit",
     // A piece of output that readers hear of and cannot read.
     "store.log_append.before_commit",
     // A piece that is stored twice when the host sends it again.
@@ -92,6 +96,8 @@ pub const POINTS: &[&str] = &[
     // --- validator and treasury: between two steps.
     // An event that is decided and not written down: decided anew, and no lease waits for it for ever.
     "validator.events.before_decide",
+    // An epoch of which half the evidence is read and a part of the bundle is written.
+    "validator.settle.before_leases",
     // Weights that are computed and not written down, then computed anew.
     "validator.settle.before_advance",
     // Weights that the chain has and no row knows of: submitted again.

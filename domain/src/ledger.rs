@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A place money can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Account {
     /// Where credits come from; its balance is minus all credit ever given.
     Funding,
@@ -26,15 +26,28 @@ pub enum Account {
     Available(CustomerId),
     /// What is set aside for a customer's open jobs.
     Held(CustomerId),
+    /// What a miner is to get in cash.
+    Payable(String),
+    /// What a miner has left as collateral.
+    Collateral(String),
 }
 
 impl Account {
     /// The customer it belongs to, if to one.
     #[must_use]
-    pub fn customer(self) -> Option<CustomerId> {
+    pub fn customer(&self) -> Option<CustomerId> {
         match self {
-            Self::Funding | Self::Treasury | Self::Clouds => None,
-            Self::Available(customer) | Self::Held(customer) => Some(customer),
+            Self::Funding | Self::Treasury | Self::Clouds | Self::Payable(_) | Self::Collateral(_) => None,
+            Self::Available(customer) | Self::Held(customer) => Some(*customer),
+        }
+    }
+
+    /// The miner it belongs to, if to one.
+    #[must_use]
+    pub fn hotkey(&self) -> Option<&str> {
+        match self {
+            Self::Funding | Self::Treasury | Self::Clouds | Self::Available(_) | Self::Held(_) => None,
+            Self::Payable(hotkey) | Self::Collateral(hotkey) => Some(hotkey),
         }
     }
 }
@@ -47,6 +60,8 @@ impl fmt::Display for Account {
             Self::Clouds => f.write_str("clouds"),
             Self::Available(customer) => write!(f, "available:{customer}"),
             Self::Held(customer) => write!(f, "held:{customer}"),
+            Self::Payable(hotkey) => write!(f, "payable:{hotkey}"),
+            Self::Collateral(hotkey) => write!(f, "collateral:{hotkey}"),
         }
     }
 }
@@ -68,6 +83,16 @@ pub enum PostingKind {
     Release,
     /// What a cloud gets for a machine.
     Rent,
+    /// What a customer gets back for what was not kept of a lease.
+    CreditForBreach,
+    /// What a miner is to get in cash for an epoch.
+    Cash,
+    /// What breaches of an epoch take from a miner's collateral.
+    Penalty,
+    /// What a miner leaves as collateral.
+    Collateral,
+    /// Collateral that a miner gets back.
+    CollateralBack,
 }
 
 impl PostingKind {
@@ -81,6 +106,11 @@ impl PostingKind {
             Self::Refund => "refund",
             Self::Release => "release",
             Self::Rent => "rent",
+            Self::CreditForBreach => "credit_for_breach",
+            Self::Cash => "cash",
+            Self::Penalty => "penalty",
+            Self::Collateral => "collateral",
+            Self::CollateralBack => "collateral_back",
         }
     }
 }
@@ -111,7 +141,7 @@ impl Posting {
     /// [`Overflow`] when the amount cannot be negated.
     pub fn entries(&self) -> Result<[(Account, MicroUsd); 2], Overflow> {
         let out = MicroUsd::ZERO.minus(self.amount)?;
-        Ok([(self.from, out), (self.to, self.amount)])
+        Ok([(self.from.clone(), out), (self.to.clone(), self.amount)])
     }
 
     /// Gives `customer` credit; `key` names the reason and makes it happen once.
@@ -209,5 +239,45 @@ impl Posting {
             to: Account::Available(customer),
             amount,
         }
+    }
+
+    /// Gives a customer back what a lease was charged and did not keep.
+    #[must_use]
+    pub fn credit_for_breach(job: JobId, customer: CustomerId, lease: LeaseId, amount: MicroUsd) -> Self {
+        let (from, to) = (Account::Treasury, Account::Available(customer));
+        let (key, kind) = (format!("credit_for_breach:{lease}"), PostingKind::CreditForBreach);
+        Self { key, kind, job: Some(job), machine: None, from, to, amount }
+    }
+
+    /// What a miner is to get in cash for an epoch.
+    #[must_use]
+    pub fn cash(epoch: i64, hotkey: &str, amount: MicroUsd) -> Self {
+        let (from, to) = (Account::Treasury, Account::Payable(hotkey.to_owned()));
+        let (key, kind) = (format!("cash:{epoch}:{hotkey}"), PostingKind::Cash);
+        Self { key, kind, job: None, machine: None, from, to, amount }
+    }
+
+    /// What breaches of an epoch take from a miner's collateral.
+    #[must_use]
+    pub fn penalty(epoch: i64, hotkey: &str, amount: MicroUsd) -> Self {
+        let (from, to) = (Account::Collateral(hotkey.to_owned()), Account::Treasury);
+        let (key, kind) = (format!("penalty:{epoch}:{hotkey}"), PostingKind::Penalty);
+        Self { key, kind, job: None, machine: None, from, to, amount }
+    }
+
+    /// Collateral that a miner leaves, or that a customer leaves for one; `key` makes it happen once.
+    #[must_use]
+    pub fn collateral(key: &str, from: Option<CustomerId>, hotkey: &str, amount: MicroUsd) -> Self {
+        let from = from.map_or(Account::Funding, Account::Available);
+        let (key, kind) = (format!("collateral:{key}"), PostingKind::Collateral);
+        Self { key, kind, job: None, machine: None, from, to: Account::Collateral(hotkey.to_owned()), amount }
+    }
+
+    /// Collateral that a miner has called back and gets.
+    #[must_use]
+    pub fn collateral_back(call: Uuid, hotkey: &str, amount: MicroUsd) -> Self {
+        let (from, to) = (Account::Collateral(hotkey.to_owned()), Account::Funding);
+        let (key, kind) = (format!("collateral_back:{call}"), PostingKind::CollateralBack);
+        Self { key, kind, job: None, machine: None, from, to, amount }
     }
 }

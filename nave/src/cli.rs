@@ -380,6 +380,9 @@ pub struct ValidatorArgs {
     /// Begin a new market with the parameters of one on a single machine: nobody waits for anything, and the emission is made up.
     #[arg(long)]
     pub local_params: bool,
+    /// Directory that the evidence of epochs is also written to, once it may be read.
+    #[arg(long, value_name = "DIR")]
+    pub evidence_dir: Option<PathBuf>,
 }
 
 /// `naved treasury`.

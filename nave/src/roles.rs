@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use nave_domain::{Millis, event::EventRules, mesh::Prefix};
+use nave_domain::{Millis, mesh::Prefix};
 use nave_gateway::HostListen;
 use nave_mesh::{Namespace, PrivateKey};
 use nave_scheduler::watch::Patience;
@@ -18,6 +18,7 @@ use nave_validator::{
     chain::{Chain, LocalChain},
     events,
     key::MarketKey,
+    params,
 };
 use nave_verifier::Means;
 use tokio::signal::unix::{SignalKind, signal};
@@ -110,15 +111,15 @@ pub async fn validator(args: ValidatorArgs) -> anyhow::Result<()> {
     let key = keys::load(&args.market_key)?;
     let key = MarketKey::new(key.public().to_string(), move |bytes| key.sign(bytes).0);
     let store = connect(&args.database).await?;
-    let mut rules = EventRules::default();
-    if args.local_params {
-        rules.confirm = Millis(60_000);
-    }
-    let deciding = events::run(rules, key, store.clone(), stop_signal()?);
+    let first_params = if args.local_params { params::local() } else { params::Params::default() };
+    let deciding = events::run(events::rules(&first_params), key.clone(), store.clone(), stop_signal()?);
     let config = nave_validator::role::Config {
         epoch: args.epoch,
         sink: args.sink,
         chain: Chain::Local(LocalChain::new(&args.local_chain)),
+        key,
+        first_params,
+        evidence: args.evidence_dir,
     };
     tokio::try_join!(nave_validator::run(config, store, stop_signal()?), deciding).map(drop)
 }

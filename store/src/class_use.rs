@@ -18,8 +18,9 @@ impl Store {
         sqlx::query!(
             "insert into class_use (class, epoch, devices, leased_milli)
              select seen.class, epochs.epoch, seen.devices, seen.leased_milli
-             from unnest($1::text[], $2::bigint[], $3::bigint[]) as seen (class, devices, leased_milli), epochs
-             where epochs.state = 'open'
+             from unnest($1::text[], $2::bigint[], $3::bigint[]) as seen (class, devices, leased_milli),
+                -- What is closed stands still.
+                (select epoch from epochs where state = 'open' for share) epochs
              on conflict on constraint class_use_one do update
                 set devices = class_use.devices + excluded.devices,
                     leased_milli = class_use.leased_milli + excluded.leased_milli",

@@ -3,13 +3,10 @@
 use std::collections::BTreeMap;
 
 use nave_crash_point::crash_point;
-use nave_domain::{
-    Bytes, MicroUsd, MilliCpu, MilliGpu, Millis, Timestamp,
-    epoch::EpochState,
-    rate::{Rate, Size, charge},
-};
+use nave_domain::{MicroUsd, Millis, Timestamp, epoch::EpochState};
+use serde_json::Value;
 
-use crate::{Result, Store, StoreError, error};
+use crate::{Result, Store, StoreError, error, freeze};
 
 /// An epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +23,21 @@ pub struct EpochRow {
     pub closed_at: Option<Timestamp>,
     /// Weight by hotkey, once settled.
     pub weights: Option<BTreeMap<String, u16>>,
+    /// What came of it, once settled.
+    pub settled: Option<SettledRow>,
+}
+
+/// What came of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettledRow {
+    /// SHA-256 of the last line of its bundle, hexadecimal.
+    pub head: String,
+    /// Lines of its bundle.
+    pub lines: i64,
+    /// Bytes of its bundle, packed.
+    pub bundle_bytes: i64,
+    /// Sums over all miners, as in the bundle.
+    pub result: Value,
 }
 
 /// What one miner delivered.
@@ -33,7 +45,7 @@ pub struct EpochRow {
 pub struct DeliveredRow {
     /// Use of all leases.
     pub used: Millis,
-    /// What it was worth.
+    /// What customers have paid for it.
     pub value: MicroUsd,
 }
 
@@ -62,7 +74,7 @@ impl Store {
     pub async fn epochs_in(&self, state: EpochState) -> Result<Vec<EpochRow>> {
         let rows = sqlx::query_as!(
             RawEpoch,
-            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights from epochs
+            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights, head, lines, bundle_bytes, result from epochs
              where state = $1 order by epoch",
             state.as_str()
         )
@@ -78,7 +90,7 @@ impl Store {
     pub async fn epoch_list(&self, limit: i64) -> Result<Vec<EpochRow>> {
         let rows = sqlx::query_as!(
             RawEpoch,
-            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights from epochs order by epoch desc limit $1",
+            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights, head, lines, bundle_bytes, result from epochs order by epoch desc limit $1",
             limit
         )
         .fetch_all(&self.pool)
@@ -93,7 +105,7 @@ impl Store {
     pub async fn epoch_get(&self, epoch: i64) -> Result<EpochRow> {
         let row = sqlx::query_as!(
             RawEpoch,
-            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights from epochs where epoch = $1",
+            "select epoch, state, chain, opened_at_ms, closed_at_ms, weights, head, lines, bundle_bytes, result from epochs where epoch = $1",
             epoch
         )
         .fetch_optional(&self.pool)
@@ -107,8 +119,7 @@ impl Store {
     /// When the database does not answer.
     pub async fn epoch_delivered(&self, epoch: i64) -> Result<BTreeMap<String, DeliveredRow>> {
         let rows = sqlx::query!(
-            r#"select hotkey, sum(used_ms)::bigint as "used!", sum(value)::bigint as "value!"
-               from epoch_leases where epoch = $1 group by hotkey"#,
+            "select hotkey, used_ms as used, charged as value from epoch_miners where epoch = $1 and used_ms > 0",
             epoch
         )
         .fetch_all(&self.pool)
@@ -119,14 +130,15 @@ impl Store {
         Ok(rows.collect())
     }
 
-    /// Closes the open epoch: the use of every lease that closed since the last one is counted
-    /// in it, once, and the next epoch begins. A lease that is open may still be lost and
-    /// refunded, so it does not count yet.
+    /// Closes the open epoch, and the next one begins. What it is settled from stands still from then on: every lease that
+    /// has closed, of which nothing is undecided, and that stands in no epoch yet; miners, classes and idle devices as they
+    /// are; events and verdicts since the last close.
     ///
     /// # Errors
     /// [`StoreError::Stale`] when this epoch is not open.
     pub async fn epoch_close(&self, epoch: i64, chain: &str) -> Result<()> {
         let mut tx = self.begin().await?;
+        sqlx::query!("set local statement_timeout = '10min'").execute(&mut *tx).await?;
         let closed = sqlx::query!(
             "update epochs set state = 'closed', closed_at_ms = now_ms() where epoch = $1 and state = 'open'",
             epoch
@@ -136,43 +148,12 @@ impl Store {
         if closed.rows_affected() != 1 {
             return Err(StoreError::Stale("epoch"));
         }
-        let leases = sqlx::query!(
-            "select l.lease_id, h.hotkey, l.used_ms, l.settled_ms, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour,
-                    l.vcpu_hour, l.gib_hour
-             from leases l join hosts h using (host_id) where l.state = 'closed' and l.used_ms > l.settled_ms
-                -- The market pays clouds itself, and no weight for what they deliver.
-                and not exists (select from machines m where m.host_id = l.host_id)
-             order by l.lease_id for update of l"
-        )
-        .fetch_all(&mut *tx)
-        .await?;
-        for row in leases {
-            let size = Size {
-                milli_gpu: MilliGpu(row.milli_gpu),
-                milli_cpu: MilliCpu(row.milli_cpu),
-                memory: Bytes(row.memory),
-            };
-            let rate = Rate {
-                gpu_hour: MicroUsd(row.gpu_hour),
-                vcpu_hour: MicroUsd(row.vcpu_hour),
-                gib_hour: MicroUsd(row.gib_hour),
-            };
-            let until = |ms: i64| charge(size, Millis(ms), rate);
-            let value = until(row.used_ms)?.minus(until(row.settled_ms)?)?;
-            sqlx::query!(
-                "insert into epoch_leases (epoch, lease_id, hotkey, used_ms, value) values ($1, $2, $3, $4, $5)",
-                epoch,
-                row.lease_id,
-                row.hotkey,
-                row.used_ms - row.settled_ms,
-                value.0
-            )
-            .execute(&mut *tx)
-            .await?;
-            sqlx::query!("update leases set settled_ms = $2 where lease_id = $1", row.lease_id, row.used_ms)
-                .execute(&mut *tx)
-                .await?;
-        }
+        freeze::leases(&mut tx, epoch).await?;
+        freeze::events(&mut tx, epoch).await?;
+        freeze::verdicts(&mut tx, epoch).await?;
+        freeze::idle(&mut tx, epoch).await?;
+        freeze::classes(&mut tx, epoch).await?;
+        freeze::miners(&mut tx, epoch).await?;
         sqlx::query!("insert into epochs (epoch, chain) values ($1, $2)", epoch + 1, chain)
             .execute(&mut *tx)
             .await?;
@@ -194,7 +175,9 @@ impl Store {
     ) -> Result<()> {
         let to = from.next().ok_or(StoreError::Stale("epoch"))?;
         let moved = sqlx::query!(
-            "update epochs set state = $3, weights = coalesce($4, weights) where epoch = $1 and state = $2",
+            "update epochs set state = $3, weights = coalesce($4, weights),
+                confirmed_at_ms = case when $3 = 'confirmed' then now_ms() end
+             where epoch = $1 and state = $2",
             epoch,
             from.as_str(),
             to.as_str(),
@@ -212,7 +195,11 @@ struct RawEpoch {
     chain: String,
     opened_at_ms: i64,
     closed_at_ms: Option<i64>,
-    weights: Option<serde_json::Value>,
+    weights: Option<Value>,
+    head: Option<String>,
+    lines: Option<i64>,
+    bundle_bytes: Option<i64>,
+    result: Option<Value>,
 }
 
 impl RawEpoch {
@@ -224,6 +211,9 @@ impl RawEpoch {
             opened_at: Timestamp(self.opened_at_ms),
             closed_at: self.closed_at_ms.map(Timestamp),
             weights: self.weights.map(|value| error::read_json("weights", value)).transpose()?,
+            settled: self.head.zip(self.lines).zip(self.bundle_bytes).zip(self.result).map(
+                |(((head, lines), bundle_bytes), result)| SettledRow { head, lines, bundle_bytes, result },
+            ),
         })
     }
 }

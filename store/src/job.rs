@@ -290,7 +290,7 @@ impl Store {
         let rows = sqlx::query_as!(
             RawAttempt,
             "select l.lease_id, l.job_id, l.attempt, l.host_id, h.name as host_name, h.hotkey, h.inventory,
-                    l.reason, l.trust, l.baseline_gpu_hour, l.state, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour, l.vcpu_hour, l.gib_hour, l.devices,
+                    l.reason, l.trust, l.baseline_gpu_hour, l.term, l.state, l.milli_gpu, l.milli_cpu, l.memory, l.gpu_hour, l.vcpu_hour, l.gib_hour, l.devices,
                     l.placed_at_ms, l.started_at_ms, l.ended_at_ms, l.used_ms, l.charged, l.outcome
              from leases l join hosts h using (host_id)
              where l.job_id = any($1) order by l.job_id, l.attempt",
@@ -461,6 +461,7 @@ struct RawAttempt {
     reason: String,
     trust: String,
     baseline_gpu_hour: Option<i64>,
+    term: String,
     state: String,
     milli_gpu: i64,
     milli_cpu: i64,
@@ -491,6 +492,7 @@ impl RawAttempt {
                 reason: error::read_name("why a host was chosen", self.reason)?,
                 trust: error::read_name("a trust class", self.trust)?,
                 baseline: self.baseline_gpu_hour.map(MicroUsd),
+                term: error::read_name("a term", self.term)?,
             },
             state: error::read_name("a lease's state", self.state)?,
             size: Size {

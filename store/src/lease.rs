@@ -301,10 +301,12 @@ async fn close(
     }
     meter(tx, lease, !is_lost).await?;
     sqlx::query!(
-        "update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
-            ended_at_ms = coalesce(ended_at_ms, now_ms()),
-            used_ms = case when $3 then used_ms else settled_ms end
-         where lease_id = $1",
+        "with closed as (
+            update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
+                ended_at_ms = coalesce(ended_at_ms, now_ms()),
+                used_ms = case when $3 then used_ms else 0 end
+            where lease_id = $1 returning lease_id)
+         insert into unsettled_leases select lease_id from closed",
         lease.lease.0,
         error::write_json(outcome)?,
         outcome.is_charged()

@@ -4,7 +4,9 @@ use nave_domain::{
     CustomerId, JobId, MicroUsd, Timestamp,
     ledger::{Account, Posting, PostingKind},
 };
+use serde::Serialize;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::{Result, Store, error};
 
@@ -53,13 +55,15 @@ pub(crate) async fn post(tx: &mut PgConnection, posting: &Posting) -> Result<boo
     }
     let customer = posting.from.customer().or(posting.to.customer());
     let id = sqlx::query_scalar!(
-        "insert into ledger_postings (idempotency_key, kind, job_id, customer_id, machine_id) values ($1, $2, $3, $4, $5)
+        "insert into ledger_postings (idempotency_key, kind, job_id, customer_id, machine_id, hotkey)
+         values ($1, $2, $3, $4, $5, $6)
          on conflict on constraint ledger_postings_key do nothing returning posting_id",
         posting.key,
         posting.kind.as_str(),
         posting.job.map(|job| job.0),
         customer.map(|customer| customer.0),
-        posting.machine
+        posting.machine,
+        posting.from.hotkey().or(posting.to.hotkey())
     )
     .fetch_optional(&mut *tx)
     .await?;
@@ -72,12 +76,102 @@ pub(crate) async fn post(tx: &mut PgConnection, posting: &Posting) -> Result<boo
     Ok(true)
 }
 
+/// Posts many at once, as [`post`] would one after the other, for customers that are locked. Those that were posted before
+/// are left out.
+pub(crate) async fn post_all(tx: &mut PgConnection, postings: &[Posting]) -> Result<()> {
+    for some in postings.chunks(POSTINGS_AT_ONCE) {
+        let fresh = some.iter().filter(|posting| posting.amount > MicroUsd::ZERO);
+        let fresh = error::write_json(&fresh.map(NewPosting::of).collect::<Vec<_>>())?;
+        sqlx::query!(
+            "insert into ledger_accounts (account, customer_id, hotkey)
+             select distinct side.account, side.customer, side.hotkey
+             from jsonb_to_recordset($1) fresh (source jsonb, target jsonb)
+             cross join lateral (values (source), (target)) sides (side)
+             cross join lateral jsonb_to_record(sides.side) side (account text, customer uuid, hotkey text)
+             order by side.account on conflict do nothing",
+            fresh
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "with fresh as (
+                select * from jsonb_to_recordset($1) fresh (
+                    key text, kind text, job uuid, customer uuid, hotkey text, source jsonb, target jsonb, amount bigint)),
+             posted as (
+                insert into ledger_postings (idempotency_key, kind, job_id, customer_id, hotkey)
+                select key, kind, job, customer, hotkey from fresh
+                on conflict on constraint ledger_postings_key do nothing returning posting_id, idempotency_key),
+             sides as materialized (
+                select posting_id, side.account, side.amount from posted join fresh on key = idempotency_key
+                cross join lateral (values (source ->> 'account', -amount), (target ->> 'account', amount))
+                    side (account, amount)),
+             summed as (
+                update ledger_accounts a set balance = balance + s.amount
+                from (select account, sum(amount)::bigint as amount from sides group by account) s
+                where a.account = s.account)
+             insert into ledger_entries (posting_id, account, amount) select posting_id, account, amount from sides",
+            fresh
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Postings in one statement.
+const POSTINGS_AT_ONCE: usize = 5_000;
+
+/// A posting, as the database reads it.
+#[derive(Serialize)]
+struct NewPosting<'a> {
+    key: &'a str,
+    kind: &'static str,
+    job: Option<Uuid>,
+    customer: Option<Uuid>,
+    hotkey: Option<&'a str>,
+    source: Side<'a>,
+    target: Side<'a>,
+    amount: i64,
+}
+
+/// An account, as the database reads it.
+#[derive(Serialize)]
+struct Side<'a> {
+    account: String,
+    customer: Option<Uuid>,
+    hotkey: Option<&'a str>,
+}
+
+impl<'a> Side<'a> {
+    fn of(account: &'a Account) -> Self {
+        let customer = account.customer().map(|customer| customer.0);
+        Self { account: account.to_string(), customer, hotkey: account.hotkey() }
+    }
+}
+
+impl<'a> NewPosting<'a> {
+    fn of(posting: &'a Posting) -> Self {
+        let (source, target) = (Side::of(&posting.from), Side::of(&posting.to));
+        Self {
+            key: &posting.key,
+            kind: posting.kind.as_str(),
+            job: posting.job.map(|job| job.0),
+            customer: source.customer.or(target.customer),
+            hotkey: source.hotkey.or(target.hotkey),
+            source,
+            target,
+            amount: posting.amount.0,
+        }
+    }
+}
+
 async fn enter(tx: &mut PgConnection, posting: i64, account: Account, amount: MicroUsd) -> Result<()> {
     let name = account.to_string();
     sqlx::query!(
-        "insert into ledger_accounts (account, customer_id) values ($1, $2) on conflict do nothing",
+        "insert into ledger_accounts (account, customer_id, hotkey) values ($1, $2, $3) on conflict do nothing",
         name,
-        account.customer().map(|customer| customer.0)
+        account.customer().map(|customer| customer.0),
+        account.hotkey()
     )
     .execute(&mut *tx)
     .await?;
@@ -214,14 +308,43 @@ impl Store {
                select 'job ' || j.job_id || ' was charged ' || j.charged || ', the ledger says ' || coalesce(l.paid, 0)
                from jobs j left join (
                    select p.job_id, sum(e.amount) as paid from ledger_postings p
-                   join ledger_entries e on e.posting_id = p.posting_id and e.account = 'treasury' group by p.job_id
+                   join ledger_entries e on e.posting_id = p.posting_id and e.account = 'treasury'
+                   -- What breaches give back is no part of what a job was charged.
+                   where p.kind <> 'credit_for_breach' group by p.job_id
                ) l on l.job_id = j.job_id where j.charged <> coalesce(l.paid, 0)
                union all
                select 'machine ' || m.machine_id || ' has cost ' || m.cost || ', the ledger says ' || coalesce(l.paid, 0)
                from machines m left join (
                    select p.machine_id, sum(e.amount) as paid from ledger_postings p
                    join ledger_entries e on e.posting_id = p.posting_id and e.account = 'clouds' group by p.machine_id
-               ) l on l.machine_id = m.machine_id where m.cost <> coalesce(l.paid, 0)"#
+               ) l on l.machine_id = m.machine_id where m.cost <> coalesce(l.paid, 0)
+               union all
+               select 'lease ' || p.lease_id || ' gives ' || p.credit || ' back of ' || l.charged
+               from lease_pay p join leases l using (lease_id) where p.credit > l.charged or p.credit < 0
+               union all
+               select 'epoch ' || s.epoch || ' gives ' || s.credit || ' back, the ledger says ' || s.posted from (
+                   select p.epoch, sum(p.credit) as credit, coalesce(sum(e.amount), 0) as posted
+                   from lease_pay p
+                   left join ledger_postings l on l.idempotency_key = 'credit_for_breach:lease_' || replace(p.lease_id::text, '-', '')
+                   left join ledger_entries e on e.posting_id = l.posting_id and e.amount > 0
+                   where p.credit <> 0 group by p.epoch) s where s.credit <> s.posted
+               union all
+               select 'miner ' || m.hotkey || ' is to get ' || m.cash || ', the ledger says ' || coalesce(l.paid, 0)
+               from (select hotkey, sum((pay ->> 'cash')::bigint) as cash from epoch_pay group by hotkey) m
+               left join (
+                   select p.hotkey, sum(e.amount) as paid from ledger_postings p
+                   join ledger_entries e on e.posting_id = p.posting_id and e.amount > 0
+                   where p.kind = 'cash' group by p.hotkey
+               ) l on l.hotkey = m.hotkey where m.cash <> coalesce(l.paid, 0)
+               union all
+               select 'miner ' || m.hotkey || ' has ' || m.collateral || ' as collateral, the ledger says '
+                      || coalesce(a.balance, 0)
+               from (select hotkey, sum(amount) as collateral from (
+                         select hotkey, amount from collateral_moves
+                         union all
+                         select hotkey, -(pay ->> 'penalty_collateral')::bigint from epoch_pay) moved group by hotkey) m
+               left join ledger_accounts a on a.account = 'collateral:' || m.hotkey
+               where m.collateral <> coalesce(a.balance, 0)"#
         )
         .fetch_all(&self.pool)
         .await?;

@@ -6,7 +6,7 @@ use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, Millis,
     fraction::Fraction,
-    host::Trust,
+    host::{Term, Trust},
     job::{self, JobEvent, JobRequest, JobState},
     lease::ChosenFor,
     rate::{Rate, Size},
@@ -61,11 +61,14 @@ pub struct Grounds {
     pub trust: Trust,
     /// What clouds ask for an hour of one of the devices; none where nobody knows, or there are none.
     pub baseline: Option<MicroUsd>,
+    /// For how long the host sells.
+    #[serde(default)]
+    pub term: Term,
 }
 
 impl Default for Grounds {
     fn default() -> Self {
-        Self { reason: ChosenFor::default(), trust: Trust::Unrated, baseline: None }
+        Self { reason: ChosenFor::default(), trust: Trust::Unrated, baseline: None, term: Term::OnDemand }
     }
 }
 
@@ -141,12 +144,14 @@ async fn insert(tx: &mut PgConnection, job: &LockedJob, placement: &Placement) -
     let lease = LeaseId(Uuid::now_v7());
     sqlx::query!(
         "with next as (update jobs set attempts = attempts + 1 where job_id = $2
-                       returning attempts, octet_length(request::text) as bytes)
+                       returning attempts, octet_length(request::text) as bytes, request ->> 'term' as term)
          insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
                              gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes,
-                             reason, trust, baseline_gpu_hour, share_milli, share_vram)
+                             reason, trust, baseline_gpu_hour, share_milli, share_vram, term, class)
          select $1, $2, attempts, $3, $4::text[], $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                bytes + $14::bigint + $15::bigint * cardinality($4::text[]), $16, $17, $18, $19, $20 from next",
+                bytes + $14::bigint + $15::bigint * cardinality($4::text[]), $16, $17, $18, $19, $20,
+                case when term = 'spot' then term else $21 end,
+                (select proven #>> array['devices', ($4::text[])[1], 'class'] from hosts where host_id = $3) from next",
         lease.0,
         job.job.0,
         placement.host.0,
@@ -166,7 +171,8 @@ async fn insert(tx: &mut PgConnection, job: &LockedJob, placement: &Placement) -
         placement.grounds.trust.as_str(),
         placement.grounds.baseline.map(|price| price.0),
         placement.share.map(|share| share.milli.0),
-        placement.share.map(|share| share.vram.0)
+        placement.share.map(|share| share.vram.0),
+        placement.grounds.term.as_str()
     )
     .execute(&mut *tx)
     .await?;
@@ -304,6 +310,7 @@ struct NewLease<'a> {
     baseline_gpu_hour: Option<i64>,
     share_milli: Option<i64>,
     share_vram: Option<i64>,
+    term: &'static str,
 }
 
 impl<'a> NewLease<'a> {
@@ -327,6 +334,7 @@ impl<'a> NewLease<'a> {
             baseline_gpu_hour: placement.grounds.baseline.map(|price| price.0),
             share_milli: placement.share.map(|share| share.milli.0),
             share_vram: placement.share.map(|share| share.vram.0),
+            term: placement.grounds.term.as_str(),
         }
     }
 }
@@ -341,18 +349,20 @@ async fn insert_all(tx: &mut PgConnection, placements: &[Placement], leases: &[L
             select * from jsonb_to_recordset($1) fresh (
                 lease_id uuid, job_id uuid, host_id uuid, devices text[], milli_gpu bigint, milli_cpu bigint,
                 memory bigint, disk bigint, gpu_hour bigint, vcpu_hour bigint, gib_hour bigint, run_ms_max bigint,
-                capped_by_spend boolean, reason text, trust text, baseline_gpu_hour bigint, share_milli bigint, share_vram bigint)),
+                capped_by_spend boolean, reason text, trust text, baseline_gpu_hour bigint, share_milli bigint, share_vram bigint, term text)),
          next as (
             update jobs set state = $2, attempts = attempts + 1, reason_code = null, reason_message = null,
                 queued_ms = queued_ms + now_ms() - queued_at_ms, queued_at_ms = null
             from fresh where jobs.job_id = fresh.job_id and state = 'queued'
-            returning jobs.job_id, attempts, octet_length(request::text) as bytes)
+            returning jobs.job_id, attempts, octet_length(request::text) as bytes, request ->> 'term' as asked)
          insert into leases (lease_id, job_id, attempt, host_id, devices, milli_gpu, milli_cpu, memory, disk,
                              gpu_hour, vcpu_hour, gib_hour, run_ms_max, capped_by_spend, order_bytes,
-                             reason, trust, baseline_gpu_hour, share_milli, share_vram)
+                             reason, trust, baseline_gpu_hour, share_milli, share_vram, term, class)
          select lease_id, job_id, attempts, host_id, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour, vcpu_hour,
                 gib_hour, run_ms_max, capped_by_spend, bytes + $3::bigint + $4::bigint * cardinality(devices),
-                reason, trust, baseline_gpu_hour, share_milli, share_vram
+                reason, trust, baseline_gpu_hour, share_milli, share_vram,
+                case when asked = 'spot' then asked else fresh.term end,
+                (select proven #>> array['devices', devices[1], 'class'] from hosts where host_id = fresh.host_id)
          from fresh join next using (job_id)",
         error::write_json(&rows)?,
         placed.as_str(),

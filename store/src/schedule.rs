@@ -304,11 +304,13 @@ async fn hosts(tx: &mut PgConnection, now: Timestamp) -> Result<BTreeMap<HostId,
     let rows = sqlx::query!(
         r#"with miners as (
             select hotkey, sum(served_ms)::bigint as all_served_ms, sum(losses)::bigint as all_losses from hosts group by hotkey)
-           select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, term, region, inventory as "inventory!", proven,
+           select host_id, hotkey, generation, gpu_hour, vcpu_hour, gib_hour, region, inventory as "inventory!", proven,
+                case when spot_because is null then term else 'spot' end as "term!",
                 exists (select from machines m where m.host_id = hosts.host_id) as "is_rented!",
                 (select known -> 'dead_man' from machines m where m.host_id = hosts.host_id) as dead_man,
                 served_ms, losses, all_served_ms as "all_served_ms!", all_losses as "all_losses!"
-           from hosts join miners using (hotkey) where state = 'ready' and not paused and inventory is not null"#
+           from hosts join miners using (hotkey) join (select host_id, spot_because from offers) o using (host_id)
+           where state = 'ready' and not paused and inventory is not null"#
     )
     .fetch_all(&mut *tx)
     .await?;

@@ -117,6 +117,23 @@ impl Store {
         if begun == [host] { Ok(()) } else { Err(StoreError::Stale("host")) }
     }
 
+    /// Puts one challenge into the spec of its host, whatever that has proven.
+    ///
+    /// # Errors
+    /// [`StoreError::Stale`] when it cannot be tested for this now, or was before.
+    pub async fn challenge_draw(&self, drawing: &Drawing<'_>) -> Result<()> {
+        let drawn = self.challenges_draw_beside(std::slice::from_ref(drawing)).await?;
+        if drawn == [drawing.host] { Ok(()) } else { Err(StoreError::Stale("host")) }
+    }
+
+    /// As [`Store::hosts_retest_at`], for one.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn host_retest_at(&self, host: HostId, up: Millis) -> Result<()> {
+        self.hosts_retest_at(&[(host, up)]).await
+    }
+
     /// Gives a host a challenge that is nothing special.
     ///
     /// # Errors
@@ -133,6 +150,102 @@ impl Store {
         let drawing =
             Drawing { host, challenge, kind, cause, body, claims, shadow: false, window: None, lease: None };
         self.challenge_draw(&drawing).await
+    }
+}
+
+/// A crowd of hosts, as measurements of what looks cost need it.
+impl Store {
+    /// Makes so many more hosts that are what this one is, with its leases and their jobs: each of a miner of its own,
+    /// or all of the same.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn host_copy(&self, host: HostId, count: i32, one_miner: bool) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let copies = [
+            "create temporary table copies on commit drop as
+                select n, gen_random_uuid() as host_id, gen_random_uuid() as job_id, gen_random_uuid() as lease_id
+                from generate_series(1, $2) n where $1 is not null and $3 is not null",
+            "insert into hosts select (jsonb_populate_record(h, jsonb_build_object(
+                'host_id', c.host_id, 'name', c.host_id, 'mesh_key', encode(sha256(c.host_id::text::bytea), 'hex'),
+                'hotkey', case when $3 then h.hotkey else 'miner ' || n end, 'mesh_address', null,
+                'inventory', replace(h.inventory::text, 'SIM-', 'SIM-' || n || '-')::jsonb,
+                'proven', replace(h.proven::text, 'SIM-', 'SIM-' || n || '-')::jsonb))).*
+             from hosts h cross join copies c where h.host_id = $1 and $2 > 0",
+            "insert into jobs select (jsonb_populate_record(j, jsonb_build_object(
+                'job_id', c.job_id, 'idempotency_key', c.job_id))).*
+             from leases l join jobs j using (job_id) cross join copies c
+             where l.host_id = $1 and $2 > 0 and $3 is not null",
+            "insert into leases select (jsonb_populate_record(l, jsonb_build_object(
+                'lease_id', c.lease_id, 'job_id', c.job_id, 'host_id', c.host_id,
+                'devices', to_jsonb(array(select replace(d, 'SIM-', 'SIM-' || n || '-') from unnest(l.devices) d))))).*
+             from leases l cross join copies c where l.host_id = $1 and $2 > 0 and $3 is not null",
+        ];
+        for copy in copies {
+            sqlx::query(copy).bind(host.0).bind(count).bind(one_miner).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Fills a market with miners, their hosts of eight devices, and leases that have closed, one in a thousand of them with a
+    /// breach; one host in two had idle devices. Nothing of it is in the ledger.
+    ///
+    /// # Errors
+    /// When the database refuses.
+    pub async fn market_fill(&self, miners: i64, hosts: i64, leases: i64) -> Result<()> {
+        let mut tx = self.begin().await?;
+        sqlx::query("set local statement_timeout = '30min'").execute(&mut *tx).await?;
+        sqlx::query(
+            "with customers as (
+                insert into customers (customer_id, name) select gen_random_uuid(), 'customer ' || n from generate_series(0, 99) n
+                returning customer_id, substr(name, 10)::bigint as n),
+             hosts as (
+                insert into hosts (host_id, name, hotkey, state, gpu_hour, vcpu_hour, gib_hour, proven)
+                select gen_random_uuid(), 'host ' || n, 'miner ' || n % $1::bigint, 'ready', 2000000, 0, 0, '{}'
+                from generate_series(0, $2::bigint - 1) n returning host_id, substr(name, 6)::bigint as n),
+             jobs as (
+                insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, state, max_spend, charged)
+                select gen_random_uuid(), customer_id, 'job ' || s, '', '{}', 'succeeded', 2000000, 1000000
+                from generate_series(0, $3::bigint - 1) s join customers on n = s % 100
+                returning job_id, substr(idempotency_key, 5)::bigint as n),
+             leases as (
+                insert into leases (lease_id, job_id, attempt, host_id, state, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour,
+                    vcpu_hour, gib_hour, run_ms_max, capped_by_spend, used_ms, outcome, charged, closed_at_ms, order_bytes,
+                    baseline_gpu_hour, class)
+                select gen_random_uuid(), job_id, 1, host_id, 'closed', '{}', 1000, 1000, 1073741824, 0, 2000000, 0, 0, 3600000, false,
+                    1800000, jsonb_build_object('kind', 'exited', 'code', 0), 1000000, now_ms(), 0, 2500000, 'h100'
+                from jobs join hosts on hosts.n = jobs.n % $2 returning lease_id, job_id, host_id)
+             insert into unsettled_leases select lease_id from leases",
+        )
+        .bind(miners)
+        .bind(hosts)
+        .bind(leases)
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, detail, blame, confirmed_by,
+                decided_at_ms, signature)
+             select 'host_lost', host_id, hotkey, lease_id, lease_id::text, 0, 0, 60000, 'for measurement', 'host', 'absence',
+                now_ms(), decode(repeat('00', 64), 'hex')
+             from leases join hosts using (host_id) where abs(hashtext(lease_id::text)) % 1000 = 0",
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "insert into idle_times (epoch, host_id, class, device_ms, gpu_hour)
+             select epoch, host_id, 'h100', 3600000, 2000000 from hosts cross join epochs
+             where hosts.state = 'ready' and abs(hashtext(host_id::text)) % 2 = 0",
+        )
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        for table in ["jobs", "leases", "hosts", "unsettled_leases"] {
+            sqlx::query(sqlx::AssertSqlSafe(format!("analyze {table}"))).execute(&self.pool).await?;
+        }
+        Ok(())
     }
 }
 

@@ -7,8 +7,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A weight vector by miner hotkey.
-pub type Weights = BTreeMap<String, u16>;
+use serde::{Deserialize, Serialize};
+
+/// What a chain is told of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commitment {
+    /// Weight by miner hotkey.
+    pub weights: BTreeMap<String, u16>,
+    /// SHA-256 of the last line of the epoch's bundle, hexadecimal; none for epochs that were settled before there were any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+}
 
 /// A chain that takes weights.
 #[derive(Debug, Clone)]
@@ -17,7 +26,7 @@ pub enum Chain {
     Local(LocalChain),
 }
 
-/// Why a chain did not take or show weights.
+/// Why a chain did not take or show something.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {action} {path}")]
 pub struct ChainError {
@@ -35,21 +44,21 @@ impl Chain {
         }
     }
 
-    /// Submits an epoch's weights; submitting the same again changes nothing.
+    /// Submits an epoch's weights and the head of its bundle; submitting the same again changes nothing.
     ///
     /// # Errors
     /// [`ChainError`]; submit again.
-    pub fn submit(&self, epoch: i64, weights: &Weights) -> Result<(), ChainError> {
+    pub fn submit(&self, epoch: i64, commitment: &Commitment) -> Result<(), ChainError> {
         match self {
-            Self::Local(chain) => chain.submit(epoch, weights),
+            Self::Local(chain) => chain.submit(epoch, commitment),
         }
     }
 
-    /// The weights that the chain shows for an epoch.
+    /// What the chain shows of an epoch.
     ///
     /// # Errors
     /// [`ChainError`]; read again.
-    pub fn read_back(&self, epoch: i64) -> Result<Option<Weights>, ChainError> {
+    pub fn read_back(&self, epoch: i64) -> Result<Option<Commitment>, ChainError> {
         match self {
             Self::Local(chain) => chain.read_back(epoch),
         }
@@ -74,13 +83,13 @@ impl LocalChain {
     }
 
     /// Writes beside and moves into place, so that an epoch's weights are whole or absent.
-    fn submit(&self, epoch: i64, weights: &Weights) -> Result<(), ChainError> {
+    fn submit(&self, epoch: i64, commitment: &Commitment) -> Result<(), ChainError> {
         let path = self.file(epoch);
         let fresh = path.with_extension("new");
         let write = || {
             fs::create_dir_all(&self.dir)?;
             let mut file = fs::File::create(&fresh)?;
-            serde_json::to_writer(&mut file, weights)?;
+            serde_json::to_writer(&mut file, commitment)?;
             file.flush()?;
             file.sync_all()?;
             fs::rename(&fresh, &path)
@@ -88,7 +97,7 @@ impl LocalChain {
         write().map_err(|source| ChainError { action: "write", path: path.clone(), source })
     }
 
-    fn read_back(&self, epoch: i64) -> Result<Option<Weights>, ChainError> {
+    fn read_back(&self, epoch: i64) -> Result<Option<Commitment>, ChainError> {
         let path = self.file(epoch);
         let read = || match fs::read(&path) {
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
@@ -107,10 +116,11 @@ mod tests {
     fn an_epoch_submitted_twice_shows_once_and_others_not_at_all() {
         let dir = tempfile::tempdir().expect("a directory");
         let chain = Chain::Local(LocalChain::new(dir.path()));
-        let weights = Weights::from([("miner".to_owned(), u16::MAX)]);
-        chain.submit(3, &weights).expect("submit");
-        chain.submit(3, &weights).expect("submit again");
-        assert_eq!(chain.read_back(3).expect("read"), Some(weights));
+        let weights = BTreeMap::from([("miner".to_owned(), u16::MAX)]);
+        let commitment = Commitment { weights, head: Some("00".repeat(32)) };
+        chain.submit(3, &commitment).expect("submit");
+        chain.submit(3, &commitment).expect("submit again");
+        assert_eq!(chain.read_back(3).expect("read"), Some(commitment));
         assert_eq!(chain.read_back(4).expect("read"), None);
     }
 }

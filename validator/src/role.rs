@@ -2,17 +2,25 @@
 //!
 //! Every step is a row's state change, so a crash resumes from the rows.
 
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use nave_crash_point::crash_point;
-use nave_domain::{
-    Millis,
-    epoch::{EpochState, weights},
-};
+use nave_domain::{Millis, epoch::EpochState};
+use nave_settlement::{evidence::Totals, params::Params};
 use nave_store::{EpochRow, Store};
 
-use crate::chain::Chain;
+use crate::{
+    chain::{Chain, Commitment},
+    key::MarketKey,
+    settle::settle,
+};
 
 /// How the validator works.
 #[derive(Debug, Clone)]
@@ -23,9 +31,19 @@ pub struct Config {
     pub sink: String,
     /// Where weights go.
     pub chain: Chain,
+    /// Signs the evidence.
+    pub key: MarketKey,
+    /// The parameters of a market that has none yet.
+    pub first_params: Params,
+    /// Where bundles are also written to, once they may be read.
+    pub evidence: Option<PathBuf>,
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// How often idle devices are looked at, and what else there is to be done now and then.
+const CHORES: Duration = Duration::from_secs(10);
+/// The longest time between two looks that counts as idle; what is longer was an outage.
+const IDLE_STEP: Millis = Millis(30_000);
 
 /// Validates until `shutdown`.
 ///
@@ -33,7 +51,17 @@ const TICK: Duration = Duration::from_secs(1);
 /// None so far: what fails is logged and tried again.
 pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
+    let mut done: Option<Instant> = None;
     loop {
+        if done.is_none_or(|at| at.elapsed() >= CHORES) {
+            done = Some(Instant::now());
+            if let Err(error) = chores(&store).await {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "could not keep the accounts of miners; trying again"
+                );
+            }
+        }
         if let Err(error) = step(&config, &store).await {
             tracing::warn!(error = format!("{error:#}"), "an epoch is stuck; trying again");
         }
@@ -44,13 +72,28 @@ pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()
     }
 }
 
+/// Looks at idle devices, pays collateral back and forgets old bundles.
+///
+/// # Errors
+/// When the database does not answer.
+pub async fn chores(store: &Store) -> anyhow::Result<()> {
+    store.idle_look(IDLE_STEP).await.context("look at idle devices")?;
+    store.collateral_pay().await.context("pay collateral back")?;
+    store.bundles_sweep().await.context("forget old bundles")?;
+    Ok(())
+}
+
 /// Closes the open epoch if its time is over and moves every other one on as far as it goes.
 ///
 /// # Errors
-/// When the database or the chain does not answer, or the chain shows other weights; every
-/// step done stays done, and an epoch that is stuck does not hold up the others.
+/// When the database or the chain does not answer, or the chain shows something else; every step done stays done. An epoch
+/// is settled after those before it; otherwise one that is stuck does not hold up the others.
 pub async fn step(config: &Config, store: &Store) -> anyhow::Result<()> {
     let chain = config.chain.name();
+    store
+        .params_first(&serde_json::to_value(&config.first_params)?)
+        .await
+        .context("give the first parameters")?;
     let open = store.epoch_open(chain).await.context("open an epoch")?;
     if store.now().await?.since(open.opened_at) >= config.epoch {
         store.epoch_close(open.epoch, chain).await.with_context(|| format!("close epoch {}", open.epoch))?;
@@ -66,27 +109,25 @@ pub async fn step(config: &Config, store: &Store) -> anyhow::Result<()> {
 }
 
 async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Result<()> {
-    let known = || epoch.weights.as_ref().context("a settled epoch has weights");
     match epoch.state {
         EpochState::Closed => {
-            let delivered = store.epoch_delivered(epoch.epoch).await?;
-            let values: BTreeMap<_, _> =
-                delivered.into_iter().map(|(hotkey, row)| (hotkey, row.value)).collect();
-            let vector = weights(&values, &config.sink);
-            crash_point!("validator.settle.before_advance");
-            store.epoch_advance(epoch.epoch, EpochState::Closed, Some(&vector)).await?;
+            settle(store, epoch.epoch, &config.sink, &config.key).await?;
+            alarm(store, epoch.epoch).await?;
         }
         EpochState::Settled => {
-            config.chain.submit(epoch.epoch, known()?)?;
+            config.chain.submit(epoch.epoch, &commitment(epoch)?)?;
             crash_point!("validator.submit.before_advance");
             store.epoch_advance(epoch.epoch, EpochState::Settled, None).await?;
         }
         EpochState::Submitted => {
             let shown = config.chain.read_back(epoch.epoch)?;
             anyhow::ensure!(
-                shown.as_ref() == Some(known()?),
-                "the chain shows other weights than were submitted"
+                shown == Some(commitment(epoch)?),
+                "the chain shows something else than was submitted"
             );
+            if let Some(dir) = &config.evidence {
+                write_bundle(store, epoch.epoch, dir).await.context("write the bundle")?;
+            }
             crash_point!("validator.confirm.before_advance");
             store.epoch_advance(epoch.epoch, EpochState::Submitted, None).await?;
             tracing::info!(epoch = epoch.epoch, "weights confirmed");
@@ -94,4 +135,42 @@ async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Re
         EpochState::Open | EpochState::Confirmed => {}
     }
     Ok(())
+}
+
+/// What the chain is to show of a settled epoch.
+fn commitment(epoch: &EpochRow) -> anyhow::Result<Commitment> {
+    let weights = epoch.weights.clone().context("a settled epoch has weights")?;
+    Ok(Commitment { weights, head: epoch.settled.as_ref().map(|settled| settled.head.clone()) })
+}
+
+/// Says so where more goes to the sink than the parameters take for normal.
+async fn alarm(store: &Store, epoch: i64) -> anyhow::Result<()> {
+    let params: Params = serde_json::from_value(store.params_of(Some(epoch)).await?)?;
+    let Some(settled) = store.epoch_get(epoch).await?.settled else { return Ok(()) };
+    let totals: Totals = serde_json::from_value(settled.result)?;
+    let most = i128::from(totals.smoothed) * i128::from(params.sink_alarm_ppm) / 1_000_000;
+    if i128::from(totals.sink) > most {
+        tracing::warn!(
+            epoch,
+            sink = totals.sink,
+            of = totals.smoothed,
+            "much of the emission was earned by nobody"
+        );
+    }
+    Ok(())
+}
+
+/// Writes beside and moves into place, so that a bundle is whole or absent.
+async fn write_bundle(store: &Store, epoch: i64, dir: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(dir)?;
+    let path = dir.join(format!("epoch-{epoch}.jsonl.gz"));
+    let fresh = path.with_extension("new");
+    let mut file = io::BufWriter::new(fs::File::create(&fresh)?);
+    let mut piece = 0;
+    while let Some(bytes) = store.bundle_piece(epoch, piece).await? {
+        file.write_all(&bytes)?;
+        piece += 1;
+    }
+    file.into_inner()?.sync_all()?;
+    Ok(fs::rename(&fresh, &path)?)
 }

@@ -1,6 +1,7 @@
 //! The validator and the treasury on a real Postgres, with a local chain.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -16,7 +17,9 @@ use nave_store::{
     testing::{self, NewHost},
 };
 use nave_validator::{
-    chain::{Chain, LocalChain},
+    chain::{Chain, Commitment, LocalChain},
+    key::MarketKey,
+    params::{self, Params},
     role::{Config, step},
     treasury,
 };
@@ -93,7 +96,14 @@ impl Market {
 }
 
 fn config(chain: &Path, epoch: Millis) -> Config {
-    Config { epoch, sink: "sink".into(), chain: Chain::Local(LocalChain::new(chain)) }
+    Config {
+        epoch,
+        sink: "sink".into(),
+        chain: Chain::Local(LocalChain::new(chain)),
+        key: MarketKey::new("00".repeat(32), |_| [0; 64]),
+        first_params: Params { vcpu_hour: RATE.vcpu_hour.0, ..params::local() },
+        evidence: None,
+    }
 }
 
 /// An id that differs from miner to miner.
@@ -150,7 +160,7 @@ async fn an_epoch_stays_open_until_its_time_is_over() {
 async fn a_validator_that_ended_anywhere_resumes_from_the_rows() {
     let market = Market::open().await;
     let chain = Chain::Local(LocalChain::new(&market.chain()));
-    let weights = [("sink".to_owned(), WEIGHT_TOTAL)].into();
+    let weights = BTreeMap::from([("sink".to_owned(), WEIGHT_TOTAL)]);
     for (epoch, reached) in
         (1..).zip([EpochState::Closed, EpochState::Settled, EpochState::Settled, EpochState::Submitted])
     {
@@ -160,7 +170,8 @@ async fn a_validator_that_ended_anywhere_resumes_from_the_rows() {
             market.store.epoch_advance(epoch, EpochState::Closed, Some(&weights)).await.expect("settle");
         }
         if epoch >= 3 {
-            chain.submit(epoch, &weights).expect("submit");
+            let commitment = Commitment { weights: weights.clone(), head: None };
+            chain.submit(epoch, &commitment).expect("submit");
         }
         if reached >= EpochState::Submitted {
             market.store.epoch_advance(epoch, EpochState::Settled, None).await.expect("submitted");
@@ -175,16 +186,16 @@ async fn a_validator_that_ended_anywhere_resumes_from_the_rows() {
 #[tokio::test]
 async fn a_chain_that_shows_other_weights_is_noticed_and_holds_up_no_other_epoch() {
     let market = Market::open().await;
-    let other = [("thief".to_owned(), WEIGHT_TOTAL)].into();
+    let weights = [("thief".to_owned(), WEIGHT_TOTAL)].into();
     let chain = Chain::Local(LocalChain::new(&market.chain()));
-    chain.submit(1, &other).expect("submit");
+    chain.submit(1, &Commitment { weights, head: None }).expect("submit");
     let ours = [("sink".to_owned(), WEIGHT_TOTAL)].into();
     market.store.epoch_open("local").await.expect("open");
     market.store.epoch_close(1, "local").await.expect("close");
     market.store.epoch_advance(1, EpochState::Closed, Some(&ours)).await.expect("settle");
     market.store.epoch_advance(1, EpochState::Settled, None).await.expect("submitted");
     let alarm = market.step().await.expect_err("other weights");
-    assert!(format!("{alarm:#}").contains("epoch 1: the chain shows other weights"), "{alarm:#}");
+    assert!(format!("{alarm:#}").contains("epoch 1: the chain shows something else"), "{alarm:#}");
     assert_eq!(market.epoch(1).await.state, EpochState::Submitted);
     assert_eq!(market.epoch(2).await.state, EpochState::Confirmed);
 }

@@ -1,7 +1,12 @@
 //! Quotes: asked for here, answered by whoever schedules, used by a job.
 
 use nave_domain::{
-    HostId, JobId, MicroUsd, MilliGpu, host::Trust, job::JobState, lease::ChosenFor, rate::Size, region::Area,
+    HostId, JobId, MicroUsd, MilliGpu,
+    host::{Term, Trust},
+    job::JobState,
+    lease::ChosenFor,
+    rate::Size,
+    region::Area,
 };
 use nave_sdk::wire::{
     quote::{Quote, QuoteState},
@@ -44,6 +49,7 @@ fn scheduler(store: Store, host: Option<HostId>) -> JoinHandle<()> {
                             reason: ChosenFor::Cheapest,
                             trust: Trust::Verified,
                             baseline: Some(MicroUsd(RATE.gpu_hour.0 + 500_000)),
+                            term: Term::OnDemand,
                         },
                         gang: None,
                     })),

@@ -274,7 +274,7 @@ fn an_epoch_gives_the_miner_that_delivered_its_weight() {
         let confirmed = epochs
             .as_array()?
             .iter()
-            .find(|epoch| epoch["state"] == "confirmed" && epoch["weights"][&hotkey] == 65_535)?;
+            .find(|epoch| epoch["state"] == "confirmed" && epoch["weights"][&hotkey].as_u64() > Some(0))?;
         Some(confirmed.clone())
     });
     assert!(earned["delivered"][&hotkey]["used_ms"].as_i64().expect("use") > 0, "{earned}");

@@ -106,7 +106,11 @@ fn money(rows: &Rows) -> Result<(), String> {
             match account {
                 Account::Held(_) => *held.entry(job).or_default() += amount.0,
                 Account::Treasury => *paid.entry(job).or_default() += amount.0,
-                Account::Funding | Account::Clouds | Account::Available(_) => {}
+                Account::Funding
+                | Account::Clouds
+                | Account::Available(_)
+                | Account::Payable(_)
+                | Account::Collateral(_) => {}
             }
         }
     }

@@ -9,26 +9,30 @@ use std::{
 
 use nave_domain::{
     CustomerId, HostId, JobId, MicroUsd, MilliGpu, Millis, Timestamp,
+    fraction::WHOLE,
     job::{GROUP_LEASES_MAX, Isolation},
     lease::ChosenFor,
     rate::{Size, hourly},
 };
-use nave_store::{Baselines, Considered, Grounds, Occupied, Placement, QueuedJob, Snapshot};
+use nave_store::{
+    Baselines, Considered, Grounds, ORDERS_BYTES_MAX, Occupied, Placement, QueuedJob, Snapshot,
+};
 use uuid::Uuid;
 
 use crate::{
     fit::{
-        Meant, Names, Piece, Supply, baseline, devices, fits, fraction, lack, lack_beside_gpus, may_have,
-        piece, shares, slice,
+        Meant, Names, Offered, Piece, Supply, baseline, devices, fits, fraction, lack, lack_beside_gpus,
+        may_have, piece, shares, slice,
     },
-    fleet::Gpus,
+    fleet::{DEVICES_MAX, Gpus},
     planner::{
         Reason,
+        answers::Answers,
         hosts::{Hosts, Supplies},
+        like::{Differences, Like},
         money::{pays, run_max},
         rivals::{Orders, Rivals},
     },
-    wait::explain,
 };
 
 /// Most hosts that a quote names beside the one it is for.
@@ -52,20 +56,33 @@ pub(super) struct Market<'a> {
     /// The miners who were given jobs that are kept apart, by their customer and number.
     pub given: BTreeMap<(CustomerId, Uuid), BTreeSet<String>>,
     baselines: &'a Baselines,
-    /// Whether any host leases slices.
-    has_slices: bool,
+    /// Hosts that the fleet does not see all of: they lease slices, or have more devices than it can say.
+    odd: Vec<HostId>,
+    /// Hosts that are kept for somebody.
+    pub kept: Vec<HostId>,
+    differences: Differences,
+    answers: &'a Answers,
     orders: &'a Orders,
     /// Of jobs that are alike and the part of a device that they pay for at the least.
-    rivals: RefCell<BTreeMap<(String, MilliGpu), Rivals>>,
+    rivals: RefCell<BTreeMap<(Like, MilliGpu), Rivals>>,
 }
 
 impl<'a> Market<'a> {
     pub fn new(snapshot: &'a Snapshot, hosts: &'a Hosts) -> Self {
-        let Hosts { names, now, empty, orders, .. } = hosts;
-        let has_slices = now.values().any(|supply| !supply.slices.is_empty());
+        let Hosts { names, now, empty, orders, answers, dearest, .. } = hosts;
+        let is_odd = |supply: &Supply| !supply.slices.is_empty() || supply.devices.len() > DEVICES_MAX;
+        let all = || now.values().map(|supply| &supply.host);
+        let differences = Differences {
+            dearest: *dearest,
+            any_alone: all().any(|host| host.tenants.iter().any(|(_, alone)| *alone)),
+            order_bytes: ORDERS_BYTES_MAX - all().map(|host| host.order_bytes).max().unwrap_or(0),
+        };
         Self {
             now: snapshot.now,
-            has_slices,
+            odd: now.iter().filter(|(_, supply)| is_odd(supply)).map(|(id, _)| *id).collect(),
+            kept: Vec::new(),
+            differences,
+            answers,
             orders,
             rivals: RefCell::default(),
             names,
@@ -92,6 +109,11 @@ impl<'a> Market<'a> {
             return Some(wait("group_full", message));
         }
         None
+    }
+
+    /// What a job is alike in to others.
+    pub fn like(&self, job: &QueuedJob) -> Like {
+        Like::new(&self.kept_apart(job), &self.differences)
     }
 
     /// The job with the miners that this plan has given others of it.
@@ -142,6 +164,7 @@ impl<'a> Market<'a> {
                 reason: self.chosen_for_whole(job, id),
                 trust,
                 baseline,
+                term: host.terms.term,
             },
             gang: None,
         })
@@ -183,7 +206,7 @@ impl<'a> Market<'a> {
         let job = &*self.kept_apart(job);
         let price = |id: &HostId| self.hosts.get(id).and_then(|supply| at(supply, job));
         let mut rivals = self.rivals.borrow_mut();
-        let key = (super::like(job), least.milli_gpu);
+        let key = (Like::new(job, &self.differences), least.milli_gpu);
         let rivals = rivals.entry(key).or_insert_with(|| Rivals::new(self.orders, least, &self.hosts));
         let (mut is_only, mut cheaper) = (true, None);
         rivals.look(|least, id| {
@@ -204,7 +227,8 @@ impl<'a> Market<'a> {
         let failed_more = |id: &HostId| {
             failures(id) > failures(&chosen) && price(id).is_some_and(|price| Some(price) < own)
         };
-        let wastes = |supply: &Supply| job.request.resources.gpu.is_none() && !supply.devices.is_empty();
+        let has_gpus = |supply: &Supply| !supply.devices.is_empty() || !supply.slices.is_empty();
+        let wastes = |supply: &Supply| job.request.resources.gpu.is_none() && has_gpus(supply);
         if job.failed_on.iter().any(failed_more) {
             ChosenFor::FailedElsewhere
         } else if wastes(cheaper) && self.hosts.get(&chosen).is_some_and(|chosen| !wastes(chosen)) {
@@ -216,12 +240,20 @@ impl<'a> Market<'a> {
 
     /// The cheapest host that would do and its devices, looked for without the fleet, which counts memory in MiB and
     /// knows no hosts with very many devices.
-    pub fn by_hand(&self, job: &QueuedJob, is_kept: impl Fn(HostId) -> bool) -> Option<(HostId, Vec<u8>)> {
+    /// `all` says to look at hosts that the fleet sees, too.
+    pub fn by_hand(
+        &self,
+        job: &QueuedJob,
+        all: bool,
+        is_kept: impl Fn(HostId) -> bool,
+    ) -> Option<(HostId, Vec<u8>)> {
         let job = &*self.kept_apart(job);
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
         let choices = self.names.choices(&job.request);
         let would_do = |supply: &Supply| would_do(supply, job, &choices);
-        let fits = self.hosts.iter().filter(|(id, supply)| would_do(supply) && !is_kept(**id));
+        let all = self.hosts.iter().filter(|_| all);
+        let hosts = all.chain(self.odd.iter().filter_map(|id| self.hosts.get_key_value(id)));
+        let fits = hosts.filter(|(id, supply)| would_do(supply) && !is_kept(**id));
         let size = job.request.resources.size();
         let (id, supply) =
             fits.min_by_key(|(id, supply)| (failures(id), hourly(size, supply.host.rate).ok(), **id))?;
@@ -233,16 +265,37 @@ impl<'a> Market<'a> {
         Some((*id, places.map(|(place, _)| u8::try_from(place).ok()).collect::<Option<_>>()?))
     }
 
-    /// Whether a slice suffices for a job, and there are any.
-    pub fn takes_slice(&self, job: &QueuedJob) -> bool {
-        self.has_slices && fraction(&job.request).is_some()
+    /// Whether there are hosts with more devices than the fleet can say.
+    pub fn has_too_large(&self) -> bool {
+        let is_too_large = |id| self.hosts.get(id).is_some_and(|supply| supply.devices.len() > DEVICES_MAX);
+        self.odd.iter().any(is_too_large)
     }
 
-    /// Whether somebody has a share of a device of a host, which is then this customer, by its place.
-    pub fn is_shared(&self, id: HostId, places: &[u8]) -> bool {
-        let Some(supply) = self.hosts.get(&id) else { return false };
-        let devices = places.iter().filter_map(|place| supply.devices.get(usize::from(*place)));
-        devices.into_iter().any(|offered| supply.host.shared.contains_key(&offered.device.uuid))
+    /// Whether a slice suffices for a job, and there are any.
+    pub fn takes_slice(&self, job: &QueuedJob) -> bool {
+        !self.odd.is_empty() && fraction(&job.request).is_some()
+    }
+
+    /// Where a placement is in the order of what a job wishes: fractions before whole devices, each in the order of models.
+    pub fn turn(&self, job: &QueuedJob, placement: &Placement) -> (bool, usize) {
+        let is_whole = placement.size.milli_gpu == WHOLE && placement.share.is_none();
+        let offered = self.hosts.get(&placement.host).and_then(|supply| {
+            let uuid = placement.devices.first()?;
+            let device = supply.devices.iter().find(|offered| offered.device.uuid == *uuid);
+            let slice = supply.slices.iter().find(|(slice, _)| slice.uuid == *uuid);
+            device.or(slice.map(|(_, of)| of))
+        });
+        let means = |meant: &Option<Meant>| {
+            let is_of = |offered: &Offered| meant.as_ref().is_none_or(|meant| meant.contains(&offered.known));
+            offered.is_some_and(is_of)
+        };
+        let turn = self.names.choices(&job.request).iter().position(means);
+        (is_whole && !self.is_slice(placement), turn.unwrap_or(usize::MAX))
+    }
+
+    fn is_slice(&self, placement: &Placement) -> bool {
+        let slices = self.hosts.get(&placement.host).map(|supply| &supply.slices);
+        slices.is_some_and(|slices| slices.iter().any(|(slice, _)| placement.devices.contains(&slice.uuid)))
     }
 
     /// A placement on a slice, for a job that one suffices for, on the host where that costs least.
@@ -269,7 +322,8 @@ impl<'a> Market<'a> {
         let job = &*self.kept_apart(job);
         let failures = |host: &HostId| job.failed_on.iter().filter(|failed| *failed == host).count();
         let of_model = |model: &Option<Meant>| {
-            let found = self.hosts.iter().filter(|(id, _)| !is_kept(**id)).filter_map(|(id, supply)| {
+            let odd = self.odd.iter().filter_map(|id| self.hosts.get_key_value(id));
+            let found = odd.filter(|(id, _)| !is_kept(**id)).filter_map(|(id, supply)| {
                 let (piece, run_max) = piece_of(supply, job, model.as_ref(), find)?;
                 Some(((failures(id), price_of(supply, job, &piece)?, *id), piece, run_max))
             });
@@ -307,6 +361,7 @@ impl<'a> Market<'a> {
                 reason,
                 trust: host.terms.trust,
                 baseline: baseline(self.baselines, host, &[found.device]),
+                term: host.terms.term,
             },
             gang: None,
         }
@@ -325,6 +380,9 @@ impl<'a> Market<'a> {
             share: placement.share,
             order_bytes: job.order_bytes,
         });
+        self.differences.any_alone |= job.request.isolation == Isolation::Host;
+        self.differences.order_bytes =
+            self.differences.order_bytes.min(ORDERS_BYTES_MAX - supply.host.order_bytes);
         if let Some(apart) = job.request.apart {
             let miners = self.given.entry((job.customer, apart)).or_default();
             miners.insert(supply.host.hotkey.clone());
@@ -349,21 +407,13 @@ impl<'a> Market<'a> {
             return wait("no_hosts", "no host is ready; see `nave hosts`".into());
         }
         let job = &*self.kept_apart(job);
+        let like = Like::new(job, &self.differences).on_empty();
+        if let Some(refusal) = self.answers.why(like, job, self.names, self.empty) {
+            return refusal;
+        }
         let choices = self.names.choices(&job.request);
-        let suffices = |supply: &Supply| {
-            choices.iter().any(|model| piece_of(supply, job, model.as_ref(), piece).is_some())
-        };
-        if self.empty.values().any(|supply| suffices(supply)) {
-            return wait("waiting_for_capacity", "every host that fits is busy".into());
-        }
-        let mut fitting = self.empty.values().filter(|supply| fits(supply, job, &choices)).peekable();
-        if fitting.peek().is_none() {
-            return Refusal::Wait(explain(self.empty, self.names, job));
-        }
-        if !fitting.any(|supply| pays(job, supply.host.rate)) {
-            return Refusal::Fail(too_dear(job));
-        }
-        if self.hosts.values().any(|supply| would_do(supply, job, &choices)) {
+        let kept = self.kept.iter().filter_map(|id| self.hosts.get(id));
+        if kept.into_iter().any(|supply| would_do(supply, job, &choices)) {
             return wait("kept_for_others", "what is free is kept for jobs that wait for longer".into());
         }
         wait("waiting_for_capacity", "every host that fits is busy".into())
@@ -436,12 +486,6 @@ fn price_of(supply: &Supply, job: &QueuedJob, piece: &Piece<'_>) -> Option<Micro
 /// Whether a job could be on a host now, and pay for it.
 fn would_do(supply: &Supply, job: &QueuedJob, choices: &[Option<Meant>]) -> bool {
     pays(job, supply.host.rate) && fits(supply, job, choices)
-}
-
-fn too_dear(job: &QueuedJob) -> Reason {
-    let left = job.left;
-    let message = format!("the {left} left of its spend cap pay for less than a second; raise max_spend");
-    Reason::new("spend_cap", message)
 }
 
 pub(super) fn wait(code: &'static str, message: String) -> Refusal {

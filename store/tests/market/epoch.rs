@@ -92,7 +92,7 @@ async fn miners_are_weighed_by_the_value_they_delivered() {
         for (name, wanted) in [("alpha", request()), ("beta", large)] {
             let host = market.host(name).await;
             let (_, lease) = market.run(customer, host, &wanted).await;
-            market.use_up(host, lease, 60_000).await;
+            market.use_up(host, lease, 9_000).await;
             market.finish(host, lease, EXITED).await;
         }
         let delivered = close(market).await;

@@ -33,6 +33,7 @@ mod release;
 mod rent;
 mod requeue;
 mod resting;
+mod settle;
 mod schema;
 mod storm;
 mod submit;

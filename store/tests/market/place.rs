@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nave_domain::{
     Bytes, MicroUsd, MilliCpu, MilliGpu,
     fraction::{Fraction, Share, Shared, Tenant},
-    host::Trust,
+    host::{Term, Trust},
     job::{Isolation, JobRequest, JobState},
     lease::{ChosenFor, LeaseState},
     rate::Rate,
@@ -381,6 +381,7 @@ async fn it_is_written_down_why_a_host_was_chosen_and_what_was_known_then() {
             reason: ChosenFor::Cheapest,
             trust: Trust::Verified,
             baseline: Some(MicroUsd(2_490_000)),
+            term: Term::OnDemand,
         };
         let placement = Placement { grounds: grounds.clone(), ..market.placement(job, host).await };
         market.store.job_place(&placement).await.expect("place");
