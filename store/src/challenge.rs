@@ -80,6 +80,8 @@ pub struct OpenChallenge {
     /// Whether the host was in doubt when the challenge was drawn, or another one that counts against it: what
     /// that failed last, but for trouble, was doubt, and has not been proven since.
     pub was_in_doubt: bool,
+    /// Whether it is a test of GPUs and the host's memory is tested, too.
+    pub beside_memory: bool,
     /// Now, on both clocks, or when its verdict was written down.
     pub now: Moment,
 }
@@ -264,19 +266,40 @@ impl Store {
 
     pub(crate) async fn challenges(&self, ids: &[Uuid]) -> Result<Vec<OpenChallenge>> {
         let rows = sqlx::query!(
-            r#"select c.challenge_id, c.host_id, h.hotkey, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge,
+            r#"with asked as materialized (
+                select c.challenge_id, c.host_id, h.hotkey, h.inventory,
+                    exists (select from machines m where m.host_id = c.host_id) as is_rented
+                from challenges c join hosts h using (host_id) where c.challenge_id = any($1)),
+               -- Hosts that have proven GPUs which one that is asked about claims, and nobody has proven since.
+               holders as (
+                select distinct a.host_id, d.host_id as holder
+                from asked a cross join jsonb_array_elements(a.inventory -> 'devices') claimed
+                    join device_claims d on d.device = claimed ->> 'uuid'),
+               -- Since when each doubt counts that may: it is read once for all.
+               doubts as materialized (
+                select g.host_id, g.hotkey, coalesce(d.decided_at_ms, 0) as since_ms
+                from hosts g left join challenges d on d.challenge_id = g.doubted_by
+                where g.doubt is not null and coalesce(d.decided_up_ms > control_ms() - $2, true)
+                  and (g.hotkey in (select hotkey from asked) or g.host_id in (select holder from holders))),
+               of_miners as (select hotkey, min(since_ms) as since_ms from doubts group by hotkey),
+               of_holders as (
+                select o.host_id, min(d.since_ms) as since_ms from holders o join doubts d on d.host_id = o.holder
+                group by o.host_id)
+               select c.challenge_id, c.host_id, h.hotkey, c.kind, c.cause, c.shadow, c.lease_id as "lease_id?", c.challenge,
                     c.claims, c.drawn_at_ms, h.state, h.refusals, h.enrolled_at_ms,
-                    exists (
-                        select from (
-                            select h.doubted_by where h.doubt is not null
-                            union all select g.doubted_by from doubts_of(h.host_id) join hosts g using (host_id)) doubts
-                        left join challenges d on d.challenge_id = doubts.doubted_by
-                        where coalesce(d.decided_at_ms <= c.drawn_at_ms and d.decided_up_ms > control_ms() - $2, true)
-                    ) as "in_doubt!",
+                    -- A rented machine is no other machine's doubt.
+                    coalesce(least(case when a.is_rented then own.since_ms else miners.since_ms end, theirs.since_ms)
+                        <= c.drawn_at_ms, false) as "in_doubt!",
+                    c.kind = 'devices' and exists (
+                        select from challenges m where m.host_id = c.host_id and m.kind = 'memory' and m.verdict is null
+                    ) as "beside_memory!",
                     case when c.decided_up_ms is null then now_ms() else c.decided_at_ms end as "now_ms!",
                     coalesce(c.decided_up_ms, control_ms()) as "up_ms!"
-               from challenges c join hosts h using (host_id)
-               where c.challenge_id = any($1) order by c.challenge_id"#,
+               from challenges c join hosts h using (host_id) join asked a using (challenge_id)
+                    left join doubts own on own.host_id = c.host_id
+                    left join of_miners miners on miners.hotkey = h.hotkey
+                    left join of_holders theirs on theirs.host_id = c.host_id
+               order by c.challenge_id"#,
             ids,
             DOUBT_MS
         )
@@ -300,6 +323,7 @@ impl Store {
                 steps: steps.remove(&row.challenge_id).unwrap_or_default(),
                 refusals: row.refusals.unsigned_abs(),
                 was_in_doubt: row.in_doubt,
+                beside_memory: row.beside_memory,
                 now: Moment { at: Timestamp(row.now_ms), up: Millis(row.up_ms) },
             })
         });

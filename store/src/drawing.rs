@@ -5,18 +5,14 @@ use std::collections::BTreeSet;
 use nave_crash_point::crash_point;
 use nave_domain::{
     ChallengeId, HostId, LeaseId,
-    host::{HostState, Inventory},
+    host::Inventory,
     verdict::{Cause, Kind},
 };
 use serde_json::Value;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::{
-    Result, Store, StoreError,
-    challenge::{host_lock, step_insert},
-    error, host as hosts, look,
-};
+use crate::{Result, Store, StoreError, challenge::step_insert, error, host as hosts, look};
 
 /// A challenge that is to be put into the spec of its host.
 #[derive(Debug, Clone, Copy)]
@@ -81,46 +77,66 @@ impl Store {
         Ok(tested)
     }
 
-    /// Puts a challenge into the spec of its host, whatever that has proven.
+    /// Puts challenges into the specs of hosts, whatever these have proven: one at most for each. Says for which hosts; not
+    /// for those that are tested for the same already, leave, or were tested for this before: once in a window,
+    /// once at the start and the end of a lease.
     ///
     /// # Errors
-    /// [`StoreError::Stale`] when the host is tested for the same already, leaves, or was
-    /// tested for this before: once in a window, once at the start and the end of a lease.
-    pub async fn challenge_draw(&self, drawing: &Drawing<'_>) -> Result<()> {
+    /// When the database does not answer.
+    pub async fn challenges_draw_beside(&self, drawings: &[Drawing<'_>]) -> Result<Vec<HostId>> {
+        let hosts: Vec<Uuid> = drawings.iter().map(|drawing| drawing.host.0).collect();
+        let leases: Vec<Option<Uuid>> =
+            drawings.iter().map(|drawing| drawing.lease.map(|lease| lease.0)).collect();
+        let kinds: Vec<String> = drawings.iter().map(|drawing| drawing.kind.as_str().to_owned()).collect();
+        let causes: Vec<String> = drawings.iter().map(|drawing| drawing.cause.as_str().to_owned()).collect();
+        let windows: Vec<Option<Uuid>> = drawings.iter().map(|drawing| drawing.window).collect();
         let mut tx = self.begin().await?;
-        // Before the host, as leases are locked everywhere.
-        if let Some(lease) = drawing.lease {
-            sqlx::query!("update leases set probe_up_ms = null where lease_id = $1", lease.0)
-                .execute(&mut *tx)
-                .await?;
-        }
-        match host_lock(&mut tx, drawing.host).await? {
-            HostState::Verifying | HostState::Ready | HostState::Suspect | HostState::Refused => {}
-            // It has jobs, and shows what they get like any other.
-            HostState::Draining if drawing.lease.is_some() => {}
-            HostState::Enrolled | HostState::Draining | HostState::Gone | HostState::Banned => {
-                return Err(StoreError::Stale("host"));
-            }
-        }
-        let repeated = sqlx::query_scalar!(
-            r#"select exists (select from challenges where host_id = $1 and kind = $2
-                    and (window_id = $3 or (lease_id = $4 and cause = $5 and cause <> 'lease'))) as "repeated!""#,
-            drawing.host.0,
-            drawing.kind.as_str(),
-            drawing.window,
-            drawing.lease.map(|lease| lease.0),
-            drawing.cause.as_str()
+        lock(&mut tx, &hosts, &leases).await?;
+        // What others wrote until they let go of those is seen from here on.
+        let tested = sqlx::query_scalar!(
+            r#"select h.host_id from hosts h
+                join unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::uuid[]) as wanted (host_id, kind, cause, window_id, lease_id)
+                    using (host_id)
+               -- Who drains has jobs, and shows what they get like any other.
+               where (h.state in ('verifying', 'ready', 'suspect', 'refused') or (h.state = 'draining' and wanted.lease_id is not null))
+                 and not exists (select from challenges c
+                    where c.host_id = h.host_id and c.kind = wanted.kind and (c.verdict is null or c.window_id = wanted.window_id
+                        or (c.lease_id = wanted.lease_id and c.cause = wanted.cause and c.cause <> 'lease')))"#,
+            &hosts,
+            &kinds,
+            &causes,
+            &windows as &[Option<Uuid>],
+            &leases as &[Option<Uuid>]
         )
-        .fetch_one(&mut *tx)
+        .fetch_all(&mut *tx)
         .await?;
-        if repeated {
-            return Err(StoreError::Stale("host"));
-        }
-        insert(&mut tx, drawing).await?;
-        hosts::bump(&mut tx, drawing.host).await?;
+        let tested: BTreeSet<HostId> = tested.into_iter().map(HostId).collect();
+        let drawn: Vec<&Drawing<'_>> =
+            drawings.iter().filter(|drawing| tested.contains(&drawing.host)).collect();
+        let of: Vec<Uuid> = drawn.iter().filter_map(|drawing| drawing.lease).map(|lease| lease.0).collect();
+        sqlx::query!("update leases set probe_up_ms = null where lease_id = any($1)", &of)
+            .execute(&mut *tx)
+            .await?;
+        insert_all(&mut tx, &drawn).await?;
+        let tested: Vec<HostId> = tested.into_iter().collect();
+        hosts::bump_each(&mut tx, &tested).await?;
         tx.commit().await?;
-        Ok(())
+        Ok(tested)
     }
+}
+
+/// Locks leases and hosts, in the order in which they are locked everywhere.
+async fn lock(tx: &mut PgConnection, hosts: &[Uuid], leases: &[Option<Uuid>]) -> Result<()> {
+    sqlx::query!(
+        "select from leases where lease_id = any($1) order by lease_id for update",
+        leases as &[Option<Uuid>]
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    sqlx::query!("select from hosts where host_id = any($1) order by host_id for update", hosts)
+        .fetch_all(&mut *tx)
+        .await?;
+    Ok(())
 }
 
 pub(crate) async fn insert(tx: &mut PgConnection, drawing: &Drawing<'_>) -> Result<()> {
@@ -157,9 +173,11 @@ async fn insert_all(tx: &mut PgConnection, drawings: &[&Drawing<'_>]) -> Result<
         drawings.iter().map(|drawing| error::write_json(drawing.claims)).collect::<Result<_>>()?;
     let shadows: Vec<bool> = drawings.iter().map(|drawing| drawing.shadow).collect();
     let windows: Vec<Option<Uuid>> = drawings.iter().map(|drawing| drawing.window).collect();
+    let leases: Vec<Option<Uuid>> =
+        drawings.iter().map(|drawing| drawing.lease.map(|lease| lease.0)).collect();
     sqlx::query!(
-        "insert into challenges (challenge_id, host_id, kind, cause, challenge, claims, shadow, window_id)
-         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[], $7::bool[], $8::uuid[])",
+        "insert into challenges (challenge_id, host_id, kind, cause, challenge, claims, shadow, window_id, lease_id)
+         select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[], $7::bool[], $8::uuid[], $9::uuid[])",
         &ids,
         &hosts,
         &kinds,
@@ -167,7 +185,8 @@ async fn insert_all(tx: &mut PgConnection, drawings: &[&Drawing<'_>]) -> Result<
         &bodies,
         &claims,
         &shadows,
-        &windows as &[Option<Uuid>]
+        &windows as &[Option<Uuid>],
+        &leases as &[Option<Uuid>]
     )
     .execute(&mut *tx)
     .await?;

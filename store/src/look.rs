@@ -140,8 +140,15 @@ pub(crate) async fn host_changed(tx: &mut PgConnection, host: HostId) -> Result<
     Ok(())
 }
 
-/// A challenge has its verdict.
+/// A challenge has its verdict; what its host shows beside it may have waited for that.
 pub(crate) async fn end(tx: &mut PgConnection, challenge: ChallengeId) -> Result<()> {
-    sqlx::query!("delete from challenge_looks where challenge_id = $1", challenge.0).execute(tx).await?;
+    sqlx::query!(
+        "with ended as (delete from challenge_looks where challenge_id = $1 returning host_id)
+         update challenge_looks l set look_up_ms = control_ms(), news = news + 1
+         from ended where l.host_id = ended.host_id and l.challenge_id <> $1",
+        challenge.0
+    )
+    .execute(tx)
+    .await?;
     Ok(())
 }

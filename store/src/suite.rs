@@ -262,15 +262,19 @@ impl Store {
         Ok(())
     }
 
-    /// Sets when a host is tested again in any case, where that is not set.
+    /// Sets when hosts are tested again in any case, where that is not set.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn host_retest_at(&self, host: HostId, up: Millis) -> Result<()> {
+    pub async fn hosts_retest_at(&self, hosts: &[(HostId, Millis)]) -> Result<()> {
+        let (ids, ups): (Vec<Uuid>, Vec<i64>) = hosts.iter().map(|(host, up)| (host.0, up.0)).unzip();
         sqlx::query!(
-            "update hosts set retest_up_ms = $2 where host_id = $1 and retest_up_ms is null",
-            host.0,
-            up.0
+            "with unset as (
+                select h.host_id, at.up_ms from hosts h join unnest($1::uuid[], $2::bigint[]) as at (host_id, up_ms) using (host_id)
+                where h.retest_up_ms is null order by h.host_id for update of h)
+             update hosts h set retest_up_ms = unset.up_ms from unset where h.host_id = unset.host_id",
+            &ids,
+            &ups
         )
         .execute(&self.pool)
         .await?;

@@ -232,44 +232,55 @@ impl Store {
         Ok(leases)
     }
 
-    /// The last verdict on the GPUs of a host that was passed when they were free.
+    /// The last verdicts on the GPUs of hosts that were passed when they were free.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn devices_passed(&self, host: HostId) -> Result<Option<Value>> {
-        let passed = sqlx::query_scalar!(
-            r#"select c.verdict as "verdict!" from challenges c join hosts h using (host_id)
-               where c.host_id = $1 and c.kind = 'devices' and c.code = 'passed' and c.lease_id is null
-                 and c.drawn_at_ms >= h.enrolled_at_ms
-               order by c.challenge_id desc limit 1"#,
-            host.0
+    pub async fn devices_passed(&self, hosts: &[HostId]) -> Result<BTreeMap<HostId, Value>> {
+        let ids: Vec<Uuid> = hosts.iter().map(|host| host.0).collect();
+        let passed = sqlx::query!(
+            r#"select h.host_id, passed.verdict as "verdict!" from hosts h cross join lateral (
+                select c.verdict from challenges c
+                where c.host_id = h.host_id and c.kind = 'devices' and c.code = 'passed' and c.lease_id is null
+                  and c.drawn_at_ms >= h.enrolled_at_ms
+                order by c.challenge_id desc limit 1) passed
+               where h.host_id = any($1)"#,
+            &ids
         );
-        Ok(passed.fetch_optional(&self.pool).await?)
+        let passed = passed.fetch_all(&self.pool).await?;
+        Ok(passed.into_iter().map(|row| (row.host_id.into(), row.verdict)).collect())
     }
 
-    /// Sets when the GPUs of a lease are tested beside its job, where that is not set.
+    /// Sets when the GPUs of leases are tested beside their jobs, where that is not set.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn lease_probe_at(&self, lease: LeaseId, up: Millis) -> Result<()> {
+    pub async fn leases_probe_at(&self, leases: &[(LeaseId, Millis)]) -> Result<()> {
+        let (ids, ups): (Vec<Uuid>, Vec<i64>) = leases.iter().map(|(lease, up)| (lease.0, up.0)).unzip();
         sqlx::query!(
-            "update leases set probe_up_ms = $2 where lease_id = $1 and probe_up_ms is null and state <> 'closed'",
-            lease.0,
-            up.0
+            "with unset as (
+                select l.lease_id, at.up_ms from leases l join unnest($1::uuid[], $2::bigint[]) as at (lease_id, up_ms) using (lease_id)
+                where l.probe_up_ms is null and l.state <> 'closed' order by l.lease_id for update of l)
+             update leases l set probe_up_ms = unset.up_ms from unset where l.lease_id = unset.lease_id",
+            &ids,
+            &ups
         )
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
-    /// Remembers that a host can show none of its GPUs beside its jobs from now on, where that is not known.
+    /// Remembers that hosts can show none of their GPUs beside their jobs from now on, where that is not known.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn host_hidden(&self, host: HostId) -> Result<()> {
+    pub async fn hosts_hidden(&self, hosts: &[HostId]) -> Result<()> {
+        let ids: Vec<Uuid> = hosts.iter().map(|host| host.0).collect();
         sqlx::query!(
-            "update hosts set strained_up_ms = control_ms() where host_id = $1 and strained_up_ms is null",
-            host.0
+            "with shown as (
+                select host_id from hosts where host_id = any($1) and strained_up_ms is null order by host_id for update)
+             update hosts h set strained_up_ms = control_ms() from shown where h.host_id = shown.host_id",
+            &ids
         )
         .execute(&self.pool)
         .await?;

@@ -216,6 +216,10 @@ fn follow(open: &OpenChallenge, challenge: Challenge, silent: Millis) -> Next {
             }
         }
     }
+    // GPUs are full until then: what they do next needs the host's cores and memory, too.
+    if open.beside_memory {
+        return Next::Wait;
+    }
     Next::Reveal(u32::try_from(open.steps.len()).unwrap_or(u32::MAX))
 }
 

@@ -12,7 +12,7 @@ use nave_rules::{
     catalogue::Catalogue,
     class::{Judged, Rating},
     judge_devices,
-    size::{Purpose, size},
+    size::{Purpose, fills_beside_memory, size},
 };
 use nave_store::{Decided, DueHost};
 use serde_json::Value;
@@ -22,6 +22,9 @@ use crate::decide::{Ruling, Written};
 /// What is tested at the same time, in this order. Cores and memory are tested alone: each
 /// needs all of them, and what is spilled from devices needs memory, too.
 const STAGES: [&[Kind]; 3] = [&[Kind::Cpu], &[Kind::Memory], &[Kind::Devices, Kind::Storage, Kind::Software]];
+/// The same of a host whose GPUs are filled while its memory is: they go on once that has its verdict.
+const STAGES_BESIDE: [&[Kind]; 2] =
+    [&[Kind::Cpu], &[Kind::Memory, Kind::Devices, Kind::Storage, Kind::Software]];
 /// Memory of each device that a test beside a job may take.
 pub const SLACK: Bytes = Bytes(384 << 20);
 
@@ -72,7 +75,7 @@ impl Rules {
 pub fn due(host: &DueHost, rules: &Rules) -> Due {
     // A transfer is part of no suite, and takes little.
     let open: BTreeSet<Kind> = host.open.iter().copied().filter(|kind| *kind != Kind::Transfer).collect();
-    for stage in STAGES {
+    for stage in stages(host) {
         let missing: Vec<Kind> =
             stage.iter().copied().filter(|kind| is_missing(host, rules, *kind)).collect();
         if missing.is_empty() {
@@ -83,6 +86,12 @@ pub fn due(host: &DueHost, rules: &Rules) -> Due {
         return if beside && !next.is_empty() { Due::Draw(next) } else { Due::Wait };
     }
     if open.is_empty() { Due::Done(Box::new(proven(host, rules))) } else { Due::Wait }
+}
+
+/// In a window nobody decides by the speed of their memory when their GPUs are full.
+fn stages(host: &DueHost) -> &'static [&'static [Kind]] {
+    let beside = host.cause != Some(Cause::Window) && fills_beside_memory(&host.claims);
+    if beside { &STAGES_BESIDE } else { &STAGES }
 }
 
 fn is_missing(host: &DueHost, rules: &Rules, kind: Kind) -> bool {

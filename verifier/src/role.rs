@@ -2,6 +2,7 @@
 
 mod judging;
 mod transfers;
+mod watching;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use anyhow::Context as _;
 use nave_crash_point::crash_point;
 use nave_domain::{
     ChallengeId, HostId, Millis,
-    host::{Inventory, Proven},
+    host::Proven,
     verdict::{Cause, Kind},
 };
 use nave_proof::{Challenge, Nonce, Task};
@@ -33,7 +34,7 @@ use crate::{
         CANNOT_BE_JUDGED, Next, Ruling, Standing, Written, decide, decide_again, is_newer, waits_until,
     },
     draw::{self, Due, Rules, due},
-    schedule::{Action, Means, Probe, plan},
+    schedule::Means,
 };
 
 /// Longest time between two looks at what is open.
@@ -221,103 +222,6 @@ impl Verifier {
     fn rules(&self) -> Rules {
         let Config { enforced, shadow, effort, .. } = &self.config;
         Rules { enforced: enforced.clone(), shadow: shadow.clone(), effort: *effort }
-    }
-
-    /// Tests hosts again that have proven their claims, where it is time.
-    async fn keep_watch(&self) -> anyhow::Result<()> {
-        let watch =
-            self.store.hosts_watched(&self.config.enforced).await.context("load hosts that take jobs")?;
-        let mut drawn = Ok(());
-        let mut number = || random().map(u64::from_le_bytes).map_err(|error| drawn = Err(error)).unwrap_or(0);
-        let actions = plan(&watch, &self.rules(), &self.config.means, &mut number);
-        drawn?;
-        let mut retests: BTreeMap<Cause, Vec<(HostId, u64)>> = BTreeMap::new();
-        for action in actions {
-            let claims = |host: HostId| watch.hosts.iter().find(|watched| watched.host == host);
-            passable(match action {
-                Action::RetestAt(host, up) => self.store.host_retest_at(host, up).await.map_err(Into::into),
-                Action::Retest(host, seen, cause) => {
-                    retests.entry(cause).or_default().push((host, seen));
-                    Ok(())
-                }
-                Action::Demand(host, seen) => self.demand(host, seen).await,
-                Action::Hidden(host) => self.store.host_hidden(host).await.map_err(Into::into),
-                Action::ProbeAt(lease, up) => self.store.lease_probe_at(lease, up).await.map_err(Into::into),
-                Action::Probe(probe) => match claims(probe.host) {
-                    Some(watched) => self.probe(&probe, &watched.claims).await,
-                    None => Ok(()),
-                },
-                Action::PlanWindow(up) => {
-                    self.store.window_plan(Uuid::now_v7(), up).await.map_err(Into::into)
-                }
-                Action::ReplaceWindow(missed, up) => self.replace_window(missed, up).await,
-                Action::OpenWindow(window) => self.open_window(window).await,
-            })?;
-        }
-        for (cause, hosts) in retests {
-            for hosts in hosts.chunks(PAGE) {
-                passable(self.retest(hosts, cause).await)?;
-            }
-        }
-        match watch.opened {
-            Some(opened) => self.store.window_done(opened.window).await.context("end a window"),
-            None => Ok(()),
-        }
-    }
-
-    async fn replace_window(&self, missed: Uuid, up: Millis) -> anyhow::Result<()> {
-        if is_news(self.store.window_replace(missed, Uuid::now_v7(), up).await)? {
-            tracing::info!(window.id = %missed, "no verifier was there to draw hosts into a window; another one opens soon");
-        }
-        Ok(())
-    }
-
-    async fn retest(&self, hosts: &[(HostId, u64)], cause: Cause) -> anyhow::Result<()> {
-        for host in self.store.suites_begin(hosts, cause).await.context("test hosts again")? {
-            tracing::info!(host.id = %host, cause = cause.as_str(), "a host is to prove its claims again");
-        }
-        Ok(())
-    }
-
-    async fn demand(&self, host: HostId, seen: u64) -> anyhow::Result<()> {
-        if is_news(self.store.suite_demand(host, seen).await)? {
-            tracing::info!(host.id = %host, "a host has not shown its GPUs beside its jobs for long; it gets no further ones before it has");
-        }
-        Ok(())
-    }
-
-    async fn open_window(&self, window: Uuid) -> anyhow::Result<()> {
-        let beacon = beacon()?.to_string();
-        if is_news(self.store.window_open(window, &beacon).await)? {
-            tracing::info!(window.id = %window, "all hosts with GPUs are tested at once");
-        }
-        Ok(())
-    }
-
-    /// Tests GPUs beside the jobs of their host.
-    async fn probe(&self, probe: &Probe, claims: &Inventory) -> anyhow::Result<()> {
-        let whole = self.store.devices_passed(probe.host).await.context("load what GPUs have shown")?;
-        let task = match draw::task_beside_jobs(&probe.devices, claims.memory, whole) {
-            Ok(task) => task,
-            Err(why) => {
-                tracing::debug!(host.id = %probe.host, why, "GPUs cannot be tested beside jobs");
-                return Ok(());
-            }
-        };
-        let challenge = challenge(probe.host, task, probe.window.as_ref())?;
-        let body = serde_json::to_value(&challenge).context("write a challenge as JSON")?;
-        let drawing = Drawing {
-            host: probe.host,
-            challenge: challenge.challenge,
-            kind: Kind::Devices,
-            cause: probe.cause,
-            body: &body,
-            claims,
-            shadow: self.rules().is_shadow(Kind::Devices),
-            window: probe.window.as_ref().map(|window| window.window),
-            lease: Some(probe.lease),
-        };
-        is_news(self.store.challenge_draw(&drawing).await).map(drop).context("draw a test beside a lease")
     }
 
     /// Waits until all is judged that was to be judged.
@@ -543,11 +447,6 @@ fn is_news(written: Result<(), StoreError>) -> Result<bool, StoreError> {
         Err(StoreError::Stale(_)) => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// What everyone is given who is tested in the same window: nobody can know it before that opens.
-fn beacon() -> anyhow::Result<Nonce> {
-    nonce()
 }
 
 fn nonce() -> anyhow::Result<Nonce> {

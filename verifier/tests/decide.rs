@@ -71,6 +71,7 @@ fn open(task: Task) -> OpenChallenge {
         steps: vec![StepRow { reveal: None, drawn_up: moment(0).up, sent: None, answer: None }],
         refusals: 0,
         was_in_doubt: false,
+        beside_memory: false,
         now: moment(0),
     }
 }
@@ -249,6 +250,43 @@ fn what_does_not_disturb_each_other_is_tested_at_the_same_time_and_the_rest_alon
         proven.devices.is_some_and(|devices| devices["GPU-1"].class.is_none()),
         "nobody knows such a GPU"
     );
+}
+
+/// A host of eight GPUs that has so much of all else.
+fn large(milli_cpu: i64, gib: i64) -> DueHost {
+    let mut host = suite(&[]);
+    host.claims.devices = (0..8).map(|slot| gpu(&format!("GPU-{slot}"))).collect();
+    (host.claims.milli_cpu, host.claims.memory) = (MilliCpu(milli_cpu), Bytes(gib * Bytes::GIB));
+    with(host, Kind::Cpu, &passed())
+}
+
+#[test]
+fn gpus_are_filled_while_memory_is_tested_where_neither_keeps_the_other_from_anything() {
+    let all = rules(&[Kind::Cpu, Kind::Memory, Kind::Devices, Kind::Storage, Kind::Software]);
+    let beside = [Kind::Memory, Kind::Devices, Kind::Storage, Kind::Software];
+    let host = large(192_000, 2_048);
+    assert_eq!(due(&host, &all), draws(&beside));
+    let alone = draws(&[Kind::Memory]);
+    assert_eq!(due(&large(31_000, 2_048), &all), alone, "those who wait for GPUs would take its cores");
+    assert_eq!(due(&large(192_000, 256), &all), alone, "there is no memory beside what is filled");
+    let mut simulated = host.clone();
+    simulated.claims.devices[0].simulated = true;
+    let simulated = with(simulated, Kind::Cpu, &passed());
+    assert_eq!(due(&simulated, &all), alone, "it computes on the very cores");
+    let window = DueHost { cause: Some(Cause::Window), ..host };
+    assert_eq!(due(&window, &all), alone, "in a window all begin at the same moment");
+}
+
+#[test]
+fn full_gpus_go_on_once_nothing_else_needs_the_hosts_cores_and_memory() {
+    let filled = answered(open(cpu()), commitment(), 10);
+    assert_eq!(decide(&filled, SILENT), Next::Reveal(1));
+    let beside = OpenChallenge { beside_memory: true, ..filled };
+    assert_eq!(decide(&beside, SILENT), Next::Wait);
+    assert!(waits_until(&beside, SILENT).is_some_and(|until| until > beside.now.up));
+    let failed = Message::Failed(Failure { code: Reason::Aborted, message: "no memory".into() });
+    let failed = OpenChallenge { beside_memory: true, ..answered(open(cpu()), json!(failed), 10) };
+    assert!(matches!(decide(&failed, SILENT), Next::Rule(_)), "what has failed needs no waiting for");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! What is tested of hosts, and what comes of it.
 
+use std::collections::BTreeSet;
+
 use nave_domain::{
-    ChallengeId, HostId, Millis,
+    ChallengeId, HostId, LeaseId, Millis,
     host::{HostState, Inventory},
     verdict::{Cause, Kind},
 };
@@ -228,6 +230,78 @@ async fn a_challenge_is_looked_at_when_something_came_or_its_time_is_over() {
         assert_eq!(due().await.len(), 1);
         market.store.challenge_decide(challenge, &json!({}), &Decision::Stays).await.expect("decide");
         assert_eq!(market.store.looks_due(Millis(i64::MAX)).await.expect("due"), []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn gpus_that_were_filled_beside_memory_go_on_once_that_has_its_verdict() {
+    open(async |market| {
+        let host = claiming(market, 1).await;
+        let (body, claims) = (json!({}), inventory());
+        let kinds = [Kind::Memory, Kind::Devices, Kind::Storage];
+        let drawings = kinds.map(|kind| drawing(host, kind, &body, &claims));
+        let seen = market.store.host_generation(host).await.expect("generation");
+        market.store.challenges_draw(&[(host, seen)], &drawings).await.expect("draw");
+        let ids = drawings.map(|drawing| drawing.challenge);
+        let held = async || {
+            let open = market.store.challenges_undecided(&ids).await.expect("open");
+            open.iter().map(|open| (open.kind, open.beside_memory)).collect::<Vec<_>>()
+        };
+        assert_eq!(held().await, [(Kind::Memory, false), (Kind::Devices, true), (Kind::Storage, false)]);
+        let due = async || {
+            let now = market.store.clock_now().await.expect("clock").up;
+            market.store.looks_due(now).await.expect("due")
+        };
+        let later: Vec<_> = due().await.into_iter().map(|look| (look, Millis(1 << 40))).collect();
+        market.store.looks_defer(&later).await.expect("put off");
+        assert_eq!((later.len(), due().await.len()), (3, 0));
+        market.store.challenge_decide(ids[0], &json!({}), &Decision::Stays).await.expect("decide");
+        assert_eq!(held().await, [(Kind::Devices, false), (Kind::Storage, false)]);
+        let looks: Vec<ChallengeId> = due().await.into_iter().map(|look| look.challenge).collect();
+        assert_eq!(looks, ids[1..], "what waited is looked at");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tests_beside_leases_are_drawn_together_and_none_of_them_twice() {
+    open(async |market| {
+        let claims = crate::verdict::with_devices(&["GPU-1"]);
+        let customer = market.customer("c").await;
+        let mut leases = Vec::new();
+        for name in ["busy", "tested", "free"] {
+            let host = market.host_with(name, crate::market::RATE, &claims).await;
+            let (_, lease) = market.run(customer, host, &crate::market::request()).await;
+            leases.push((host, lease));
+        }
+        let up = leases.iter().map(|(_, lease)| (*lease, Millis(7))).collect::<Vec<_>>();
+        market.store.leases_probe_at(&up).await.expect("set");
+        let body = json!({});
+        let of = |cause| {
+            let one = |(host, lease): &(HostId, LeaseId)| Drawing {
+                cause,
+                lease: Some(*lease),
+                ..drawing(*host, Kind::Devices, &body, &claims)
+            };
+            leases.iter().map(one).collect::<Vec<_>>()
+        };
+        let start = of(Cause::LeaseStart);
+        market.store.challenge_draw(&start[0]).await.expect("draw");
+        market.store.challenge_draw(&start[1]).await.expect("draw");
+        let passed = json!({ "passed": 1 });
+        market.store.challenge_decide(start[1].challenge, &passed, &Decision::Stays).await.expect("decide");
+        let [busy, tested, free] = [0, 1, 2].map(|number| leases[number].0);
+        let drawn = market.store.challenges_draw_beside(&of(Cause::LeaseStart)).await.expect("draw");
+        assert_eq!(drawn, [free], "one is being tested, the other was");
+        let watch = market.store.hosts_watched(&BTreeSet::new()).await.expect("watch");
+        assert!(
+            watch.hosts.iter().all(|host| host.leases[0].start_probed && host.leases[0].probe_up.is_none())
+        );
+        let drawn = market.store.challenges_draw_beside(&of(Cause::Lease)).await.expect("draw");
+        assert_eq!(drawn, [tested]);
+        market.store.challenge_decide(start[0].challenge, &passed, &Decision::Stays).await.expect("decide");
+        assert_eq!(market.store.challenges_draw_beside(&of(Cause::Lease)).await.expect("draw"), [busy]);
     })
     .await;
 }

@@ -57,6 +57,34 @@ async fn prove_claims(market: &Market, host: HostId, claims: &Inventory) {
 }
 
 #[tokio::test]
+async fn each_of_many_challenges_has_the_doubts_that_count_against_it_and_no_others() {
+    open(async |market| {
+        let holder = host_of(market, 1, "seller", &["GPU-1"]).await;
+        holds(market, holder, &["GPU-1"]).await.expect("held");
+        let early = host_of(market, 2, "miner", &[]).await;
+        let failing = host_of(market, 3, "miner", &[]).await;
+        let before = draw(market, early, Kind::Cpu, &[]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        doubt(market, failing, &[]).await;
+        doubt(market, holder, &["GPU-1"]).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        let late = host_of(market, 4, "miner", &[]).await;
+        let buyer = host_of(market, 5, "buyer", &["GPU-1"]).await;
+        let stranger = host_of(market, 6, "stranger", &["GPU-2"]).await;
+        let mut drawn = vec![(before, false)];
+        for (host, counts) in [(late, true), (buyer, true), (stranger, false), (failing, true)] {
+            drawn.push((draw(market, host, Kind::Cpu, &[]).await, counts));
+        }
+        let ids: Vec<ChallengeId> = drawn.iter().map(|(challenge, _)| *challenge).collect();
+        let open = market.store.challenges_undecided(&ids).await.expect("open");
+        let seen: Vec<(ChallengeId, bool)> =
+            open.iter().map(|open| (open.challenge, open.was_in_doubt)).collect();
+        assert_eq!(seen, drawn);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_doubt_ends_with_a_proof_of_the_gpus_that_were_in_doubt_and_with_no_other() {
     open(async |market| {
         let host = host_of(market, 1, "miner", &["GPU-1", "GPU-2"]).await;

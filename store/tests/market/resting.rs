@@ -9,7 +9,7 @@ use crate::{
     challenge::draw,
     cloud::{BROKE, IDLE, PLATFORM, costs, row, want, works},
     market::{Market, open, request},
-    verdict::{ban, failed, host_of, mistrusted},
+    verdict::{ban, failed, host_of, is_in_doubt, mistrusted},
 };
 
 /// An ending now.
@@ -234,11 +234,7 @@ async fn a_machine_in_doubt_makes_no_other_machine_doubted() {
             .execute(&market.sql)
             .await
             .expect("doubted");
-        let doubts = async |host: HostId| -> i64 {
-            let count = sqlx::query_scalar("select count(*) from doubts_of($1)").bind(host.0);
-            count.fetch_one(&market.sql).await.expect("doubts")
-        };
-        assert_eq!((doubts(other).await, doubts(own).await), (0, 1));
+        assert_eq!((is_in_doubt(market, other).await, is_in_doubt(market, own).await), (false, true));
     })
     .await;
 }

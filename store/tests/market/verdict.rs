@@ -686,9 +686,9 @@ async fn what_gpus_showed_when_they_were_free_is_kept_while_they_are_tested_besi
         }
         age(market, 31).await;
         assert_eq!(sweep(market).await.1, 0);
-        assert_eq!(market.store.devices_passed(host).await.expect("a row"), Some(free));
         let other = market.host("b").await;
-        assert_eq!(market.store.devices_passed(other).await.expect("no row"), None);
+        let passed = market.store.devices_passed(&[host, other]).await.expect("rows");
+        assert_eq!(passed, [(host, free)].into());
     })
     .await;
 }
@@ -900,7 +900,7 @@ async fn a_lease_of_gpus_is_watched_from_its_start_to_shortly_after_its_end() {
         };
         assert!(!watched().await[0].was_started);
         market.store.lease_started(host, lease).await.expect("started");
-        market.store.lease_probe_at(lease, Millis(7)).await.expect("set");
+        market.store.leases_probe_at(&[(lease, Millis(7))]).await.expect("set");
         let seen = watched().await.remove(0);
         assert!(seen.was_started && !seen.start_probed && !seen.is_share, "{seen:?}");
         assert_eq!(seen.devices, ["GPU-1"]);
@@ -950,10 +950,10 @@ async fn a_gpu_counts_as_shared_until_its_daemon_has_had_time_to_end_and_its_hos
         let seen =
             async || market.store.hosts_watched(&BTreeSet::new()).await.expect("watch").hosts.remove(0);
         assert!(seen().await.leases[0].is_share);
-        market.store.host_hidden(host).await.expect("remembered");
+        market.store.hosts_hidden(&[host]).await.expect("remembered");
         let since = seen().await.strained_up;
         assert!(since.is_some());
-        market.store.host_hidden(host).await.expect("remembered");
+        market.store.hosts_hidden(&[host]).await.expect("remembered");
         assert_eq!(seen().await.strained_up, since, "since when it is so");
         market.store.lease_started(host, lease).await.expect("started");
         market.finish(host, lease, crate::market::EXITED).await;

@@ -9,11 +9,11 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    Bytes, Millis,
-    host::{Device, parts},
+    Bytes, MilliCpu, Millis,
+    host::{Device, Inventory, parts},
 };
 use nave_proof::{
-    DeviceTask, DevicesTask, Fill, Gemm, Lanes, Phase, Spill, Stream, Task,
+    DeviceTask, DevicesTask, Fill, Gemm, Lanes, Phase, Spill, Stream, Task, covered,
     device::{CHUNK, VRAM_BLOCK},
 };
 
@@ -61,6 +61,16 @@ const WAY_MS: u64 = 4_000;
 const SMALL_SUM: u32 = 32_768;
 /// Most rounds of a small proof.
 const SMALL_ROUNDS_MAX: u32 = 4_096;
+
+/// What of a host's memory its test has to leave for GPUs to be filled meanwhile: for the system, and for the prover
+/// and driver of each.
+const BESIDE: i64 = 2 * Bytes::GIB;
+/// And how many of its cores each GPU may keep busy by waiting, with three others beside.
+const BESIDE_CPU: i64 = 4_000;
+/// Bytes of memory that a core of the reference rate fills in a second, and how many reads it does of it: measured on a
+/// faster one, and divided by how much faster that computes chains.
+const FILLED_PER_S: u64 = 400 << 20;
+const READ_PER_S: u64 = 6_000_000;
 
 /// What a test is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -309,6 +319,43 @@ fn patience(catalogue: &Catalogue, sized: &[Sized], tasks: &[DeviceTask]) -> Vec
         each.max().unwrap_or(0).clamp(PATIENCE_MS.0, PATIENCE_MS.1)
     };
     phases.map(longest).chain([OPENING_MS]).map(|ms| Millis(i64::try_from(ms).unwrap_or(i64::MAX))).collect()
+}
+
+/// Whether a host's GPUs are filled while its memory is tested, without either keeping the other from anything: the
+/// first phase is all theirs, and where there are cores and memory enough beside, nothing waits for what drives them.
+/// Simulated ones compute on the very cores.
+#[must_use]
+pub fn fills_beside_memory(claims: &Inventory) -> bool {
+    let parts = parts(&claims.devices);
+    let count = i64::try_from(parts.len()).unwrap_or(i64::MAX);
+    let left = claims.memory.0.saturating_sub(covered(claims.memory).0);
+    count > 0
+        && parts.iter().all(|device| !device.simulated)
+        && left >= BESIDE.saturating_mul(count.saturating_add(1))
+        && claims.milli_cpu.0 >= BESIDE_CPU.saturating_mul(count)
+}
+
+/// How long the test of memory takes a host all of whose cores are of the reference rate, without any way.
+#[must_use]
+pub fn calculated_memory_ms(memory: Bytes, milli_cpu: MilliCpu) -> u64 {
+    let reads = match Task::memory(memory, milli_cpu) {
+        Task::Memory(task) => u64::from(task.lanes) * u64::from(task.reads),
+        Task::Cpu(_) | Task::Devices(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => 0,
+    };
+    let bytes = u64::try_from(covered(memory).0).unwrap_or(0);
+    let core_ms = bytes / (FILLED_PER_S / 1_000) + reads / (READ_PER_S / 1_000);
+    core_ms.saturating_mul(1_000) / u64::try_from(milli_cpu.0).unwrap_or(0).max(1)
+}
+
+/// How long everything that a new host shows takes it, when all its cores are of the reference rate, from how long each
+/// phase takes its devices; without any way, and without its disk and software, which are tested beside. `effort` is how
+/// long its cores are.
+#[must_use]
+pub fn calculated_suite_ms(claims: &Inventory, effort: Millis, phases_ms: &[u64; Phase::ALL.len()]) -> u64 {
+    let [fill_ms, rest_ms @ ..] = phases_ms;
+    let memory_ms = calculated_memory_ms(claims.memory, claims.milli_cpu);
+    let filled_ms = if fills_beside_memory(claims) { memory_ms.max(*fill_ms) } else { memory_ms + fill_ms };
+    effort.0.unsigned_abs() + filled_ms + rest_ms.iter().sum::<u64>()
 }
 
 /// How long each phase of a test takes a device that does of every measure what `rate` makes of its class's band,
