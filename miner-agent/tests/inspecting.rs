@@ -185,8 +185,15 @@ async fn a_library_that_is_preloaded_and_hides_from_programs_is_told_all_the_sam
     hidden_from.args(["-c", "open('/etc/ld.so.preload')"]);
     let said = hidden_from.output().expect("it runs").stderr;
     assert!(String::from_utf8_lossy(&said).contains("FileNotFoundError"), "other programs do not see it");
-    let _agent = site.agent(&["--runtime", "simulated"], &[]);
+    let agent = site.agent(&["--runtime", "simulated"], &[]);
     let found = site.findings().await;
+    let maps = fs::read_to_string(format!("/proc/{}/maps", agent.pid())).expect("it runs");
+    // `scripts/agent-static` has this done by an agent that is linked to nothing.
+    assert_eq!(
+        maps.contains("/hidden.so"),
+        maps.contains("/libc.so"),
+        "it is in every agent but a static one"
+    );
     assert_eq!(found.preloaded.everywhere, [library.display().to_string()]);
     assert!(found.mapped.iter().any(|mapped| Path::new(&mapped.path) == library), "{:?}", found.mapped);
 }
