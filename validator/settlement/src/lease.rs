@@ -9,7 +9,7 @@ use nave_domain::{
 use crate::{
     Error,
     evidence::{Event, Lease},
-    exact::{MILLION, fit, part},
+    exact::{MILLION, fit, part, ratio},
     params::Params,
 };
 
@@ -105,6 +105,18 @@ fn adherence(lease: &Lease, faults: &Faults, params: &Params) -> Result<i64, Err
         Term::Spot => params.breach_spot_ppm,
     };
     fit((delivered - i128::from(faults.breaches) * i128::from(breach)).max(0))
+}
+
+/// Thousandths of a vCPU that count as much as a device.
+const MILLI_CPU_OF_DEVICE: i64 = 16_000;
+
+/// The time that devices were used, which breaches are seen in relation to: no more than there are, whatever the
+/// number of leases.
+pub(crate) fn device_ms(lease: &Lease) -> Result<i64, Error> {
+    match lease.milli_gpu {
+        0 => ratio(&[lease.used_ms, lease.milli_cpu], MILLI_CPU_OF_DEVICE),
+        milli_gpu => ratio(&[lease.used_ms, milli_gpu], 1_000),
+    }
 }
 
 /// What so much time of a lease is worth: what it costs, but no more than the baseline.

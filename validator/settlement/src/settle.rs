@@ -147,7 +147,7 @@ impl Settling {
         }
         book.used += i128::from(pay.used);
         book.bids += i128::from(pay.bid);
-        book.device_ms += i128::from(ratio(&[lease.used_ms, lease.milli_gpu.max(1_000)], 1_000)?);
+        book.device_ms += i128::from(lease::device_ms(lease)?);
         self.credits += i128::from(pay.credit);
         let class = lease.class.as_ref().and_then(|class| self.classes.get_mut(class));
         if let Some(class) = class {

@@ -252,7 +252,7 @@ fn an_epoch_has_to_go_on_from_the_one_before() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
 
     #[test]
     fn a_reader_takes_any_bytes_without_a_panic(

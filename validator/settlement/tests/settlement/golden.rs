@@ -256,3 +256,14 @@ fn who_is_banned_or_gone_forfeits_what_has_not_vested() {
         "it waits for a host"
     );
 }
+
+#[test]
+fn many_small_leases_at_no_price_do_not_hide_breaches() {
+    let mut epoch = market();
+    let small =
+        Lease { milli_gpu: 0, milli_cpu: 250, class: None, baseline: None, ..lease(&epoch, "alice", 0) };
+    epoch.leases =
+        (0..64).map(|number| Lease { lease: format!("lease-{number}"), ..small.clone() }).collect();
+    let settled = epoch.settle().expect("settled");
+    assert_eq!(settled.pays["alice"].days[0][1], HOUR, "16 vCPUs for an hour");
+}

@@ -3,3 +3,4 @@
 mod bundles;
 mod golden;
 mod properties;
+mod python;

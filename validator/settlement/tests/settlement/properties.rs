@@ -82,7 +82,7 @@ fn lease_in_parts() -> impl Strategy<Value = (Lease, Vec<Lease>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(128) })]
 
     #[test]
     fn weights_add_up_to_65535_and_are_never_all_zero(epoch in epoch()) {
