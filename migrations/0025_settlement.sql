@@ -112,6 +112,11 @@ comment on column epoch_miners.moved is 'What they left as collateral during the
 comment on column epoch_miners.used_ms is 'How long their leases ran that are settled in it';
 comment on column epoch_miners.charged is 'What customers have paid for those';
 
+insert into epoch_miners (epoch, hotkey, verified_hosts, banned, moved, used_ms, charged)
+    select epoch, hotkey, (select count(*) from hosts h where h.hotkey = e.hotkey and proven is not null
+            and state in ('ready', 'suspect', 'verifying')), false, 0, sum(used_ms)::bigint, sum(charged)::bigint
+    from epoch_leases e group by epoch, hotkey;
+
 create table epoch_classes (
     epoch          bigint not null references epochs,
     class          text not null,

@@ -195,8 +195,8 @@ pub(crate) async fn reclaimed(tx: &mut PgConnection, host: HostId) -> Result<()>
         "insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, detail)
          select 'early_reclaim', l.host_id, h.hotkey, l.lease_id, 'early_reclaim ' || l.lease_id, now_ms, now_ms, now_ms,
             'its owner took the host out'
-         from leases l join hosts h using (host_id) join jobs j using (job_id), now_ms()
-         where l.host_id = $1 and l.state <> 'closed' and h.term = 'on_demand' and j.request ->> 'term' is distinct from 'spot'
+         from leases l join hosts h using (host_id), now_ms()
+         where l.host_id = $1 and l.state <> 'closed' and l.term = 'on_demand'
            and not exists (select from machines m where m.host_id = l.host_id)
          on conflict (key) do nothing",
         host.0

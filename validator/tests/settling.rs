@@ -3,6 +3,9 @@
 use std::{
     collections::BTreeMap,
     io::{BufReader, Read as _},
+    os::unix::process::ExitStatusExt as _,
+    path::Path,
+    process::Command,
     sync::{Arc, Mutex},
 };
 
@@ -53,7 +56,24 @@ fn renamed<T: DeserializeOwned>(name: &impl Serialize) -> T {
     serde_json::from_value(serde_json::to_value(name).expect("a name")).expect("the same name")
 }
 
+/// Every step closes an epoch.
+fn config(dir: &Path, first_params: Params) -> Config {
+    Config {
+        epoch: Millis::ZERO,
+        sink: "sink".into(),
+        chain: Chain::Local(LocalChain::new(&dir.join("chain"))),
+        key: key(),
+        first_params,
+        evidence: Some(dir.join("evidence")),
+    }
+}
+
+fn first_params() -> Params {
+    Params { vcpu_hour: RATE.vcpu_hour.0, local_emission: 1_000_000, ..params::local() }
+}
+
 struct Market {
+    url: String,
     store: Store,
     customer: CustomerId,
     dir: tempfile::TempDir,
@@ -62,24 +82,19 @@ struct Market {
 
 impl Market {
     async fn open() -> Self {
-        Self::with(Params { vcpu_hour: RATE.vcpu_hour.0, local_emission: 1_000_000, ..params::local() }).await
+        Self::with(first_params()).await
     }
 
     async fn with(first_params: Params) -> Self {
-        let store = testing::store().await;
+        let (url, _) = testing::database().await;
+        let store = Store::connect(&url).await.expect("connect");
+        store.migrate().await.expect("migrate");
         let customer = store.customer_ensure("ada").await.expect("a customer");
         store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
         let dir = tempfile::tempdir().expect("a directory");
-        let config = Config {
-            epoch: Millis::ZERO,
-            sink: "sink".into(),
-            chain: Chain::Local(LocalChain::new(&dir.path().join("chain"))),
-            key: key(),
-            first_params,
-            evidence: Some(dir.path().join("evidence")),
-        };
+        let config = config(dir.path(), first_params);
         store.epoch_open("local").await.expect("an epoch");
-        Self { store, customer, dir, config }
+        Self { url, store, customer, dir, config }
     }
 
     /// Closes the open epoch and brings it to its end; returns which it was.
@@ -301,6 +316,59 @@ async fn whoever_is_killed_while_settling_leaves_nothing_and_the_next_one_reache
     assert_eq!(sealed.len(), 2);
     assert_eq!(sealed[0], sealed[1]);
     assert!(settle(&market.store, 1, "sink", &key).await.is_err(), "it is settled");
+    market.audit_books().await;
+}
+
+/// Every line of an epoch's way at which a validator may be killed.
+const STEPS: [&str; 8] = [
+    "store.epoch_close.before_commit",
+    "store.epoch_close.after_commit",
+    "validator.settle.before_leases",
+    "validator.settle.before_advance",
+    "store.epoch_settle.before_commit",
+    "store.epoch_settle.after_commit",
+    "validator.submit.before_advance",
+    "validator.confirm.before_advance",
+];
+const URL: &str = "NAVE_TEST_DATABASE";
+const DIR: &str = "NAVE_TEST_DIR";
+
+/// What the process does that [`a_validator_that_is_killed_at_any_step_of_an_epoch_leaves_one_settlement`] kills.
+#[tokio::test]
+async fn a_step_of_a_validator_in_a_process_of_its_own() {
+    let (Ok(url), Ok(dir)) = (std::env::var(URL), std::env::var(DIR)) else { return };
+    let store = Store::connect(&url).await.expect("connect");
+    step(&config(Path::new(&dir), first_params()), &store).await.expect("step");
+}
+
+#[tokio::test]
+async fn a_validator_that_is_killed_at_any_step_of_an_epoch_leaves_one_settlement() {
+    let market = Market::open().await;
+    let host = market.host("alpha").await;
+    let armed = tempfile::tempdir().expect("a directory");
+    let validate = || {
+        let mut process = Command::new(std::env::current_exe().expect("this program"));
+        process.args(["--exact", "a_step_of_a_validator_in_a_process_of_its_own"]);
+        process
+            .env(URL, &market.url)
+            .env(DIR, market.dir.path())
+            .env(nave_crash_point::VARIABLE, armed.path());
+        process.output().expect("run").status
+    };
+    for point in STEPS {
+        market.leased(host, point).await;
+        std::fs::write(armed.path().join(point), "").expect("arm");
+        assert_eq!(validate().signal(), Some(9), "{point}");
+        assert!(validate().success(), "after {point}");
+    }
+    let (mut before, mut leases) = (None, 0);
+    let open = market.store.epoch_open("local").await.expect("an epoch").epoch;
+    for epoch in 1..open {
+        assert_eq!(market.store.epoch_get(epoch).await.expect("the epoch").state, EpochState::Confirmed);
+        before = Some(market.audit(epoch, before.as_ref()).await);
+        leases += market.store.earnings_of_leases("alpha", epoch, None, 100).await.expect("lines").len();
+    }
+    assert_eq!(leases, STEPS.len(), "each is settled once");
     market.audit_books().await;
 }
 

@@ -89,7 +89,8 @@ async fn miners_are_weighed_by_the_value_they_delivered() {
         let customer = market.customer("ada").await;
         let mut large = request();
         large.resources.milli_cpu.0 *= 3;
-        for (name, wanted) in [("alpha", request()), ("beta", large)] {
+        for (name, mut wanted) in [("alpha", request()), ("beta", large)] {
+            wanted.limits.run_ms = Millis(5_000);
             let host = market.host(name).await;
             let (_, lease) = market.run(customer, host, &wanted).await;
             market.use_up(host, lease, 9_000).await;
