@@ -138,16 +138,15 @@ impl Fraction {
     }
 
     /// What it is on a device with this much memory: who asks for no memory gets as much of it as of the computing,
-    /// rounded down.
+    /// rounded down to whole MiB, in which the memory of shares is limited.
     #[must_use]
     pub fn on(self, total: Bytes) -> Self {
         if self.vram > Bytes::ZERO {
             return self;
         }
-        Self {
-            vram: bytes(i128::from(shareable(total).0) * i128::from(self.milli.0) / i128::from(WHOLE.0)),
-            ..self
-        }
+        let part = i128::from(shareable(total).0) * i128::from(self.milli.0) / i128::from(WHOLE.0);
+        let mib = i128::from(Bytes::MIB);
+        Self { vram: bytes(part / mib * mib), ..self }
     }
 
     /// What of the device is paid for: the larger of its computing and its memory, in thousandths, rounded up.
@@ -307,6 +306,7 @@ mod tests {
     fn who_asks_for_no_memory_gets_as_much_as_of_the_computing() {
         assert_eq!(fraction(500, 0).on(Bytes(64 * GIB)), fraction(500, 31));
         assert_eq!(fraction(500, 8).on(Bytes(64 * GIB)), fraction(500, 8));
+        assert_eq!(fraction(333, 0).on(Bytes(80 * GIB + 1)).vram.0 % Bytes::MIB, 0, "whole MiB");
     }
 
     #[test]

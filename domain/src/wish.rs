@@ -59,8 +59,9 @@ impl GpuRequest {
         }
         if let Some(share) = self.share {
             within("resources.gpu.share", i64::from(share), 1, 1_000)?;
-            if (1..Bytes::MIB).contains(&self.vram.0) {
-                let problem = format!("a share has no memory or at least a MiB, not {}", self.vram);
+            if self.vram.0 % Bytes::MIB != 0 {
+                let problem =
+                    format!("the memory of a share is a whole number of MiB, not {} bytes", self.vram.0);
                 return Err(BadRequest { field: "resources.gpu.vram", problem });
             }
         }
@@ -363,13 +364,13 @@ mod tests {
     }
 
     #[test]
-    fn a_share_has_a_mebibyte_of_memory_at_least_or_says_nothing_of_it() {
+    fn the_memory_of_a_share_is_whole_mebibytes() {
         let check = |vram, share| GpuRequest { vram: Bytes(vram), share, ..GpuRequest::default() }.check();
-        for vram in [1, Bytes::MIB - 1] {
+        for vram in [1, Bytes::MIB - 1, Bytes::MIB + 1] {
             assert_eq!(check(vram, Some(250)).map_err(|error| error.field), Err("resources.gpu.vram"));
             assert_eq!(check(vram, None), Ok(()), "a whole device has more");
         }
-        for vram in [0, Bytes::MIB] {
+        for vram in [0, Bytes::MIB, 7 * Bytes::MIB] {
             assert_eq!(check(vram, Some(250)), Ok(()));
         }
     }
