@@ -4,8 +4,10 @@
 //! placements, each of which must pass `lack` once more. A gang goes all of it or none. What is left is offered to
 //! those who ask for quotes. The same snapshots always give the same plans.
 
+mod answers;
 mod gangs;
 mod hosts;
+mod like;
 mod load;
 mod market;
 mod money;
@@ -20,9 +22,10 @@ use nave_domain::{
 };
 use nave_store::{AskedQuote, Considered, Placement, QueuedJob, QuoteAnswer, Snapshot};
 
-use crate::fleet::{Demand, Gang, Gpus, Places, Request, Waiting};
+use crate::fleet::{Choice, DEVICES_MAX, Demand, Gang, Gpus, Places, Request, Waiting};
 use gangs::{Unit, units};
 use hosts::Hosts;
+use like::Like;
 use load::{Loaded, with_prior};
 use market::{Market, Refusal, of_gang, wait};
 
@@ -160,7 +163,7 @@ struct Look<'a> {
     market: Market<'a>,
     loaded: &'a mut Loaded,
     /// Why jobs that are like others are not placed.
-    refused: BTreeMap<String, Refusal>,
+    refused: BTreeMap<Like, Refusal>,
     plan: Plan,
 }
 
@@ -235,6 +238,7 @@ impl Look<'_> {
         let (yielding, leases) = self.loaded.yielding(&self.market.hosts);
         let mut planned = self.loaded.fleet.plan(&waiting, &yielding, now.0, PATIENCE.0);
         let placed: BTreeMap<u64, Places> = std::mem::take(&mut planned.placed).into_iter().collect();
+        self.market.kept = self.market.hosts.keys().copied().filter(|id| self.is_kept(*id, None)).collect();
         let mut without = Vec::new();
         for id in waiting.iter().map(|waiting| waiting.gang.id) {
             let Some(unit) = usize::try_from(id).ok().and_then(|at| units.get(at)) else { continue };
@@ -266,22 +270,35 @@ impl Look<'_> {
         self.market.hosts.keys().filter_map(kept_for).collect()
     }
 
-    /// Places a job on a slice, which the fleet does not know, where one suffices and is free, and the job would not be beside
-    /// others of its customer. It takes nothing from those who waited for longer: they have their places.
+    /// Places a job on a slice, which the fleet does not know, where one suffices and is free, and where that is what the job
+    /// wishes first and costs least. It takes nothing from those who waited for longer: they have their places.
     fn place_on_slice(&mut self, id: u64, unit: &Eligible<'_>, places: Option<&Places>) -> bool {
         let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else { return false };
         let choice = places.and_then(|places| places.first());
-        let host = choice.and_then(|choice| self.loaded.id(choice.host));
-        let is_beside =
-            host.zip(choice).is_some_and(|(id, choice)| self.market.is_shared(id, &choice.devices));
-        let found = if is_beside { None } else { self.slice(job, request, Some(id)) };
-        let Some(found) = found else { return false };
+        let Some(found) = self.slice(job, request, Some(id)) else { return false };
+        if choice.is_some_and(|choice| self.is_better(job, request, choice, &found)) {
+            return false;
+        }
         if let Some(places) = places {
             self.loaded.fleet.release_gang(places);
         }
         self.occupy(job, &found);
         self.plan.placements.push(Placement { gang: unit.gang(), ..found.placement });
         true
+    }
+
+    /// Whether a choice of the fleet comes before a slice: by what is wished first, and then by what is expected to be paid.
+    fn is_better(&self, job: &QueuedJob, request: &Request, choice: &Choice, slice: &Found) -> bool {
+        let Some(host) = self.loaded.id(choice.host) else { return false };
+        let Some(placement) = self.market.placement(job, host, choice.request.gpus, &choice.devices) else {
+            return false;
+        };
+        let milli = u16::try_from(slice.placement.size.milli_gpu.0).unwrap_or(u16::MAX);
+        let request = Request { gpus: Gpus::Share { milli, vram_mib: 0 }, ..*request };
+        let handle = self.loaded.handle(slice.placement.host);
+        let cost = handle.and_then(|handle| self.loaded.fleet.expected_on(handle, &request));
+        let turn = |placement| self.market.turn(job, placement);
+        (turn(&placement), choice.cost) <= (turn(&slice.placement), cost.unwrap_or(i64::MAX))
     }
 
     fn slice(&self, job: &QueuedJob, request: &Request, whose: Option<u64>) -> Option<Found> {
@@ -320,7 +337,7 @@ impl Look<'_> {
         let ([job], [request]) = (unit.jobs.as_slice(), unit.members.as_slice()) else {
             return self.refuse_gang(id, unit);
         };
-        let like = like(job);
+        let like = self.market.like(job);
         if let Some(refusal) = self.refused.get(&like) {
             return self.refuse(vec![(job.job, refusal.clone())]);
         }
@@ -344,17 +361,38 @@ impl Look<'_> {
         self.loaded.fleet.release_gang(&places);
         let fit = places.len().min(unit.jobs.len() - 1);
         let stuck = unit.jobs[fit];
-        self.refuse(of_gang(&unit.jobs, fit, stuck.job, &self.market.without_host(stuck)));
+        let why = match self.market.without_host(stuck) {
+            Refusal::Wait(why) if !why.code.starts_with("no_host") && !self.fits_when_empty(id, unit) => {
+                wait(why.code, self.without_room())
+            }
+            why @ (Refusal::Wait(_) | Refusal::Fail(_)) => why,
+        };
+        self.refuse(of_gang(&unit.jobs, fit, stuck.job, &why));
+    }
+
+    fn fits_when_empty(&self, id: u64, unit: &Eligible<'_>) -> bool {
+        self.loaded.fleet.fits_when_empty(&Gang { id, members: unit.members.clone() })
+    }
+
+    fn without_room(&self) -> String {
+        let large = format!("; those with more than {DEVICES_MAX} GPUs take no gangs");
+        let beyond = if self.market.has_too_large() { large } else { String::new() };
+        format!(
+            "the hosts have no room for it beside the others of its gang, even when they are empty{beyond}"
+        )
     }
 
     /// A place for a job that the fleet does not see.
-    fn by_hand(&self, job: &QueuedJob, request: &Request, whose: Option<u64>) -> Option<Found> {
+    fn by_hand(&mut self, job: &QueuedJob, request: &Request, whose: Option<u64>) -> Option<Found> {
+        // Where a part of a MiB may decide, hosts are looked at to the byte.
+        let all = load::loosened(job, request)
+            .is_some_and(|request| self.loaded.fleet.decide_for(&request, whose).is_some());
         let is_kept = |host| self.is_kept(host, whose);
         if let Some((placement, places)) = self.market.fraction(job, is_kept) {
             let gpus = if places.is_empty() { Gpus::None } else { request.gpus };
             return Some(Found { placement, request: Request { gpus, ..*request }, places });
         }
-        let (host, places) = self.market.by_hand(job, is_kept)?;
+        let (host, places) = self.market.by_hand(job, all, is_kept)?;
         let gpus = self.loaded.whole(job);
         let placement = self.market.placement(job, host, gpus, &places)?;
         Some(Found { placement, request: Request { gpus, ..*request }, places })
@@ -409,13 +447,14 @@ impl Look<'_> {
 
     fn find(&mut self, job: &QueuedJob, request: &Request) -> Option<Found> {
         let choice = self.loaded.fleet.decide(request);
+        let slice = self.slice(job, request, None).filter(|slice| {
+            !choice.as_ref().is_some_and(|choice| self.is_better(job, request, choice, slice))
+        });
         let seen = choice.and_then(|choice| {
             let host = self.loaded.id(choice.host)?;
             let placement = self.market.placement(job, host, choice.request.gpus, &choice.devices)?;
             Some(Found { placement, request: choice.request, places: choice.devices })
         });
-        let is_beside = |found: &Found| self.market.is_shared(found.placement.host, &found.places);
-        let slice = if seen.as_ref().is_some_and(is_beside) { None } else { self.slice(job, request, None) };
         slice.or(seen).or_else(|| self.by_hand(job, request, None))
     }
 }
@@ -427,11 +466,6 @@ struct Found {
     request: Request,
     /// The places of its devices.
     places: Vec<u8>,
-}
-
-/// All that decides whether a job fits somewhere, as text: what becomes of one becomes of all like it.
-fn like(job: &QueuedJob) -> String {
-    format!("{:?}", (job.customer, job.left, &job.apart_from, job.request.placing()))
 }
 
 impl Eligible<'_> {

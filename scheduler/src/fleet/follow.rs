@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Fleet, Handle,
+    Fleet, Handle, Request,
     room::{CLASSES_MAX, DEVICES_MAX, Host, Mask, Room, Used},
 };
 
@@ -16,6 +16,13 @@ impl Fleet {
             self.rooms.iter_mut().flatten().for_each(|room| room.kept_for = None);
         }
         self.priced = None;
+    }
+
+    /// What a request is expected to cost on a host, whatever it takes from others.
+    #[must_use]
+    pub fn expected_on(&self, handle: Handle, request: &Request) -> Option<i64> {
+        let room = self.room(handle)?;
+        Some(self.expected(room, request)? + self.guests.admits(request, handle.index(), room)?)
     }
 
     /// Notes that all hosts are as they should be; see [`altered`](Self::altered).

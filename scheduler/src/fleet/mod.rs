@@ -30,7 +30,7 @@ pub use demand::Demand;
 pub use guests::{Guest, Wish};
 pub use queue::{Plan, SpotLease, Waiting};
 pub use request::{DEVICE_MILLI, Gpus, Request};
-pub use room::{ANY, CLASSES_MAX, DEVICES_MAX, Host, Mask, Rate, Shared, Used};
+pub use room::{ANY, CLASSES_MAX, DEVICES_MAX, Host, Mask, Rate, SLICES, Shared, Used};
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ use stranding::{Largest, Stranding};
 /// Changes of hosts after which scarcity is priced again.
 const PRICED_EVERY: u64 = 32;
 /// Kinds of requests that are remembered.
-const KINDS_MAX: usize = 512;
+const KINDS_MAX: usize = 1_024;
 
 /// A host of a fleet; only the fleet that gave it knows what it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -566,7 +566,7 @@ impl Fleet {
 fn courtesy(room: &Room, request: &Request) -> i64 {
     const DEVICES: i64 = 2_000;
     match request.gpus {
-        Gpus::None if room.devices() > 0 => DEVICES,
+        Gpus::None if room.devices() > 0 || room.host.has & SLICES != 0 => DEVICES,
         Gpus::None => i64::from((room.milli_cpu - request.milli_cpu) / 1_000).min(DEVICES - 1),
         Gpus::Share { .. } | Gpus::Whole { .. } => 0,
     }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::{
     Choice, Fleet, Handle,
     batch::{Gang, Places},
-    request::Request,
-    room::Room,
+    request::{Gpus, Request},
+    room::{ANY, Host, Room},
 };
 
 /// A gang that waits.
@@ -157,6 +157,9 @@ impl Fleet {
     /// not fit even so.
     fn keep_for(&mut self, waiting: &Waiting) -> bool {
         let gang = &waiting.gang;
+        if !gang.members.iter().all(|member| self.may_ever_fit(member)) {
+            return false;
+        }
         let may_have =
             |room: &&Room| room.open && (waiting.on_demand || room.kept_for.is_none_or(|id| id == gang.id));
         let open = |(at, room)| Some((at, Option::as_ref(room).filter(may_have)?));
@@ -189,6 +192,49 @@ impl Fleet {
         true
     }
 
+    /// Whether all members of a gang would fit if nobody were on any host.
+    #[must_use]
+    pub fn fits_when_empty(&self, gang: &Gang) -> bool {
+        let mut rooms: BTreeMap<usize, Room> = BTreeMap::new();
+        gang.members.iter().all(|member| {
+            self.when_empty(member).any(|(at, host)| {
+                let mut room = rooms.get(&at).cloned().unwrap_or_else(|| Room::new(host.clone()));
+                let fits = self.fill(at, &mut room, member);
+                if fits {
+                    rooms.insert(at, room);
+                }
+                fits
+            })
+        })
+    }
+
+    fn may_ever_fit(&self, request: &Request) -> bool {
+        self.when_empty(request).next().is_some()
+    }
+
+    /// The hosts that have enough for a request when they are empty, as far as one sees without looking at devices.
+    fn when_empty(&self, request: &Request) -> impl Iterator<Item = (usize, &Host)> {
+        let choices: Vec<Request> = self.guests.choices(request).collect();
+        let request = *request;
+        let rooms = self.rooms.iter().enumerate().filter_map(|(at, room)| Some((at, &room.as_ref()?.host)));
+        rooms.filter(move |(at, host)| {
+            let devices =
+                ANY.checked_shl(u32::try_from(host.vram_mib.len()).unwrap_or(u32::MAX)).unwrap_or(0);
+            let will_do = |choice: &Request| {
+                let mask = self.guests.mask(choice, *at);
+                match choice.gpus {
+                    Gpus::None => mask != 0,
+                    Gpus::Share { .. } => mask & !devices != 0,
+                    Gpus::Whole { count, .. } => (mask & !devices).count_ones() >= u32::from(count),
+                }
+            };
+            host.milli_cpu >= request.milli_cpu
+                && host.memory_mib >= request.memory_mib
+                && host.disk_mib >= request.disk_mib
+                && choices.iter().any(will_do)
+        })
+    }
+
     /// Gives notice to the spot leases whose end costs the least, so that a gang fits, and
     /// keeps their hosts for it.
     fn give_notice(&mut self, gang: &Gang, spot: &mut [SpotLease], plan: &mut Plan) {
@@ -197,8 +243,9 @@ impl Fleet {
         }
         let mut rooms: BTreeMap<Handle, Room> = BTreeMap::new();
         let mut ends: Vec<u64> = Vec::new();
+        let is_alone = gang.members.len() == 1;
         for member in &gang.members {
-            let Some(found) = self.yields(gang.id, member, &rooms, spot, &ends) else { return };
+            let Some(found) = self.yields(gang.id, member, &rooms, spot, &ends, is_alone) else { return };
             let room = rooms.remove(&found.host).or_else(|| self.room(found.host).cloned());
             let Some(mut room) = room else { return };
             for lease in spot.iter().filter(|lease| found.leases.contains(&lease.id)) {
@@ -224,13 +271,19 @@ impl Fleet {
         rooms: &BTreeMap<Handle, Room>,
         spot: &[SpotLease],
         ends: &[u64],
+        is_alone: bool,
     ) -> Option<Yield> {
         let mut by_host: BTreeMap<Handle, Vec<&SpotLease>> = BTreeMap::new();
         for lease in spot.iter().filter(|lease| !ends.contains(&lease.id)) {
             by_host.entry(lease.host).or_default().push(lease);
         }
-        let options = (0..self.rooms.len()).filter_map(|at| {
-            let host = Handle(u32::try_from(at).ok()?);
+        // Alone it fits nowhere as it is; beside the others of a gang it may.
+        let hosts: Vec<Handle> = if is_alone {
+            by_host.keys().copied().collect()
+        } else {
+            (0..self.rooms.len()).filter_map(|at| Some(Handle(u32::try_from(at).ok()?))).collect()
+        };
+        let options = hosts.into_iter().filter_map(|host| {
             let room = rooms.get(&host).or_else(|| self.room(host))?;
             let leases = by_host.remove(&host).unwrap_or_default();
             let free = room.open && room.kept_for.is_none_or(|id| id == whose);

@@ -7,6 +7,9 @@ pub const DEVICES_MAX: usize = 16;
 /// Most device classes, and most zones, of a fleet.
 pub const CLASSES_MAX: usize = 64;
 
+/// What a host has that has devices which it leases in slices, which a fleet does not see.
+pub const SLICES: u64 = 1 << 63;
+
 /// A host as it is when empty, and what it costs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {

@@ -5,10 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use nave_domain::HostId;
+use nave_domain::{HostId, rate::Rate};
 use nave_store::{Baselines, Snapshot, SupplyHost};
 
-use super::rivals::{Moved, Orders};
+use super::{
+    answers::Answers,
+    rivals::{Moved, Orders},
+};
 use crate::fit::{Names, Supply};
 
 /// Hosts that are in use, each as it was when it was looked at.
@@ -23,6 +26,10 @@ pub(super) struct Hosts {
     pub empty: Supplies,
     pub baselines: Baselines,
     pub orders: Orders,
+    /// What jobs are told that no host takes.
+    pub answers: Answers,
+    /// Rates that no host exceeds.
+    pub dearest: Rate,
 }
 
 /// What a look at the hosts has shown to be otherwise than before.
@@ -41,13 +48,13 @@ impl Hosts {
     pub fn follow(&mut self, snapshot: &Snapshot) -> Changes {
         let gone = self.now.keys().filter(|id| !snapshot.hosts.contains_key(id)).copied().collect();
         let mut changes = Changes { gone, ..Changes::default() };
-        let mut moved = Vec::new();
+        let (mut moved, mut before) = (Vec::new(), Vec::new());
         for id in &changes.gone {
             if let Some(supply) = self.now.remove(id) {
                 self.names.forget(&supply);
                 moved.push(Moved { host: *id, before: Some(supply.host.rate), now: None });
             }
-            self.empty.remove(id);
+            before.extend(self.empty.remove(id).map(|supply| (*id, supply)));
         }
         let has_moved = self.baselines != snapshot.baselines;
         if has_moved {
@@ -65,17 +72,23 @@ impl Hosts {
                     changes.used.insert(*id);
                 }
                 None => {
-                    let before = self.now.get(id).map(|supply| supply.host.rate);
-                    if before != Some(host.rate) {
-                        moved.push(Moved { host: *id, before, now: Some(host.rate) });
+                    let rate = self.now.get(id).map(|supply| supply.host.rate);
+                    if rate != Some(host.rate) {
+                        moved.push(Moved { host: *id, before: rate, now: Some(host.rate) });
                     }
+                    before.extend(self.empty.get(id).map(|supply| (*id, supply.clone())));
                     self.read(*id, host);
                     changes.offered.insert(*id);
                 }
             }
         }
+        if !changes.is_none() {
+            let rates = self.now.values().map(|supply| supply.host.rate);
+            self.dearest = rates.fold(Rate::default(), dearest);
+        }
         self.orders.follow(&moved);
         self.names.forget_choices();
+        self.answers.follow(&changes, &before, &self.names, &self.empty);
         changes
     }
 
@@ -85,6 +98,21 @@ impl Hosts {
         let before = self.now.insert(id, Arc::new(supply));
         // What the devices are known by keeps its number where they are the same.
         before.iter().for_each(|before| self.names.forget(before));
+    }
+}
+
+impl Changes {
+    /// Whether everything is offered as before.
+    pub fn is_none(&self) -> bool {
+        self.gone.is_empty() && self.offered.is_empty()
+    }
+}
+
+fn dearest(a: Rate, b: Rate) -> Rate {
+    Rate {
+        gpu_hour: a.gpu_hour.max(b.gpu_hour),
+        vcpu_hour: a.vcpu_hour.max(b.vcpu_hour),
+        gib_hour: a.gib_hour.max(b.gib_hour),
     }
 }
 

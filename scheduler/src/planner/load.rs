@@ -13,7 +13,7 @@ use nave_domain::{
     fraction::{Division, Fraction, shareable},
     host::Device,
     job::{Isolation, JobRequest},
-    rate::{Rate, Size},
+    rate::Size,
 };
 use nave_store::{Baselines, ORDERS_BYTES_MAX, Occupied, Past, QueuedJob, SupplyHost, Yielding};
 use uuid::Uuid;
@@ -76,17 +76,15 @@ impl Loaded {
         self.fleet.begin();
         self.apart.clear();
         self.wishes.begin(&mut self.fleet);
-        let is_offered_otherwise = !changes.gone.is_empty() || !changes.offered.is_empty();
-        if is_offered_otherwise {
-            let all = || hosts.now.values().map(|supply| &supply.host);
-            let dearest = all().fold(Rate::default(), |sofar, host| dearest(sofar, host.rate));
-            self.wishes.bound(dearest, all().any(|host| host.lasts.is_some()));
+        if !changes.is_none() {
+            let any_ends = hosts.now.values().any(|supply| supply.host.lasts.is_some());
+            self.wishes.bound(hosts.dearest, any_ends);
         }
         match altered {
             Some(altered) => self.adjust(hosts, changes, altered),
             None => self.refill(hosts),
         }
-        if is_offered_otherwise {
+        if !changes.is_none() {
             self.weigh(hosts);
         }
         self.fleet.settle();
@@ -194,7 +192,7 @@ impl Loaded {
             class,
             zone: 0,
             miner,
-            has: 0,
+            has: if supply.slices.is_empty() { 0 } else { fleet::SLICES },
             rate: fleet::Rate {
                 gpu_hour: host.rate.gpu_hour.0,
                 vcpu_hour: host.rate.vcpu_hour.0,
@@ -224,8 +222,8 @@ impl Loaded {
         let shared = shared.collect();
         Used {
             milli_cpu: count(host.milli_cpu_used.0),
-            memory_mib: mib(host.memory_used),
-            disk_mib: mib(host.disk_used),
+            memory_mib: used_mib(host.inventory.memory, host.memory_used),
+            disk_mib: used_mib(host.inventory.disk, host.disk_used),
             order_bytes: count(host.order_bytes),
             devices,
             shared,
@@ -337,6 +335,18 @@ impl Loaded {
         }
         (leases, ids)
     }
+}
+
+/// A request that asks for less than a job whose memory or disk is no whole number of MiB; none for any other.
+pub(super) fn loosened(job: &QueuedJob, request: &Request) -> Option<Request> {
+    let wanted = &job.request.resources;
+    let is_odd = |bytes: Bytes| bytes.0 % Bytes::MIB != 0;
+    let less = |mib: u32| mib.saturating_sub(2);
+    (is_odd(wanted.memory) || is_odd(wanted.disk)).then(|| Request {
+        memory_mib: less(request.memory_mib),
+        disk_mib: less(request.disk_mib),
+        ..*request
+    })
 }
 
 /// What a request takes of a host.
@@ -488,16 +498,13 @@ fn is_too_large(supply: &Supply) -> bool {
     supply.devices.len() > DEVICES_MAX
 }
 
-fn dearest(a: Rate, b: Rate) -> Rate {
-    Rate {
-        gpu_hour: a.gpu_hour.max(b.gpu_hour),
-        vcpu_hour: a.vcpu_hour.max(b.vcpu_hour),
-        gib_hour: a.gib_hour.max(b.gib_hour),
-    }
-}
-
 fn count(value: i64) -> u32 {
     u32::try_from(value.max(0)).unwrap_or(u32::MAX)
+}
+
+/// MiB that are used of so many bytes: all but the whole ones that are free.
+fn used_mib(all: Bytes, used: Bytes) -> u32 {
+    count(all.0 / Bytes::MIB).saturating_sub(count(all.0.saturating_sub(used.0) / Bytes::MIB))
 }
 
 /// MiB that hold so many bytes.

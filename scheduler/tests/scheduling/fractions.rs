@@ -403,3 +403,50 @@ fn a_fraction_costs_no_more_than_its_part_of_what_clouds_ask_unless_its_customer
     job.request.max_price = Some(MicroUsd(900_000));
     assert!(with(1, 0, &job)[0].share.is_some());
 }
+
+#[test]
+fn jobs_without_gpus_keep_off_hosts_that_are_cut_into_slices() {
+    let placements = placed(vec![crate::supply::job(1)], vec![cut_host(&[(250, 20)]), crate::supply::host()]);
+    assert_eq!(placements[0].host, host_id(2));
+}
+
+#[test]
+fn a_slice_of_a_later_model_is_not_given_where_a_share_of_an_earlier_one_is_free() {
+    let mut sharing = sharing_host(&[80]);
+    sharing.inventory.devices[0].model = "NVIDIA H100".into();
+    let mut cut = cut_host(&[(250, 20)]);
+    cut.inventory.devices[0].model = "NVIDIA A100".into();
+    let mut job = share_job(1, 1, 250, 8);
+    let models = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+    job.request.resources.gpu.as_mut().expect("a GPU").models = models(["H100", "A100"]);
+    assert_eq!(devices(&placed(vec![job.clone()], vec![cut.clone(), sharing.clone()])), ["GPU-0"]);
+    job.request.resources.gpu.as_mut().expect("a GPU").models = models(["A100", "H100"]);
+    assert_eq!(devices(&placed(vec![job], vec![cut, sharing])), ["MIG-0"]);
+}
+
+#[test]
+fn a_slice_on_a_host_where_it_failed_is_no_better_than_a_share_elsewhere() {
+    let mut job = share_job(1, 1, 250, 8);
+    job.failed_on = vec![host_id(1)];
+    job.queued_at.0 -= 60_000;
+    assert_eq!(devices(&placed(vec![job], vec![cut_host(&[(250, 20)]), sharing_host(&[80])])), ["GPU-0"]);
+}
+
+#[test]
+fn a_gang_that_is_too_large_for_all_hosts_is_told_so() {
+    let member = |number| {
+        let mut job = share_job(number, 1, 300, 8);
+        job.gang = Some(job_id(1));
+        (job.request.group, job.request.gang) = (Some("g".into()), Some(4));
+        job
+    };
+    let gang = || (1..5).map(member).collect::<Vec<_>>();
+    let told = |hosts| plan(&snapshot(gang(), hosts)).waiting[0].1.message.clone();
+    let message = told(vec![sharing_host(&[80])]);
+    assert!(
+        message.ends_with("have no room for it beside the others of its gang, even when they are empty"),
+        "{message}"
+    );
+    let message = told(vec![sharing_host(&[80; 17])]);
+    assert!(message.ends_with("those with more than 16 GPUs take no gangs"), "{message}");
+}

@@ -410,3 +410,27 @@ fn work_that_would_be_long_to_do_again_goes_where_less_is_lost() {
     assert_eq!(chosen(of_lossy.clone(), dear(10), 60 * 48), [2]);
     assert_eq!(chosen(SupplyHost { past: past(2_000, 0), ..of_lossy }, dear(10), 60 * 48), [1]);
 }
+
+#[test]
+fn who_can_pay_for_no_second_is_told_what_an_hour_costs() {
+    let mut poor = job(1);
+    poor.left = MicroUsd(1);
+    let mut dear = host();
+    dear.rate.vcpu_hour = MicroUsd(9_000_000);
+    let plan = plan_for(vec![poor], vec![dear, host()]);
+    let (code, message) = fails_with(&plan);
+    assert_eq!(code, "spend_cap");
+    assert!(
+        message.contains("at $1.005000 an hour, which is the least that it costs; raise max_spend"),
+        "{message}"
+    );
+}
+
+#[test]
+fn equal_jobs_with_orders_of_different_length_are_each_placed_where_theirs_fits() {
+    let mut full = host();
+    full.order_bytes = ORDERS_BYTES_MAX - 3_000;
+    let sized = |number, order_bytes| QueuedJob { order_bytes, ..job(number) };
+    let plan = plan_for(vec![sized(1, 4_000), sized(2, 2_000)], vec![full]);
+    assert_eq!(plan.placements.iter().map(|placement| placement.job).collect::<Vec<_>>(), [job_id(2)]);
+}

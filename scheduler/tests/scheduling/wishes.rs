@@ -135,14 +135,6 @@ fn a_gpu_that_nobody_can_rate_waits_for_a_customer_who_says_so_and_tells_how() {
 }
 
 #[test]
-fn wishes_that_fail_together_are_told_by_what_hosts_lack() {
-    let mut job = wanting(&["H100"], 1);
-    job.request.region = "eu".parse().ok();
-    let plan = plan_for(vec![job], vec![of_model("A100", &[80])]);
-    assert_eq!(waits_for(&plan).0, "no_host_fits");
-}
-
-#[test]
 fn who_wants_a_host_alone_gets_it_so_and_keeps_others_off() {
     let mut alone = job(1);
     alone.request.isolation = Isolation::Host;
@@ -376,4 +368,35 @@ fn a_job_waits_for_a_host_that_asks_less_than_clouds_while_a_dearer_one_is_free(
     assert!(matches!(quoted.answer, QuoteAnswer::None(..)), "{quoted:?}");
     let codes: Vec<&str> = quoted.considered.iter().map(|other| other.code.as_str()).collect();
     assert_eq!(codes, ["busy", "max_price"], "a quote says so, too");
+}
+
+#[test]
+fn wishes_that_fail_only_together_are_named_together() {
+    let mut host = of_model("NVIDIA A100", &[80]);
+    host.terms.region = "us".parse().ok();
+    host.terms.trust = Trust::Unrated;
+    let mut far = of_model("NVIDIA A100", &[80]);
+    (far.terms.trust, far.terms.term) = (Trust::Unrated, Term::Spot);
+    let mut job = wanting(&["A100"], 1);
+    (job.request.region, job.request.term) = ("eu".parse().ok(), TermWish::OnDemand);
+    let plan = plan_for(vec![job], vec![far, host]);
+    let (code, message) = waits_for(&plan);
+    assert_eq!(code, "no_host_in_region");
+    assert!(
+        message.starts_with("no host has 1 x A100 in eu and is verified or attested or cloud; nearest: "),
+        "{message}"
+    );
+    assert!(message.contains("in us, on demand, unrated; to run there: --trust "), "{message}");
+}
+
+#[test]
+fn the_fewest_wishes_without_which_a_host_would_do_are_named() {
+    let mut dear = of_model("NVIDIA A100", &[80]);
+    dear.rate.gpu_hour = MicroUsd(9_000_000);
+    let mut two = of_model("NVIDIA L4", &[24]);
+    (two.rate.gpu_hour, two.terms.term) = (MicroUsd(1), Term::Spot);
+    let mut job = wanting(&["A100"], 1);
+    (job.request.max_price, job.request.term) = (Some(MicroUsd(4_500_000)), TermWish::OnDemand);
+    let plan = plan_for(vec![job], vec![two, dear]);
+    assert_eq!(waits_for(&plan).0, "no_host_at_price");
 }
