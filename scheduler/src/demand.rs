@@ -79,6 +79,8 @@ impl Limits {
     const BOOT: Millis = Millis(600_000);
     /// How many offers are looked at for one job, of those that it fits.
     const OFFERS_MAX: usize = 8;
+    /// After how many jobs that did not pay for it with all beside them an offer is for those alone who pay by themselves.
+    const UNPAID_MAX: u32 = 16;
 }
 
 /// A machine that is rented, or will be.
@@ -127,8 +129,10 @@ pub fn demand(
     let mut waiting = units(jobs, |job| is_worth_it(job, limits, now));
     Room::welcome(&mut market.stock.rooms, waiting.iter().flatten().copied());
     waiting.retain(|unit| !market.stock.takes_all(unit));
+    // Of a gang some alone would be of no use.
+    market.singles = waiting.iter().filter(|unit| unit.len() == 1).flatten().copied().collect();
     while let Some(unit) = waiting.pop_front() {
-        if market.serve(&unit, &waiting) {
+        if market.serve(&unit) {
             waiting.retain(|unit| !unit.iter().all(|job| market.stock.has(job)));
         }
     }
@@ -179,6 +183,19 @@ struct Market<'a> {
     offers: Vec<(&'a CloudOffer, Shape)>,
     stock: Stock,
     limits: Limits,
+    /// The jobs that wait and are no part of a gang, oldest first.
+    singles: Vec<&'a WaitingJob>,
+    /// Those of them that would go on a machine that has nothing else, by the place of its offer.
+    beside: BTreeMap<usize, Beside<'a>>,
+    /// Jobs for which nothing was bought, as text: less is left for those like them.
+    unserved: BTreeSet<String>,
+}
+
+/// Jobs that would go on a machine.
+struct Beside<'a> {
+    jobs: Vec<&'a WaitingJob>,
+    /// How often it was not paid for by a job with all of those after it that fit.
+    unpaid: u32,
 }
 
 /// What there is, and what more there may be.
@@ -202,6 +219,9 @@ impl Stock {
 
     /// Whether there is room for all of a unit, which it then has; else none of it has.
     fn takes_all(&mut self, unit: &[&WaitingJob]) -> bool {
+        if let [job] = unit {
+            return self.takes(job);
+        }
         let before = self.rooms.clone();
         let is_taken = unit.iter().all(|job| self.takes(job));
         if !is_taken {
@@ -240,54 +260,91 @@ impl<'a> Market<'a> {
             machines_left: limits.machines.saturating_sub(count),
             hourly_left: MicroUsd(limits.hourly.0.saturating_sub(spent)),
         };
-        Self { offers, stock, limits: *limits }
+        let (singles, beside, unserved) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        Self { offers, stock, limits: *limits, singles, beside, unserved }
     }
 
     /// Finds room for all of a unit, on machines that are bought where it takes that, or buys nothing.
-    fn serve(&mut self, unit: &[&WaitingJob], others: &VecDeque<Unit<'_>>) -> bool {
+    fn serve(&mut self, unit: &[&'a WaitingJob]) -> bool {
+        if self.stock.machines_left == 0 {
+            return self.stock.takes_all(unit);
+        }
+        if let [job] = unit {
+            let like = format!("{:?}", (job.customer, job.left, job.request.placing()));
+            let is_served = self.stock.takes(job) || !self.unserved.contains(&like) && self.buy(job, &[]);
+            if !is_served {
+                self.unserved.insert(like);
+            }
+            return is_served;
+        }
         let before = self.stock.clone();
-        let is_served = (1..).zip(unit).all(|(next, job)| {
-            // Of another gang some alone would be of no use.
-            let others = others.iter().filter(|other| other.len() == 1).flatten();
-            let beside: Unit<'_> = unit.iter().skip(next).chain(others).copied().collect();
-            self.stock.takes(job) || self.buy(job, &beside)
-        });
+        let is_served = (1..)
+            .zip(unit)
+            .all(|(next, job)| self.stock.takes(job) || self.buy(job, unit.get(next..).unwrap_or_default()));
         if !is_served {
             self.stock = before;
         }
         is_served
     }
 
-    /// Buys the cheapest machine that would take the job and is paid for well enough by it and those beside it, of the
-    /// first model for which there is one.
-    fn buy(&mut self, job: &WaitingJob, others: &[&WaitingJob]) -> bool {
+    /// Buys the cheapest machine that would take the job and is paid for well enough by it, the others of its gang and
+    /// those beside it, of the first model for which there is one.
+    fn buy(&mut self, job: &'a WaitingJob, gang: &[&'a WaitingJob]) -> bool {
         if self.stock.machines_left == 0 || job.in_vain >= self.limits.unused {
             return false;
         }
         let models: Vec<_> =
             job.request.resources.gpu.as_ref().map_or(vec![None], |gpu| gpu.choices().collect());
         for model in models {
-            let fits = |(offer, shape): &&(&CloudOffer, Shape)| {
+            let fits = |(_, (offer, shape)): &(usize, &(&CloudOffer, Shape))| {
                 most(offer.price) <= self.stock.hourly_left && shape.takes(job, model)
             };
-            let filled = |(offer, shape): &(&'a CloudOffer, Shape)| {
-                let mut room = Room::new(Uuid::nil(), None, shape.clone());
-                room.take(job);
-                for other in others.iter().filter(|other| !self.stock.has(other)) {
-                    room.take(other);
-                }
-                room.pays(offer.price, &self.limits).then(|| (*offer, shape.clone(), room))
+            let offers = self.offers.iter().enumerate().filter(fits);
+            let offers: Vec<usize> = offers.map(|(at, _)| at).take(Limits::OFFERS_MAX).collect();
+            let Some((at, room)) = offers.into_iter().find_map(|at| Some((at, self.filled(at, job, gang)?)))
+            else {
+                continue;
             };
-            let found = self.offers.iter().filter(fits).take(Limits::OFFERS_MAX).find_map(filled);
-            let Some((offer, shape, room)) = found else { continue };
+            let (offer, shape) = &self.offers[at];
             let price_max = most(offer.price);
             self.stock.machines_left -= 1;
             self.stock.hourly_left.0 -= price_max.0;
-            self.stock.purchases.push(Purchase { job: job.job, offer: offer.clone(), shape, price_max });
+            let (offer, shape) = ((*offer).clone(), shape.clone());
+            self.stock.purchases.push(Purchase { job: job.job, offer, shape, price_max });
             self.stock.rooms.push(room);
             return true;
         }
         false
+    }
+
+    /// A machine of an offer with a job, the others of its gang and those beside it, where they pay for it. What several
+    /// with all beside them did not pay for is looked at no more, but for those who pay alone.
+    fn filled(&mut self, at: usize, job: &'a WaitingJob, gang: &[&'a WaitingJob]) -> Option<Room> {
+        let (offer, shape) = &self.offers[at];
+        let mut room = Room::new(Uuid::nil(), None, shape.clone());
+        room.take(job);
+        for other in gang.iter().filter(|other| !self.stock.has(other)) {
+            room.take(other);
+        }
+        let beside = self.beside.entry(at).or_insert_with(|| {
+            let is_fit = |job: &&&WaitingJob| Room::new(Uuid::nil(), None, shape.clone()).take(job);
+            Beside { jobs: self.singles.iter().filter(is_fit).copied().collect(), unpaid: 0 }
+        });
+        let pays_alone = room.pays(offer.price, &self.limits);
+        if !pays_alone && beside.unpaid >= Limits::UNPAID_MAX {
+            return None;
+        }
+        let first = job.gang.unwrap_or(job.job);
+        let after = beside.jobs.partition_point(|other| other.job <= first);
+        for other in beside.jobs[after..].iter().filter(|other| !self.stock.has(other)) {
+            if room.is_full() {
+                break;
+            }
+            room.take(other);
+        }
+        let is_paid = room.pays(offer.price, &self.limits);
+        beside.unpaid += u32::from(!is_paid);
+        is_paid.then_some(room)
     }
 }
 

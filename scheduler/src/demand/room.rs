@@ -86,6 +86,11 @@ impl Room {
         true
     }
 
+    /// Whether the least that a job can ask for is not left.
+    pub fn is_full(&self) -> bool {
+        self.shape.cpu.0 <= 0 || self.shape.memory.0 <= 0 || self.shape.disk.0 <= 0
+    }
+
     /// Whether what it has taken pays the operator's share of what it costs: in an hour, and in all of what a machine
     /// costs while it boots, proves what it has, and is idle before it goes back.
     pub fn pays(&self, price: MicroUsd, limits: &Limits) -> bool {
