@@ -9,3 +9,4 @@ mod paced;
 mod profiles;
 mod software;
 mod times;
+mod trusted;

@@ -65,6 +65,11 @@ impl Paced {
         }
     }
 
+    /// Has its time begin when that of another host has come this far.
+    pub fn begin_after(&self, other: &Self) {
+        self.clock.pass(other.clock.now());
+    }
+
     /// As [`Paced::join`], with one GPU that nobody else has.
     pub async fn alone(market: &Market, name: &str, device: &str, how: Vec<Dishonesty>) -> Self {
         Self::join(market, name, &[(device, how)], &Turns::default()).await

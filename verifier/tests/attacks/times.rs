@@ -67,6 +67,7 @@ async fn one_gpu_of_two_miners_passes_under_each_name_and_not_in_a_window() {
     let mut left = Paced::join(&market, "left", &[("SIM-left", one())], &turns).await;
     prove(&mut verifier, &mut [&mut left]).await;
     let mut right = Paced::join(&market, "right", &[("SIM-right", one())], &turns).await;
+    right.begin_after(&left);
     prove(&mut verifier, &mut [&mut right]).await;
     let mut honest = ready(&market, "honest", "SIM-honest").await;
     assert_eq!((left.fate().await, right.fate().await), ("ready".into(), "ready".into()), "one by one");
@@ -160,7 +161,7 @@ async fn a_gpu_that_is_throttled_beside_a_job_proves_itself_as_soon_as_that_has_
     let mut capped = ready(&market, "capped", "SIM-3").await;
     let mut starved = ready(&market, "starved", "SIM-4").await;
     half.exchange(&throttled(500));
-    capped.exchange(&throttled(900));
+    capped.exchange(&throttled(940));
     starved.exchange(&throttled(990));
     let mut leases = Vec::new();
     let hosts = [&mut honest, &mut half, &mut capped, &mut starved];
@@ -192,7 +193,7 @@ async fn a_gpu_that_is_throttled_beside_a_job_proves_itself_as_soon_as_that_has_
         assert_eq!(host.fate().await, "verifying", "it gets no further jobs");
     }
     prove(&mut verifier, &mut [&mut honest, &mut half, &mut capped, &mut starved]).await;
-    assert_eq!((capped.fate().await, starved.fate().await), ("device_mismatch".into(), "too_late".into()));
+    assert_eq!((capped.fate().await, starved.fate().await), ("too_late".into(), "too_late".into()));
     test_again(&market, &mut [&mut honest, &mut half]).await;
     assert_eq!((honest.fate().await, half.fate().await), ("ready".into(), "device_mismatch".into()));
 }
