@@ -213,10 +213,10 @@ impl Store {
                 returning job_id, substr(idempotency_key, 5)::bigint as n),
              leases as (
                 insert into leases (lease_id, job_id, attempt, host_id, state, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour,
-                    vcpu_hour, gib_hour, run_ms_max, capped_by_spend, used_ms, outcome, charged, closed_at_ms, order_bytes,
+                    vcpu_hour, gib_hour, run_ms_max, capped_by_spend, used_ms, outcome, charged, placed_at_ms, closed_at_ms, order_bytes,
                     baseline_gpu_hour, class)
                 select gen_random_uuid(), job_id, 1, host_id, 'closed', '{}', 1000, 1000, 1073741824, 0, 2000000, 0, 0, 3600000, false,
-                    1800000, jsonb_build_object('kind', 'exited', 'code', 0), 1000000, now_ms(), 0, 2500000, 'h100'
+                    1800000, jsonb_build_object('kind', 'exited', 'code', 0), 1000000, 0, now_ms(), 0, 2500000, 'h100'
                 from jobs join hosts on hosts.n = jobs.n % $2 returning lease_id, job_id, host_id)
              insert into unsettled_leases select lease_id from leases",
         )
