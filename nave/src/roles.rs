@@ -112,7 +112,7 @@ pub async fn validator(args: ValidatorArgs) -> anyhow::Result<()> {
     let key = MarketKey::new(key.public().to_string(), move |bytes| key.sign(bytes).0);
     let store = connect(&args.database).await?;
     let first_params = if args.local_params { params::local() } else { params::Params::default() };
-    let deciding = events::run(events::rules(&first_params), key.clone(), store.clone(), stop_signal()?);
+    let deciding = events::run(key.clone(), store.clone(), stop_signal()?);
     let config = nave_validator::role::Config {
         epoch: args.epoch,
         sink: args.sink,

@@ -325,12 +325,7 @@ impl Store {
                     Happened::Xid(row.xid.and_then(|xid| u32::try_from(xid).ok()).unwrap_or_default())
                 }
                 EventKind::FailedRetest | EventKind::BelowBand | EventKind::Unreachable => Happened::Failed {
-                    appealed: match (row.is_appealed, row.is_again, row.is_overturned) {
-                        (_, true, true) => Appealed::Overturned,
-                        (_, true, false) => Appealed::Upheld,
-                        (true, false, _) => Appealed::Open,
-                        (false, false, _) => Appealed::No,
-                    },
+                    appealed: appealed(row.is_appealed, row.is_again, row.is_overturned),
                     is_late: row.is_late,
                     is_doubtful: row.is_doubtful,
                 },
@@ -517,6 +512,15 @@ impl Store {
             }
         }
         Ok(events)
+    }
+}
+
+fn appealed(is_appealed: bool, is_again: bool, is_overturned: bool) -> Appealed {
+    match (is_appealed, is_again, is_overturned) {
+        (_, true, true) => Appealed::Overturned,
+        (_, true, false) => Appealed::Upheld,
+        (true, false, _) => Appealed::Open,
+        (false, false, _) => Appealed::No,
     }
 }
 

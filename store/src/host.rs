@@ -207,6 +207,29 @@ pub(crate) async fn released(tx: &mut PgConnection, host: HostId) -> Result<()> 
     announce(tx, Changes::Mesh).await
 }
 
+/// What a host is that is heard again: by what it calls its boot, then and now, and whether its agent is another process.
+fn resumed(boots: Option<(&str, &str)>, is_another: bool) -> Resumed {
+    match boots {
+        Some((known, now)) if known != now => Resumed::Machine,
+        Some(_) | None if is_another => Resumed::Agent,
+        Some(_) | None => Resumed::Same,
+    }
+}
+
+/// Tells whoever waits for it that a host which was heard is not what it was, or is to be tested.
+async fn announce_heard(
+    tx: &mut PgConnection,
+    host: HostId,
+    has_changed: bool,
+    is_to_be_tested: bool,
+) -> Result<()> {
+    if has_changed {
+        announce(tx, Changes::Host(host)).await?;
+        announce(tx, Changes::Supply).await?;
+    }
+    if is_to_be_tested { announce(tx, Changes::Challenges).await } else { Ok(()) }
+}
+
 /// Whether a host claims clearly less than it was last tested for, and nothing more.
 async fn is_corrected(tx: &mut PgConnection, host: HostId, inventory: &Inventory) -> Result<bool> {
     let tested = sqlx::query_scalar!(
@@ -261,12 +284,7 @@ impl Store {
         }
         if row.was_silent {
             let is_another = last.is_some_and(|(known, _)| known != session);
-            let resumed = match (row.boot.as_deref().zip(boot), is_another) {
-                (Some((known, boot)), _) if known != boot => Resumed::Machine,
-                (_, true) => Resumed::Agent,
-                (_, false) => Resumed::Same,
-            };
-            event::came_back(&mut tx, id, resumed).await?;
+            event::came_back(&mut tx, id, resumed(row.boot.as_deref().zip(boot), is_another)).await?;
         }
         let from: HostState = error::read_name("a host's state", row.state)?;
         let fresh = error::write_json(inventory)?;
@@ -314,13 +332,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        if changed {
-            announce(&mut tx, Changes::Host(id)).await?;
-            announce(&mut tx, Changes::Supply).await?;
-        }
-        if from != to && to == HostState::Verifying {
-            announce(&mut tx, Changes::Challenges).await?;
-        }
+        announce_heard(&mut tx, id, changed, from != to && to == HostState::Verifying).await?;
         tx.commit().await?;
         Ok((generation, true))
     }

@@ -38,16 +38,11 @@ pub fn rules(params: &Params) -> EventRules {
 ///
 /// # Errors
 /// None so far: what fails is logged and tried again.
-pub async fn run(
-    rules: EventRules,
-    key: MarketKey,
-    store: Store,
-    shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
+pub async fn run(key: MarketKey, store: Store, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
     let mut ticks = 0_u32;
     loop {
-        if let Err(error) = step(&store, &rules, &key).await {
+        if let Err(error) = step_by_params(&store, &key).await {
             tracing::warn!(error = format!("{error:#}"), "events could not be decided; trying again");
         }
         if ticks.is_multiple_of(FORGET)
@@ -61,6 +56,16 @@ pub async fn run(
             () = tokio::time::sleep(TICK) => {}
         }
     }
+}
+
+/// Decides as the parameters say that hold now; before there are any, nothing.
+async fn step_by_params(store: &Store, key: &MarketKey) -> anyhow::Result<()> {
+    let params = match store.params_of(None).await {
+        Err(StoreError::NotFound(_)) => return Ok(()),
+        params => params.context("look at the parameters")?,
+    };
+    let params: Params = serde_json::from_value(params).context("read the parameters")?;
+    step(store, &rules(&params), key).await
 }
 
 /// Decides every event that can be decided.

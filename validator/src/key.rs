@@ -2,11 +2,13 @@
 
 use std::{fmt, sync::Arc};
 
+type Sign = dyn Fn(&[u8]) -> [u8; 64] + Send + Sync;
+
 /// Signs with the market key, wherever that is.
 #[derive(Clone)]
 pub struct MarketKey {
     public: String,
-    sign: Arc<dyn Fn(&[u8]) -> [u8; 64] + Send + Sync>,
+    sign: Arc<Sign>,
 }
 
 impl MarketKey {

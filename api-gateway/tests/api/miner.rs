@@ -72,7 +72,7 @@ async fn owners_see_what_went_wrong_with_their_own_hosts() {
     let page: Page<ServiceEvent> = read(call.send().await.expect("an answer")).await;
     let kinds: Vec<_> = page.items.iter().map(|event| (event.kind, event.host, event.lease)).collect();
     assert_eq!(kinds, [(EventKind::HostLost, mine.id(), Some(lost))]);
-    refused(other.call(&market, Method::GET, &path, b"").await, 404, "not_found").await;
+    refused(other.call(&market, Method::GET, &path, b"").await, 404, "host_not_found").await;
 }
 
 #[tokio::test]
