@@ -302,7 +302,7 @@ fn the_other_gpus_of_a_host_are_proven_when_they_are_asked_for_without_the_broke
 fn a_gpu_that_hangs_is_named_before_the_verifier_stops_waiting() {
     for call in ["cuDevicePrimaryCtxRetain", "cuStreamSynchronize"] {
         let Task::Devices(task) = quick(0..2) else { unreachable!() };
-        let task = Task::Devices(DevicesTask { patience_ms: vec![Millis(3_000); 7], ..task });
+        let task = Task::Devices(DevicesTask { patience_ms: vec![Millis(8_000); 7], ..task });
         let failure = end(broken(&format!("hang@{call}#1")), task).unwrap();
         assert_eq!(failure.code, Reason::DeviceUnavailable);
         assert!(failure.message.starts_with("GPU 1 ") && failure.message.contains("it hangs"), "{failure:?}");
