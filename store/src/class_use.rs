@@ -19,8 +19,8 @@ impl Store {
             "insert into class_use (class, epoch, devices, leased_milli)
              select seen.class, epochs.epoch, seen.devices, seen.leased_milli
              from unnest($1::text[], $2::bigint[], $3::bigint[]) as seen (class, devices, leased_milli),
-                -- What is closed stands still.
-                (select epoch from epochs where state = 'open' for share) epochs
+                -- What is closed stands still, and whoever looks does not wait for a close.
+                (select epoch from epochs where state = 'open' for share skip locked) epochs
              on conflict on constraint class_use_one do update
                 set devices = class_use.devices + excluded.devices,
                     leased_milli = class_use.leased_milli + excluded.leased_milli",

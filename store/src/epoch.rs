@@ -151,9 +151,10 @@ impl Store {
         freeze::leases(&mut tx, epoch).await?;
         freeze::events(&mut tx, epoch).await?;
         freeze::verdicts(&mut tx, epoch).await?;
-        freeze::idle(&mut tx, epoch).await?;
         freeze::classes(&mut tx, epoch).await?;
         freeze::miners(&mut tx, epoch).await?;
+        // Last, since hosts are locked by it.
+        freeze::idle(&mut tx, epoch).await?;
         sqlx::query!("insert into epochs (epoch, chain) values ($1, $2)", epoch + 1, chain)
             .execute(&mut *tx)
             .await?;

@@ -18,7 +18,7 @@ impl Store {
             .fetch_one(&mut *tx)
             .await?;
         sqlx::query!(
-            "with open as (select epoch from epochs where state = 'open' for share),
+            "with open as (select epoch from epochs where state = 'open' for share skip locked),
              leased as (select host_id, unnest(devices) as device from leases where state <> 'closed'),
              idle as (
                 select h.host_id, h.gpu_hour, d.value ->> 'class' as class, count(*) as devices
