@@ -41,7 +41,8 @@ pub fn take(task: Task, resources: Resources, number: u64) -> anyhow::Result<Exa
     take_of(task, number, |challenge| prover.answer(challenge).map_err(said))
 }
 
-fn fresh(task: Task, number: u64) -> Challenge {
+/// A challenge whose nonces are those of this number.
+pub fn fresh(task: Task, number: u64) -> Challenge {
     Challenge::new(ChallengeId(Uuid::from_u128(1)), HostId(Uuid::from_u128(2)), task, nonce(number, 0))
 }
 
@@ -69,7 +70,8 @@ pub fn take_of(
     Ok(Exam { challenge, evidence: Evidence { commitments, opening }, spans, wall, core })
 }
 
-fn nonce(number: u64, step: usize) -> Nonce {
+/// The nonce of a step.
+pub fn nonce(number: u64, step: usize) -> Nonce {
     let step = u64::try_from(step).unwrap_or(u64::MAX);
     Nonce(Sha256::digest([number.to_le_bytes(), step.to_le_bytes()].concat()).into())
 }
@@ -79,6 +81,14 @@ fn said(failure: nave_proof::Failure) -> anyhow::Error {
 }
 
 impl Exam {
+    /// How many devices were tested.
+    pub fn devices(&self) -> usize {
+        match &self.challenge.task {
+            Task::Devices(task) => task.devices.len(),
+            Task::Cpu(_) | Task::Memory(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => 0,
+        }
+    }
+
     pub fn judge(&self) -> Verdict {
         judge(&self.challenge, &self.evidence, &self.spans)
     }

@@ -3,12 +3,13 @@
 
 pub mod calibrate;
 mod exam;
+mod others;
 mod program;
 pub mod shadow;
 mod sizes;
 mod verify;
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -30,9 +31,6 @@ pub struct VerifyArgs {
     /// Print everything as one JSON document.
     #[arg(long)]
     pub json: bool,
-    /// Sessions that are open at the same time.
-    #[arg(long, default_value_t = 200)]
-    pub sessions: u32,
 }
 
 /// `naved bench calibrate`.
@@ -44,9 +42,18 @@ pub struct CalibrateArgs {
     /// Measure this machine's GPUs with this prover (`nave-prover`), instead of simulated ones.
     #[arg(long)]
     pub prover: Option<PathBuf>,
-    /// Simulated devices that are tested at the same time.
-    #[arg(long, default_value_t = 24)]
+    /// Most simulated devices of a host: one test is of one device, the next of two, and so on to this many.
+    #[arg(long, default_value_t = 8)]
     pub devices: u16,
+    /// Hosts of simulated devices that are tested at the same time.
+    #[arg(long, default_value_t = 3)]
+    pub at_once: u16,
+    /// Add what is measured to this file, and make the bands of all that it holds.
+    #[arg(long)]
+    pub keep: Option<PathBuf>,
+    /// Make the bands of every other measurement, and count how many of the rest miss them.
+    #[arg(long)]
+    pub check: bool,
     /// Milliseconds that each answer travels: many of them, in the order in which they were measured.
     #[arg(long, value_delimiter = ',', default_value = "0")]
     pub travel_ms: Vec<u32>,
@@ -56,7 +63,7 @@ pub struct CalibrateArgs {
 pub fn run(command: &BenchCommand) -> anyhow::Result<()> {
     match command {
         BenchCommand::Verify(args) => {
-            let report = verify::measure(args)?;
+            let report = verify::measure()?;
             if args.json {
                 return print_json(&report);
             }
@@ -80,14 +87,6 @@ fn thread_time() -> anyhow::Result<Duration> {
 /// Time that all threads of this process were computing.
 fn process_time() -> anyhow::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).context("read the clock of the process")?.into())
-}
-
-/// A line of `/proc/self/status`, in KiB.
-fn memory_kib(name: &str) -> anyhow::Result<u64> {
-    let text = fs::read_to_string("/proc/self/status").context("read what memory this process takes")?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    number.and_then(|number| number.parse().ok()).with_context(|| format!("find {name} of this process"))
 }
 
 /// `28.41 ms`.

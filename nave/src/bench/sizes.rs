@@ -7,12 +7,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use nave_domain::{Bytes, host::Device};
+use nave_domain::{
+    Bytes, MilliCpu,
+    host::{Device, Inventory, Runtime},
+};
 use nave_proof::{
     DeviceTask, DevicesTask, Digest, Gemm, Phase, Spill, Stream, Task, device::CHUNK, gemm, merkle, vram,
 };
 use nave_rules::{
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Class},
     size::{Purpose, size},
 };
 
@@ -28,20 +31,41 @@ const TILE: usize = 1024;
 pub fn of(class: &str, memory: Bytes, onboarding: bool) -> anyhow::Result<DevicesTask> {
     let catalogue = Catalogue::embedded().map_err(anyhow::Error::msg)?;
     let class = catalogue.named(class).with_context(|| format!("find the class {class}"))?;
+    match size(catalogue, &[device(class, 0)], memory, Purpose::Full { onboarding })
+        .map_err(anyhow::Error::msg)?
+    {
+        Task::Devices(task) => Ok(task),
+        Task::Cpu(_) | Task::Memory(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
+            anyhow::bail!("the test of devices is another one")
+        }
+    }
+}
+
+/// A host of eight devices of a class, with 12 GiB of memory for each core: as much as most such hosts have, or more.
+pub fn host_of_eight(class: &Class) -> Inventory {
+    Inventory {
+        milli_cpu: MilliCpu(170_000),
+        memory: Bytes(2_040 * Bytes::GIB),
+        disk: Bytes(1 << 40),
+        devices: (0..8).map(|slot| device(class, slot)).collect(),
+        cpu_model: String::new(),
+        os: String::new(),
+        kernel: String::new(),
+        runtime: Runtime::Simulated,
+        egress: Vec::new(),
+        agent: String::new(),
+    }
+}
+
+fn device(class: &Class, slot: usize) -> Device {
     let vram_mib = class.datasheet.as_ref().map_or(1, |datasheet| i64::from(datasheet.vram_mib));
-    let device = Device {
-        uuid: if class.simulated { "SIM-0".into() } else { "GPU-0".into() },
+    Device {
+        uuid: format!("{}{slot}", if class.simulated { "SIM-" } else { "GPU-" }),
         model: class.models.first().cloned().unwrap_or_default(),
         vram: Bytes(vram_mib * Bytes::MIB),
         driver: String::new(),
         simulated: class.simulated,
         division: nave_domain::fraction::Division::default(),
-    };
-    match size(catalogue, &[device], memory, Purpose::Full { onboarding }).map_err(anyhow::Error::msg)? {
-        Task::Devices(task) => Ok(task),
-        Task::Cpu(_) | Task::Memory(_) | Task::Storage(_) | Task::Software(_) | Task::Transfer(_) => {
-            anyhow::bail!("the test of devices is another one")
-        }
     }
 }
 

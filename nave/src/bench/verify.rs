@@ -1,31 +1,29 @@
 //! What proofs cost: a host its seconds, the verifier its milliseconds.
 
-use std::{
-    fs, thread,
-    time::{Duration, Instant},
-};
+use std::{fs, thread, time::Duration};
 
 use anyhow::Context as _;
 use nave_domain::{Bytes, MilliCpu, Millis};
 use nave_proof::{Digest, Gemm, Phase, Task};
 use nave_rules::{
     catalogue::{Catalogue, Class},
-    size::{calculated_ms, middle},
+    size::{calculated_ms, calculated_suite_ms, middle},
 };
 use serde::Serialize;
 use sha2::block_api::compress256;
 
 use super::{
-    VerifyArgs,
     calibrate::simulated,
     exam::{Exam, resources, take},
-    median, memory_kib, ms, process_time, sizes, thread_time,
+    median, ms, others, sizes, thread_time,
 };
 
 /// How often each judgement is measured.
 const TIMES: u32 = 9;
 /// A host with so much memory has room for the copies of its devices.
 const RAM: Bytes = Bytes(1 << 41);
+/// How long cores of the reference rate work to prove themselves.
+const EFFORT: Millis = Millis(5_000);
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -35,7 +33,6 @@ pub struct Report {
     proofs: Vec<Proof>,
     suites: Vec<Suite>,
     calculated: Vec<Calculated>,
-    sessions: Sessions,
 }
 
 /// How long a whole test would take a device of a class: nothing of it was measured.
@@ -49,6 +46,8 @@ struct Calculated {
     total_ms: u64,
     /// As much of a device at the lower end of every band.
     slowest_ms: u64,
+    /// The whole suite of a host of eight, cores and memory included.
+    suite_ms: u64,
 }
 
 /// Where it was measured.
@@ -97,29 +96,23 @@ struct Suite {
     opening_bytes: usize,
 }
 
-/// Tests of several hosts at once.
-#[derive(Debug, Serialize)]
-struct Sessions {
-    count: u32,
-    devices: u32,
-    opening_bytes: usize,
-    wall_ms: u64,
-    core_us_each: u64,
-    resident_before_kib: u64,
-    resident_peak_kib: u64,
-}
-
 /// Measures everything.
-pub fn measure(args: &VerifyArgs) -> anyhow::Result<Report> {
+pub fn measure() -> anyhow::Result<Report> {
     eprintln!("measuring; this takes a minute or two");
     let (machine, floor) = (machine()?, floor()?);
-    let sessions = sessions(args.sessions)?;
     let proofs = [
         ("cores: 2, 2 s", Task::cpu(MilliCpu(2_000), Millis(2_000))),
         ("memory: 1 GiB", Task::memory(Bytes(Bytes::GIB), MilliCpu(2_000))),
         ("1 simulated device", Task::Devices(sizes::of("simulated", RAM, false)?)),
     ];
-    let proofs = proofs.map(|(name, task)| proof(name, task)).into_iter().collect::<anyhow::Result<_>>()?;
+    let proofs = proofs.into_iter().map(|(name, task)| proof(name, &take(task, resources(&simulated()), 1)?));
+    let others: [(_, fn() -> anyhow::Result<Exam>); 3] = [
+        ("disk: a file of 1 GiB", others::storage),
+        ("transfer: 16 MiB", others::transfer),
+        ("software", others::software),
+    ];
+    let others = others.into_iter().map(|(name, exam)| proof(name, &exam()?));
+    let proofs = proofs.chain(others).collect::<anyhow::Result<_>>()?;
     let suites = [
         ("h200", Bytes(0), false),
         ("h200", RAM, false),
@@ -129,7 +122,7 @@ pub fn measure(args: &VerifyArgs) -> anyhow::Result<Report> {
     ];
     let suites = suites.map(|(class, memory, onboarding)| suite(&floor, class, memory, onboarding));
     let suites = suites.into_iter().collect::<anyhow::Result<_>>()?;
-    Ok(Report { machine, floor, proofs, suites, calculated: calculated()?, sessions })
+    Ok(Report { machine, floor, proofs, suites, calculated: calculated()? })
 }
 
 fn calculated() -> anyhow::Result<Vec<Calculated>> {
@@ -147,6 +140,7 @@ fn calculated() -> anyhow::Result<Vec<Calculated>> {
             filled: Bytes(i64::try_from(fill.bytes)?),
             phases_ms,
             total_ms: phases_ms.iter().sum(),
+            suite_ms: calculated_suite_ms(&sizes::host_of_eight(class), EFFORT, &phases_ms),
             slowest_ms: slowest_ms.iter().sum(),
         })
     };
@@ -199,8 +193,7 @@ fn floor() -> anyhow::Result<Floor> {
     })
 }
 
-fn proof(name: &'static str, task: Task) -> anyhow::Result<Proof> {
-    let exam = take(task, resources(&simulated()), 1)?;
+fn proof(name: &'static str, exam: &Exam) -> anyhow::Result<Proof> {
     Ok(Proof {
         name,
         host_ms: u64::try_from(exam.wall.as_millis())?,
@@ -272,58 +265,6 @@ fn paths_us(gemm: &Gemm) -> anyhow::Result<u64> {
     Ok(micros(time(gemm)?.saturating_sub(time(&small)?)))
 }
 
-/// Many hosts with eight GPUs that answered at the same time: all openings are there at once, which
-/// is the worst that can be, and each core judges one after the other.
-fn sessions(count: u32) -> anyhow::Result<Sessions> {
-    const DEVICES: u32 = 8;
-    let one = sizes::shrunk(&sizes::of("h200", Bytes(0), false)?);
-    let mut task = sizes::only(&one, &[Phase::Gemm]);
-    let device = task.devices.first().cloned().context("a test without devices")?;
-    let numbered = |slot: u32| nave_proof::DeviceTask {
-        uuid: format!("GPU-{slot}"),
-        gemm: device.gemm.map(|gemm| Gemm { m: 512, n: 512, k: 1_024, ..gemm }),
-        ..device.clone()
-    };
-    task.devices = (0..DEVICES).map(numbered).collect();
-    let exam = take(Task::Devices(task), resources(&unbraked()), 1)?;
-    fs::write("/proc/self/clear_refs", "5").context("forget how much memory was ever taken")?;
-    let before = memory_kib("VmRSS")?;
-    let (began, core) = (Instant::now(), process_time()?);
-    judge_all(&exam, count)?;
-    let (wall, core) = (began.elapsed(), process_time()?.saturating_sub(core));
-    Ok(Sessions {
-        count,
-        devices: DEVICES,
-        opening_bytes: exam.evidence.opening.len(),
-        wall_ms: u64::try_from(wall.as_millis())?,
-        core_us_each: micros(core) / u64::from(count.max(1)),
-        resident_before_kib: before,
-        resident_peak_kib: memory_kib("VmHWM")?,
-    })
-}
-
-fn judge_all(exam: &Exam, count: u32) -> anyhow::Result<()> {
-    let open: Vec<_> = (0..count).map(|_| (exam.challenge.clone(), exam.evidence.clone())).collect();
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let judge = |(challenge, evidence)| nave_proof::judge(challenge, evidence, &exam.spans);
-    thread::scope(|scope| {
-        let judges: Vec<_> = (0..cores)
-            .map(|core| {
-                let mine = open.iter().skip(core).step_by(cores);
-                let judge = &judge;
-                scope.spawn(move || {
-                    mine.map(|(challenge, evidence)| judge((challenge, evidence)))
-                        .filter(|verdict| matches!(verdict, nave_proof::Verdict::Failed(_)))
-                        .count()
-                })
-            })
-            .collect();
-        let failed = judges.into_iter().map(|judge| judge.join().unwrap_or(1)).sum::<usize>();
-        anyhow::ensure!(failed == 0, "{failed} honest hosts were refused");
-        Ok(())
-    })
-}
-
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
@@ -343,16 +284,6 @@ impl Report {
         self.print_proofs();
         self.print_suites();
         self.print_calculated();
-        let Sessions { count, devices, opening_bytes, wall_ms, core_us_each, .. } = &self.sessions;
-        let Sessions { resident_before_kib, resident_peak_kib, .. } = &self.sessions;
-        println!(
-            "\n{count} hosts of {devices} GPUs judged at once: {wall_ms} ms, {} of a core for each; openings of {}; \
-             {} MiB resident at most, {} MiB before",
-            shown(*core_us_each),
-            kib(*opening_bytes),
-            resident_peak_kib >> 10,
-            resident_before_kib >> 10
-        );
     }
 
     fn print_proofs(&self) {
@@ -387,13 +318,14 @@ impl Report {
 
     fn print_calculated(&self) {
         println!(
-            "\n| calculated, never measured | depth | filled | fill | products | lanes | passes | spill | return | together | slowest |"
+            "\n| calculated, never measured | depth | filled | fill | products | lanes | passes | spill | return | together | slowest | suite |"
         );
-        println!("|---|---|---|---|---|---|---|---|---|---|---|");
-        for Calculated { class, depth, filled, phases_ms, total_ms, slowest_ms } in &self.calculated {
+        println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
+        for Calculated { class, depth, filled, phases_ms, total_ms, slowest_ms, suite_ms } in &self.calculated
+        {
             let phases = phases_ms.map(seconds).join(" | ");
-            let (total, slowest) = (seconds(*total_ms), seconds(*slowest_ms));
-            println!("| {class} | {depth} | {filled} | {phases} | {total} | {slowest} |");
+            let [total, slowest, suite] = [total_ms, slowest_ms, suite_ms].map(|ms| seconds(*ms));
+            println!("| {class} | {depth} | {filled} | {phases} | {total} | {slowest} | {suite} |");
         }
     }
 }
