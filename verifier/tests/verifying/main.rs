@@ -7,6 +7,7 @@ mod devices;
 mod disputes;
 mod killed;
 mod market;
+mod sessions;
 mod silence;
 mod slices;
 mod transfers;
