@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Which crates of this workspace each one may depend on.
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("domain", &[]),
     ("crash-point", &[]),
     ("mesh", &["nave-domain"]),
@@ -18,7 +18,8 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("scheduler", &["nave-domain", "nave-store", "nave-crash-point", "nave-clouds"]),
     ("scheduler/clouds", &["nave-domain"]),
     ("validator/settlement", &["nave-domain"]),
-    ("validator", &["nave-domain", "nave-store", "nave-crash-point", "nave-settlement"]),
+    ("validator/economy", &["nave-domain", "nave-settlement"]),
+    ("validator", &["nave-domain", "nave-settlement", "nave-store", "nave-crash-point"]),
     ("api-gateway", &["nave-domain", "nave-store", "nave-sdk", "nave-crash-point"]),
     ("miner-agent", &["nave-domain", "nave-mesh", "nave-sdk", "nave-crash-point"]),
     ("miner-agent/prover", &["nave-domain", "nave-proof"]),
@@ -57,13 +58,14 @@ const DOORS: [(&str, &str); 7] = [
 ];
 
 /// Crates in which money, capacity and usage are integers.
-const EXACT: [&str; 9] = [
+const EXACT: [&str; 10] = [
     "domain/src",
     "store/src",
     "scheduler/src",
     "scheduler/clouds/src",
     "validator/src",
     "validator/settlement/src",
+    "validator/economy/src",
     "verifier/src",
     "verifier/proof/src",
     "verifier/rules/src",

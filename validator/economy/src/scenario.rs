@@ -11,6 +11,8 @@ pub enum Regime {
     Normal,
     /// More is asked for than there is, also above the baseline.
     Crunch,
+    /// As in a crunch, and the emission is worth more than miners are owed, so that there is standby.
+    Boom,
     /// Three in ten devices are asked for.
     Glut,
 }
@@ -30,7 +32,7 @@ pub struct Demand {
 
 impl Regime {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Normal, Self::Crunch, Self::Glut];
+    pub const ALL: [Self; 4] = [Self::Normal, Self::Crunch, Self::Boom, Self::Glut];
 
     /// What it is called.
     #[must_use]
@@ -38,6 +40,7 @@ impl Regime {
         match self {
             Self::Normal => "normal",
             Self::Crunch => "crunch",
+            Self::Boom => "boom",
             Self::Glut => "glut",
         }
     }
@@ -54,6 +57,7 @@ impl Regime {
         match self {
             Self::Normal => of(700_000, 800_000, 1_000_000, 800_000),
             Self::Crunch => of(1_300_000, 950_000, 1_500_000, 650_000),
+            Self::Boom => of(1_300_000, 950_000, 1_500_000, 1_300_000),
             Self::Glut => of(300_000, 600_000, 1_000_000, 900_000),
         }
     }
@@ -95,13 +99,15 @@ pub enum Strategy {
     Withholding,
     /// Rents competitors' hosts and makes their GPUs fail.
     Griefing,
-    /// Rents its own and others' hosts for the credits of service that fails.
-    CreditHarvesting,
+    /// Rents its own idle hosts, which then fail for a day, for the credits.
+    HarvestingOwn,
+    /// Rents others' hosts, and makes them fail for the credits.
+    HarvestingOthers,
 }
 
 impl Strategy {
     /// All of them, what they are compared with first.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Honest,
         Self::HonestSpot,
         Self::HonestFlaky,
@@ -118,7 +124,8 @@ impl Strategy {
         Self::BaselinePumping,
         Self::Withholding,
         Self::Griefing,
-        Self::CreditHarvesting,
+        Self::HarvestingOwn,
+        Self::HarvestingOthers,
     ];
 
     /// What it is called.
@@ -141,7 +148,8 @@ impl Strategy {
             Self::BaselinePumping => "baseline pumping",
             Self::Withholding => "withholding",
             Self::Griefing => "griefing",
-            Self::CreditHarvesting => "credit harvesting",
+            Self::HarvestingOwn => "harvesting own",
+            Self::HarvestingOthers => "harvesting others",
         }
     }
 
@@ -179,7 +187,8 @@ impl Strategy {
             | Self::BaselinePumping
             | Self::Withholding
             | Self::Griefing
-            | Self::CreditHarvesting => Hardware::Sound,
+            | Self::HarvestingOwn
+            | Self::HarvestingOthers => Hardware::Sound,
         }
     }
 

@@ -56,7 +56,8 @@ impl World {
                 | Strategy::EarlyExit
                 | Strategy::BaselinePumping
                 | Strategy::Griefing
-                | Strategy::CreditHarvesting => {}
+                | Strategy::HarvestingOwn
+                | Strategy::HarvestingOthers => {}
             }
         }
         if matches!(strategy, Strategy::PaddingFails | Strategy::PaddingRefuses) {
@@ -112,7 +113,8 @@ impl World {
             | Strategy::UnderbidThenFail
             | Strategy::Withholding
             | Strategy::Griefing
-            | Strategy::CreditHarvesting => {}
+            | Strategy::HarvestingOwn
+            | Strategy::HarvestingOthers => {}
         }
     }
 
@@ -122,9 +124,9 @@ impl World {
             Strategy::WashDetected => self.seat_washes(|_| true, Customer::Related),
             Strategy::WashUndetected => self.seat_washes(|_| true, Customer::Seat),
             Strategy::Griefing => self.seat_rents_from_others(4, TRICK_STEPS, Ruin::Xid),
-            Strategy::CreditHarvesting => {
-                self.seat_rents_from_others(2, 2 * TRICK_STEPS, Ruin::Unreachable);
-                self.seat_harvests();
+            Strategy::HarvestingOwn => self.seat_harvests(),
+            Strategy::HarvestingOthers => {
+                self.seat_rents_from_others(4, 2 * TRICK_STEPS, Ruin::Unreachable);
             }
             Strategy::Honest
             | Strategy::HonestSpot
@@ -164,11 +166,11 @@ impl World {
         }
     }
 
-    /// Two of its own hosts work for an hour and are then silent for half a day, which it reports.
+    /// Its idle hosts work for an hour and are then silent for a day, which it reports.
     fn seat_harvests(&mut self) {
-        for host in self.seat_hosts().into_iter().take(2) {
+        for host in self.seat_hosts() {
             if self.is_free(host) {
-                let job = self.seat_job(host, 13 * (HOUR_MS / STEP_MS), Customer::Seat);
+                let job = self.seat_job(host, 25 * (HOUR_MS / STEP_MS), Customer::Seat);
                 self.place(host, job, Some(Ruin::Silence));
             }
         }

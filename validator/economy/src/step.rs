@@ -260,7 +260,7 @@ impl World {
                 self.note(number, Kind::Unreachable, 2 * STEP_MS, Blame::Host, confirmed);
             }
             Ruin::Silence => {
-                self.note(number, Kind::Unreachable, 12 * HOUR_MS, Blame::Host, Some(Confirmation::Report));
+                self.note(number, Kind::Unreachable, 24 * HOUR_MS, Blame::Host, Some(Confirmation::Report));
             }
         }
     }

@@ -121,7 +121,7 @@ pub enum Ruin {
     Xid,
     /// Has the host seem unreachable; one time in 10 that is believed.
     Unreachable,
-    /// Its own host is silent for half a day.
+    /// Its own host is silent for a day.
     Silence,
 }
 

@@ -22,19 +22,22 @@ fn rows(regimes: &[Regime], strategies: &[Strategy], rules: Rules) -> Vec<Row> {
     study(regimes, strategies, rules).rows().expect("settled")
 }
 
-/// What a strategy brings against whoever has the same hosts and is honest.
+/// What a strategy brings against whoever has the same hosts and is honest, where tests find little.
 fn gain(regime: Regime, strategy: Strategy, rules: Rules) -> i64 {
-    rows(&[regime], &[strategy], rules)[0].against_control_ppm()
+    let study = Study { found_ppm: 100_000, ..study(&[regime], &[strategy], rules) };
+    study.rows().expect("settled")[0].against_control_ppm()
 }
 
+/// What sells reclaimed hardware as on-demand brings more than the bar in a crunch: `docs/measurements/economy.md`.
 #[test]
-fn nothing_dishonest_pays_in_any_market() {
+fn nothing_else_that_is_dishonest_pays_in_any_market() {
     let dishonest: Vec<Strategy> = Strategy::ALL
         .into_iter()
         .filter(|strategy| !strategy.is_honest() && *strategy != Strategy::SpotAsOnDemand)
         .collect();
     for row in rows(&Regime::ALL, &dishonest, Rules::AsTheyAre) {
-        assert!(!row.pays(), "{row:?}");
+        // Of so few runs only those with the same seeds can be compared.
+        assert!(row.against_control_ppm() <= BAR_PPM, "{row:?}");
         assert!(row.pay_ppm <= 1_000_000, "an hour is paid above the baseline: {row:?}");
     }
 }
@@ -52,29 +55,32 @@ fn the_same_seed_gives_the_same_to_the_digit() {
     assert_eq!(once(), once());
 }
 
+/// What a rule that is broken makes of a strategy, and what it brings under the rules as they are.
+fn broken(regime: Regime, strategy: Strategy, rules: Rules) -> [i64; 2] {
+    [rules, Rules::AsTheyAre].map(|rules| gain(regime, strategy, rules))
+}
+
 #[test]
 fn with_a_bounded_sink_renting_from_oneself_would_pay() {
-    let gain_under = |rules| gain(Regime::Glut, Strategy::WashUndetected, rules);
-    assert!(gain_under(Rules::BoundedSink) > BAR_PPM);
-    assert!(gain_under(Rules::AsTheyAre) < 1_000_000);
+    let [broken, as_it_is] = broken(Regime::Glut, Strategy::WashUndetected, Rules::BoundedSink);
+    assert!(broken > BAR_PPM && as_it_is < 1_000_000, "{broken} {as_it_is}");
 }
 
 #[test]
 fn with_standby_for_anyone_fake_hosts_would_pay() {
-    let gain_under = |rules| gain(Regime::Normal, Strategy::PaddingRefuses, rules);
-    assert!(gain_under(Rules::StandbyForAnyone) > BAR_PPM);
-    assert!(gain_under(Rules::AsTheyAre) < 1_000_000);
+    let [broken, as_it_is] = broken(Regime::Boom, Strategy::PaddingRefuses, Rules::StandbyForAnyone);
+    assert!(broken > BAR_PPM && as_it_is < 1_000_000, "{broken} {as_it_is}");
 }
 
 #[test]
 fn with_credits_above_what_a_lease_paid_harvesting_them_would_pay() {
-    let gain_under = |rules| gain(Regime::Glut, Strategy::CreditHarvesting, rules);
-    assert!(gain_under(Rules::CreditAbovePayment) > BAR_PPM);
-    assert!(gain_under(Rules::AsTheyAre) < 1_000_000);
+    let [broken, as_it_is] = broken(Regime::Glut, Strategy::HarvestingOwn, Rules::CreditAbovePayment);
+    assert!(broken > BAR_PPM && as_it_is < 1_000_000, "{broken} {as_it_is}");
 }
 
 #[test]
 fn with_demotion_per_offer_selling_spot_as_on_demand_would_pay_more() {
-    let gain_under = |rules| gain(Regime::Crunch, Strategy::SpotAsOnDemand, rules);
-    assert!(gain_under(Rules::DemotionPerOffer) > gain_under(Rules::AsTheyAre) + 50_000);
+    let brings = |rules| rows(&[Regime::Normal], &[Strategy::SpotAsOnDemand], rules)[0].return_ppm;
+    let (forgotten, remembered) = (brings(Rules::DemotionPerOffer), brings(Rules::DevicesRemember));
+    assert!(forgotten > remembered + remembered / 10, "{forgotten} {remembered}");
 }
