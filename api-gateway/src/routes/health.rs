@@ -24,7 +24,7 @@ pub(crate) async fn show(State(app): State<App>, Query(Nothing {}): Query<Nothin
         Ok::<_, StoreError>((image, app.store.cloud_list().await?))
     };
     let (default_image, problems) = match timeout(DATABASE_MAX, asked).await {
-        Ok(Ok((image, clouds))) => (image, clouds.iter().filter_map(abandoned).collect()),
+        Ok(Ok((image, clouds))) => (image, abandoned(&clouds)),
         Ok(Err(_)) | Err(_) => (None, vec!["the market's database does not answer".to_owned()]),
     };
     let status = if problems.is_empty() { "ok" } else { "degraded" };
@@ -36,13 +36,30 @@ pub(crate) async fn show(State(app): State<App>, Query(Nothing {}): Query<Nothin
     })
 }
 
-/// What is wrong with a cloud of which machines are open that no scheduler has in its file.
-fn abandoned(cloud: &CloudRow) -> Option<String> {
-    let is_abandoned = cloud.open > 0 && !cloud.is_kept;
-    is_abandoned.then(|| {
-        format!(
-            "nobody looks after the rented machines of {}: the scheduler is down, or it is not in its file of clouds",
-            cloud.cloud
-        )
-    })
+/// What is wrong with clouds, whose names are for the operator.
+fn abandoned(clouds: &[CloudRow]) -> Vec<String> {
+    let why = "nobody looks after machines that are rented: the scheduler is down, or their cloud is not in its file of \
+               clouds; `naved admin machines` says which";
+    clouds.iter().any(is_abandoned).then(|| why.to_owned()).into_iter().collect()
+}
+
+/// Whether machines of a cloud are open that no scheduler has in its file.
+fn is_abandoned(cloud: &CloudRow) -> bool {
+    cloud.open > 0 && !cloud.is_kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_that_nobody_looks_after_are_a_problem() {
+        let cloud = |open, is_kept| {
+            let (cloud, looked_at, resumed_at, stop) = ("lambda".to_owned(), None, None, None);
+            CloudRow { cloud, looked_at, resumed_at, stop, open, is_kept }
+        };
+        assert_eq!(abandoned(&[cloud(2, true), cloud(0, false)]), Vec::<String>::new());
+        let problems = abandoned(&[cloud(2, true), cloud(1, false)]);
+        assert!(problems.len() == 1 && !problems[0].contains("lambda"), "{problems:?}");
+    }
 }
