@@ -13,6 +13,7 @@ use nave_mesh::Name;
 use nave_sdk::wire::{
     host::{DOCUMENT_BYTES_MAX, HostReport, HostSpec, LogAck, PROTOCOL, ReportAck, ResultRef, Stream},
     rest::Problem,
+    settlement::Earnings,
     sign::Release,
     verdict::HostVerdict,
 };
@@ -158,6 +159,15 @@ impl ControlPlane {
     /// [`CallError`].
     pub async fn verdicts(&self) -> Result<Vec<HostVerdict>, CallError> {
         let url = format!("{}/host/v1/verdicts", self.base);
+        read(self.send(self.client().get(url).timeout(ANSWER)).await?).await
+    }
+
+    /// What this host's miner earned in the newest epochs, the newest first.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn earnings(&self) -> Result<Vec<Earnings>, CallError> {
+        let url = format!("{}/host/v1/earnings", self.base);
         read(self.send(self.client().get(url).timeout(ANSWER)).await?).await
     }
 

@@ -22,6 +22,7 @@ use tracing::Instrument as _;
 
 use self::cli::{
     args::{DataArg, DockerArgs, OfferArgs},
+    earnings::{self, EarningsArgs},
     explain::{self, VerifyArgs},
     join::{self, EnrolArgs, KeyArgs, RotateArgs},
     show::{self, DoctorArgs, InventoryArgs, StatusArgs},
@@ -47,6 +48,8 @@ enum Command {
     Status(StatusArgs),
     /// Says how this host stands in the market's tests: what is tested now, what came of the last ones.
     Verify(VerifyArgs),
+    /// Says what this host's miner earns.
+    Earnings(EarningsArgs),
     /// Asks for a new mesh key now; the running agent changes it without a gap.
     Rotate(RotateArgs),
     /// Shows what this machine would offer.
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
         | Command::Key(_)
         | Command::Status(_)
         | Command::Verify(_)
+        | Command::Earnings(_)
         | Command::Rotate(_)
         | Command::Inventory(_)
         | Command::Doctor(_)
@@ -177,6 +181,7 @@ async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Key(args) => join::key(&args),
         Command::Status(args) => show::status(&args),
         Command::Verify(args) => explain::verify(args).await,
+        Command::Earnings(args) => earnings::earnings(args).await,
         Command::Rotate(args) => join::rotate(&args),
         Command::Inventory(args) => show::inventory(args).await,
         Command::Doctor(args) => show::doctor(args).await,

@@ -1,9 +1,9 @@
-//! What the control plane made of this host's tests, as it says or as it last said.
+//! What the control plane made of this host's tests, as it says or as it last said, and what its miner earned.
 
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use nave_sdk::wire::verdict::HostVerdict;
+use nave_sdk::wire::{settlement::Earnings, verdict::HostVerdict};
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
@@ -49,7 +49,23 @@ pub async fn ask(data: &Path, member: &Membership, url: Option<&str>) -> Told {
     }
 }
 
+/// What the host's miner earned, the newest epoch first.
+///
+/// # Errors
+/// When the control plane does not answer.
+pub async fn earnings(data: &Path, member: &Membership, url: Option<&str>) -> anyhow::Result<Vec<Earnings>> {
+    let plane = plane(data, member, url)?;
+    let answer = timeout(ANSWER, plane.earnings()).await;
+    answer.context("the control plane did not answer in time")?.map_err(Into::into)
+}
+
 async fn fetch(data: &Path, member: &Membership, url: Option<&str>) -> anyhow::Result<Vec<HostVerdict>> {
+    let plane = plane(data, member, url)?;
+    let answer = timeout(ANSWER, plane.verdicts()).await;
+    answer.context("the control plane did not answer in time")?.map_err(Into::into)
+}
+
+fn plane(data: &Path, member: &Membership, url: Option<&str>) -> anyhow::Result<ControlPlane> {
     let place = &member.place.mesh;
     let (base, through) = match url {
         Some(url) => (url.to_owned(), None),
@@ -58,7 +74,5 @@ async fn fetch(data: &Path, member: &Membership, url: Option<&str>) -> anyhow::R
             (format!("http://[{}]:{}", place.hub_address, place.port), Some((interface, place.address)))
         }
     };
-    let plane = ControlPlane::new(&base, through)?;
-    let answer = timeout(ANSWER, plane.verdicts()).await;
-    answer.context("the control plane did not answer in time")?.map_err(Into::into)
+    ControlPlane::new(&base, through).map_err(Into::into)
 }

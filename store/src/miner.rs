@@ -65,6 +65,15 @@ impl Departure {
 }
 
 impl Store {
+    /// Whose host it is.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when it does not exist.
+    pub async fn host_hotkey(&self, host: HostId) -> Result<String> {
+        let hotkey = sqlx::query_scalar!("select hotkey from hosts where host_id = $1", host.0);
+        hotkey.fetch_optional(&self.pool).await?.ok_or(StoreError::NotFound("host"))
+    }
+
     /// Changes what an owner decides about a host. Placements planned before become stale.
     ///
     /// # Errors

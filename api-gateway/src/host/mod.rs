@@ -1,6 +1,7 @@
 //! The hosts' protocol: a spec down, reports up, and byte channels beside them.
 
 mod blobs;
+mod earnings;
 pub mod effects;
 mod logs;
 mod peer;
@@ -31,6 +32,7 @@ pub(crate) fn router(app: &App) -> Router {
         )
         .route("/host/v1/blobs/{sha256}", put(blobs::store).layer(DefaultBodyLimit::disable()))
         .route("/host/v1/verdicts", get(verdicts::list))
+        .route("/host/v1/earnings", get(earnings::list))
         .route("/host/v1/releases/{version}/{target}", get(releases::show))
         .fallback(guard::no_such_route)
         .method_not_allowed_fallback(guard::no_such_method)

@@ -39,7 +39,7 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Longest wait for a turn to send a result.
 pub(super) const TURN_MAX: Duration = Duration::from_secs(5);
 /// Longest time that what is fetched takes to send: whoever reads slower than that has no turn any more.
-const SEND_MAX: Duration = Duration::from_secs(120);
+pub(super) const SEND_MAX: Duration = Duration::from_secs(120);
 /// Size in which a result is handed to the connection, in bytes.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -260,6 +260,11 @@ fn pieces_until(bytes: Bytes, turn: OwnedSemaphorePermit, end: Instant) -> Body 
             }
         }
     });
+    whole(coming, left)
+}
+
+/// A body of `left` bytes that come one after the other; one that ends early is a broken one.
+pub(super) fn whole(coming: mpsc::Receiver<Bytes>, left: usize) -> Body {
     Body::from_stream(stream::unfold((coming, left), |(mut coming, left)| async move {
         match coming.recv().await {
             Some(piece) => {

@@ -3,6 +3,7 @@
 mod balance;
 mod classes;
 mod disputes;
+pub(crate) mod earnings;
 mod enrolments;
 mod epochs;
 mod events;
@@ -14,6 +15,7 @@ mod logs;
 mod market;
 mod miner;
 mod offers;
+mod params;
 mod quotes;
 mod receipts;
 pub(crate) mod verdicts;
@@ -64,6 +66,8 @@ pub(crate) fn without_key() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(health::show))
         .routes(routes!(market::show))
+        .routes(routes!(params::show))
+        .routes(routes!(epochs::evidence))
         .routes(routes!(verdicts::list))
         .routes(routes!(verdicts::show))
         .routes(routes!(verdicts::opening))
@@ -86,6 +90,10 @@ fn miners() -> OpenApiRouter<App> {
         .routes(routes!(miner::leave))
         .routes(routes!(verdicts::appeal))
         .routes(routes!(events::list))
+        .routes(routes!(earnings::list))
+        .routes(routes!(earnings::show))
+        .routes(routes!(earnings::collateral))
+        .routes(routes!(earnings::call_back))
 }
 
 /// The whole API, ready to serve.

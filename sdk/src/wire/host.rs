@@ -7,6 +7,7 @@
 //! | `POST /host/v1/leases/{lease}/logs/{stream}?offset=O` | bytes of a log from offset `O`; answered with a [`LogAck`] |
 //! | `PUT /host/v1/blobs/{sha256}` | bytes whose SHA-256 is the name; storing them again is a no-op |
 //! | `GET /host/v1/verdicts` | the newest [`HostVerdict`](super::verdict::HostVerdict)s on the host |
+//! | `GET /host/v1/earnings` | what the host's miner has [earned](super::settlement::Earnings) in the newest epochs |
 //! | `GET /host/v1/releases/{version}/{target}` | the program of a release |
 //!
 //! It is spoken inside the mesh only, and the address a call comes from says which host it is.

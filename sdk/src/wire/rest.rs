@@ -419,19 +419,34 @@ pub struct Epoch {
     pub opened_at: Timestamp,
     /// When its deliveries were fixed.
     pub closed_at: Option<Timestamp>,
-    /// Time and value delivered, by miner hotkey.
+    /// Time and value delivered, by miner hotkey; empty until the weights are revealed.
     pub delivered: BTreeMap<String, Delivered>,
-    /// Weight by miner hotkey; sums to 65535.
+    /// Weight by miner hotkey; sums to 65535. Empty until they are revealed.
     pub weights: BTreeMap<String, u16>,
     /// The chain the weights go to, such as `local`.
     pub chain: String,
+    /// Its evidence, once it is settled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
+}
+
+/// What there is of an epoch's evidence.
+pub struct Evidence {
+    /// SHA-256 of the bundle's last line, which goes to the chain with the weights.
+    pub head: String,
+    /// Lines of the bundle.
+    pub lines: i64,
+    /// Bytes of the bundle, packed.
+    pub bytes: i64,
+    /// Whether it can be fetched, as far as it is kept: once the chain shows the weights.
+    pub is_revealed: bool,
 }
 
 /// What one miner delivered in an epoch.
 pub struct Delivered {
     /// Time of all leases.
     pub used_ms: Millis,
-    /// What it was worth at its rates.
+    /// What customers have paid for it.
     pub value: MicroUsd,
 }
 
