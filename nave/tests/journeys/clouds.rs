@@ -1,7 +1,8 @@
 //! Machines that are rented when no miner has room, and given back; the cloud is this machine.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
+use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, process::Command};
 
+use nave_domain::Timestamp;
 use nix::sys::signal::Signal::SIGKILL;
 use serde_json::Value;
 
@@ -109,10 +110,59 @@ fn cores(market: &Market, halves: i64) -> String {
     format!("{}.{:03}", milli / 1_000, milli % 1_000)
 }
 
+/// A job that runs to its end, and was in each state once, in their order.
+fn served(market: &Market, job: &str) -> Value {
+    let order = ["queued", "placed", "running", "succeeded"];
+    let seen = RefCell::new(Vec::new());
+    let done = market.await_job(job, "succeeded", |job| {
+        let state = job["state"].as_str().expect("a state").to_owned();
+        if seen.borrow().last() != Some(&state) {
+            seen.borrow_mut().push(state.clone());
+        }
+        state == "succeeded"
+    });
+    let seen = seen.into_inner();
+    let places = seen.iter().map(|state| order.iter().position(|known| known == state));
+    let places: Vec<usize> = places.map(|place| place.expect("no other state")).collect();
+    assert!(
+        places.first() == Some(&0) && places.is_sorted(),
+        "it waited first, and nothing was taken back: {seen:?}"
+    );
+    done
+}
+
+/// A machine was wanted for a job, joined, and only then had it; all of that within its boot time and what its tests take.
+fn boots_before(market: &Market, done: &Value) {
+    let machines = succeed(market.naved().args(["admin", "machines", "--json"]));
+    let machines: Value = serde_json::from_str(&machines).expect("JSON");
+    let [machine] = &machines["machines"].as_array().expect("machines")[..] else { panic!("{machines}") };
+    let at = |value: &Value| serde_json::from_value::<Timestamp>(value.clone()).expect("a time");
+    let attempt = &done["attempts"][0];
+    assert_eq!((&machine["job"], &machine["host"]), (&done["job"], &attempt["host"]), "{machine}");
+    let moments = [
+        &done["created_at"],
+        &machine["made_at"],
+        &machine["enrolled_at"],
+        &attempt["placed_at"],
+        &attempt["started_at"],
+    ]
+    .map(at);
+    assert!(moments.is_sorted(), "{moments:?}");
+    let [asked, _, joined, placed, started] = moments;
+    let boot = joined.since(asked).0;
+    println!(
+        "joined after {boot} ms, had the job {} ms later, which began after {} ms in all",
+        placed.since(joined).0,
+        started.since(asked).0
+    );
+    assert!(boot >= 3_000, "it boots for three seconds");
+    assert!(started.since(asked).0 < 120_000, "its boot time and its tests: {moments:?}");
+}
+
 #[test]
 fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_when_it_is_idle() {
     let cloud = ["--cloud", "local", "--cloud-boot", "3s", "--cloud-idle", "90s"];
-    let arguments = [&["--hosts", "1", "--report", "1s"][..], &cloud].concat();
+    let arguments = [&["--hosts", "3", "--report", "1s"][..], &cloud].concat();
     let Some(market) = Market::simulated(&arguments) else { return };
     let limits = market.up_json()["limits"].to_string();
     assert!(limits.contains("its prices are made up"), "{limits}");
@@ -121,16 +171,21 @@ fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_
         let options = ["--cpu", cpu, "--memory", "64MiB", "--disk", "32MiB", "--image", IMAGE, "-e", span];
         market.submit(&options, &["true"])
     };
-    let local = market.hosts()[0].id().to_owned();
-    let long = small(&whole, "NAVE_SIM_MS=3600000");
-    market.await_job(&long, "running", |job| job["state"] == "running");
+    let local: BTreeSet<String> = market.hosts().iter().map(|host| host.id().to_owned()).collect();
+    let long = [0; 3].map(|_| small(&whole, "NAVE_SIM_MS=3600000"));
+    let on = long.each_ref().map(|job| market.await_job(job, "running", |job| job["state"] == "running"));
+    assert_eq!(
+        on.iter().map(|job| host_of(job, 0)).collect::<BTreeSet<_>>(),
+        local,
+        "miners have no room now"
+    );
     assert_eq!(Rented::all(&market), Vec::<String>::new(), "nothing is rented while miners do");
 
     let first = small(&half, "NAVE_SIM_MS=1000");
-    wait_for("a machine to boot", || (!Rented::all(&market).is_empty()).then_some(()));
-    let done = market.await_final(&first);
-    assert_eq!(done["state"], "succeeded", "{done}");
+    let done = served(&market, &first);
     let rented = host_of(&done, 0);
+    assert!(!local.contains(&rented), "{done}");
+    boots_before(&market, &done);
     let machine = Rented::of_host(&market, &rented);
     let listed = market.listed(&rented).expect("it is listed");
     assert_eq!((&listed["trust"], &listed["region"]), (&"cloud".into(), &"local".into()), "{listed}");
@@ -144,7 +199,12 @@ fn what_no_miner_has_room_for_is_rented_until_a_cheaper_miner_has_and_goes_back_
 
     wait_for("the machine to go back", || machine.left(&market).is_empty().then_some(()));
     wait_for("its host to be gone", || market.listed(&rented).is_none().then_some(()));
-    assert_eq!(host_of(&market.job(&long), 0), local, "the miner's own job runs on");
+    for job in long.each_ref().map(|job| market.job(job)) {
+        assert!(
+            job["state"] == "running" && local.contains(&host_of(&job, 0)),
+            "what miners run goes on: {job}"
+        );
+    }
     let machines = succeed(market.naved().args(["admin", "machines", "--json"]));
     let machines: Value = serde_json::from_str(&machines).expect("JSON");
     let (cost, charged) = (&machines["day"]["cost"], &machines["day"]["charged"]);

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
+use nix::{
+    sys::signal::Signal::{SIGKILL, SIGTERM},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{
@@ -62,6 +65,39 @@ fn a_host_that_is_cut_off_loses_its_job_and_is_welcome_when_it_comes_back() {
 }
 
 #[test]
+fn a_host_of_which_every_process_is_killed_costs_its_customer_nothing_and_its_job_is_served_elsewhere() {
+    let offer = ["--hosts", "2", "--fence", "3s", "--report", "1s", "--cpu", "1.5", "--memory", "768MiB"];
+    let Some(market) = Market::docker(&offer) else { return };
+    let before = market.json(&["balance"])["available"].as_i64().expect("money");
+    let long = "import time\nfor i in range(12): print('tick', i, flush=True); time.sleep(.5)";
+    let job = market
+        .submit(&["--cpu", "0.5", "--memory", "128MiB"], &["python3", "-c", long, "dies-with-its-host"]);
+    wait_for("it to run", || market.stdout(&job).contains("tick 2").then_some(()));
+    let dead = market.host(&host_of(&market.job(&job), 0));
+    // Nobody begins anything there again.
+    kill(market.supervisor(), SIGKILL);
+    let inside = succeed(Command::new("ip").args(["netns", "pids", dead.namespace()]));
+    let inside = inside.lines().filter_map(|pid| pid.trim().parse().ok());
+    let command = find_process("dies-with-its-host").expect("the command");
+    inside.chain([command]).for_each(|pid| {
+        nix::sys::signal::kill(Pid::from_raw(pid), SIGKILL).ok();
+    });
+    let lost = market.await_job(&job, "lost", |job| job["attempts"][0]["outcome"]["kind"] == "host_lost");
+    assert_eq!(lost["attempts"][0]["charged"], 0, "{lost}");
+    let done = market.await_final(&job);
+    assert_eq!(done["state"], "succeeded", "{done}");
+    assert_ne!(host_of(&done, 1), dead.id(), "it was served elsewhere: {done}");
+    assert_eq!(done["attempts"].as_array().expect("attempts").len(), 2, "{done}");
+    assert_eq!(done["attempts"][0]["charged"], 0, "{done}");
+    assert_eq!(done["charged"], done["attempts"][1]["charged"], "{done}");
+    let cost = done["charged"].as_i64().expect("money");
+    assert_eq!(market.json(&["balance"])["available"].as_i64().expect("money"), before - cost, "paid once");
+    market.audit();
+    market.up();
+    market.await_host(dead.id(), "ready");
+}
+
+#[test]
 fn a_host_that_is_lost_for_good_is_to_blame_and_its_customer_and_its_miner_are_told_why() {
     let offer = ["--hosts", "2", "--fence", "3s", "--report", "1s", "--cpu", "1.5", "--memory", "768MiB"];
     let Some(market) = Market::docker(&offer) else { return };
@@ -79,7 +115,10 @@ fn a_host_that_is_lost_for_good_is_to_blame_and_its_customer_and_its_miner_are_t
     let decided = market.await_job(&job, "decided", |job| {
         job["attempts"][0]["events"][0]["decision"]["confirmed_by"] == "absence"
     });
-    assert!(!market.is_armed("validator.events.before_decide"), "a validator was killed, too, and the next one decided");
+    assert!(
+        !market.is_armed("validator.events.before_decide"),
+        "a validator was killed, too, and the next one decided"
+    );
     let event = &decided["attempts"][0]["events"][0];
     assert_eq!(event["decision"]["blame"], "host", "{event}");
     assert_eq!(decided["attempts"][1]["events"], serde_json::json!([]), "{decided}");
