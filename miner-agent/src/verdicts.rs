@@ -74,5 +74,5 @@ fn plane(data: &Path, member: &Membership, url: Option<&str>) -> anyhow::Result<
             (format!("http://[{}]:{}", place.hub_address, place.port), Some((interface, place.address)))
         }
     };
-    ControlPlane::new(&base, through).map_err(Into::into)
+    ControlPlane::new(&base, through)
 }

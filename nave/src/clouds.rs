@@ -304,6 +304,7 @@ mod tests {
             resumed_at: None,
             stop: Some("it rests".into()),
             open: 2,
+            is_kept: true,
         };
         let calm = cloud_line(&row, at(60));
         assert!(calm.contains("2 machines open") && calm.ends_with("it rests"), "{calm}");

@@ -105,8 +105,8 @@ pub use rent::{MachineAccount, NewMachine, RentSnapshot, RentedMachine, WaitingJ
 pub use resting::{CloudRow, MachineEnd};
 pub use schedule::{ORDER_BYTES_MAX, Occupied, Past, QueuedJob, Snapshot, SupplyHost, Yielding};
 pub use settle::{
-    ClassEvidence, EpochFrame, EpochResult, EventEvidence, IdleEvidence, LeaseCredit, LeaseEvidence, LeaseResult, MinerEvidence,
-    MinerResult, Settlement, VerdictEvidence,
+    ClassEvidence, EpochFrame, EpochResult, EventEvidence, IdleEvidence, LeaseCredit, LeaseEvidence,
+    LeaseResult, MinerEvidence, MinerResult, Settlement, VerdictEvidence,
 };
 pub use suite::{Decided, DueHost};
 pub use transfer::{LinkedHost, Measured, ServeRow, Transfer, TransferRoute};

@@ -106,16 +106,17 @@ pub(crate) async fn call_back(
     miner: Miner,
 ) -> Result<(StatusCode, Json<Call>), ApiError> {
     let CallRequest { amount } = extract::parse(&miner.body)?;
-    let called = app.store.collateral_call(&miner.hotkey, amount).await.map_err(|error| match error {
-        StoreError::BalanceTooLow => ApiError::new(
-            StatusCode::CONFLICT,
-            "collateral_too_low",
-            "there is not so much collateral that was not called back before",
-        )
-        .suggest("look with `nave miner collateral`, then call back less"),
-        other => other.into(),
-    })?;
+    let called = app.store.collateral_call(&miner.hotkey, amount).await.map_err(too_low)?;
     Ok((StatusCode::CREATED, Json(call(called))))
+}
+
+fn too_low(error: StoreError) -> ApiError {
+    if !matches!(error, StoreError::BalanceTooLow) {
+        return error.into();
+    }
+    let detail = "there is not so much collateral that was not called back before";
+    ApiError::new(StatusCode::CONFLICT, "collateral_too_low", detail)
+        .suggest("look with `nave miner collateral`, then call back less")
 }
 
 fn call(row: CallRow) -> Call {

@@ -97,20 +97,22 @@ pub(crate) async fn evidence(
 
 /// The bundle is there, and not to be read.
 fn not_served(error: StoreError) -> ApiError {
-    match error {
-        StoreError::NotFound("revealed bundle") => ApiError::new(
-            StatusCode::CONFLICT,
-            "not_revealed",
-            "the weights of this epoch are not revealed yet, and its evidence would tell them",
+    let StoreError::NotFound(what) = error else { return error.into() };
+    if what == "kept bundle" {
+        return ApiError::new(
+            StatusCode::GONE,
+            "not_kept",
+            "the evidence of this epoch is too old to be kept",
         )
-        .suggest("try again when `nave epoch show` says confirmed")
-        .retry_in(60),
-        StoreError::NotFound("kept bundle") => {
-            ApiError::new(StatusCode::GONE, "not_kept", "the evidence of this epoch is too old to be kept")
-                .suggest("ask an auditor who has it; its head says whether it is the same")
-        }
-        other => other.into(),
+        .suggest("ask an auditor who has it; its head says whether it is the same");
     }
+    ApiError::new(
+        StatusCode::CONFLICT,
+        "not_revealed",
+        "the weights of this epoch are not revealed yet, and its evidence would tell them",
+    )
+    .suggest("try again when `nave epoch show` says confirmed")
+    .retry_in(60)
 }
 
 /// Hands a bundle out as the database gives it, never more than a piece at a time.

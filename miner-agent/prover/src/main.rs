@@ -72,7 +72,8 @@ impl Options {
         }
         let (watches, slice, mode) =
             (options.watches.is_some(), options.slice.is_some(), options.mode.is_some());
-        let tasks = [options.proves, options.looks, options.listens, options.sees.is_some(), watches, slice, mode];
+        let tasks =
+            [options.proves, options.looks, options.listens, options.sees.is_some(), watches, slice, mode];
         (tasks.into_iter().filter(|task| *task).count() <= 1).then_some(options)
     }
 }

@@ -106,12 +106,11 @@ pub fn measure() -> anyhow::Result<Report> {
         ("1 simulated device", Task::Devices(sizes::of("simulated", RAM, false)?)),
     ];
     let proofs = proofs.into_iter().map(|(name, task)| proof(name, &take(task, resources(&simulated()), 1)?));
-    let others: [(_, fn() -> anyhow::Result<Exam>); 3] = [
-        ("disk: a file of 1 GiB", others::storage),
-        ("transfer: 16 MiB", others::transfer),
-        ("software", others::software),
+    let others = [
+        proof("disk: a file of 1 GiB", &others::storage()?),
+        proof("transfer: 16 MiB", &others::transfer()?),
+        proof("software", &others::software()?),
     ];
-    let others = others.into_iter().map(|(name, exam)| proof(name, &exam()?));
     let proofs = proofs.chain(others).collect::<anyhow::Result<_>>()?;
     let suites = [
         ("h200", Bytes(0), false),

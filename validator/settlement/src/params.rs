@@ -99,7 +99,7 @@ impl Default for Params {
             obliged_ms: 3 * DAY,
             outage_hosts: 5,
             outage_ppm: 300_000,
-            penalty_ms: 4 * HOUR,
+            penalty_ms: 16 * HOUR,
             price_band_ppm: 100_000,
             prior_device_ms: 250 * HOUR,
             probation_ms: 3 * DAY,

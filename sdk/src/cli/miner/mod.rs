@@ -26,8 +26,7 @@ use super::{
     failure::{Failure, exit},
     lists::{answer, confirm},
     output::now,
-    receipt,
-    settlement,
+    receipt, settlement,
     table::clean,
     verdicts,
 };

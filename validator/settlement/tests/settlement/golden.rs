@@ -175,10 +175,10 @@ fn a_breach_credits_the_customer_and_costs_balance_then_collateral_then_standby(
     let alice = &settled.pays["alice"];
     // 2/3 less 10 %: 0.566666 of two dollars.
     assert_eq!(settled.result.credits, 2_000_000 - 1_133_332);
-    assert_eq!((alice.used, alice.penalty), (1_019_998, 8_000_000));
+    assert_eq!((alice.used, alice.penalty), (1_019_998, 32_000_000));
     assert_eq!((alice.penalty_held, alice.penalty_collateral, alice.collateral), (1_019_998, 5_000_000, 0));
     assert_eq!((alice.vested, alice.granted), (0, 0), "it went into the debt");
-    assert_eq!((alice.carry, alice.weight), (1_019_998 - 3_000_000 + 1_000_000, 0));
+    assert_eq!((alice.carry, alice.weight), (1_019_998 - 27_000_000 + 1_000_000, 0));
     assert_eq!((alice.breaches, alice.demoted_until_ms), (1, 0));
 }
 
@@ -231,7 +231,7 @@ fn a_miner_who_rents_from_itself_earns_nothing() {
     epoch.events = vec![lost(&epoch.leases[0])];
     let (settled, _) = golden("related", &epoch, NO_HEAD);
     let alice = &settled.pays["alice"];
-    assert_eq!((alice.used, alice.cash, alice.penalty, settled.result.credits), (0, 0, 8_000_000, 0));
+    assert_eq!((alice.used, alice.cash, alice.penalty, settled.result.credits), (0, 0, 32_000_000, 0));
     assert_eq!(alice.days, [[epoch.header.closed_ms / (24 * HOUR), 0, 1]]);
 }
 
