@@ -10,6 +10,8 @@ use nave_sdk::wire::{
 };
 use nave_store::{Departure, NewRelease, Store, StoreError, embedded::Postgres};
 
+use nave_validator::params;
+
 use crate::{
     bench::shadow,
     cli::{AdminArgs, AdminCommand, ReleaseArgs, ReleaseCommand},
@@ -31,6 +33,10 @@ pub async fn run(args: AdminArgs) -> anyhow::Result<()> {
         | AdminCommand::Credit { .. }
         | AdminCommand::Key { .. }
         | AdminCommand::Audit
+        | AdminCommand::Announce { .. }
+        | AdminCommand::Collateral { .. }
+        | AdminCommand::Relate { .. }
+        | AdminCommand::EvidenceDays { .. }
         | AdminCommand::Shadow
         | AdminCommand::Machines { .. }
         | AdminCommand::Resume { .. }
@@ -66,6 +72,28 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}", store.key_create(customer, "made by the operator", &scopes(scope)?).await?.1);
         }
         AdminCommand::Audit => audit(&store).await?,
+        AdminCommand::Announce { file, epoch } => announce(&store, &file, epoch).await?,
+        AdminCommand::Collateral { hotkey, amount, key, from } => {
+            let from = match from {
+                Some(name) => Some(store.customer_ensure(&name).await?),
+                None => None,
+            };
+            let fresh =
+                store.collateral_post(&hotkey, from, amount, &key).await.context("add to the collateral")?;
+            println!("{hotkey} {}", if fresh { "has it" } else { "had it already" });
+        }
+        AdminCommand::Relate { customer, hotkey, why, undo } => {
+            let id = store.customer_ensure(&customer).await?;
+            match why.filter(|_| !undo) {
+                Some(why) => store.related_set(id, &hotkey, &why).await.context("relate them")?,
+                None => store.related_remove(id, &hotkey).await.context("they count as two already")?,
+            }
+            println!("{customer} and {hotkey} count as {}", if undo { "two" } else { "one" });
+        }
+        AdminCommand::EvidenceDays { days } => {
+            store.evidence_days_set(days).await?;
+            println!("evidence is kept for {days} days");
+        }
         AdminCommand::Shadow => shadow::print(&store).await?,
         AdminCommand::Machines { json } => clouds::print(&store, json).await?,
         AdminCommand::Resume { cloud } => clouds::resume(&store, &cloud).await?,
@@ -86,6 +114,14 @@ async fn change(args: AdminArgs) -> anyhow::Result<()> {
         AdminCommand::MarketKey { .. }
         | AdminCommand::Release(ReleaseCommand::Keygen { .. } | ReleaseCommand::Sign { .. }) => {}
     }
+    Ok(())
+}
+
+async fn announce(store: &Store, file: &Path, epoch: i64) -> anyhow::Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    let document = serde_json::from_str(&text).with_context(|| format!("{} is no JSON", file.display()))?;
+    let row = params::announce(store, &document, epoch).await?;
+    println!("version {} holds from epoch {}", row.version, row.effective_epoch);
     Ok(())
 }
 

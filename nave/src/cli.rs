@@ -435,6 +435,45 @@ pub enum AdminCommand {
     },
     /// Check that the books balance.
     Audit,
+    /// Announce parameters that hold from an epoch on; `nave params` shows what there is.
+    Announce {
+        /// JSON of the whole document, as `nave params --json` prints it under `document`.
+        file: PathBuf,
+        /// The epoch; not sooner than the parameters that hold now allow.
+        #[arg(long)]
+        epoch: i64,
+    },
+    /// Add to a miner's collateral; the same key adds it once.
+    Collateral {
+        /// The miner's hotkey.
+        hotkey: String,
+        /// Dollars.
+        amount: MicroUsd,
+        /// Reason that makes it happen once.
+        #[arg(long)]
+        key: String,
+        /// Name of the customer whose balance it is taken from, who then counts as one with the miner.
+        #[arg(long)]
+        from: Option<String>,
+    },
+    /// Have a customer and a miner count as one: leases between them earn nothing.
+    Relate {
+        /// Name of the customer.
+        customer: String,
+        /// The miner's hotkey.
+        hotkey: String,
+        /// How that is known; it stands in the evidence.
+        #[arg(long, required_unless_present = "undo")]
+        why: Option<String>,
+        /// They count as two again.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Keep the evidence of epochs for so many days.
+    EvidenceDays {
+        /// Days after the weights were revealed.
+        days: u32,
+    },
     /// Print how often tests that refuse nobody yet would have refused a host that otherwise passed.
     Shadow,
     /// Print the machines that were rented from clouds, what they cost, and what clouds said.

@@ -2,6 +2,7 @@
 
 mod clouds;
 mod devices;
+mod epochs;
 mod groups;
 mod hosts;
 mod jobs;
