@@ -14,22 +14,23 @@ import re
 import sys
 import zlib
 from collections import defaultdict
-from functools import lru_cache
+from functools import lru_cache, reduce
+from itertools import accumulate
 from math import isqrt
+from types import SimpleNamespace
 
-PPM, HOUR_MS, DAY_MS, GIB, WEIGHTS = 10**6, 3_600_000, 86_400_000, 2**30, 65535
-LINE_BYTES_MAX = 4 << 20
+PPM, HOUR_MS, DAY_MS, GIB, WEIGHTS, LINE_BYTES_MAX = 10**6, 3_600_000, 86_400_000, 2**30, 65535, 2**22
 BREACHES = {"xid", "failed_retest", "early_reclaim", "below_band", "unreachable", "host_lost"}
+FRESH = {"carry": 0, "days": [], "demoted_until_ms": 0, "vesting": [], "weight": 0}
 
 class Difference(Exception):
     """Where a bundle says something else than follows: line, record, field, what it says, what follows."""
-
     def __str__(self):
         line, record, field, says, follows = self.args
-        return f"line {line}{record and ', '}{record}: " + (f"{field} is {says}, and should be {follows}" if field else follows)
+        what = f"{field} is {says}, and should be {follows}" if field else follows
+        return f"line {line}{record and ', '}{record}: {what}"
 
 # Ed25519 (RFC 8032), verification only, with points as (X, Y, Z, T) where x = X/Z, y = Y/Z, xy = T/Z.
-
 P, ORDER = 2**255 - 19, 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, P - 2, P) % P
 
@@ -41,15 +42,12 @@ def add(p, q):
 
 def point(data):
     """The point that 32 bytes stand for, or None."""
-    y = int.from_bytes(data, "little")
-    odd, y = y >> 255, y & (2**255 - 1)
-    if y >= P:
-        return None
+    odd, y = divmod(int.from_bytes(data, "little"), 2**255)
     u, v = (y * y - 1) % P, (D * y * y + 1) % P
     x = u * v**3 * pow(u * v**7, (P - 5) // 8, P) % P
     if v * x * x % P != u:
         x = x * pow(2, (P - 1) // 4, P) % P
-    if v * x * x % P != u or (x == 0 and odd):
+    if y >= P or v * x * x % P != u or (x == 0 and odd):
         return None
     x = P - x if x & 1 != odd else x
     return x, y, 1, x * y % P
@@ -58,121 +56,103 @@ def multiples(p):
     """For each of 64 digits of a number to the base 16, what each value of it adds."""
     table = []
     for _ in range(64):
-        row = [(0, 1, 1, 0)]
-        for _ in range(16):
-            row.append(add(row[-1], p))
-        p = row.pop()
+        *row, p = accumulate([p] * 16, add, initial=(0, 1, 1, 0))
         table.append(row)
     return table
 
 def times(table, number):
-    total = table[0][0]
-    for at, row in enumerate(table):
-        total = add(total, row[number >> 4 * at & 15])
-    return total
+    return reduce(add, (row[number >> 4 * at & 15] for at, row in enumerate(table)))
 
 BASE = multiples(point((4 * pow(5, P - 2, P) % P).to_bytes(32, "little")))
 
 @lru_cache(maxsize=4)
 class Key:
     """A public key whose multiples are at hand."""
-
     def __init__(self, data):
         self.data = data
         found = point(data) if len(data) == 32 else None
         self.table = found and multiples((P - found[0], found[1], 1, P - found[3]))
 
     def signed(self, signature, message):
-        if self.table is None or len(signature) != 64:
-            return False
         s = int.from_bytes(signature[32:], "little")
-        if s >= ORDER:
+        if self.table is None or len(signature) != 64 or s >= ORDER:
             return False
         h = int.from_bytes(hashlib.sha512(signature[:32] + self.data + message).digest(), "little") % ORDER
         x, y, z, _ = add(times(BASE, s), times(self.table, h))
         z = pow(z, P - 2, P)
         return (y * z % P | (x * z % P & 1) << 255).to_bytes(32, "little") == signature[:32]
 
-# The form of a bundle. A field is `name` or `name?` (may be absent) and what it holds: t(ext), n(ot negative),
-# i(nteger), w(eight), b(ool), p(art: up to 10⁶), s(ome: above zero), a list of lists of such in brackets, or one of words.
-
+# The form of a bundle: of each kind what its fields hold, and their names. Forms are t(ext), n(ot negative), i(nteger),
+# w(eight), p(art: up to 10⁶), s(ome: above zero), b(ool), o(bject), one of words, [list of any length], (list of what
+# each letter says). Where a question mark follows, the fields may be absent.
 FORMS = {
-    "header": "chain t, closed_ms n, emission n, emission_source t, emissions [n], epoch n, format n, market t, "
-              "opened_ms n, sink t",
-    "params": "announced_ms n, breach_on_demand_ppm p, breach_spot_ppm p, collateral_ms n, confirm_ms n, cooldown_ms n, "
-              "demotion_ms n, demotion_ppm n, effective_epoch n, gap_ms n, gib_hour n, local_emission n, margin_ppm p, "
-              "notice_epochs n, obliged_ms n, outage_hosts n, outage_ppm p, penalty_ms n, price_band_ppm p, "
-              "prior_device_ms s, probation_ms n, sink_alarm_ppm p, smoothing s, standby_from_ppm p, "
-              "standby_targets [tn], standby_top_ppm p, standby_until_ppm p, start_promise_ms n, vcpu_hour n, version n, "
-              "vest_ms s, window_days s",
-    "class": "baseline? n, baseline_at_ms? n, baseline_source? t, class t, devices n, leased_milli n",
-    "miner": "banned b, carry i, collateral n, days [nnn], demoted_until_ms n, hotkey t, verified_hosts n, "
-             "vesting [nnnn], weight w",
-    "verdict": "at_ms n, host t, hotkey t, passed b, reason? t, task t, verdict t",
-    "event": "at_ms n, blame host|platform|customer, confirmed_by? report|retest|absence, detail t, event t, from_ms n, "
-             "host t, hotkey t, kind start_late|heartbeat_gap|xid|failed_retest|early_reclaim|below_band|unreachable|"
-             "host_lost, lease? t, signature t, until_ms n",
-    "lease": "baseline? n, charged n, class? t, closed_ms n, customer t, gib_hour n, gpu_hour n, host t, hotkey t, job t, "
-             "lease t, memory n, milli_cpu n, milli_gpu n, outcome t, placed_ms n, related? t, term on_demand|spot, "
-             "used_ms n, vcpu_hour n",
-    "idle": "class t, device_ms n, gpu_hour n, host t, hotkey t, obliged_since_ms n",
-    "pay": "bids n, bound_ppm n, breaches n, carry i, cash n, collateral n, days [nnn], demoted_until_ms n, forfeited n, "
-           "granted n, hotkey t, penalty n, penalty_collateral n, penalty_held n, realised n, standby n, used n, "
-           "vested n, vesting [nnnn], weight w",
-    "result": "cash n, credits n, granted n, sink n, smoothed n, used n, vested n, weights [tw]",
-    "seal": "epoch n, lines n, market t, signature t",
+    "header": "t chain emission_source market sink, n closed_ms emission epoch format opened_ms, [n] emissions",
+    "params": "n announced_ms collateral_ms confirm_ms cooldown_ms demotion_ms demotion_ppm effective_epoch gap_ms "
+              "gib_hour local_emission notice_epochs obliged_ms outage_hosts penalty_ms probation_ms start_promise_ms "
+              "vcpu_hour version, s prior_device_ms smoothing vest_ms window_days, [(tn)] standby_targets, "
+              "p breach_on_demand_ppm breach_spot_ppm margin_ppm outage_ppm price_band_ppm sink_alarm_ppm "
+              "standby_from_ppm standby_top_ppm standby_until_ppm",
+    "class": "t class, n devices leased_milli, n? baseline baseline_at_ms, t? baseline_source",
+    "miner": "t hotkey, b banned, i carry, w weight, n collateral demoted_until_ms verified_hosts, [(nnn)] days, "
+             "[(nnnn)] vesting",
+    "verdict": "t host hotkey task verdict, n at_ms, b passed, t? reason",
+    "event": "t detail event host hotkey signature, n at_ms from_ms until_ms, host|platform|customer blame, "
+             f"start_late|heartbeat_gap|{'|'.join(BREACHES)} kind, report|retest|absence? confirmed_by, t? lease",
+    "lease": "t customer host hotkey job lease outcome, on_demand|spot term, n? baseline, t? class related, "
+             "n charged closed_ms gib_hour gpu_hour memory milli_cpu milli_gpu placed_ms used_ms vcpu_hour",
+    "idle": "t class host hotkey, n device_ms gpu_hour obliged_since_ms",
+    "pay": "t hotkey, i carry, w weight, [(nnn)] days, [(nnnn)] vesting, n bids bound_ppm breaches cash collateral "
+           "demoted_until_ms forfeited granted penalty penalty_collateral penalty_held realised standby used vested",
+    "result": "n cash credits granted sink smoothed used vested, [(tw)] weights",
+    "seal": "n epoch lines, t market signature",
 }
 KINDS = list(FORMS)
-IDS = {"class": ["class"], "miner": ["hotkey"], "verdict": ["verdict"], "event": ["event"], "lease": ["lease"],
-       "idle": ["host", "class"], "pay": ["hotkey"]}
-FORMS = {kind: [field.split(" ") for field in fields.split(", ")] for kind, fields in FORMS.items()}
+FORMS["line"] = "o body, t kind prev, i seq"
+FORMS = {kind: [fields.split(" ") for fields in forms.split(", ")] for kind, forms in FORMS.items()}
+FORMS = {kind: {name: form for form, *names in forms for name in names} for kind, forms in FORMS.items()}
+NEEDED = {kind: {name for name, form in forms.items() if form[-1] != "?"} for kind, forms in FORMS.items()}
+IDS = {"miner": ["hotkey"], "idle": ["host", "class"], "pay": ["hotkey"]}  # Elsewhere the field of its own name
 RANGES = {"n": (0, 2**63), "i": (-(2**63), 2**63), "w": (0, 65536), "p": (0, PPM + 1), "s": (1, 2**63)}
+TYPES = {"t": str, "b": bool, "o": dict}
+SOUND = {
+    "header": lambda body: body["format"] == 1 and body["opened_ms"] <= body["closed_ms"],
+    "params": lambda body: body["price_band_ppm"] > 0 and body["standby_from_ppm"] < body["standby_until_ppm"]
+    and rises(body["standby_targets"]),
+    "class": lambda body: len({name in body for name in ("baseline", "baseline_at_ms", "baseline_source")}) == 1,
+    "miner": lambda body: rises(body["days"]) and all(
+        from_ms < until_ms and vested <= amount for from_ms, until_ms, amount, vested in body["vesting"]),
+    "verdict": lambda body: body["passed"] == ("reason" not in body),
+    "event": lambda body: body["from_ms"] <= body["until_ms"],
+    "lease": lambda body: body["placed_ms"] <= body["closed_ms"],
+}
+SOUND["pay"] = SOUND["miner"]
 
 def canonical(value):
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
+def rises(rows):
+    return all(a[0] < b[0] for a, b in zip(rows, rows[1:]))
+
 def holds(form, value):
     if form in RANGES:
         return type(value) is int and RANGES[form][0] <= value < RANGES[form][1]
-    if form == "b":
-        return type(value) is bool
-    if form[0] != "[":
-        return type(value) is str and (form == "t" or value in form.split("|"))
-    parts = form[1:-1]
-    if type(value) is not list or len(parts) == 1:
-        return type(value) is list and all(holds(parts, each) for each in value)
-    return all(type(each) is list and len(each) == len(parts) and all(map(holds, parts, each)) for each in value)
-
-def has_form(kind, body):
-    absent = 0
-    for name, form in FORMS[kind]:
-        if name[-1] == "?" and name[:-1] not in body:
-            absent += 1
-        elif not holds(form, body.get(name.rstrip("?"))):
-            return False
-    return len(body) == len(FORMS[kind]) - absent and is_sound(kind, body)
-
-def rises(values):
-    return all(a < b for a, b in zip(values, values[1:]))
+    if form in TYPES:
+        return type(value) is TYPES[form]
+    if form[0] == "[":
+        return type(value) is list and all(holds(form[1:-1], each) for each in value)
+    if form[0] == "(":
+        return type(value) is list and len(value) == len(form) - 2 and all(map(holds, form[1:-1], value))
+    return type(value) is str and value in form.split("|")
 
 def is_sound(kind, body):
-    """Whether a record of the right form makes sense by itself."""
-    rules = {
-        "header": lambda: body["format"] == 1 and body["opened_ms"] <= body["closed_ms"],
-        "params": lambda: body["price_band_ppm"] > 0 and body["standby_from_ppm"] < body["standby_until_ppm"]
-        and rises([name.encode() for name, _ in body["standby_targets"]]),
-        "class": lambda: len({name in body for name in ("baseline", "baseline_at_ms", "baseline_source")}) == 1,
-        "miner": lambda: rises([day[0] for day in body["days"]]) and all(
-            from_ms < until_ms and vested <= amount for from_ms, until_ms, amount, vested in body["vesting"]),
-        "verdict": lambda: body["passed"] == ("reason" not in body),
-        "event": lambda: body["from_ms"] <= body["until_ms"],
-        "lease": lambda: body["placed_ms"] <= body["closed_ms"],
-    }
-    return rules.get("miner" if kind == "pay" else kind, lambda: True)()
+    """Whether a record has the right form, and makes sense by itself."""
+    forms = FORMS[kind]
+    return (NEEDED[kind] <= body.keys() <= forms.keys()
+            and all(holds(forms[name].rstrip("?"), value) for name, value in body.items())
+            and (kind not in SOUND or SOUND[kind](body)))
 
 class Bundle:
     """The lines of a bundle, each checked for everything but what follows from the others."""
-
     def __init__(self, path, head):
         self.path, self.seq, self.number, self.prev = path, 0, 1, head
         self.last, self.key, self.header, self.record = (-1, []), None, None, ""
@@ -180,25 +160,21 @@ class Bundle:
     def lines(self):
         """Yields (kind, body). At the end `prev` is the head."""
         with (gzip.open if str(self.path).endswith(".gz") else open)(self.path, "rb") as file:
-            while True:
+            while (line := file.readline(LINE_BYTES_MAX)) or self.last[0] != KINDS.index("seal"):
                 self.record, self.number = "", self.seq + 1
-                line = file.readline(LINE_BYTES_MAX)
-                if line and line[-1:] != b"\n":
-                    self.refuse("has no end")
+                if line[-1:] != b"\n":
+                    self.refuse("has no end" if line else "the bundle ends without a seal")
                 if self.last[0] == KINDS.index("seal"):
-                    return self.refuse("comes after the seal") if line else None
-                if not line:
-                    self.refuse("the bundle ends without a seal")
+                    self.refuse("comes after the seal")
                 yield self.line(line[:-1])
 
     def line(self, line):
-        kind, body, prev, seq = self.parsed(line) or self.refuse("is not the canonical form of a record")
-        ids = [body[name] for name in IDS.get(kind, [])]
+        body, kind, prev, seq = self.parsed(line)
+        ids = [body[name] for name in IDS.get(kind, [kind]) if name in body]
         self.record = " ".join([kind, *filter(None, ids)])
         self.same("seq", seq, self.seq)
-        if self.prev is not None:
-            self.same("prev", prev, self.prev, str)
-        here = KINDS.index(kind), [part.encode() for part in ids]
+        self.same("prev", prev, self.prev or prev, str)
+        here = KINDS.index(kind), ids  # Texts are in the order of their bytes in UTF-8.
         skips = {"header", "params", "result"} & set(KINDS[self.last[0] + 1:here[0]])
         if here <= self.last or skips:
             self.refuse("cannot come here")
@@ -208,41 +184,39 @@ class Bundle:
         self.seq += 1
         return kind, body
 
-    @staticmethod
-    def parsed(line):
+    def parsed(self, line):
         try:
             found = json.loads(line.decode())
-            if type(found) is not dict or canonical(found) != line or set(found) != {"body", "kind", "prev", "seq"}:
-                return None
+            if type(found) is dict and is_sound("line", found) and canonical(found) == line:
+                body, kind, prev, seq = (found[name] for name in sorted(found))
+                if kind in KINDS and canonical(prev) == b'"%s"' % prev.encode() and is_sound(kind, body):
+                    return body, kind, prev, seq
         except (ValueError, RecursionError):
-            return None
-        body, kind, prev, seq = (found[name] for name in ("body", "kind", "prev", "seq"))
-        if type(body) is not dict or type(kind) is not str or kind not in KINDS or not holds("i", seq):
-            return None
-        if type(prev) is not str or canonical(prev) != b'"%s"' % prev.encode() or not has_form(kind, body):
-            return None
-        return kind, body, prev, seq
+            pass
+        return self.refuse("is not the canonical form of a record")
 
     def signed(self, kind, body, prev):
+        message = None
         if kind == "header":
             self.header, self.key = body, Key(digits(body["market"], 32))
         elif kind == "event":
-            rest = {name: value for name, value in body.items() if name != "signature"}
-            self.check(body["signature"], b"nave event 1\n" + canonical(rest))
+            unsigned = {name: value for name, value in body.items() if name != "signature"}
+            message = b"nave event 1\n" + canonical(unsigned)
         elif kind == "seal":
             market, epoch = self.header["market"], self.header["epoch"]
-            self.same("epoch", body["epoch"], epoch)
-            self.same("lines", body["lines"], self.seq)
+            self.compare(body, {"epoch": epoch, "lines": self.seq})
             self.same("market", body["market"], market, str)
-            self.check(body["signature"], f"nave evidence 1\n{market}\n{epoch}\n{self.seq}\n{prev}".encode())
-
-    def check(self, signature, message):
-        if not self.key.signed(digits(signature, 64), message):
+            message = f"nave evidence 1\n{market}\n{epoch}\n{self.seq}\n{prev}".encode()
+        if message and not self.key.signed(digits(body["signature"], 64), message):
             self.refuse("is not signed by the market")
 
     def same(self, field, says, follows, text=lambda value: canonical(value).decode()):
         if says != follows:
             raise Difference(self.number, self.record, field, text(says), text(follows))
+
+    def compare(self, says, follows):
+        for name in sorted(follows):
+            self.same(name, says[name], follows[name])
 
     def refuse(self, what):
         raise Difference(self.number, self.record, "", "", what)
@@ -250,8 +224,6 @@ class Bundle:
 def digits(text, length):
     """Bytes in hexadecimal, in small letters; b"" where it is something else."""
     return bytes.fromhex(text) if re.fullmatch("[0-9a-f]{%d}" % (2 * length), text) else b""
-
-# What follows from the evidence.
 
 class Unsettled(Exception):
     """Evidence that no pay follows from."""
@@ -261,22 +233,21 @@ def fit(value):
         raise Unsettled("a number does not fit 63 bits")
     return value
 
-def charge(ms, *parts):
-    """What a time costs, where each part is an amount, its price and its scale."""
-    return fit(ms * sum(amount * price * scale for amount, price, scale in parts) // (HOUR_MS * 1000 * GIB))
+def charge(lease, ms, gpu_hour, vcpu_hour=0, gib_hour=0):
+    """What a time of a lease costs at these prices."""
+    hour = (gpu_hour * lease["milli_gpu"] + vcpu_hour * lease["milli_cpu"]) * GIB + gib_hour * lease["memory"] * 1000
+    return fit(ms * hour // (HOUR_MS * 1000 * GIB))
 
-class Miner:
-    def __init__(self, state):
-        self.state, self.gone = state, state["banned"] or state["verified_hosts"] == 0
-        self.used = self.bids = self.penalty = self.standby = self.device_ms = self.breaches = 0
+def cut(amount, all_, most):
+    """What is left of an amount where there is not enough for all of them."""
+    return amount * most // all_ if all_ > most else amount
 
 class Epoch:
     """Takes the evidence of an epoch in its order, and says what comes of it."""
-
     def __init__(self, header, params):
         self.head, self.params, self.targets = header, params, dict(params["standby_targets"])
-        self.classes, self.miners, self.faults, self.broken_ms = {}, {}, {}, {}
-        self.idle, self.delivered, self.credits = defaultdict(list), defaultdict(lambda: [0, 0]), 0
+        self.classes, self.miners, self.faults, self.broken_ms = {}, {}, {}, defaultdict(int)
+        self.idle, self.delivered, self.earned, self.credits = defaultdict(list), defaultdict(int), defaultdict(int), 0
         if params["effective_epoch"] > header["epoch"]:
             raise Unsettled("these parameters hold from a later epoch on")
         history = [*header["emissions"], header["emission"]]
@@ -288,7 +259,9 @@ class Epoch:
         if kind == "class":
             self.classes[body["class"]] = body
         elif kind == "miner":
-            self.miners[body["hotkey"]] = Miner(body)
+            self.miners[body["hotkey"]] = SimpleNamespace(
+                state=body, gone=body["banned"] or body["verified_hosts"] == 0,
+                used=0, bids=0, penalty=0, standby=0, device_ms=0, breaches=0)
         elif kind != "verdict":
             if body["hotkey"] not in self.miners:
                 raise Unsettled(f"there is no miner {body['hotkey']}")
@@ -298,33 +271,29 @@ class Epoch:
         counts, breach = "confirmed_by" in event and event["blame"] == "host", event["kind"] in BREACHES
         if counts:
             miner.breaches += breach
-            self.broken_ms[event["host"]] = max(self.broken_ms.get(event["host"], 0), event["at_ms"])
+            self.broken_ms[event["host"]] = max(self.broken_ms[event["host"]], event["at_ms"])
         if "lease" in event:
-            faults = self.faults.setdefault(event["lease"], [event["host"], event["hotkey"], 0, 0])
-            self.same_host(faults, event)
+            faults = self.faults_of(event)
             if counts:
-                faults[2] = fit(faults[2] + event["until_ms"] - event["from_ms"])
-                faults[3] += breach
+                faults[2:] = fit(faults[2] + event["until_ms"] - event["from_ms"]), faults[3] + breach
 
-    @staticmethod
-    def same_host(faults, body):
+    def faults_of(self, body):
+        """The host and hotkey of a lease, the time that it lost so far, and the breaches."""
+        faults = self.faults.setdefault(body["lease"], [body["host"], body["hotkey"], 0, 0])
         if faults[:2] != [body["host"], body["hotkey"]]:
             raise Unsettled(f"events of lease {body['lease']} are of another host")
+        return faults
 
     def worth(self, lease, ms):
-        gpu, cpu, memory = lease["milli_gpu"], lease["milli_cpu"], lease["memory"]
         vcpu_hour, gib_hour = lease["vcpu_hour"], lease["gib_hour"]
-        if "baseline" in lease and gpu > 0:
-            most = charge(ms, (gpu, lease["baseline"], GIB))
-            return min(most, charge(ms, (gpu, lease["gpu_hour"], GIB), (cpu, vcpu_hour, GIB), (memory, gib_hour, 1000)))
-        return charge(ms, (cpu, min(vcpu_hour, self.params["vcpu_hour"]), GIB),
-                      (memory, min(gib_hour, self.params["gib_hour"]), 1000))
+        if "baseline" in lease and lease["milli_gpu"] > 0:
+            return min(charge(lease, ms, lease["baseline"]), charge(lease, ms, lease["gpu_hour"], vcpu_hour, gib_hour))
+        return charge(lease, ms, 0, min(vcpu_hour, self.params["vcpu_hour"]), min(gib_hour, self.params["gib_hour"]))
 
     def take_lease(self, lease, miner):
-        params, used_ms, charged = self.params, lease["used_ms"], lease["charged"]
-        faults = self.faults.pop(lease["lease"], [lease["host"], lease["hotkey"], 0, 0])
-        self.same_host(faults, lease)
-        lost, breaches = faults[2:]
+        params, used_ms, charged, gpu = self.params, lease["used_ms"], lease["charged"], lease["milli_gpu"]
+        lost, breaches = self.faults_of(lease)[2:]
+        del self.faults[lease["lease"]]
         adherence = used_ms * PPM // (used_ms + lost) if used_ms + lost else PPM
         adherence = max(0, adherence - breaches * params[f"breach_{lease['term']}_ppm"])
         worth = self.worth(lease, used_ms)
@@ -337,72 +306,61 @@ class Epoch:
         used = earned * keep // PPM
         miner.used += used
         miner.bids += (kept - earned) * keep // PPM
-        gpu, cpu = lease["milli_gpu"], lease["milli_cpu"]
-        miner.device_ms += fit(used_ms * gpu // 1000 if gpu else used_ms * cpu // 16000)
+        miner.device_ms += fit(used_ms * gpu // 1000 if gpu else used_ms * lease["milli_cpu"] // 16000)
         self.credits += charged - kept
         if lease.get("class") in self.classes:
-            of_class = self.delivered[lease["class"]]
-            of_class[0] += fit(used_ms * lease["milli_gpu"] // 1000)
-            of_class[1] += used
+            self.delivered[lease["class"]] += fit(used_ms * gpu // 1000)
+            self.earned[lease["class"]] += used
 
     def take_idle(self, idle, miner):
         miner.device_ms += idle["device_ms"]
-        since = max(idle["obliged_since_ms"], self.broken_ms.get(idle["host"], 0))
+        since = max(idle["obliged_since_ms"], self.broken_ms[idle["host"]])
         if not miner.gone and since + self.params["obliged_ms"] <= self.head["closed_ms"]:
             self.idle[idle["class"]].append(idle)
 
     def standby(self, name, class_):
-        params, lines, (device_ms, used) = self.params, self.idle[name], map(fit, self.delivered[name])
-        baseline = class_.get("baseline", 0)
-        room = max(0, baseline * device_ms // HOUR_MS - used)
-        if "baseline" not in class_ or name not in self.targets:
+        params, baseline, lines, earned = self.params, class_.get("baseline"), self.idle[name], []
+        device_ms, used = fit(self.delivered[name]), fit(self.earned[name])
+        if baseline is None or name not in self.targets:
             return
+        from_, until = params["standby_from_ppm"], params["standby_until_ppm"]
+        utilisation = class_["leased_milli"] * 1000 // class_["devices"] if class_["devices"] else 0
+        above = max(0, min(utilisation, until) - from_)
+        rate = fit(baseline * params["standby_top_ppm"] * above // ((until - from_) * PPM))
         most = fit(self.targets[name] * (self.head["closed_ms"] - self.head["opened_ms"]))
-        all_ms, rate, earned = fit(sum(line["device_ms"] for line in lines)), self.standby_rate(class_), []
+        all_ms = fit(sum(line["device_ms"] for line in lines))
         for line in lines:
-            ms, below = line["device_ms"], max(0, baseline - line["gpu_hour"])
-            ms = ms * most // all_ms if all_ms > most else ms
-            factor = min(PPM, below * PPM * PPM // (baseline * params["price_band_ppm"])) if below else 0
-            earned.append(fit(ms * rate * factor // (HOUR_MS * PPM)))
-        sum_ = fit(sum(earned))
+            below = max(0, baseline - line["gpu_hour"])
+            factor = min(PPM, below * PPM * PPM // max(1, baseline * params["price_band_ppm"]))
+            earned.append(fit(cut(line["device_ms"], all_ms, most) * rate * factor // (HOUR_MS * PPM)))
+        room, sum_ = max(0, baseline * device_ms // HOUR_MS - used), fit(sum(earned))
         for line, amount in zip(lines, earned):
             miner = self.miners[line["hotkey"]]
-            miner.standby = fit(miner.standby + (amount * room // sum_ if sum_ > room else amount))
-
-    def standby_rate(self, class_):
-        if class_["devices"] == 0:
-            return 0
-        from_, until = self.params["standby_from_ppm"], self.params["standby_until_ppm"]
-        above = max(0, min(class_["leased_milli"] * 1000 // class_["devices"], until) - from_)
-        return fit(class_["baseline"] * self.params["standby_top_ppm"] * above // ((until - from_) * PPM))
+            miner.standby = fit(miner.standby + cut(amount, sum_, room))
 
     def finish(self):
         """The pay lines and the result."""
         if self.faults:
-            raise Unsettled(f"there is no lease {min(self.faults, key=str.encode)}, and there are events of it")
+            raise Unsettled(f"there is no lease {min(self.faults)}, and there are events of it")
         for name, class_ in self.classes.items():
             self.standby(name, class_)
         lines = {hotkey: self.balance(miner) for hotkey, miner in self.miners.items()}
         owed = {hotkey: max(line["carry"], 0) if self.miners[hotkey].state["verified_hosts"] else 0
                 for hotkey, line in lines.items()}
-        all_owed, all_vested = sum(owed.values()), sum(line["vested"] for line in lines.values())
-        rest, values = self.smoothed - all_owed, {}
+        all_owed, all_vested, values = sum(owed.values()), sum(line["vested"] for line in lines.values()), {}
         for hotkey, line in lines.items():
-            own, cash = owed[hotkey], 0
-            if rest >= 0:
-                line["granted"] = line["vested"] * rest // all_vested if all_vested > rest else line["vested"]
-            else:
-                own = own * self.smoothed // all_owed
-                cash = min(owed[hotkey] - own, line["used"])
+            part = cut(owed[hotkey], all_owed, self.smoothed)
+            cash = min(owed[hotkey] - part, line["used"])
+            line["granted"] = cut(line["vested"], all_vested, max(0, self.smoothed - all_owed))
             line["carry"] = fit(line["carry"] + line["granted"] - cash)
             line["cash"] = fit(line["bids"] + cash)
-            values[hotkey] = fit(own + line["granted"])
+            values[hotkey] = fit(part + line["granted"])
         unearned, sink = self.smoothed - sum(values.values()), self.head["sink"]
         values[sink] = fit(values.get(sink, 0) + unearned)
         weights = shares(values, self.smoothed, sink)
         for hotkey, line in lines.items():
             line["weight"] = weights.get(hotkey, 0)
-        totals = {name: fit(sum(line[name] for line in lines.values())) for name in ("cash", "granted", "used", "vested")}
+        totals = {name: fit(sum(pay[name] for pay in lines.values())) for name in ("cash", "granted", "used", "vested")}
         return lines, {**totals, "credits": fit(self.credits), "sink": unearned, "smoothed": self.smoothed,
                        "weights": [[hotkey, weight] for hotkey, weight in weights.items()]}
 
@@ -425,18 +383,15 @@ class Epoch:
 
     def vest(self, miner):
         """What of its standby is due now, what is lost, and what goes on vesting."""
-        due = lost = 0
-        left, closed_ms = [], self.head["closed_ms"]
-        for from_ms, until_ms, amount, vested in miner.state["vesting"]:
-            if miner.gone:
-                lost += amount - vested
-                continue
-            passed = max(0, min(closed_ms, until_ms) - from_ms)
-            so_far = max(vested, amount * passed // (until_ms - from_ms))
+        entries, closed_ms, due, left = miner.state["vesting"], self.head["closed_ms"], 0, []
+        if miner.gone:
+            return 0, fit(sum(amount - vested for _, _, amount, vested in entries)), []
+        for from_ms, until_ms, amount, vested in entries:
+            so_far = max(vested, amount * max(0, min(closed_ms, until_ms) - from_ms) // (until_ms - from_ms))
             due += so_far - vested
             if closed_ms < until_ms:
                 left.append([from_ms, until_ms, amount, so_far])
-        return fit(due), fit(lost), left
+        return fit(due), 0, left
 
     def window(self, miner):
         """Its days and breaches, and what they show."""
@@ -458,82 +413,65 @@ def shares(values, total, sink):
     if total == 0:
         return {sink: WEIGHTS}
     floors = {hotkey: value * WEIGHTS // total for hotkey, value in values.items()}
-    left = WEIGHTS - sum(floors.values())
-    order = sorted(values, key=lambda hotkey: (-(values[hotkey] * WEIGHTS % total), hotkey.encode()))
-    for hotkey in order[:left]:
+    by_rest = sorted(values, key=lambda hotkey: (-(values[hotkey] * WEIGHTS % total), hotkey))
+    for hotkey in by_rest[:WEIGHTS - sum(floors.values())]:
         floors[hotkey] += 1
-    return {hotkey: floors[hotkey] for hotkey in sorted(floors, key=str.encode) if floors[hotkey]}
+    return {hotkey: floors[hotkey] for hotkey in sorted(floors) if floors[hotkey]}
 
-# The audit.
-
-FRESH = {"carry": 0, "days": [], "demoted_until_ms": 0, "vesting": [], "weight": 0}
-
-class Audit:
-    """One bundle, after the audit of the epoch before, if there was one."""
-
+class Audit(Bundle):
+    """A bundle, after the audit of the epoch before, if there was one."""
     def __init__(self, path, before=None):
-        self.bundle, self.before, self.epoch, self.pays = Bundle(path, before and before.bundle.prev), before, None, {}
-        self.follow = None
+        super().__init__(path, before and before.prev)
+        self.before, self.epoch, self.follow, self.pays = before, None, None, {}
         left = {hotkey: {name: pay[name] for name in FRESH} for hotkey, pay in (before.pays if before else {}).items()}
         self.expected = {hotkey: state for hotkey, state in left.items() if state != FRESH}
-        for kind, body in self.bundle.lines():
+        for kind, body in self.lines():
             try:
                 self.take(kind, body)
             except Unsettled as error:
-                self.bundle.refuse(str(error))
+                self.refuse(str(error))
         self.before = None
 
     def take(self, kind, body):
-        if kind in ("header", "params", "pay", "result"):
-            getattr(self, kind)(body)
-        elif kind != "seal":
-            if kind == "miner" and self.before:
-                self.compare({name: body[name] for name in FRESH}, self.expected.pop(body["hotkey"], FRESH))
+        if self.before:
+            self.goes_on(kind, body)
+        if kind == "params":
+            self.epoch = Epoch(self.header, body)
+        elif kind in ("pay", "result"):
+            self.closes(kind, body)
+        elif kind not in ("header", "seal"):
             self.epoch.take(kind, body)
 
-    def compare(self, says, follows):
-        for name in sorted(says):
-            self.bundle.same(name, says[name], follows[name])
-
-    def header(self, body):
-        if self.before:
-            header = self.before.bundle.header
-            self.bundle.same("epoch", body["epoch"], header["epoch"] + 1)
-            self.bundle.same("market", body["market"], header["market"])
-            self.bundle.same("opened_ms", body["opened_ms"], max(body["opened_ms"], header["closed_ms"]))
-
-    def params(self, body):
-        header = self.bundle.header
-        if self.before:
-            then = self.before.bundle.header
+    def goes_on(self, kind, body):
+        """Compares a record with what the epoch before left."""
+        then = self.before.header
+        if kind == "header":
+            opened_ms = max(body["opened_ms"], then["closed_ms"])
+            self.compare(body, {"epoch": then["epoch"] + 1, "market": then["market"], "opened_ms": opened_ms})
+        elif kind == "params":
             emissions = [*then["emissions"], then["emission"]]
-            kept = min(body["smoothing"] - 1, len(emissions))
-            self.bundle.same("emissions", header["emissions"], emissions[len(emissions) - kept:])
+            self.compare(self.header, {"emissions": emissions[max(0, len(emissions) + 1 - body["smoothing"]):]})
             if body["version"] == self.before.epoch.params["version"]:
                 self.compare(body, self.before.epoch.params)
-        self.epoch = Epoch(header, body)
+        elif kind == "miner":
+            self.compare(body, self.expected.pop(body["hotkey"], FRESH))
 
-    def finish(self):
+    def closes(self, kind, body):
+        """Compares a record with what follows from all evidence."""
         if self.follow is None:
             if self.expected:
-                missing = min(self.expected, key=str.encode)
-                self.bundle.refuse(f"comes, and the miner {missing} of the epoch before did not")
+                self.refuse(f"comes, and the miner {min(self.expected)} of the epoch before did not")
             lines, self.totals = self.epoch.finish()
-            self.follow = iter(lines.values())
-
-    def pay(self, body):
-        self.finish()
-        follows = next(self.follow, None) or self.bundle.refuse("is of no miner")
-        self.bundle.same("hotkey", body["hotkey"], follows["hotkey"])
+            self.follow = iter([*lines.values(), self.totals])
+        follows = next(self.follow)
+        if kind == "pay":
+            if follows is self.totals:
+                self.refuse("is of no miner")
+            self.same("hotkey", body["hotkey"], follows["hotkey"])
+            self.pays[body["hotkey"]] = body
+        elif follows is not self.totals:
+            self.refuse(f"comes before the pay of {follows['hotkey']}")
         self.compare(body, follows)
-        self.pays[body["hotkey"]] = body
-
-    def result(self, body):
-        self.finish()
-        missing = next(self.follow, None)
-        if missing:
-            self.bundle.refuse(f"comes before the pay of {missing['hotkey']}")
-        self.compare(body, self.totals)
 
 def main(arguments):
     as_json, paths = "--json" in arguments, [path for path in arguments if path != "--json"]
@@ -545,16 +483,16 @@ def main(arguments):
         try:
             before = Audit(path, before)
         except Difference as difference:
-            names = ("line", "record", "field", "says", "follows")
-            print(canonical(dict(zip(names, difference.args), bundle=path)).decode() if as_json else f"{path}: {difference}")
+            found = dict(zip(("line", "record", "field", "says", "follows"), difference.args), bundle=path)
+            print(canonical(found).decode() if as_json else f"{path}: {difference}")
             return 1
         except (OSError, EOFError, zlib.error) as error:
             print(f"{path}: the bundle cannot be read: {error}", file=sys.stderr)
             return 2
-        bundle, epoch = before.bundle, before.bundle.header["epoch"]
-        found = {"bundle": path, "epoch": epoch, "lines": bundle.seq, "head": bundle.prev, "result": before.totals}
+        epoch, lines, head = before.header["epoch"], before.seq, before.prev
+        found = {"bundle": path, "epoch": epoch, "lines": lines, "head": head, "result": before.totals}
         print(canonical(found).decode() if as_json else
-              f"{path}: epoch {epoch} follows from its {bundle.seq} lines; its head is {bundle.prev}")
+              f"{path}: epoch {epoch} follows from its {lines} lines; its head is {head}")
     return 0
 
 if __name__ == "__main__":
