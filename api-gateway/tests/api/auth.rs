@@ -42,7 +42,8 @@ async fn every_call_but_those_for_everyone_needs_a_known_key_or_a_signature() {
     let verdicts = format!("/v1/hosts/host_{zeros}/verdicts");
     let one = format!("{verdicts}/challenge_{zeros}");
     let opening = format!("{one}/opening");
-    assert_eq!(open, ["/v1/health", &verdicts, &one, &opening, "/v1/market"]);
+    let evidence = "/v1/epochs/1/evidence";
+    assert_eq!(open, [evidence, "/v1/health", &verdicts, &one, &opening, "/v1/market", "/v1/params"]);
     for (method, path, _) in guarded {
         let call = || with_body(market.anonymous(method.clone(), &path), &method);
         refused(call(), 401, "token_missing").await;

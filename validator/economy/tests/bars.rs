@@ -57,6 +57,13 @@ fn broken(regime: Regime, strategy: Strategy, rules: Rules) -> [i64; 2] {
     [rules, Rules::AsTheyAre].map(|rules| gain(regime, strategy, rules))
 }
 
+/// What a strategy brings where a breach costs four hours and not sixteen, which alone would make up for other rules.
+fn cheap(regime: Regime, strategy: Strategy, rules: Rules) -> Row {
+    let params = Params { penalty_ms: 4 * 3_600_000, ..Params::default() };
+    let study = Study { found_ppm: 100_000, params, ..study(&[regime], &[strategy], rules) };
+    study.rows().expect("settled").remove(0)
+}
+
 #[test]
 fn with_a_bounded_sink_renting_from_oneself_would_pay() {
     let [broken, as_it_is] = broken(Regime::Glut, Strategy::WashUndetected, Rules::BoundedSink);
@@ -71,13 +78,21 @@ fn with_standby_for_anyone_fake_hosts_would_pay() {
 
 #[test]
 fn with_credits_above_what_a_lease_paid_harvesting_them_would_pay() {
-    let [broken, as_it_is] = broken(Regime::Glut, Strategy::HarvestingOwn, Rules::CreditAbovePayment);
+    let [broken, as_it_is] = [Rules::CreditAbovePayment, Rules::AsTheyAre]
+        .map(|rules| cheap(Regime::Glut, Strategy::HarvestingOwn, rules).against_control_ppm());
     assert!(broken > BAR_PPM && as_it_is < 1_000_000, "{broken} {as_it_is}");
 }
 
 #[test]
 fn with_demotion_per_offer_selling_spot_as_on_demand_would_pay_more() {
-    let brings = |rules| rows(&[Regime::Normal], &[Strategy::SpotAsOnDemand], rules)[0].return_ppm;
-    let (forgotten, remembered) = (brings(Rules::DemotionPerOffer), brings(Rules::DevicesRemember));
+    let [forgotten, remembered] = [Rules::DemotionPerOffer, Rules::DevicesRemember]
+        .map(|rules| cheap(Regime::Normal, Strategy::SpotAsOnDemand, rules).return_ppm);
     assert!(forgotten > remembered + remembered / 10, "{forgotten} {remembered}");
+}
+
+#[test]
+fn with_a_breach_at_four_hours_selling_spot_as_on_demand_would_pay() {
+    assert!(
+        cheap(Regime::Crunch, Strategy::SpotAsOnDemand, Rules::AsTheyAre).against_control_ppm() > BAR_PPM
+    );
 }
