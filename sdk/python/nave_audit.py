@@ -269,8 +269,8 @@ class Epoch:
 
     def take_event(self, event, miner):
         counts, breach = "confirmed_by" in event and event["blame"] == "host", event["kind"] in BREACHES
-        if counts:
-            miner.breaches += breach
+        if counts and breach:
+            miner.breaches += 1
             self.broken_ms[event["host"]] = max(self.broken_ms[event["host"]], event["at_ms"])
         if "lease" in event:
             faults = self.faults_of(event)

@@ -6,6 +6,9 @@ use uuid::Uuid;
 
 use crate::{Result, Store, StoreError, ledger, related};
 
+/// How often a miner may have called collateral back without having been paid.
+const CALLS_MAX: i64 = 8;
+
 /// A miner's collateral.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CollateralRow {
@@ -78,7 +81,8 @@ impl Store {
     /// Calls collateral back. It backs no offer from now on, and is paid when the time has passed that the parameters say.
     ///
     /// # Errors
-    /// [`StoreError::BalanceTooLow`] where there is not so much that was not called back before.
+    /// [`StoreError::BalanceTooLow`] where there is not so much that was not called back before, [`StoreError::TooMany`] where
+    /// eight calls wait to be paid.
     pub async fn collateral_call(&self, hotkey: &str, amount: MicroUsd) -> Result<CallRow> {
         let mut tx = self.begin().await?;
         // What its hosts are sold as may be another then.
@@ -95,6 +99,13 @@ impl Store {
         .await?;
         if amount <= MicroUsd::ZERO || left.unwrap_or(0) < amount.0 {
             return Err(StoreError::BalanceTooLow);
+        }
+        let open = sqlx::query_scalar!(
+            r#"select count(*) as "count!" from collateral_calls where hotkey = $1 and paid is null"#,
+            hotkey
+        );
+        if open.fetch_one(&mut *tx).await? >= CALLS_MAX {
+            return Err(StoreError::TooMany("calls"));
         }
         let call = Uuid::now_v7();
         let due = sqlx::query_scalar!(

@@ -79,14 +79,14 @@ pub struct OfferRow {
 }
 
 impl Store {
-    /// What came of a miner, epoch by epoch, the newest first, below `before`.
+    /// What came of a miner, epoch by epoch, the newest first, below `before`; once the weights are revealed.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn earnings(&self, hotkey: &str, before: Option<i64>, limit: i64) -> Result<Vec<EarningsRow>> {
         let rows = sqlx::query!(
             r#"select epoch, closed_at_ms as "closed_at_ms!", pay from epoch_pay join epochs using (epoch)
-               where hotkey = $1 and epoch < $2 order by epoch desc limit $3"#,
+               where hotkey = $1 and epoch < $2 and state = 'confirmed' order by epoch desc limit $3"#,
             hotkey,
             before.unwrap_or(i64::MAX),
             limit
@@ -101,7 +101,7 @@ impl Store {
         Ok(rows.collect())
     }
 
-    /// What came of a miner's leases in an epoch, with what went wrong in each, after one of them.
+    /// What came of a miner's leases in an epoch whose weights are revealed, with what went wrong in each, after one of them.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -120,6 +120,7 @@ impl Store {
                       from events v where v.lease_id = p.lease_id and v.epoch = p.epoch order by from_ms, event_id) as "events!"
                from lease_pay p join leases l using (lease_id)
                join epoch_leases e on e.epoch = p.epoch and e.lease_id = p.lease_id
+               join epochs on epochs.epoch = p.epoch and epochs.state = 'confirmed'
                where p.hotkey = $1 and p.epoch = $2 and ($3::uuid is null or p.lease_id > $3)
                order by p.lease_id limit $4"#,
             hotkey,

@@ -140,7 +140,7 @@ impl Store {
         let mut tx = self.begin().await?;
         sqlx::query!("set local statement_timeout = '10min'").execute(&mut *tx).await?;
         let closed = sqlx::query!(
-            "update epochs set state = 'closed', closed_at_ms = now_ms() where epoch = $1 and state = 'open'",
+            "update epochs set state = 'closed', closed_at_ms = greatest(now_ms(), opened_at_ms) where epoch = $1 and state = 'open'",
             epoch
         )
         .execute(&mut *tx)
@@ -155,7 +155,13 @@ impl Store {
         freeze::miners(&mut tx, epoch).await?;
         // Last, since hosts are locked by it.
         freeze::idle(&mut tx, epoch).await?;
-        sqlx::query!("insert into epochs (epoch, chain) values ($1, $2)", epoch + 1, chain)
+        // It begins where this one ends, wherever the clock has gone meanwhile.
+        sqlx::query!(
+            "insert into epochs (epoch, chain, opened_at_ms) select $1, $2, closed_at_ms from epochs where epoch = $3",
+            epoch + 1,
+            chain,
+            epoch
+        )
             .execute(&mut *tx)
             .await?;
         crash_point!("store.epoch_close.before_commit");

@@ -58,7 +58,8 @@ pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     sqlx::query!(
         "with broke as (
             select host_id, max(at_ms) as at_ms from events
-            where epoch = $1 and blame = 'host' and confirmed_by is not null group by host_id),
+            where epoch = $1 and blame = 'host' and confirmed_by is not null
+                and kind not in ('start_late', 'heartbeat_gap') group by host_id),
          held as (
             select h.host_id, at_ms from hosts h join broke using (host_id)
             where obliged_since_ms < at_ms order by h.host_id for update of h)

@@ -34,9 +34,30 @@ pub fn read(document: &Value) -> anyhow::Result<Params> {
     for field in ["version", "effective_epoch", "announced_ms"] {
         fields.insert(field.into(), 0.into());
     }
-    let params: Params = serde_json::from_value(document).context("read the parameters")?;
+    let params: Params = serde_json::from_value(document.clone()).context("read the parameters")?;
     params.check().context("check the parameters")?;
+    bounded(&document).map_err(anyhow::Error::msg).context("check the parameters")?;
     Ok(params)
+}
+
+/// Whether every number is one with which no epoch's sums can overflow: what was announced cannot be corrected.
+fn bounded(document: &Value) -> Result<(), String> {
+    for (field, value) in document.as_object().into_iter().flatten() {
+        let most = match field {
+            field if field.ends_with("_ms") => 10 * 365 * 24 * 60 * MINUTE,
+            field if field.ends_with("_hour") || field == "local_emission" => 1_000_000_000_000,
+            field if field.ends_with("_ppm") => 1_000_000,
+            _ => 10_000,
+        };
+        if value.as_i64().is_some_and(|value| value > most) {
+            return Err(format!("{field} is above {most}"));
+        }
+        let targets = value.as_array().into_iter().flatten();
+        if targets.filter_map(|target| target[1].as_i64()).any(|devices| devices > 1_000_000) {
+            return Err(format!("{field} has a number above 1000000"));
+        }
+    }
+    Ok(())
 }
 
 /// Announces parameters that hold from an epoch on.
@@ -67,6 +88,8 @@ mod tests {
         assert!(with("margin", 1.into()).contains("margin"));
         assert!(with("margin_ppm", 2_000_000.into()).contains("margin_ppm"));
         assert!(with("window_days", "30".into()).contains("read the parameters"));
+        assert!(with("vest_ms", i64::MAX.into()).contains("vest_ms is above"));
+        assert!(with("standby_targets", serde_json::json!([["h100", i64::MAX]])).contains("standby_targets"));
         let mut less = whole();
         less.as_object_mut().expect("fields").remove("vest_ms");
         assert!(format!("{:#}", read(&less).expect_err("refused")).contains("vest_ms"));

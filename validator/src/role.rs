@@ -120,11 +120,12 @@ async fn advance(config: &Config, store: &Store, epoch: &EpochRow) -> anyhow::Re
             store.epoch_advance(epoch.epoch, EpochState::Settled, None).await?;
         }
         EpochState::Submitted => {
-            let shown = config.chain.read_back(epoch.epoch)?;
-            anyhow::ensure!(
-                shown == Some(commitment(epoch)?),
-                "the chain shows something else than was submitted"
-            );
+            let (wanted, shown) = (commitment(epoch)?, config.chain.read_back(epoch.epoch)?);
+            if shown.is_none() {
+                // It was lost on the way; submitting the same again changes nothing.
+                return Ok(config.chain.submit(epoch.epoch, &wanted)?);
+            }
+            anyhow::ensure!(shown == Some(wanted), "the chain shows something else than was submitted");
             if let Some(dir) = &config.evidence {
                 write_bundle(store, epoch.epoch, dir).await.context("write the bundle")?;
             }

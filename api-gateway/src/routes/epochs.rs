@@ -84,7 +84,7 @@ pub(crate) async fn evidence(
 ) -> Result<Response, ApiError> {
     app.store.epoch_get(epoch).await?;
     let bundle = app.store.bundle_open(epoch).await.map_err(not_served)?;
-    let turn = timeout(TURN_MAX, app.downloads.clone().acquire_owned()).await;
+    let turn = timeout(TURN_MAX, app.openings_out.clone().acquire_owned()).await;
     let Ok(Ok(turn)) = turn else {
         return Err(ApiError::unavailable("downloads_busy", "too many bundles are being fetched right now"));
     };

@@ -111,8 +111,8 @@ impl Settling {
     pub fn event(&mut self, event: &Event) -> Result<(), Error> {
         event.check()?;
         let book = book(&mut self.books, &event.hotkey)?;
-        if event.counts() {
-            book.breaches += i64::from(event.is_breach());
+        if event.counts() && event.is_breach() {
+            book.breaches += 1;
             let broken = self.broken_ms.entry(event.host.clone()).or_default();
             *broken = event.at_ms.max(*broken);
         }
