@@ -139,7 +139,7 @@ pub fn attempt(number: u32, host: &str, outcome: &Value) -> Value {
     json!({
         "lease": "lease_00000000000000000000000000000001", "attempt": number,
         "host": "host_00000000000000000000000000000001", "host_name": host, "state": "running",
-        "reason": "only_fit", "hourly": 1, "baseline": null, "saving": null, "placed_at": "2026-09-21T14:12:20Z", "started_at": null, "ended_at": null,
+        "reason": "only_fit", "hourly": 1, "baseline": null, "saving": null, "placed_at": "2026-09-21T14:12:20Z", "started_at": null, "ended_at": null, "events": [],
         "used_ms": 3_100, "charged": 123, "outcome": outcome
     })
 }
