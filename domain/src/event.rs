@@ -243,11 +243,15 @@ pub fn is_outage<'a>(
 /// What a lost lease rests on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Loss {
-    /// The host itself said that the lease is gone.
+    /// The host itself said that the lease is gone, for a reason of its own.
     pub is_told: bool,
-    /// The host did not leave by itself: the operator sent it away.
+    /// The lease had a share of a GPU, which others on it can take away from it.
+    pub is_share: bool,
+    /// It was sold as spot: its owner may take the host back.
+    pub is_spot: bool,
+    /// The operator had sent the host away before.
     pub is_sent_away: bool,
-    /// Its owner has taken it out.
+    /// Its owner had taken it out before.
     pub has_left: bool,
     /// It has failed a test since it came back.
     pub has_failed: bool,
@@ -272,7 +276,10 @@ pub enum Appealed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Happened {
     /// See [`EventKind::StartLate`].
-    StartLate,
+    StartLate {
+        /// Whether other leases of its image have begun in time lately: its size is not why.
+        is_usual: bool,
+    },
     /// See [`EventKind::HeartbeatGap`].
     HeartbeatGap,
     /// An error of this number; see [`EventKind::Xid`].
@@ -329,7 +336,7 @@ pub struct EventRuling {
 #[must_use]
 pub fn decide(case: &Case<'_>, rules: &EventRules) -> Option<EventRuling> {
     match case.happened {
-        Happened::StartLate => case.start_late(rules),
+        Happened::StartLate { is_usual } => case.start_late(is_usual, rules),
         Happened::HeartbeatGap => case.heartbeat_gap(rules),
         Happened::Xid(code) => Some(case.xid(code)),
         Happened::Failed { is_doubtful: true, .. } => {
@@ -378,6 +385,14 @@ impl Case<'_> {
         self.silences.iter().any(|one| one.resumed.is_none() && one.stretch.touches(self.whole()))
     }
 
+    /// Whether its agent or its machine was restarted meanwhile.
+    fn has_restarted(&self) -> bool {
+        let has_changed = |one: &Silence| {
+            one.stretch.touches(self.whole()) && one.resumed.is_some_and(|how| how != Resumed::Same)
+        };
+        self.silences.iter().any(has_changed)
+    }
+
     /// What of its time hosts could have reached the control plane in, beyond `allowed`; and beyond another gap where
     /// they could not for a while, since they come back one after the other.
     fn excess(&self, allowed: Millis, gap: Millis) -> i64 {
@@ -390,7 +405,7 @@ impl Case<'_> {
         Stretch { from: Timestamp(self.lost.until.0.saturating_sub(span)), until: self.lost.until }
     }
 
-    fn start_late(&self, rules: &EventRules) -> Option<EventRuling> {
+    fn start_late(&self, is_usual: bool, rules: &EventRules) -> Option<EventRuling> {
         // By then all who fell silent with it are seen.
         if self.age < rules.gap {
             return None;
@@ -402,6 +417,11 @@ impl Case<'_> {
         let lost = excess - self.silent().0;
         if lost <= 0 {
             return Some(self.hosts(None, "the host was silent meanwhile and says nothing of the lease"));
+        }
+        if !is_usual {
+            return Some(
+                self.hosts(None, "no lease of this image has begun in time lately; the image may be why"),
+            );
         }
         let why = "the host was there and had not begun it";
         Some(EventRuling { lost: self.last(lost), ..self.hosts(Some(ConfirmedBy::Report), why) })
@@ -416,12 +436,9 @@ impl Case<'_> {
             return Some(self.platforms());
         }
         let lost = self.last(excess);
-        let has_changed = |one: &Silence| {
-            one.stretch.touches(self.whole()) && one.resumed.is_some_and(|how| how != Resumed::Same)
-        };
         let ruling = if self.silent().0 == 0 {
             self.hosts(Some(ConfirmedBy::Report), "the host was there and did not say that the command runs")
-        } else if self.silences.iter().any(has_changed) {
+        } else if self.has_restarted() {
             self.hosts(Some(ConfirmedBy::Report), "its agent or its machine was restarted")
         } else {
             self.hosts(None, "the host was silent, and nothing shows why")
@@ -462,10 +479,16 @@ impl Case<'_> {
         if self.is_outage || (self.paused().0 > 0 && self.excess(rules.gap, rules.gap) <= 0) {
             return Some(self.platforms());
         }
+        if loss.has_left && loss.is_spot {
+            return Some(self.hosts(None, "its owner took it out, which may be done to a spot lease"));
+        }
         if loss.has_left {
             return Some(
                 self.hosts(Some(ConfirmedBy::Report), "its owner took it out before the lease had ended"),
             );
+        }
+        if loss.is_told && loss.is_share && !self.has_restarted() {
+            return Some(self.hosts(None, "what else ran on its GPU may be why"));
         }
         if loss.is_told {
             return Some(

@@ -131,23 +131,40 @@ pub(crate) async fn began(tx: &mut PgConnection, lease: LeaseId) -> Result<()> {
     Ok(())
 }
 
-/// A lease is about to be closed because its host has lost it.
-pub(crate) async fn lost(tx: &mut PgConnection, lease: LeaseId) -> Result<()> {
+/// A lease is about to be closed because its host has lost it; `told`: as the host itself says, for a reason of its own.
+/// Else the silence is why in which it ended, if there was one.
+pub(crate) async fn lost(tx: &mut PgConnection, lease: LeaseId, told: bool) -> Result<()> {
     sqlx::query!(
         "insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, is_told, detail)
          select 'host_lost', l.host_id, h.hotkey, l.lease_id, 'host_lost ' || l.lease_id, since_ms, greatest(since_ms, l.placed_at_ms),
-            greatest(since_ms, l.placed_at_ms, now_ms()), is_told,
-            case when is_told then 'the host has lost the lease'
-                else format('the host was silent for %s s', (now_ms() - since_ms) / 1000) end
+            greatest(since_ms, l.placed_at_ms, until_ms), $3,
+            case when $3 then 'the host has lost the lease' when silent_ms is null then 'the lease did not come to its end'
+                else format('the host was silent for %s s', silent_ms / 1000) end
          from leases l join hosts h using (host_id),
-            lateral (select coalesce(h.heard_at_ms > now_ms() - $2, false) as is_told) told,
-            lateral (select case when is_told then coalesce(l.metered_at_ms, l.placed_at_ms)
-                else coalesce(h.heard_at_ms, l.placed_at_ms) end as since_ms) since
+            lateral (select coalesce(h.heard_at_ms > now_ms() - $2, false) as is_heard,
+                case when $3 then now_ms() else coalesce(l.ended_at_ms, now_ms()) end as end_ms) known,
+            lateral (select max(s.from_ms) as from_ms, max(s.until_ms) as back_ms from silences s
+                where s.host_id = l.host_id and is_heard and not $3 and s.until_ms > greatest(l.placed_at_ms, end_ms - $2)) silence,
+            lateral (select case when is_heard then coalesce(from_ms, l.metered_at_ms, l.placed_at_ms)
+                    else coalesce(h.heard_at_ms, l.placed_at_ms) end as since_ms,
+                case when is_heard then end_ms else now_ms() end as until_ms,
+                case when is_heard then back_ms - from_ms else now_ms() - coalesce(h.heard_at_ms, l.placed_at_ms) end as silent_ms) time
          where l.lease_id = $1 and not exists (select from machines m where m.host_id = l.host_id)
            and not exists (select from events e where e.lease_id = l.lease_id and e.kind = 'early_reclaim')
          on conflict (key) do nothing",
         lease.0,
-        EventRules::default().gap.0
+        EventRules::default().gap.0,
+        told
+    )
+    .execute(&mut *tx)
+    .await?;
+    // It is back already, and nobody but itself was away.
+    sqlx::query!(
+        "update hosts h set retest_up_ms = least(retest_up_ms, control_ms())
+         from events e join silences s on s.host_id = e.host_id and s.from_ms = e.since_ms
+         where e.lease_id = $1 and e.kind = 'host_lost' and not e.is_told and h.host_id = e.host_id
+           and not exists (select from pauses p where p.until_ms > s.from_ms)",
+        lease.0
     )
     .execute(tx)
     .await?;
@@ -229,7 +246,8 @@ pub(crate) async fn came_back(tx: &mut PgConnection, host: HostId, resumed: Resu
 }
 
 impl Store {
-    /// A host says that the drivers of its GPUs reported errors. Of a lease each kind of them counts once.
+    /// A host says that the drivers of its GPUs reported errors. Of a lease each kind of them counts once; devices that it
+    /// has not proven count for nothing.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -251,6 +269,8 @@ impl Store {
                  from now_ms(), hosts h left join leases l
                     on l.host_id = h.host_id and l.state <> 'closed' and l.started_at_ms is not null and l.devices && $5::text[]
                  where h.host_id = $1 and (l.lease_id is not null or $3 = 'hardware')
+                   and h.state in ('ready', 'verifying', 'suspect', 'draining')
+                   and exists (select from device_claims d where d.host_id = h.host_id and d.device = $4)
                    and not exists (select from machines m where m.host_id = h.host_id)
                  on conflict (key) do nothing",
                 host.0,
@@ -295,35 +315,37 @@ impl Store {
         let (at, event) = after.map_or((i64::MIN, Uuid::nil()), |(at, event)| (at.0, event.0));
         let rows = sqlx::query!(
             r#"select e.event_id, e.at_ms, e.kind, e.host_id, e.hotkey, e.lease_id, e.xid, e.since_ms, e.from_ms, e.until_ms, e.is_told,
-                    e.is_doubtful, e.detail, greatest(0, control_ms() - e.at_up_ms) as "age!", h.state,
+                    e.is_doubtful, e.detail, greatest(0, control_ms() - e.at_up_ms) as "age!",
+                    coalesce(h.state = 'banned' and h.reason_at_ms <= e.at_ms, false) as "is_sent_away!", l.share_milli is not null as "is_share!",
+                    coalesce(h.state = 'gone' and h.reason_at_ms <= e.at_ms, false) as "has_left!", coalesce(l.term = 'spot', false) as "is_spot!",
+                    e.kind = 'start_late' and exists (select from leases o join jobs p using (job_id)
+                        where o.lease_id <> e.lease_id and o.started_at_ms between e.at_ms - 86400000 and e.at_ms
+                          and o.started_at_ms - o.placed_at_ms <= $4 and p.request ->> 'image' = j.request ->> 'image') as "is_usual!",
                     coalesce(c.code = 'too_late', false) as "is_late!", c.appealed_at_ms is not null as "is_appealed!",
                     c.appeal is not null as "is_again!", coalesce(not c.appeal ? 'failed', false) as "is_overturned!",
-                    coalesce(h.state = 'ready' and exists (
-                        select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
+                    coalesce(h.state = 'ready' and exists (select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
                           and t.lease_id is null and t.kind <> 'transfer' and t.code = 'passed'), false) as "has_passed!",
-                    exists (
-                        select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
+                    exists (select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
                           and t.lease_id is null and t.kind <> 'transfer' and t.code not in ('passed', 'void')) as "has_failed!"
                from events e join hosts h using (host_id)
-                    left join challenges c using (challenge_id)
-                    left join silences s on e.kind = 'host_lost' and s.host_id = e.host_id and s.from_ms = e.since_ms
+                    left join leases l on l.lease_id = e.lease_id left join jobs j using (job_id)
+                    left join challenges c using (challenge_id) left join silences s on e.kind = 'host_lost' and s.host_id = e.host_id and s.from_ms = e.since_ms
                where e.decided_at_ms is null and (e.at_ms, e.event_id) > ($1, $2)
                order by e.at_ms, e.event_id limit $3"#,
             at,
             event,
-            limit
+            limit,
+            EventRules::default().start_promise.0
         )
         .fetch_all(&self.pool)
         .await?;
         let rows = rows.into_iter().map(|row| {
             let kind = error::read_name("a kind of event", row.kind)?;
-            let state: HostState = error::read_name("a host's state", row.state)?;
+            let xid = row.xid.and_then(|xid| u32::try_from(xid).ok()).unwrap_or_default();
             let happened = match kind {
-                EventKind::StartLate => Happened::StartLate,
+                EventKind::StartLate => Happened::StartLate { is_usual: row.is_usual },
                 EventKind::HeartbeatGap => Happened::HeartbeatGap,
-                EventKind::Xid => {
-                    Happened::Xid(row.xid.and_then(|xid| u32::try_from(xid).ok()).unwrap_or_default())
-                }
+                EventKind::Xid => Happened::Xid(xid),
                 EventKind::FailedRetest | EventKind::BelowBand | EventKind::Unreachable => Happened::Failed {
                     appealed: appealed(row.is_appealed, row.is_again, row.is_overturned),
                     is_late: row.is_late,
@@ -332,8 +354,10 @@ impl Store {
                 EventKind::EarlyReclaim => Happened::EarlyReclaim,
                 EventKind::HostLost => Happened::HostLost(Loss {
                     is_told: row.is_told,
-                    is_sent_away: state == HostState::Banned,
-                    has_left: state == HostState::Gone,
+                    is_share: row.is_share,
+                    is_spot: row.is_spot,
+                    is_sent_away: row.is_sent_away,
+                    has_left: row.has_left,
                     has_failed: row.has_failed,
                     has_passed: row.has_passed,
                 }),

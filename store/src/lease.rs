@@ -130,8 +130,7 @@ async fn lock_both(
             .await?;
     let Some(job) = job else { return Ok(None) };
     let job = crate::job::lock(tx, job.into()).await?;
-    let lease = lock(tx, id).await?;
-    Ok(Some((job, lease)))
+    Ok(Some((job, lock(tx, id).await?)))
 }
 
 async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseEvent) -> Result<bool> {
@@ -280,13 +279,14 @@ async fn add_charged(
 }
 
 /// Closes a lease for good: its outcome, its money, what it means for the job, and the
-/// host's spec, all in the caller's transaction.
+/// host's spec, all in the caller's transaction. `told`: see [`event::lost`].
 async fn close(
     tx: &mut PgConnection,
     job: &mut LockedJob,
     lease: &mut LockedLease,
     event: LeaseEvent,
     outcome: &Outcome,
+    told: bool,
 ) -> Result<()> {
     if lease::next(lease.state, event) != Some(LeaseState::Closed) {
         return Ok(());
@@ -294,15 +294,14 @@ async fn close(
     // Before any write: a row that is written twice has its host checked, which locks that.
     let others = group::lock(tx, job).await?;
     let is_lost = *outcome == Outcome::HostLost;
-    if is_lost {
-        event::lost(tx, lease.lease).await?
-    } else {
-        event::began(tx, lease.lease).await?
+    match is_lost {
+        true => event::lost(tx, lease.lease, told).await?,
+        false => event::began(tx, lease.lease).await?,
     }
     meter(tx, lease, !is_lost).await?;
     sqlx::query!(
         "with closed as (
-            update leases set state = 'closed', outcome = $2, closed_at_ms = now_ms(),
+            update leases set state = 'closed', outcome = $2, closed_at_ms = greatest(now_ms(), placed_at_ms),
                 ended_at_ms = coalesce(ended_at_ms, now_ms()),
                 used_ms = case when $3 then used_ms else 0 end
             where lease_id = $1 returning lease_id)
@@ -382,8 +381,7 @@ impl Store {
     pub async fn leases_heard(&self, host: HostId, leases: &[LeaseId]) -> Result<()> {
         let ids: Vec<Uuid> = leases.iter().map(|lease| lease.0).collect();
         let mut connection = self.pool.acquire().await?;
-        meter_all(&mut connection, host, &ids, EventRules::default().gap).await?;
-        Ok(())
+        meter_all(&mut connection, host, &ids, EventRules::default().gap).await.map(drop)
     }
 
     /// A host says that a lease's command runs; charging begins. Closed leases stay closed.
@@ -421,8 +419,7 @@ impl Store {
 
     /// A host has delivered all of a lease: it closes. A result counts when its bytes are here.
     ///
-    /// Without an outcome the host ended it: for the reason the control plane gave it, or
-    /// because the host had lost contact.
+    /// Without an outcome the host ended it: for the reason it was given, or because it had lost contact.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -455,19 +452,27 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome).await?;
+        close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome, false).await?;
         crash_point!("store.lease_finished.before_commit");
         tx.commit().await?;
         crash_point!("store.lease_finished.after_commit");
         Ok(())
     }
 
-    /// Gives a lease up: its host has lost it, or does not come to its end.
+    /// Gives a lease up: its host does not come to its end.
     ///
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_lost(&self, host: HostId, id: LeaseId) -> Result<()> {
-        self.lose(host, id, None).await
+        self.lose(host, id, None, false).await
+    }
+
+    /// Gives a lease up whose host reports that it has lost it, for a reason of its own.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lease_lost_told(&self, host: HostId, id: LeaseId) -> Result<()> {
+        self.lose(host, id, None, true).await
     }
 
     /// Gives a lease up whose host has been silent for longer than `silent` on the control
@@ -476,10 +481,10 @@ impl Store {
     /// # Errors
     /// When the database does not answer.
     pub async fn lease_lost_silent(&self, host: HostId, id: LeaseId, silent: Millis) -> Result<()> {
-        self.lose(host, id, Some(silent)).await
+        self.lose(host, id, Some(silent), false).await
     }
 
-    async fn lose(&self, host: HostId, id: LeaseId, silent: Option<Millis>) -> Result<()> {
+    async fn lose(&self, host: HostId, id: LeaseId, silent: Option<Millis>, told: bool) -> Result<()> {
         let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if let Some(silent) = silent {
@@ -489,7 +494,7 @@ impl Store {
                 return Ok(());
             }
         }
-        close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost).await?;
+        close(&mut tx, &mut job, &mut lease, LeaseEvent::Lost, &Outcome::HostLost, told).await?;
         crash_point!("store.lease_lost.before_commit");
         tx.commit().await?;
         crash_point!("store.lease_lost.after_commit");
@@ -519,12 +524,11 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        rows.into_iter()
-            .map(|row| {
-                let state = error::read_name("a lease's state", row.state)?;
-                Ok((row.lease_id.into(), HeldLease { state, started: row.started }))
-            })
-            .collect()
+        let leases = rows.into_iter().map(|row| {
+            let state = error::read_name("a lease's state", row.state)?;
+            Ok((row.lease_id.into(), HeldLease { state, started: row.started }))
+        });
+        leases.collect()
     }
 
     /// Every open lease that can be read.
@@ -570,10 +574,9 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|row| ChargeDue { lease: row.lease_id.into(), job: row.job_id.into() })
-            .collect())
+        let due =
+            rows.into_iter().map(|row| ChargeDue { lease: row.lease_id.into(), job: row.job_id.into() });
+        Ok(due.collect())
     }
 
     /// Charges an open lease up to its last reading.

@@ -153,7 +153,7 @@ async fn write_one(app: &App, host: HostId, lease: LeaseId, effect: Effect) -> R
     match effect {
         Effect::Heard => app.store.leases_heard(host, &[lease]).await,
         Effect::Started => app.store.lease_started(host, lease).await,
-        Effect::Lost => app.store.lease_lost(host, lease).await,
+        Effect::Lost => app.store.lease_lost_told(host, lease).await,
         Effect::Exited => app.store.lease_exited(host, lease).await,
         Effect::Finished { outcome, result } => app.store.lease_finished(host, lease, outcome, result).await,
     }

@@ -38,11 +38,14 @@ fn ruled(case: &Case<'_>) -> Option<(Blame, Option<ConfirmedBy>)> {
 
 const LOST: Happened = Happened::HostLost(Loss {
     is_told: false,
+    is_share: false,
+    is_spot: false,
     is_sent_away: false,
     has_left: false,
     has_failed: false,
     has_passed: false,
 });
+const USUAL: Happened = Happened::StartLate { is_usual: true };
 const ON_RECORD: Option<(Blame, Option<ConfirmedBy>)> = Some((Blame::Host, None));
 const PLATFORM: Option<(Blame, Option<ConfirmedBy>)> = Some((Blame::Platform, None));
 
@@ -110,16 +113,32 @@ fn time_in_which_nobody_could_reach_us_is_not_lost_by_the_host() {
 
 #[test]
 fn a_late_start_counts_beyond_the_promise_while_the_host_was_there() {
-    let late = |silences| Case {
-        lost: stretch(300_000, 400_000),
-        ..case(Happened::StartLate, 0, 400_000, silences)
-    };
+    let late = |silences| Case { lost: stretch(300_000, 400_000), ..case(USUAL, 0, 400_000, silences) };
     let ruling = decide(&late(&[]), &RULES).expect("a ruling");
     assert_eq!((ruling.confirmed_by, ruling.lost), (Some(ConfirmedBy::Report), stretch(300_000, 400_000)));
     let silent = [silence(290_000, 330_000, Some(Resumed::Same))];
     assert_eq!(decide(&late(&silent), &RULES).map(|ruling| ruling.lost.length()), Some(Millis(60_000)));
     let silent = [silence(100_000, 390_000, Some(Resumed::Same))];
     assert_eq!(ruled(&late(&silent)), ON_RECORD);
+    let unusual = Case { happened: Happened::StartLate { is_usual: false }, ..late(&[]) };
+    assert_eq!(ruled(&unusual), ON_RECORD, "nobody has begun this image in time");
+}
+
+#[test]
+fn an_owner_may_take_a_host_back_from_spot_leases() {
+    let away = [silence(0, NOW, None)];
+    let left = |is_spot| {
+        ruled(&case(lost(|loss| (loss.has_left, loss.is_spot) = (true, is_spot)), 0, 60_000, &away))
+    };
+    assert_eq!([left(true), left(false)], [ON_RECORD, hosts(ConfirmedBy::Report)]);
+}
+
+#[test]
+fn a_share_that_is_gone_is_the_hosts_only_when_something_of_the_host_was_restarted() {
+    let share = lost(|loss| (loss.is_told, loss.is_share) = (true, true));
+    assert_eq!(ruled(&case(share, 0, 60_000, &[])), ON_RECORD);
+    let restarted = [silence(0, 50_000, Some(Resumed::Agent))];
+    assert_eq!(ruled(&case(share, 0, 60_000, &restarted)), hosts(ConfirmedBy::Report));
 }
 
 #[test]
@@ -142,7 +161,8 @@ fn happened() -> impl Strategy<Value = Happened> {
     let loss = any::<[bool; 3]>().prop_map(|[is_told, has_failed, has_passed]| {
         Happened::HostLost(Loss { is_told, has_failed, has_passed, ..Loss::default() })
     });
-    prop_oneof![Just(Happened::StartLate), Just(Happened::HeartbeatGap), loss]
+    let late = any::<bool>().prop_map(|is_usual| Happened::StartLate { is_usual });
+    prop_oneof![late, Just(Happened::HeartbeatGap), loss]
 }
 
 fn resumed() -> impl Strategy<Value = Option<Resumed>> {

@@ -1,8 +1,9 @@
 //! What is written down when something goes wrong with a lease, and whose fault it turns out to be.
 
 use nave_domain::{
-    ChallengeId, CustomerId, HostId, LeaseId, Millis,
+    ChallengeId, CustomerId, HostId, JobId, LeaseId, Millis,
     event::{Blame, ConfirmedBy, EventKind, EventRules, decide},
+    job::JobRequest,
     verdict::{Cause, Kind},
 };
 use nave_store::{Decision, Departure, Drawing, EventRow, Heard, StoreError, XidRow};
@@ -117,11 +118,11 @@ async fn a_lease_that_begins_late_loses_what_is_beyond_the_promise() {
     open(async |market| {
         let customer = market.customer("ada").await;
         let host = market.host("slow").await;
-        let job = market.submit(customer, &request()).await;
-        let lease = market.place(job, host).await;
-        market.elapse(lease, 400_000).await;
-        market.store.lease_started(host, lease).await.expect("started");
-        market.finish(host, lease, EXITED).await;
+        let request = JobRequest { image: Some("usual@sha256:0".into()), ..request() };
+        let other = market.host("quick").await;
+        let (_, quick) = market.run(customer, other, &request).await;
+        market.finish(other, quick, EXITED).await;
+        let (job, lease) = begin_late(market, customer, host, &request).await;
         let late = only(market, 15_000).await;
         assert_eq!(
             (late.kind, late.lease, fault(&late)),
@@ -130,6 +131,37 @@ async fn a_lease_that_begins_late_loses_what_is_beyond_the_promise() {
         assert!((100_000..110_000).contains(&late.lost.length().0), "{late:?}");
         let of_job = market.store.events_of_jobs(&[job]).await.expect("events");
         assert_eq!(of_job[&lease], [late], "its customer sees the same");
+    })
+    .await;
+}
+
+/// Has a lease begin a hundred seconds later than was promised.
+async fn begin_late(
+    market: &Market,
+    customer: CustomerId,
+    host: HostId,
+    request: &JobRequest,
+) -> (JobId, LeaseId) {
+    let job = market.submit(customer, request).await;
+    let lease = market.place(job, host).await;
+    market.elapse(lease, 400_000).await;
+    market.store.lease_started(host, lease).await.expect("started");
+    market.finish(host, lease, EXITED).await;
+    (job, lease)
+}
+
+#[tokio::test]
+async fn a_late_start_is_confirmed_only_where_the_image_is_not_why() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("slow").await;
+        let request = JobRequest { image: Some("huge@sha256:1".into()), ..request() };
+        let (_, first) = begin_late(market, customer, host, &request).await;
+        let (_, second) = begin_late(market, customer, host, &request).await;
+        let all = settle(market, 15_000).await;
+        let all: Vec<_> = all.iter().map(|event| (event.lease, fault(event))).collect();
+        let on_record = Some((Blame::Host, None));
+        assert_eq!(all, [(Some(first), on_record), (Some(second), on_record)]);
     })
     .await;
 }
@@ -258,10 +290,99 @@ async fn a_lost_host_whose_machine_restarted_or_that_says_the_lease_is_gone_is_c
         // One that says so at once.
         let tells = market.host("tells").await;
         let (_, lease) = market.run(customer, tells, &request()).await;
-        market.store.lease_finished(tells, lease, None, None).await.expect("fenced");
+        market.store.lease_lost_told(tells, lease).await.expect("told");
         let all = settle(market, 15_000).await;
         let told = all.iter().find(|event| event.lease == Some(lease)).expect("lost");
         assert_eq!((told.kind, fault(told)), (EventKind::HostLost, hosts(ConfirmedBy::Report)));
+    })
+    .await;
+}
+
+/// Has a host, which was heard of a minute ago, come back and say that it fenced its lease meanwhile.
+async fn fence(market: &Market, host: HostId, lease: LeaseId) {
+    quiet(market, host, 60_000).await;
+    market.elapse(lease, 60_000).await;
+    hear_again(market, host, 1, None).await;
+    market.store.lease_exited(host, lease).await.expect("exited");
+    market.store.lease_finished(host, lease, None, None).await.expect("fenced");
+}
+
+#[tokio::test]
+async fn leases_that_were_fenced_while_nobody_could_reach_us_are_the_platforms() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("good").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        sqlx::query("update control_clock set beat_at_ms = now_ms() - 55000")
+            .execute(&market.sql)
+            .await
+            .expect("away");
+        market.store.clock_beat().await.expect("back");
+        fence(market, host, lease).await;
+        let all = settle(market, 15_000).await;
+        let all: Vec<_> = all.iter().map(|event| (event.kind, fault(event))).collect();
+        let platform = Some((Blame::Platform, None));
+        assert_eq!(all, [(EventKind::HeartbeatGap, platform), (EventKind::HostLost, platform)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_its_host_alone_fenced_is_judged_by_the_hosts_test() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        for (name, code, expected) in [
+            ("fails", Some("vram_missing"), hosts(ConfirmedBy::Retest)),
+            ("passes", None, Some((Blame::Host, None))),
+        ] {
+            let host = market.host(name).await;
+            let (_, lease) = market.run(customer, host, &request()).await;
+            fence(market, host, lease).await;
+            let find = async |span| {
+                let all = settle(market, span).await;
+                let lost = |event: &EventRow| (event.kind, event.lease) == (EventKind::HostLost, Some(lease));
+                all.into_iter().find(lost).expect("lost")
+            };
+            assert_eq!(fault(&find(60_000).await), None, "it is to be tested first");
+            let begun =
+                sqlx::query("update hosts set state = 'ready' where host_id = $1 and state = 'verifying'");
+            assert_eq!(begun.bind(host.0).execute(&market.sql).await.expect("tested").rows_affected(), 1);
+            test(market, host, Cause::Random, None, code).await;
+            assert_eq!(fault(&find(1_000).await), expected, "{name}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_whose_results_never_came_is_on_record_only() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("slow").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        market.store.lease_exited(host, lease).await.expect("exited");
+        market.store.lease_lost(host, lease).await.expect("given up");
+        assert_eq!(fault(&only(market, CONFIRM).await), None, "it may still say why");
+        assert_eq!(fault(&only(market, CONFIRM + 1_000).await), Some((Blame::Host, None)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_share_that_is_gone_may_be_another_customers_doing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("shared").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        sqlx::query(
+            "update leases set devices = '{GPU-1}', milli_gpu = 500, share_milli = 500, share_vram = 1 where lease_id = $1",
+        )
+        .bind(lease.0)
+        .execute(&market.sql)
+        .await
+        .expect("a share");
+        market.store.lease_lost_told(host, lease).await.expect("told");
+        assert_eq!(fault(&only(market, 15_000).await), Some((Blame::Host, None)));
     })
     .await;
 }
@@ -305,6 +426,14 @@ async fn an_error_of_the_driver_counts_once_and_is_whose_the_catalogue_says() {
         placement.devices = vec!["GPU-1".into()];
         let lease = market.store.job_place(&placement).await.expect("place");
         market.store.lease_started(host, lease).await.expect("started");
+        for device in ["GPU-1", "GPU-2"] {
+            sqlx::query("insert into device_claims (device, host_id, since_ms) values ($1, $2, now_ms())")
+                .bind(device)
+                .bind(host.0)
+                .execute(&market.sql)
+                .await
+                .expect("proven");
+        }
         let xid = |code, device: &str| XidRow { code, device: device.into(), parts: vec![device.into()] };
         let said = [
             xid(79, "GPU-1"),
@@ -313,6 +442,7 @@ async fn an_error_of_the_driver_counts_once_and_is_whose_the_catalogue_says() {
             xid(13, "GPU-2"),
             xid(95, "GPU-2"),
             xid(63, "GPU-2"),
+            xid(79, "GPU-invented"),
         ];
         for _ in 0..2 {
             market.store.xids_take(host, &said).await.expect("xids");
@@ -330,6 +460,10 @@ async fn an_error_of_the_driver_counts_once_and_is_whose_the_catalogue_says() {
         market.finish(host, lease, EXITED).await;
         market.store.xids_take(host, &[xid(74, "GPU-1")]).await.expect("xids");
         assert_eq!(events(market).await.last().and_then(|event| event.lease), None, "that lease is over");
+        let known = events(market).await.len();
+        market.store.host_depart(None, host, Departure::Ban).await.expect("banned");
+        market.store.xids_take(host, &[xid(79, "GPU-2")]).await.expect("xids");
+        assert_eq!(events(market).await.len(), known, "it is nobody's any more");
     })
     .await;
 }
@@ -405,6 +539,33 @@ async fn an_owner_who_takes_a_host_out_breaks_its_promise_once() {
         market.store.lease_lost_silent(banned, lease, Millis(10_000)).await.expect("lost");
         let all = settle(market, 0).await;
         assert_eq!((all[1].kind, fault(&all[1])), (EventKind::HostLost, Some((Blame::Platform, None))));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_owner_may_take_a_host_back_from_spot_leases_and_nobody_is_excused_afterwards() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("spot").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        sqlx::query("update leases set term = 'spot' where lease_id = $1")
+            .bind(lease.0)
+            .execute(&market.sql)
+            .await
+            .expect("spot");
+        market.store.host_depart(Some("hotkey of spot"), host, Departure::Leave).await.expect("left");
+        quiet(market, host, 60_000).await;
+        market.store.lease_lost_silent(host, lease, Millis(10_000)).await.expect("lost");
+        assert_eq!(fault(&only(market, 15_000).await), Some((Blame::Host, None)));
+        for (name, departure) in [("banned", Departure::Ban), ("leaves", Departure::Leave)] {
+            let (host, lease) = lose(market, name, customer).await;
+            market.store.host_depart(None, host, departure).await.expect("departed");
+            let lost =
+                |all: Vec<EventRow>| all.into_iter().find(|event| event.lease == Some(lease)).expect("lost");
+            assert_eq!(fault(&lost(settle(market, 60_000).await)), None, "{name} too late");
+            assert_eq!(fault(&lost(settle(market, CONFIRM).await)), hosts(ConfirmedBy::Absence));
+        }
     })
     .await;
 }
