@@ -43,8 +43,8 @@ fn in_python(bundles: &[PathBuf]) -> Command {
 #[test]
 fn a_host_that_goes_down_lowers_its_miners_weights_and_anyone_computes_that_again() {
     let offer = [
-        "--hosts", "3", "--epoch", "5s", "--fence", "3s", "--report", "1s", "--cpu", "1", "--memory",
-        "512MiB",
+        "--hosts", "3", "--epoch", "5s", "--fence", "3s", "--report", "1s", "--cpu", "1.8", "--memory",
+        "768MiB",
     ];
     let Some(market) = Market::docker(&offer) else { return };
     market.run(&["--cpu", "0.5", "--memory", "128MiB"], &["python3", "-c", "import time; time.sleep(3)"]);

@@ -214,8 +214,12 @@ async fn customers_get_credits_back_and_receipts_say_so() {
         assert_eq!(credits.iter().map(|line| line.amount.0).collect::<Vec<_>>(), [200]);
         let rows = market.store.credits_of_jobs(customer, &[job]).await.expect("credits");
         assert_eq!(rows.iter().map(|row| (row.credit.0, row.epoch)).collect::<Vec<_>>(), [(200, 1)]);
-        let earned = market.store.earnings("hotkey of alpha", None, 10).await.expect("earnings");
-        assert_eq!(earned[0].pay["cash"], 30);
+        let earned = async || market.store.earnings("hotkey of alpha", None, 10).await.expect("earnings");
+        assert_eq!(earned().await, [], "nobody sees weights before they are revealed");
+        for state in [EpochState::Settled, EpochState::Submitted] {
+            market.store.epoch_advance(1, state, None).await.expect("moved on");
+        }
+        assert_eq!(earned().await[0].pay["cash"], 30);
         let lines = market.store.earnings_of_leases("hotkey of alpha", 1, None, 10).await.expect("lines");
         assert_eq!((lines[0].credit, lines[0].breaches), (MicroUsd(200), 1));
     })
