@@ -54,7 +54,7 @@ fn a_host_that_goes_down_lowers_its_miners_weights_and_anyone_computes_that_agai
 
     let long = "import time; time.sleep(20)";
     let job = market.submit(&["--cpu", "0.5", "--memory", "128MiB"], &["python3", "-c", long]);
-    let running = market.await_job(&job, "running", |job| job["state"] == "running");
+    let running = market.await_job(&job, "charged", |job| job["attempts"][0]["charged"].as_i64() > Some(0));
     let host = running["attempts"][0]["host"].as_str().expect("a host").to_owned();
     market.host(&host).set_link("down");
     let done = market.await_final(&job);
