@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
-use nave_domain::HostId;
+use nave_domain::{HostId, rate::Rate};
 use nave_store::QueuedJob;
 
 use super::{
@@ -40,15 +40,19 @@ struct Answer {
 }
 
 impl Answers {
-    /// Takes over what has changed; `before` are hosts as they were, and `empty` as they are now, without anybody on them.
+    /// Takes over what has changed; `before` are hosts as they were, and `empty` as they are now, without anybody on them. None
+    /// of these exceeds the rates of `dearest`.
     pub fn follow(
         &mut self,
         changes: &Changes,
         before: &[(HostId, Arc<Supply>)],
         names: &Names,
         empty: &Supplies,
+        dearest: Rate,
     ) {
         let known = self.known.get_mut();
+        // Whoever pays any rate stands for all who do, until there is one that they do not pay.
+        known.retain(|like, answer| !like.pays_any_rate() || pays(&answer.job, dearest));
         if known.len() > ANSWERS_MAX {
             known.retain(|_, answer| answer.look == self.look);
         }

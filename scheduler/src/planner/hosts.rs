@@ -88,7 +88,7 @@ impl Hosts {
         }
         self.orders.follow(&moved);
         self.names.forget_choices();
-        self.answers.follow(&changes, &before, &self.names, &self.empty);
+        self.answers.follow(&changes, &before, &self.names, &self.empty, self.dearest);
         changes
     }
 

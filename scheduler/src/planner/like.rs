@@ -83,6 +83,11 @@ impl Like {
         }
     }
 
+    /// Whether what is left of its spend cap pays for it on any host.
+    pub fn pays_any_rate(&self) -> bool {
+        self.left.is_none()
+    }
+
     /// The same where nobody is on any host.
     pub fn on_empty(self) -> Self {
         Self { customer: None, order_bytes: 0, ..self }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use nave_domain::{
-    HostId, LeaseId, MicroUsd, Millis, QuoteId, Timestamp,
+    HostId, LeaseId, MicroUsd, MilliCpu, Millis, QuoteId, Timestamp,
     fraction::{Division, Slice},
 };
 use nave_scheduler::planner::{Plan, Planner};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     properties::{any_place, any_wish},
-    supply::{NOW, customer_id, host_id, job_id, snapshot},
+    supply::{NOW, customer_id, host, host_id, job, job_id, snapshot},
 };
 
 /// What happens between two looks.
@@ -138,22 +138,66 @@ impl Course {
     }
 }
 
+/// Lets a course be followed by a planner that keeps what it has seen, and by one that reads the market anew at each look.
+fn follow(mut course: Course, turns: &[Turn]) -> Result<(), TestCaseError> {
+    for (number, job) in (1..).zip(&mut course.jobs) {
+        job.job = job_id(number);
+    }
+    let (mut keeps, mut forgets, mut before) = (Planner::default(), Planner::default(), Plan::default());
+    for turn in turns {
+        let snapshot = course.next(turn, &before);
+        forgets.forget_hosts();
+        before = keeps.plan(&snapshot);
+        prop_assert_eq!(&before, &forgets.plan(&snapshot));
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
     fn a_planner_that_has_followed_the_market_plans_what_one_does_that_reads_it_anew(
-        places in vec((any_divided(), any_divided()), 8), mut jobs in vec(any_divisible(), 24), turns in vec(any_turn(), 1..8),
+        places in vec((any_divided(), any_divided()), 8), jobs in vec(any_divisible(), 24), turns in vec(any_turn(), 1..8),
     ) {
-        for (number, job) in (1..).zip(&mut jobs) {
-            job.job = job_id(number);
-        }
-        let mut course = Course { places, jobs, hosts: BTreeMap::new(), now: NOW };
-        let (mut keeps, mut forgets, mut before) = (Planner::default(), Planner::default(), Plan::default());
-        for turn in turns {
-            let snapshot = course.next(&turn, &before);
-            forgets.forget_hosts();
-            before = keeps.plan(&snapshot);
-            prop_assert_eq!(&before, &forgets.plan(&snapshot));
-        }
+        follow(Course { places, jobs, hosts: BTreeMap::new(), now: NOW }, &turns)?;
     }
+
+    #[test]
+    fn what_is_told_of_jobs_that_differ_in_money_only_is_remembered_of_each_while_prices_move(
+        kinds in vec(any_divisible(), 2), money in vec((0..4_000_i64, option::of(0..9_000_000_i64)), 24),
+        places in vec((any_divided(), 0..9_000_000_i64), 8), turns in vec(any_turn(), 1..8),
+    ) {
+        let of_kind = |(kind, (left, most)): (&QueuedJob, (i64, Option<i64>))| {
+            let mut job = QueuedJob { left: MicroUsd(left), ..kind.clone() };
+            job.request.max_price = most.filter(|most| most % 2 == 0).map(MicroUsd);
+            job
+        };
+        let moves = |(host, price): (SupplyHost, i64)| {
+            let mut moved = host.clone();
+            moved.rate.vcpu_hour = MicroUsd(price);
+            (host, moved)
+        };
+        let jobs = kinds.iter().cycle().zip(money).map(of_kind).collect();
+        let places = places.into_iter().map(moves).collect();
+        follow(Course { places, jobs, hosts: BTreeMap::new(), now: NOW }, &turns)?;
+    }
+}
+
+#[test]
+fn a_job_that_can_pay_waits_although_one_that_asked_for_the_same_before_could_not() {
+    let asks = |left| {
+        let mut job = job(1);
+        (job.request.resources.milli_cpu, job.left) = (MilliCpu(4_000), MicroUsd(left));
+        job
+    };
+    let mut small = host();
+    small.inventory.milli_cpu = MilliCpu(1_000);
+    let mut dear = host();
+    (dear.rate.vcpu_hour, dear.milli_cpu_used) = (MicroUsd(10_000_000), dear.inventory.milli_cpu);
+    let mut planner = Planner::default();
+    let code = |plan: Plan| plan.waiting.into_iter().chain(plan.failed).map(|(_, why)| why.code).next();
+    assert_eq!(code(planner.plan(&snapshot(vec![asks(2_000)], vec![small.clone()]))), Some("no_host_fits"));
+    let hosts = || vec![small.clone(), dear.clone()];
+    assert_eq!(code(planner.plan(&snapshot(vec![asks(20_000)], hosts()))), Some("waiting_for_capacity"));
+    assert_eq!(code(planner.plan(&snapshot(vec![asks(2_000)], hosts()))), Some("spend_cap"));
 }
