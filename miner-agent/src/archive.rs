@@ -32,6 +32,19 @@ const BLOCK: u64 = 512;
 /// Two empty blocks end an archive.
 const TRAILER: u64 = 2 * BLOCK;
 
+/// What a result may be at most.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// The archive, in bytes.
+    bytes: u64,
+    /// What directories list of which something is packed. Each has a name of 255 bytes at most, so that bounds those, too.
+    entries: usize,
+    /// What is read of directories: one that lists too much is left out, and what was read of it is lost.
+    names: usize,
+}
+
+const BOUNDS: Bounds = Bounds { bytes: BLOB_BYTES_MAX as u64, entries: 1 << 16, names: 1 << 20 };
+
 /// A finished archive on the disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
@@ -47,17 +60,18 @@ pub struct Archive {
 /// # Errors
 /// When the disk fails.
 pub fn pack(work: &Path, out: &str, to: &Path) -> anyhow::Result<Option<Archive>> {
-    pack_within(work, out, to, BLOB_BYTES_MAX as u64)
+    pack_within(work, out, to, BOUNDS)
 }
 
-fn pack_within(work: &Path, out: &str, to: &Path, limit: u64) -> anyhow::Result<Option<Archive>> {
+fn pack_within(work: &Path, out: &str, to: &Path, bounds: Bounds) -> anyhow::Result<Option<Archive>> {
     let parent = File::open(work).with_context(|| format!("open {}", work.display()))?;
     let Ok(root) = openat(&parent, out, directory_flags(), Mode::empty()) else {
         return Ok(None);
     };
     let file = File::create(to).with_context(|| format!("create {}", to.display()))?;
     let sink = Hashing { inner: BufWriter::new(file), hash: Sha256::new(), written: 0 };
-    let mut walk = Walk { builder: Builder::new(sink), room: limit - TRAILER, truncated: false, packed: 0 };
+    let room = Bounds { bytes: bounds.bytes - TRAILER, ..bounds };
+    let mut walk = Walk { builder: Builder::new(sink), room, truncated: false, packed: 0 };
     walk.directory(root, Path::new(""), 0).context("pack the result files")?;
     let sink = walk.builder.into_inner().context("finish the result archive")?;
     let (sha256, size) = sink.finish().context("write the result archive")?;
@@ -101,8 +115,8 @@ impl<W: Write> Hashing<W> {
 
 struct Walk<W: Write> {
     builder: Builder<Hashing<W>>,
-    /// Bytes that still fit.
-    room: u64,
+    /// What still fits.
+    room: Bounds,
     truncated: bool,
     packed: u64,
 }
@@ -111,7 +125,7 @@ impl<W: Write> Walk<W> {
     /// Packs what is in the directory `fd`, which is `path` in the archive.
     fn directory(&mut self, fd: OwnedFd, path: &Path, depth: usize) -> io::Result<()> {
         let mut dir = Dir::from_fd(fd)?;
-        for name in sorted_names(&mut dir)? {
+        for name in self.sorted_names(&mut dir)? {
             let inner = path.join(OsStr::from_bytes(name.to_bytes()));
             let Ok(stat) = fstatat(&dir, name.as_c_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else {
                 continue;
@@ -160,30 +174,39 @@ impl<W: Write> Walk<W> {
         self.builder.append_data(&mut header, path, exactly)
     }
 
+    /// What is in a directory; nothing of one with more than there is room for, as in which order it lists is chance.
+    fn sorted_names(&mut self, dir: &mut Dir) -> io::Result<Vec<CString>> {
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            let name = entry?.file_name().to_owned();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            if names.len() == self.room.entries || self.room.names == 0 {
+                self.truncated = true;
+                return Ok(Vec::new());
+            }
+            self.room.names -= 1;
+            names.push(name);
+        }
+        self.room.entries -= names.len();
+        names.sort_unstable();
+        Ok(names)
+    }
+
     /// Takes the room of one entry, where there is enough.
     fn take(&mut self, path: &Path, size: u64) -> bool {
         let name = path.as_os_str().len() as u64 + 2;
         let long_name = if name > 100 { BLOCK + name.next_multiple_of(BLOCK) } else { 0 };
         let need = size.checked_next_multiple_of(BLOCK).and_then(|size| size.checked_add(BLOCK + long_name));
-        let fits = path.as_os_str().len() <= PATH_BYTES_MAX && need.is_some_and(|need| need <= self.room);
+        let fits =
+            path.as_os_str().len() <= PATH_BYTES_MAX && need.is_some_and(|need| need <= self.room.bytes);
         if let (true, Some(need)) = (fits, need) {
-            self.room -= need;
+            self.room.bytes -= need;
             self.packed += 1;
         }
         fits
     }
-}
-
-fn sorted_names(dir: &mut Dir) -> io::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in dir.iter() {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
 }
 
 fn header(kind: EntryType, mode: u32, size: u64) -> Header {
@@ -220,9 +243,13 @@ mod tests {
             fs::write(path, bytes).expect("write");
         }
 
-        fn pack(&self, limit: u64) -> Option<Archive> {
+        fn pack(&self, bytes: u64) -> Option<Archive> {
+            self.pack_within(Bounds { bytes, ..BOUNDS })
+        }
+
+        fn pack_within(&self, bounds: Bounds) -> Option<Archive> {
             let to = self.dir.path().join("result.tar");
-            pack_within(&self.dir.path().join("work"), "out", &to, limit).expect("pack")
+            pack_within(&self.dir.path().join("work"), "out", &to, bounds).expect("pack")
         }
 
         fn contents(&self) -> BTreeMap<String, Vec<u8>> {
@@ -292,6 +319,38 @@ mod tests {
         assert!(archive.result.truncated);
         assert!(archive.result.size <= 4_096);
         assert_eq!(job.contents().into_keys().collect::<Vec<_>>(), ["b-small"]);
+    }
+
+    #[test]
+    fn a_directory_of_too_many_files_is_left_out_and_the_others_are_packed() {
+        let job = Job::new();
+        ["a", "few/one", "z"].iter().for_each(|name| job.put(name, b""));
+        (0..9).for_each(|number| job.put(&format!("many/{number}"), b""));
+        let bounds = Bounds { entries: 13, ..BOUNDS };
+        assert!(job.pack_within(bounds).expect("an archive").result.truncated);
+        assert_eq!(job.contents().into_keys().collect::<Vec<_>>(), ["a", "few/", "few/one", "many/", "z"]);
+        let room = Bounds { entries: 14, ..BOUNDS };
+        assert!(!job.pack_within(room).expect("an archive").result.truncated);
+        assert_eq!(job.contents().len(), 14);
+    }
+
+    #[test]
+    fn no_more_names_are_read_than_are_allowed_however_many_directories_have_too_many() {
+        let job = Job::new();
+        job.put("z", b"");
+        (0..20).for_each(|number| job.put(&format!("many/{number}"), b""));
+        (0..3).for_each(|number| job.put(&format!("more/{number}"), b""));
+        let bounds = Bounds { entries: 10, names: 12, ..BOUNDS };
+        assert!(job.pack_within(bounds).expect("an archive").result.truncated);
+        assert_eq!(job.contents().into_keys().collect::<Vec<_>>(), ["many/", "more/", "z"]);
+    }
+
+    #[test]
+    fn a_result_of_too_many_files_is_empty_and_says_so() {
+        let job = Job::new();
+        (0..3).for_each(|number| job.put(&number.to_string(), b""));
+        let archive = job.pack_within(Bounds { entries: 2, ..BOUNDS }).expect("an archive");
+        assert!(archive.result.truncated && job.contents().is_empty());
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub struct JobRow {
     pub charged: MicroUsd,
     /// SHA-256 of the result archive.
     pub result: Option<Vec<u8>>,
-    /// Whether files were left out of it because it would exceed 32 MiB.
+    /// Whether files were left out of it because it would be too large.
     pub result_truncated: bool,
 }
 

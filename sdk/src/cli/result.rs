@@ -21,7 +21,8 @@ use super::{
 const DOWNLOADS_MAX: u32 = 5;
 
 /// What is said of a result that is not all of it.
-pub const TRUNCATED: &str = "some result files were left out: the archive would exceed 32 MiB";
+pub const TRUNCATED: &str = "some result files were left out: 32 MiB and 65536 files and directories come back at most; \
+     let the job pack many files into one, and send what is larger elsewhere";
 
 /// Fetches the result of a finished job.
 pub async fn result(cx: &Context, args: ResultArgs) -> Result<(), Failure> {

@@ -74,7 +74,7 @@ pub struct Job {
     pub attempts: Vec<Attempt>,
     /// Whether result files can be fetched.
     pub has_result: bool,
-    /// Whether files were left out of the result because the archive would exceed 32 MiB.
+    /// Whether files were left out of the result, of which 32 MiB and 65536 files and directories come back at most.
     pub result_truncated: bool,
     /// What can be done with it now: `cancel`, `logs`, `result`, `receipt`, `dispute`.
     pub actions: Vec<String>,

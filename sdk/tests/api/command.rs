@@ -297,7 +297,8 @@ async fn a_run_says_that_result_files_were_left_out() {
     assert_eq!((text(&json.stderr), &document(&json)["result_truncated"]), ("", &json!(true)));
 }
 
-const LEFT_OUT: &str = "nave: some result files were left out: the archive would exceed 32 MiB\n";
+const LEFT_OUT: &str = "nave: some result files were left out: 32 MiB and 65536 files and directories come back at most; \
+    let the job pack many files into one, and send what is larger elsewhere\n";
 
 #[tokio::test]
 async fn result_files_are_unpacked_and_listed() {
