@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::Signal::SIGTERM;
+use nix::sys::signal::Signal::{self, SIGKILL, SIGTERM};
 use serde_json::Value;
 
 /// A running market.
@@ -535,6 +535,17 @@ pub fn find_processes(markers: &[&str]) -> Vec<i32> {
     pids.filter(fits).collect()
 }
 
-pub fn kill(pid: i32, signal: nix::sys::signal::Signal) {
+/// One that is killed for good has ended when this returns: until then it still seems to run and holds its locks.
+pub fn kill(pid: i32, signal: Signal) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("signal a process");
+    if signal == SIGKILL {
+        wait_for("a killed process to end", || has_ended(pid).then_some(()));
+    }
+}
+
+/// Whether nothing of it runs any more; whoever started it may not have looked yet.
+fn has_ended(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut stats = threads.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])))
 }
