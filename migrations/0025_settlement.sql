@@ -65,10 +65,28 @@ create table unsettled_leases (
 );
 comment on table unsettled_leases is 'Leases that have closed and stand in no epoch yet';
 comment on column unsettled_leases.lease_id is 'The lease';
-insert into unsettled_leases select lease_id from leases
-    where state = 'closed' and not exists (select from epoch_leases e where e.lease_id = leases.lease_id);
+-- Epochs used to count leases part by part. What is counted in part in one that is not settled is taken back, so that no lease is
+-- settled twice; of what was counted before, the rest is settled.
+delete from epoch_leases e using epochs p, leases l
+    where p.epoch = e.epoch and p.state = 'closed' and l.lease_id = e.lease_id and (l.state <> 'closed' or e.used_ms < l.used_ms);
+create table counted_leases (
+    lease_id uuid constraint counted_leases_pkey primary key references leases,
+    used_ms  bigint not null,
+    charged  bigint not null
+);
+comment on table counted_leases is 'Leases of which epochs had counted a part when leases began to be counted once and whole';
+comment on column counted_leases.lease_id is 'The lease';
+comment on column counted_leases.used_ms is 'How much of its use they had counted';
+comment on column counted_leases.charged is 'What that had cost';
+insert into counted_leases select lease_id, sum(e.used_ms)::bigint, sum(value)::bigint from epoch_leases e join leases l using (lease_id)
+    group by lease_id, l.state, l.used_ms having l.state <> 'closed' or sum(e.used_ms) < l.used_ms;
+insert into unsettled_leases select lease_id from leases l left join counted_leases c using (lease_id)
+    where state = 'closed' and l.used_ms > 0
+      and (c.lease_id is not null or not exists (select from epoch_leases e where e.lease_id = l.lease_id));
 drop index leases_unsettled;
 alter table leases drop column settled_ms;
+-- A clock that was set back while a lease ran is no reason to settle nothing.
+update leases set closed_at_ms = placed_at_ms where closed_at_ms < placed_at_ms;
 
 alter table leases
     add term  text not null default 'on_demand' constraint leases_term check (term in ('on_demand', 'spot')),
@@ -86,7 +104,7 @@ alter table epoch_leases
     -- A million rows at once, of leases and epochs that are never removed.
     drop constraint epoch_leases_lease_id_fkey,
     drop constraint epoch_leases_epoch_fkey;
-update epoch_leases set charged = value;
+update epoch_leases e set charged = least(value, l.charged) from leases l where l.lease_id = e.lease_id;
 alter table epoch_leases alter charged drop default, drop column value;
 comment on table epoch_leases is 'The leases that are settled in an epoch; what else there is of them has stood still since they closed';
 comment on column epoch_leases.used_ms is 'How long it ran';
@@ -221,6 +239,12 @@ comment on column lease_pay.penalty is 'What its breaches cost the miner';
 
 -- Evidence of hosts stands in the epoch that says so.
 alter table challenges add epoch bigint references epochs;
+-- Verdicts from before the epoch that is open stand in the one in which they were reached, where that is not settled yet.
+update challenges c set epoch = coalesce(
+        (select max(epoch) from epochs e where state = 'closed' and e.opened_at_ms <= c.decided_at_ms),
+        (select max(epoch) from epochs where state not in ('open', 'closed')))
+    where verdict is not null and not shadow and code <> 'void'
+      and decided_at_ms < (select opened_at_ms from epochs where state = 'open');
 create index challenges_unsettled on challenges (challenge_id)
     where epoch is null and verdict is not null and not shadow and code <> 'void';
 create index challenges_of_epochs on challenges (epoch, challenge_id) where epoch is not null;

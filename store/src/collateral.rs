@@ -1,6 +1,9 @@
 //! What miners leave as collateral: it backs offers on demand, and pays for breaches that pay does not cover.
 
-use nave_domain::{CustomerId, MicroUsd, Timestamp, ledger::Posting};
+use nave_domain::{
+    CustomerId, MicroUsd, Timestamp,
+    ledger::{Account, Posting},
+};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
@@ -147,7 +150,7 @@ impl Store {
 
     /// Pays the collateral that was called back and whose time has come, as far as it exceeds what the miner owes; returns
     /// how many calls were paid. A miner waits while an epoch is not settled, or an event of theirs stands
-    /// in none.
+    /// in none, and a call waits while what it wants backs leases. Each miner has a transaction, of eight calls at most.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -167,16 +170,12 @@ impl Store {
     async fn collateral_pay_to(&self, hotkey: &str) -> Result<usize> {
         let mut tx = self.begin().await?;
         let epoch = open_epoch(&mut tx).await?;
-        let account = format!("collateral:{hotkey}");
-        let balance =
-            sqlx::query_scalar!("select balance from ledger_accounts where account = $1 for update", account)
-                .fetch_optional(&mut *tx)
-                .await?;
-        let Some(mut left) = balance else { return Ok(0) };
+        let Some(balance) = lock(&mut tx, hotkey).await? else { return Ok(0) };
         if is_undecided(&mut tx, hotkey).await? {
             return Ok(0);
         }
-        left = left.saturating_sub(owes(&mut tx, hotkey).await?).max(0);
+        let mut left = balance.saturating_sub(owes(&mut tx, hotkey).await?).max(0);
+        let backs = backs(&mut tx, hotkey).await?;
         let calls = sqlx::query!(
             "select call_id, amount from collateral_calls
              where hotkey = $1 and paid is null and due_at_ms <= now_ms() order by call_id for update",
@@ -184,10 +183,14 @@ impl Store {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let count = calls.len();
+        let mut paid = 0;
         for call in calls {
             let amount = MicroUsd(call.amount.min(left));
             left -= amount.0;
+            if left < backs {
+                break;
+            }
+            paid += 1;
             let posting = Posting::collateral_back(call.call_id, hotkey, amount);
             if amount > MicroUsd::ZERO {
                 note(&mut tx, hotkey, epoch, MicroUsd::ZERO.minus(amount)?, &posting.key).await?;
@@ -202,8 +205,22 @@ impl Store {
             .await?;
         }
         tx.commit().await?;
-        Ok(count)
+        Ok(paid)
     }
+}
+
+/// Locks what collateral is paid back from and to, in the order of postings, and says how much is there; none where there
+/// never was any.
+async fn lock(tx: &mut PgConnection, hotkey: &str) -> Result<Option<i64>> {
+    let mut balance = None;
+    for account in [Account::Funding, Account::Collateral(hotkey.to_owned())] {
+        let locked = sqlx::query_scalar!(
+            "select balance from ledger_accounts where account = $1 for no key update",
+            account.to_string()
+        );
+        balance = locked.fetch_optional(&mut *tx).await?;
+    }
+    Ok(balance)
 }
 
 /// Whether something may yet have to be paid by a miner's collateral.
@@ -228,6 +245,22 @@ async fn owes(tx: &mut PgConnection, hotkey: &str) -> Result<i64> {
     .fetch_optional(tx)
     .await?;
     Ok(carry.map_or(0, |carry| carry.min(0).saturating_neg()))
+}
+
+/// What a miner's open leases on demand must be backed by, whatever is offered now: the price of the time that the parameters
+/// say of each.
+async fn backs(tx: &mut PgConnection, hotkey: &str) -> Result<i64> {
+    let needed = sqlx::query_scalar!(
+        r#"with terms as (
+                select coalesce((parameters_of(max(epoch)) ->> 'collateral_ms')::bigint, 0) as collateral_ms from epochs)
+           select coalesce(ceil(sum(l.gpu_hour::numeric * l.milli_gpu / 1000 + l.vcpu_hour::numeric * l.milli_cpu / 1000
+                + l.gib_hour::numeric * l.memory / 1073741824) * max(collateral_ms) / 3600000), 0)::bigint as "needed!"
+           from leases l join hosts h using (host_id) cross join terms
+           where h.hotkey = $1 and l.state <> 'closed' and l.term = 'on_demand'
+             and not exists (select from machines m where m.host_id = l.host_id)"#,
+        hotkey
+    );
+    Ok(needed.fetch_one(tx).await?)
 }
 
 /// Has what was planned with the hosts of these miners planned again.

@@ -1,5 +1,6 @@
 //! What an epoch is settled from, made to stand still as it closes. Each is one statement, whatever there is.
 
+use nave_domain::event::EventRules;
 use sqlx::PgConnection;
 
 use crate::Result;
@@ -13,8 +14,10 @@ pub(crate) async fn leases(tx: &mut PgConnection, epoch: i64) -> Result<()> {
             where not exists (select from events e where e.lease_id = u.lease_id and e.signature is null)
             returning lease_id)
          insert into epoch_leases (epoch, lease_id, hotkey, used_ms, charged, related)
-         select $1, l.lease_id, h.hotkey, l.used_ms, l.charged, r.why
+         select $1, l.lease_id, h.hotkey, greatest(0, l.used_ms - coalesce(c.used_ms, 0)),
+            greatest(0, l.charged - coalesce(c.charged, 0)), r.why
          from taken join leases l using (lease_id) join jobs j using (job_id) join hosts h using (host_id)
+         left join counted_leases c using (lease_id)
          left join related r on r.customer_id = j.customer_id and r.hotkey = h.hotkey
          where not exists (select from machines m where m.host_id = l.host_id)",
         epoch
@@ -53,12 +56,13 @@ pub(crate) async fn verdicts(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     Ok(())
 }
 
-/// Since when hosts with idle devices keep their obligations: what was confirmed against a host ended them.
+/// Since when hosts with idle devices keep their obligations: what was confirmed against a host ended them, also where its lease
+/// is still open, and a host that has been silent for so long that it counts as lost keeps none.
 pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     sqlx::query!(
         "with broke as (
             select host_id, max(at_ms) as at_ms from events
-            where epoch = $1 and blame = 'host' and confirmed_by is not null
+            where (epoch = $1 or epoch is null) and blame = 'host' and confirmed_by is not null
                 and kind not in ('start_late', 'heartbeat_gap') group by host_id),
          held as (
             select h.host_id, at_ms from hosts h join broke using (host_id)
@@ -69,9 +73,12 @@ pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     .execute(&mut *tx)
     .await?;
     sqlx::query!(
-        "update idle_times i set obliged_since_ms = coalesce(h.obliged_since_ms, now_ms())
-         from hosts h where i.epoch = $1 and h.host_id = i.host_id",
-        epoch
+        "with known as (select control_ms() - coalesce((parameters_of($1) ->> 'confirm_ms')::bigint, $2) as lost_up_ms)
+         update idle_times i set
+            obliged_since_ms = coalesce(case when coalesce(heard_up_ms, 0) >= lost_up_ms then h.obliged_since_ms end, now_ms())
+         from hosts h cross join known where i.epoch = $1 and h.host_id = i.host_id",
+        epoch,
+        EventRules::default().confirm.0
     )
     .execute(tx)
     .await?;
@@ -104,11 +111,14 @@ pub(crate) async fn classes(tx: &mut PgConnection, epoch: i64) -> Result<()> {
 /// Miners who have a host, or of whom anything is settled.
 pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     sqlx::query!(
-        "with opened as (select opened_at_ms, now_ms() - opened_at_ms as span_ms from epochs where epoch = $1),
+        "with opened as (
+            select opened_at_ms, now_ms() - opened_at_ms as span_ms,
+                control_ms() - coalesce((parameters_of(epoch) ->> 'confirm_ms')::bigint, $2) as lost_up_ms
+            from epochs where epoch = $1),
          owned as (select * from hosts h where not exists (select from machines m where m.host_id = h.host_id)),
          verified as (
-            select hotkey, count(*) filter (where proven is not null) as hosts from owned
-            where state in ('ready', 'suspect', 'verifying') group by hotkey),
+            select hotkey, count(*) filter (where proven is not null and coalesce(heard_up_ms, 0) >= lost_up_ms) as hosts
+            from owned cross join opened where state in ('ready', 'suspect', 'verifying') group by hotkey),
          leased as (
             select hotkey, sum(used_ms)::bigint as used_ms, sum(charged)::bigint as charged
             from epoch_leases where epoch = $1 group by hotkey),
@@ -127,7 +137,8 @@ pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64) -> Result<()> {
          select $1, hotkey, coalesce(v.hosts, 0), hotkey in (select hotkey from banned), coalesce(m.amount, 0),
             coalesce(l.used_ms, 0), coalesce(l.charged, 0)
          from named left join verified v using (hotkey) left join leased l using (hotkey) left join moved m using (hotkey)",
-        epoch
+        epoch,
+        EventRules::default().confirm.0
     )
     .execute(tx)
     .await?;

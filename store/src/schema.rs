@@ -4,7 +4,7 @@ use sqlx::{Connection as _, PgConnection, migrate::Migrator};
 
 use crate::Result;
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
+pub(crate) static MIGRATIONS: Migrator = sqlx::migrate!("../migrations");
 
 /// The newest migration of a database; none where there was none yet.
 async fn newest(connection: &mut PgConnection) -> sqlx::Result<Option<i64>> {

@@ -517,6 +517,7 @@ impl Settlement {
     /// When the database refuses; nothing has happened then.
     pub async fn finish(mut self, result: &EpochResult) -> Result<()> {
         let (settled, epoch) = (EpochState::Settled.as_str(), self.frame.epoch);
+        self.lock_jobs(&result.credits).await?;
         self.pay_miners(&result.miners).await?;
         sqlx::query!(
             "update epochs set state = $2, weights = $3, emission = $4, emission_source = $5, head = $6, lines = $7,
@@ -539,6 +540,15 @@ impl Settlement {
         crash_point!("store.epoch_settle.before_commit");
         self.tx.commit().await?;
         crash_point!("store.epoch_settle.after_commit");
+        Ok(())
+    }
+
+    /// Postings of credits name jobs, which are locked before hosts and customers: whoever charges has the job first, too.
+    async fn lock_jobs(&mut self, credits: &[LeaseCredit]) -> Result<()> {
+        let jobs: Vec<Uuid> = credits.iter().map(|credit| credit.job.0).collect();
+        sqlx::query!("select from jobs where job_id = any($1) order by job_id for key share", &jobs)
+            .execute(&mut *self.tx)
+            .await?;
         Ok(())
     }
 

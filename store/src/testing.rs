@@ -18,8 +18,9 @@ use nave_domain::{
     rate::Rate,
     verdict::{Cause, Kind},
 };
+use sqlx::{Connection as _, PgConnection};
 
-use crate::{Drawing, Heard, OpenChallenge, Result, Store, StoreError, embedded::Postgres, error};
+use crate::{Drawing, Heard, OpenChallenge, Result, Store, StoreError, embedded::Postgres, error, schema};
 
 static SERVER: OnceLock<Postgres> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(0);
@@ -399,6 +400,59 @@ pub async fn store() -> Store {
     store.migrate().await.unwrap_or_else(|error| panic!("migrate {name}: {error}"));
     store
 }
+
+/// A connection to a database of its own as a program left it whose newest migration was `version`, and its connection string.
+///
+/// # Panics
+/// As [`store`].
+pub async fn database_at(version: i64) -> (PgConnection, String) {
+    let (url, name) = database().await;
+    let mut old =
+        PgConnection::connect(&url).await.unwrap_or_else(|error| panic!("connect to {name}: {error}"));
+    let migrated = schema::MIGRATIONS.run_to(version, &mut old).await;
+    migrated.unwrap_or_else(|error| panic!("migrate {name}: {error}"));
+    (old, url)
+}
+
+/// A market from before epochs were settled, brought up to date: its epoch 1 is confirmed, 2 has closed and 3 is open. Lease N of
+/// its only host, `alpha`, is of job N and ran for 5 s, a micro-USD a millisecond. Epoch 1 has counted 1 whole, 2 s of 3, and 2 s
+/// of 5, which is open; epoch 2 has counted 2 whole, of which its customer could pay 4000, and 2 s of 4; 6 was never counted,
+/// and 7 refunded. Two verdicts are from epochs 1 and 2.
+///
+/// # Panics
+/// As [`store`].
+pub async fn market_upgraded() -> Store {
+    let (mut old, url) = database_at(22).await;
+    let filled = sqlx::raw_sql(OLD_MARKET).execute(&mut old).await;
+    filled.unwrap_or_else(|error| panic!("fill an old market: {error}"));
+    let store = Store::connect(&url).await.unwrap_or_else(|error| panic!("connect: {error}"));
+    store.migrate().await.unwrap_or_else(|error| panic!("migrate an old market: {error}"));
+    store
+}
+
+const OLD_MARKET: &str = "
+    insert into epochs (epoch, state, chain, opened_at_ms, closed_at_ms, weights) values
+        (1, 'confirmed', 'local', 100000, 200000, '{}'), (2, 'closed', 'local', 200000, 300000, null),
+        (3, 'open', 'local', 300000, null, null);
+    insert into customers (customer_id, name) values ('00000000-0000-0000-0000-0000000000ff', 'ada');
+    insert into hosts (host_id, name, hotkey, state, gpu_hour, vcpu_hour, gib_hour, proven)
+        values ('00000000-0000-0000-0000-0000000000aa', 'alpha', 'alpha', 'ready', 0, 3600000, 0, '{}');
+    insert into jobs (job_id, customer_id, idempotency_key, request_sha256, request, state, max_spend, charged)
+        select lpad(n::text, 32, '0')::uuid, customer_id, n::text, '', '{\"argv\": [\"true\"]}',
+            case n when 5 then 'running' else 'succeeded' end, 5000, case n when 2 then 4000 when 7 then 0 else 5000 end
+        from generate_series(1, 7) n cross join customers;
+    insert into leases (lease_id, job_id, attempt, host_id, state, devices, milli_gpu, milli_cpu, memory, disk, gpu_hour, vcpu_hour,
+            gib_hour, run_ms_max, capped_by_spend, order_bytes, placed_at_ms, started_at_ms, closed_at_ms, outcome, charged, used_ms, settled_ms)
+        select job_id, job_id, 1, host_id, case n when 5 then 'running' else 'closed' end, '{}', 0, 1000, 0, 0, 0, 3600000, 0, 60000,
+            false, 0, 150000, 150000, case n when 5 then null else 160000 end, case n when 5 then null else '{\"kind\": \"cancelled\"}'::jsonb end,
+            charged, case n when 7 then 0 else 5000 end, case when n < 3 then 5000 when n < 6 then 2000 else 0 end
+        from (select *, idempotency_key::int as n from jobs) j cross join hosts;
+    insert into epoch_leases (epoch, lease_id, hotkey, used_ms, value)
+        select case when n in (2, 4) then 2 else 1 end, lease_id, 'alpha', settled_ms, settled_ms
+        from (select *, right(lease_id::text, 1)::int as n from leases) l where settled_ms > 0;
+    insert into challenges (challenge_id, host_id, challenge, claims, verdict, decided_at_ms, kind)
+        select gen_random_uuid(), host_id, '{}', '{}', '{\"passed\": {}}', at_ms, 'cpu'
+        from hosts cross join (values (150000), (250000)) reached (at_ms)";
 
 /// Connection string and name of a fresh, empty database.
 ///

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -15,6 +15,7 @@ use nave_crash_point::crash_point;
 use nave_domain::{Millis, epoch::EpochState};
 use nave_settlement::{evidence::Totals, params::Params};
 use nave_store::{EpochRow, Store};
+use tokio::task::JoinSet;
 
 use crate::{
     chain::{Chain, Commitment},
@@ -48,27 +49,33 @@ const IDLE_STEP: Millis = Millis(30_000);
 /// Validates until `shutdown`.
 ///
 /// # Errors
-/// None so far: what fails is logged and tried again.
+/// Where a part of it has ended; what fails is logged and tried again.
 pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
     tokio::pin!(shutdown);
-    let mut done: Option<Instant> = None;
+    // Idle time that nobody looks at is lost, so nothing there waits for an epoch that takes long to settle.
+    let mut beside = JoinSet::new();
+    beside.spawn(chores_for_ever(store.clone()));
     loop {
-        if done.is_none_or(|at| at.elapsed() >= CHORES) {
-            done = Some(Instant::now());
-            if let Err(error) = chores(&store).await {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "could not keep the accounts of miners; trying again"
-                );
-            }
-        }
         if let Err(error) = step(&config, &store).await {
             tracing::warn!(error = format!("{error:#}"), "an epoch is stuck; trying again");
         }
         tokio::select! {
             () = &mut shutdown => return Ok(()),
+            Some(ended) = beside.join_next() => ended.context("keep the accounts of miners")?,
             () = tokio::time::sleep(TICK) => {}
         }
+    }
+}
+
+async fn chores_for_ever(store: Store) {
+    loop {
+        if let Err(error) = chores(&store).await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "could not keep the accounts of miners; trying again"
+            );
+        }
+        tokio::time::sleep(CHORES).await;
     }
 }
 

@@ -6,7 +6,8 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::Command,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
 };
 
 use flate2::read::GzDecoder;
@@ -35,6 +36,7 @@ use nave_validator::{
 };
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::task::{block_in_place, spawn_blocking};
 
 /// A micro-USD for a millisecond of a virtual CPU, so that money reads like a span.
 const RATE: Rate =
@@ -89,6 +91,10 @@ impl Market {
         let (url, _) = testing::database().await;
         let store = Store::connect(&url).await.expect("connect");
         store.migrate().await.expect("migrate");
+        Self::of(url, store, first_params).await
+    }
+
+    async fn of(url: String, store: Store, first_params: Params) -> Self {
         let customer = store.customer_ensure("ada").await.expect("a customer");
         store.credit(customer, "first", MicroUsd(10_000_000)).await.expect("credit");
         let dir = tempfile::tempdir().expect("a directory");
@@ -136,7 +142,7 @@ impl Market {
         };
         let lease = self.store.job_place(&placement).await.expect("place");
         self.store.lease_started(host, lease).await.expect("started");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         self.store.leases_heard(host, &[lease]).await.expect("heard");
         (job, lease)
     }
@@ -317,6 +323,46 @@ async fn whoever_is_killed_while_settling_leaves_nothing_and_the_next_one_reache
     assert_eq!(sealed[0], sealed[1]);
     assert!(settle(&market.store, 1, "sink", &key).await.is_err(), "it is settled");
     market.audit_books().await;
+}
+
+#[tokio::test]
+async fn an_epoch_that_had_closed_before_epochs_were_settled_is_settled_and_the_next_one_follows_it() {
+    let market = Market::of(String::new(), testing::market_upgraded().await, first_params()).await;
+    assert_eq!(market.epoch().await, 3);
+    let before = market.audit(2, None).await;
+    assert!(before.pays["alpha"].used > 0 && before.pays["alpha"].weight > 0, "{before:?}");
+    let report = market.audit(3, Some(&before)).await;
+    assert!(report.pays["alpha"].used > before.pays["alpha"].used, "three leases and not one: {report:?}");
+    assert_eq!(market.store.epoch_get(1).await.expect("the epoch").settled, None, "it was done");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chores_are_done_while_an_epoch_is_settled() {
+    let market = Market::open().await;
+    let first = market.epoch().await;
+    let ((began, begins), (release, released)) = (mpsc::channel(), mpsc::channel::<()>());
+    let (right, released) = (market.config.key.clone(), Mutex::new(released));
+    let key = MarketKey::new(right.public().to_owned(), move |bytes| {
+        began.send(()).ok();
+        block_in_place(|| released.lock().expect("nobody panics here").recv()).ok();
+        right.sign(bytes)
+    });
+    let config = Config { key, ..market.config.clone() };
+    let role = tokio::spawn(nave_validator::run(config, market.store.clone(), std::future::pending()));
+    spawn_blocking(move || begins.recv()).await.expect("it ends").expect("an epoch is about to be sealed");
+    market.store.evidence_days_set(0).await.expect("nothing is kept");
+    let gone =
+        async || matches!(market.store.bundle_open(first).await, Err(StoreError::NotFound("kept bundle")));
+    for _ in 0..600 {
+        if gone().await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let was_swept = gone().await;
+    drop(release);
+    role.abort();
+    assert!(was_swept, "old bundles are forgotten all the same");
 }
 
 /// Every line of an epoch's way at which a validator may be killed.

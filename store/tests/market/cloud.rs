@@ -296,28 +296,16 @@ async fn the_same_failure_again_is_counted_and_another_one_is_written_beside_it(
 
 /// A market that had machines before what they cost was in the ledger.
 async fn upgraded(machine: Uuid, cost: i64) -> Market {
-    let (url, _) = testing::database().await;
-    let sql = sqlx::PgPool::connect(&url).await.expect("connect");
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations");
-    let mut files: Vec<_> =
-        std::fs::read_dir(path).expect("migrations").map(|file| file.expect("a file").path()).collect();
-    files.sort();
-    for file in files {
-        if file.ends_with("0015_renting.sql") {
-            sqlx::query("insert into machines (machine_id, version, cloud, made_at_ms, cost, known) values ($1, 7, 'lambda', 1, $2, '{}')")
-                .bind(machine)
-                .bind(cost)
-                .execute(&sql)
-                .await
-                .expect("a machine");
-        }
-        let text = std::fs::read_to_string(&file).expect("a migration");
-        sqlx::raw_sql(sqlx::AssertSqlSafe(text))
-            .execute(&sql)
-            .await
-            .unwrap_or_else(|error| panic!("{file:?}: {error}"));
-    }
-    Market::new(Store::connect(&url).await.expect("connect"), sql)
+    let (mut old, url) = testing::database_at(14).await;
+    sqlx::query("insert into machines (machine_id, version, cloud, made_at_ms, cost, known) values ($1, 7, 'lambda', 1, $2, '{}')")
+        .bind(machine)
+        .bind(cost)
+        .execute(&mut old)
+        .await
+        .expect("a machine");
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrate");
+    Market::new(store, sqlx::PgPool::connect(&url).await.expect("connect"))
 }
 
 #[tokio::test]

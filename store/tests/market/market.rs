@@ -4,6 +4,7 @@
 use std::{
     ops::AsyncFnOnce,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use nave_domain::{
@@ -213,6 +214,18 @@ impl Market {
     pub async fn money(&self, customer: CustomerId) -> (i64, i64) {
         let balance = self.store.balance(customer).await.expect("balance");
         (balance.available.0, balance.held.0)
+    }
+
+    /// Waits until somebody in this market waits for a lock.
+    pub async fn blocked(&self) {
+        let waits = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')";
+        for _ in 0..500 {
+            if sqlx::query_scalar(waits).fetch_one(&self.sql).await.expect("activity") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nobody waits for a lock");
     }
 
     /// Everything that reports could change, in a comparable form.

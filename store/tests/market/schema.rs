@@ -1,7 +1,11 @@
 //! Programs and schemas of different ages.
 
-use nave_store::{Store, testing};
+use nave_domain::{HostId, LeaseId};
+use nave_store::{Settlement, Store, testing};
 use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::{market::EXITED, settle::result};
 
 #[tokio::test]
 async fn a_program_writes_nothing_to_a_database_that_is_newer() {
@@ -32,4 +36,31 @@ async fn a_migration_ends_the_sessions_of_programs_that_may_be_older() {
     store.customer_ensure("ada").await.expect("whoever is new enough goes on");
     store.migrate().await.expect("nothing to do");
     store.customer_ensure("ada").await.expect("and nothing ends");
+}
+
+/// Number, use and cost of each lease that is settled.
+async fn leases(settlement: &mut Settlement) -> Vec<(u128, i64, i64)> {
+    let leases = settlement.leases(None).await.expect("leases");
+    leases.iter().map(|lease| (lease.lease.0.as_u128(), lease.used.0, lease.charged.0)).collect()
+}
+
+#[tokio::test]
+async fn what_epochs_had_counted_before_they_were_settled_is_settled_once_and_the_rest_too() {
+    let store = testing::market_upgraded().await;
+    store.params_first(&serde_json::json!({})).await.expect("parameters");
+    let mut closed = store.settlement_begin(2).await.expect("it had closed");
+    assert_eq!(leases(&mut closed).await, [(2, 5_000, 4_000)]);
+    assert_eq!(closed.verdicts(None).await.expect("verdicts").len(), 1, "its own");
+    assert_eq!(closed.miners().await.expect("miners")[0].verified_hosts, 1);
+    closed.finish(&result()).await.expect("settled");
+    store.epoch_close(3, "local").await.expect("close");
+    let mut open = store.settlement_begin(3).await.expect("begin");
+    assert_eq!(leases(&mut open).await, [(3, 3_000, 3_000), (4, 5_000, 5_000), (6, 5_000, 5_000)]);
+    assert_eq!(open.verdicts(None).await.expect("verdicts"), []);
+    open.finish(&result()).await.expect("settled");
+    let (host, lease) = (HostId(Uuid::from_u128(0xaa)), LeaseId(Uuid::from_u128(5)));
+    store.lease_finished(host, lease, Some(EXITED), None).await.expect("finished");
+    store.epoch_close(4, "local").await.expect("close");
+    let mut next = store.settlement_begin(4).await.expect("begin");
+    assert_eq!(leases(&mut next).await, [(5, 3_000, 3_000)]);
 }

@@ -6,7 +6,7 @@ use nave_domain::{
     CustomerId, HostId, JobId, LeaseId, MicroUsd, Millis,
     epoch::EpochState,
     event::{Blame, ConfirmedBy, EventRuling},
-    host::{Proven, Term},
+    host::Term,
     ledger::PostingKind,
 };
 use nave_store::{
@@ -14,7 +14,7 @@ use nave_store::{
 };
 use serde_json::{Value, json};
 
-use crate::market::{EXITED, Market, device, inventory, open, request};
+use crate::market::{EXITED, Market, open, request};
 
 /// What is not `null` in a document of parameters counts; the rest is what these tests need.
 fn params(changed: Value) -> Value {
@@ -25,13 +25,13 @@ fn params(changed: Value) -> Value {
     all
 }
 
-async fn begin(market: &Market, changed: Value) {
+pub async fn begin(market: &Market, changed: Value) {
     market.store.params_first(&params(changed)).await.expect("the first parameters");
     market.store.epoch_open("local").await.expect("an epoch");
 }
 
 /// Closes the open epoch and begins to settle it.
-async fn close(market: &Market) -> Settlement {
+pub async fn close(market: &Market) -> Settlement {
     let epoch = market.store.epoch_open("local").await.expect("an epoch").epoch;
     market.store.epoch_close(epoch, "local").await.expect("close");
     market.store.settlement_begin(epoch).await.expect("begin")
@@ -50,7 +50,7 @@ fn pay(carry: i64, collateral: i64, demoted_until_ms: i64) -> Value {
         "penalty_collateral": 0, "vesting": [], "days": []})
 }
 
-fn result() -> EpochResult {
+pub fn result() -> EpochResult {
     EpochResult {
         emission: MicroUsd(7),
         emission_source: "test".into(),
@@ -87,7 +87,7 @@ fn credit(lease: &LeaseEvidence, amount: i64) -> LeaseCredit {
     LeaseCredit { lease: lease.lease, job: lease.job, customer: lease.customer, amount: MicroUsd(amount) }
 }
 
-async fn decide_all(market: &Market, blame: Blame, confirmed_by: Option<ConfirmedBy>) {
+pub async fn decide_all(market: &Market, blame: Blame, confirmed_by: Option<ConfirmedBy>) {
     for event in market.store.events_pending(None, 100).await.expect("pending") {
         let ruling = EventRuling { blame, confirmed_by, lost: event.row.lost, why: "because" };
         market.store.event_decide(event.row.event, &ruling, "because", &[7; 64]).await.expect("decide");
@@ -397,45 +397,27 @@ async fn a_miner_who_was_demoted_sells_as_spot_until_that_is_over() {
 }
 
 #[tokio::test]
-async fn devices_that_take_jobs_and_have_none_are_idle_and_an_outage_adds_nothing() {
+async fn a_settlement_and_a_charge_of_the_same_job_do_not_wait_for_each_other_in_a_circle() {
     open(async |market| {
         begin(market, json!({})).await;
-        let mut claims = inventory();
-        claims.devices = vec![device("GPU-1"), device("GPU-2")];
-        let host = market.host_with("alpha", crate::market::RATE, &claims).await;
-        let mut proven = Proven::of(&claims);
-        let shown = |device: &nave_domain::host::Device| {
-            (device.uuid.clone(), nave_domain::host::ProvenDevice::of(device, Some("h100".into())))
-        };
-        proven.devices = Some(claims.devices.iter().map(shown).collect());
-        let value = serde_json::to_value(&proven).expect("serialise");
-        sqlx::query("update hosts set proven = $1, state = 'ready'")
-            .bind(value)
-            .execute(&market.sql)
-            .await
-            .expect("prove");
-        let look = async |ago: i64| {
-            sqlx::query("update idle_look set at_ms = now_ms() - $1")
-                .bind(ago)
-                .execute(&market.sql)
-                .await
-                .expect("ago");
-            market.store.idle_look(Millis(10_000)).await.expect("look");
-            let sum = sqlx::query_scalar::<_, i64>("select sum(device_ms)::bigint from idle_times");
-            sum.fetch_one(&market.sql).await.expect("idle")
-        };
-        let first = look(5_000).await;
-        assert!((10_000..16_000).contains(&first), "{first}");
-        let second = look(86_400_000).await - first;
-        assert_eq!(second, 20_000, "two devices, 10 s each");
-        let before = first + second;
-        let pause = |paused| HostPatch { paused: Some(paused), ..HostPatch::default() };
-        market.store.host_patch("hotkey of alpha", host, pause(true)).await.expect("paused");
-        assert_eq!(look(5_000).await, before, "it takes no jobs");
+        let customer = market.customer("ada").await;
+        let host = market.host("alpha").await;
+        let (job, _) = leased(market, customer, host, 2_000).await;
         let mut settlement = close(market).await;
-        let idle = settlement.idle(None).await.expect("idle").remove(0);
-        assert_eq!((idle.class.as_str(), idle.device.0), ("h100", before));
-        assert!(idle.obliged_since >= settlement.frame.closed_at, "whoever pauses keeps no obligations");
+        let lease = settlement.leases(None).await.expect("leases").remove(0);
+        settlement.leases_paid(&[lease_result(&lease, 200)]).await.expect("noted");
+        // Whoever charges has the job first, and its customer's money then.
+        let mut charge = market.sql.begin().await.expect("begin");
+        let lock = sqlx::query("select from jobs where job_id = $1 for update").bind(job.0);
+        lock.execute(&mut *charge).await.expect("the job");
+        let done = EpochResult { credits: vec![credit(&lease, 200)], ..result() };
+        let settling = tokio::spawn(async move { settlement.finish(&done).await });
+        market.blocked().await;
+        let lock =
+            sqlx::query("select from customers where customer_id = $1 for no key update").bind(customer.0);
+        lock.execute(&mut *charge).await.expect("who waits for the job has not its customer's money");
+        charge.commit().await.expect("commit");
+        settling.await.expect("it ends").expect("settled");
     })
     .await;
 }
