@@ -91,3 +91,9 @@ comment on column pauses.until_ms is 'When it did so again';
 
 alter table hosts add boot text constraint hosts_boot check (length(boot) <= 64);
 comment on column hosts.boot is 'What it calls the time since its machine has started; none where its agent does not say';
+
+-- What the parameters that hold say, by name; before there are any, `otherwise`.
+create function event_rule(name text, otherwise bigint) returns bigint language plpgsql stable as $$
+begin
+    return coalesce((parameters_of(coalesce((select max(epoch) from epochs), 0)) ->> name)::bigint, otherwise);
+end $$;

@@ -3,9 +3,12 @@
 //! An event is written down with what it tells of, and decided once, when what shows whose fault it was is there or can
 //! not come any more. All times are the database's; how long anybody was silent is measured on the control clock.
 
+mod contact;
 pub mod xid;
 
 use serde::{Deserialize, Serialize};
+
+pub use contact::{Contact, Silence, Stretch, is_outage};
 
 use crate::units::{Millis, Timestamp};
 
@@ -144,9 +147,10 @@ pub struct EventRules {
     pub gap: Millis,
     /// A host that was lost is back within this time, or its absence confirms that.
     pub confirm: Millis,
-    /// The part of all hosts, in millionths, that fall silent at once when it was the platform …
+    /// The part of all hosts, in millionths, that fall silent at once when it was the platform, which also is the part of
+    /// miners of whose hosts such a part does …
     pub outage_ppm: i64,
-    /// … and how many there must be.
+    /// … and how many hosts there must be.
     pub outage_hosts: i64,
 }
 
@@ -162,84 +166,6 @@ impl Default for EventRules {
     }
 }
 
-/// A stretch of time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stretch {
-    /// When it began.
-    pub from: Timestamp,
-    /// When it ended.
-    pub until: Timestamp,
-}
-
-impl Stretch {
-    /// How long it is; nothing where it ends before it begins.
-    #[must_use]
-    pub fn length(self) -> Millis {
-        Millis(self.until.0.saturating_sub(self.from.0).max(0))
-    }
-
-    fn shared(self, other: Self) -> Millis {
-        let (from, until) = (self.from.max(other.from), self.until.min(other.until));
-        Self { from, until }.length()
-    }
-
-    /// Whether they have time in common.
-    #[must_use]
-    pub fn touches(self, other: Self) -> bool {
-        self.from < other.until && other.from < self.until
-    }
-}
-
-/// A time for which a host was not heard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Silence {
-    /// From when it was last heard until it was heard again, or until now.
-    pub stretch: Stretch,
-    /// What came of it; none while it lasts.
-    pub resumed: Option<Resumed>,
-}
-
-/// When a host was in contact.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contact {
-    /// Since when the host is known.
-    pub joined: Timestamp,
-    /// When it was last heard.
-    pub heard: Timestamp,
-    /// Whether it is one of the market's; who leaves does not fall silent.
-    pub is_member: bool,
-    /// Its silences that are longer than a gap, with the one that lasts.
-    pub silences: Vec<Silence>,
-}
-
-impl Contact {
-    /// Whether it fell silent with others at `at`, give or take a gap; none where it was not in contact then.
-    fn fell_silent(&self, at: Timestamp, gap: Millis) -> Option<bool> {
-        let (first, last) = (at.0.saturating_sub(gap.0), at.0.saturating_add(gap.0));
-        if !self.is_member || self.joined > at || self.heard.0 < first {
-            return None;
-        }
-        let was_away =
-            self.silences.iter().any(|one| one.stretch.from.0 < first && one.stretch.until.0 > last);
-        let falls = self.silences.iter().any(|one| (first..=last).contains(&one.stretch.from.0));
-        (falls || !was_away).then_some(falls)
-    }
-}
-
-/// Whether the hosts that fell silent at `at` are so many that it was not their fault.
-#[must_use]
-pub fn is_outage<'a>(
-    contacts: impl IntoIterator<Item = &'a Contact>,
-    at: Timestamp,
-    rules: &EventRules,
-) -> bool {
-    let falls = contacts.into_iter().filter_map(|contact| contact.fell_silent(at, rules.gap));
-    let (silent, known) =
-        falls.fold((0_i64, 0_i64), |(silent, known), falls| (silent + i64::from(falls), known + 1));
-    silent >= rules.outage_hosts.max(1)
-        && silent.saturating_mul(1_000_000) >= known.saturating_mul(rules.outage_ppm)
-}
-
 /// What a lost lease rests on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Loss {
@@ -253,8 +179,8 @@ pub struct Loss {
     pub is_sent_away: bool,
     /// Its owner had taken it out before.
     pub has_left: bool,
-    /// It has failed a test since it came back.
-    pub has_failed: bool,
+    /// The first test that it has failed since it came back, but for verdicts that were taken back.
+    pub failed: Option<Failure>,
     /// It has shown everything again since it came back.
     pub has_passed: bool,
 }
@@ -270,6 +196,27 @@ pub enum Appealed {
     Overturned,
     /// It stands.
     Upheld,
+}
+
+impl Appealed {
+    /// Whether a verdict of this age stands; none while its owner can object, or has and waits.
+    fn stands(self, age: Millis, confirm: Millis) -> Option<bool> {
+        match self {
+            Self::Overturned => Some(false),
+            Self::Upheld => Some(true),
+            Self::No => (age > confirm).then_some(true),
+            Self::Open => (age.0 > confirm.0.saturating_mul(2)).then_some(true),
+        }
+    }
+}
+
+/// A test that a host failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// What became of the verdict.
+    pub appealed: Appealed,
+    /// How long ago it was reached, on the control clock.
+    pub age: Millis,
 }
 
 /// What happened, with what belongs to it alone.
@@ -332,7 +279,7 @@ pub struct EventRuling {
 }
 
 /// Whose fault an event was; none while that is not known yet. It always is some time after the event: twice the time in
-/// which a host that was lost is to be back.
+/// which a host that was lost is to be back, and as long again after a test that it failed by then.
 #[must_use]
 pub fn decide(case: &Case<'_>, rules: &EventRules) -> Option<EventRuling> {
     match case.happened {
@@ -376,8 +323,18 @@ impl Case<'_> {
         Millis(self.pauses.iter().map(|pause| pause.shared(self.whole()).0).sum())
     }
 
+    fn was_silent(&self) -> bool {
+        self.silences.iter().any(|one| one.stretch.touches(self.whole()))
+    }
+
+    /// For how long its host was silent and went on as it was, other than while nobody could be heard.
     fn silent(&self) -> Millis {
-        Millis(self.silences.iter().map(|one| one.stretch.shared(self.whole()).0).sum())
+        let as_it_was = self.silences.iter().filter(|one| !one.has_restarted());
+        let counted = as_it_was.map(|one| {
+            let silent = one.stretch.and(self.whole());
+            silent.length().0 - self.pauses.iter().map(|pause| pause.shared(silent).0).sum::<i64>()
+        });
+        Millis(counted.sum())
     }
 
     /// Whether its host is silent since then.
@@ -387,10 +344,7 @@ impl Case<'_> {
 
     /// Whether its agent or its machine was restarted meanwhile.
     fn has_restarted(&self) -> bool {
-        let has_changed = |one: &Silence| {
-            one.stretch.touches(self.whole()) && one.resumed.is_some_and(|how| how != Resumed::Same)
-        };
-        self.silences.iter().any(has_changed)
+        self.silences.iter().any(|one| one.stretch.touches(self.whole()) && one.has_restarted())
     }
 
     /// What of its time hosts could have reached the control plane in, beyond `allowed`; and beyond another gap where
@@ -423,7 +377,11 @@ impl Case<'_> {
                 self.hosts(None, "no lease of this image has begun in time lately; the image may be why"),
             );
         }
-        let why = "the host was there and had not begun it";
+        let why = if self.has_restarted() {
+            "its agent or its machine was restarted"
+        } else {
+            "the host was there and had not begun it"
+        };
         Some(EventRuling { lost: self.last(lost), ..self.hosts(Some(ConfirmedBy::Report), why) })
     }
 
@@ -436,7 +394,7 @@ impl Case<'_> {
             return Some(self.platforms());
         }
         let lost = self.last(excess);
-        let ruling = if self.silent().0 == 0 {
+        let ruling = if !self.was_silent() {
             self.hosts(Some(ConfirmedBy::Report), "the host was there and did not say that the command runs")
         } else if self.has_restarted() {
             self.hosts(Some(ConfirmedBy::Report), "its agent or its machine was restarted")
@@ -456,17 +414,11 @@ impl Case<'_> {
     }
 
     fn failed(&self, appealed: Appealed, is_late: bool, rules: &EventRules) -> Option<EventRuling> {
-        match appealed {
-            Appealed::Overturned => Some(self.hosts(None, "the verdict was taken back on appeal")),
-            Appealed::Open if self.age.0 <= rules.confirm.0.saturating_mul(2) => None,
-            Appealed::No if self.age <= rules.confirm => None,
-            Appealed::No | Appealed::Open | Appealed::Upheld if is_late && self.is_outage => {
-                Some(self.platforms())
-            }
-            Appealed::No | Appealed::Open | Appealed::Upheld => {
-                Some(self.hosts(Some(ConfirmedBy::Retest), "a test shows it"))
-            }
-        }
+        Some(match appealed.stands(self.age, rules.confirm)? {
+            false => self.hosts(None, "the verdict was taken back on appeal"),
+            true if is_late && self.is_outage => self.platforms(),
+            true => self.hosts(Some(ConfirmedBy::Retest), "a test shows it"),
+        })
     }
 
     fn host_lost(&self, loss: Loss, rules: &EventRules) -> Option<EventRuling> {
@@ -511,9 +463,12 @@ impl Case<'_> {
     }
 
     fn came_back(&self, loss: Loss, rules: &EventRules) -> Option<EventRuling> {
-        if loss.has_failed {
-            Some(self.hosts(Some(ConfirmedBy::Retest), "it failed its test when it came back"))
-        } else if loss.has_passed {
+        if let Some(Failure { appealed, age }) = loss.failed
+            && appealed.stands(age, rules.confirm)?
+        {
+            return Some(self.hosts(Some(ConfirmedBy::Retest), "it failed its test when it came back"));
+        }
+        if loss.has_passed {
             Some(self.hosts(None, "it came back as it was and passed its test"))
         } else if self.age.0 > rules.confirm.0.saturating_mul(2) {
             Some(self.hosts(None, "it came back as it was and could not be tested"))

@@ -112,9 +112,8 @@ impl Ending {
         match self {
             Self::Stopped => Exit::Stopped,
             Self::Fenced => Exit::Fenced,
-            Self::Cut => Exit::Killed,
             Self::Over(Over { asked, used }) => Exit::OutOfGpuMemory { asked, used },
-            Self::Lost => Exit::Lost,
+            Self::Cut | Self::Lost => Exit::Lost,
         }
     }
 
@@ -363,12 +362,12 @@ impl View<'_> {
 
     /// How a command ended that is seen like this.
     ///
-    /// The first process of a PID namespace cannot be killed from inside it, so
-    /// 137 came from outside: the kernel's memory limit or something on the host.
+    /// 137 is the kernel's memory limit, or something on the host killed the command; but a
+    /// command may call its end so, too, so that does not show whose fault it was.
     /// Where only a child was ended for memory and the command went on, its own
-    /// code counts. An end whose output may be lost is the host's fault, whatever
-    /// the code. Where the share of a device is gone, a command fails for that; one that says it did its
-    /// work has done it before.
+    /// code counts. No command can bring about an end whose output may be lost: that is the
+    /// host's fault, whatever the code. Where the share of a device is gone, a command fails for that; one that
+    /// says it did its work has done it before.
     fn exit(&self, ended: Phase) -> Exit {
         match (self.note.ending, ended) {
             (Some(why), _) => why.exit(),
@@ -376,7 +375,8 @@ impl View<'_> {
             (None, Phase::Exited { code: 0, .. }) => Exit::Code { code: 0 },
             (None, _) if self.lost => Exit::Lost,
             (None, Phase::Exited { code, .. }) if code != 137 => Exit::Code { code },
-            (None, Phase::Exited { .. } | Phase::CutOff | Phase::Created | Phase::Running) => Exit::Killed,
+            (None, Phase::Exited { .. } | Phase::Created | Phase::Running) => Exit::Killed,
+            (None, Phase::CutOff) => Exit::Lost,
         }
     }
 }
@@ -391,7 +391,7 @@ pub fn unseen(leases: BTreeMap<LeaseId, LeaseReport>) -> BTreeMap<LeaseId, Lease
 
 /// The report of a lease that has no container any more.
 fn vanished(ending: Option<Ending>) -> LeaseReport {
-    let exit = ending.map_or(Exit::Killed, Ending::exit);
+    let exit = ending.map_or(Exit::Lost, Ending::exit);
     finished(Finished { exit, result: None })
 }
 

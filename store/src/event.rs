@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use nave_domain::{
     ChallengeId, EventId, HostId, JobId, LeaseId, Millis, Timestamp,
     event::{
-        Appealed, Blame, Case, ConfirmedBy, Contact, EventKind, EventRules, EventRuling, Happened, Loss,
-        Resumed, Silence, Stretch, is_outage,
+        Appealed, Blame, ConfirmedBy, EventKind, EventRules, EventRuling, Failure, Happened, Loss, Stretch,
         xid::{Fault, fault},
     },
     host::HostState,
@@ -21,10 +20,13 @@ use crate::{
     Result, Store, StoreError,
     challenge::{Decision, host_lock},
     error,
+    notify::{Changes, announce},
 };
 
-/// For how long it is known when hosts were silent and the control clock stood still.
-const KEPT_MS: i64 = 7 * 86_400_000;
+mod outages;
+
+pub use outages::Outages;
+pub(crate) use outages::came_back;
 
 /// An error that the driver of a host's GPU reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,43 +86,16 @@ pub struct PendingEvent {
     pub age: Millis,
 }
 
-/// What may explain events.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Outages {
-    /// When hosts were in contact, by their ids.
-    pub contacts: BTreeMap<HostId, Contact>,
-    /// When the control clock stood still.
-    pub pauses: Vec<Stretch>,
-}
-
-impl Outages {
-    /// What is known of an event when it is to be decided.
-    #[must_use]
-    pub fn case(&self, event: &PendingEvent, rules: &EventRules) -> Case<'_> {
-        let silences = self.contacts.get(&event.row.host).map_or(&[][..], |contact| &contact.silences);
-        let whole = Stretch { from: event.since, until: event.row.lost.until };
-        let is_everyones = |silence: &Silence| is_outage(self.contacts.values(), silence.stretch.from, rules);
-        Case {
-            happened: event.happened,
-            since: event.since,
-            lost: event.row.lost,
-            age: event.age,
-            silences,
-            pauses: &self.pauses,
-            is_outage: silences.iter().filter(|one| one.stretch.touches(whole)).any(is_everyones),
-        }
-    }
-}
-
 /// A command began, or never did: was that later than was promised?
 pub(crate) async fn began(tx: &mut PgConnection, lease: LeaseId) -> Result<()> {
     sqlx::query!(
         "insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, detail)
-         select 'start_late', l.host_id, h.hotkey, l.lease_id, 'start_late ' || l.lease_id, l.placed_at_ms, l.placed_at_ms + $2,
+         select 'start_late', l.host_id, h.hotkey, l.lease_id, 'start_late ' || l.lease_id, l.placed_at_ms, l.placed_at_ms + promise_ms,
             began_ms, format('%s after %s s', case when started_at_ms is null then 'it had not begun' else 'it began' end,
                 (began_ms - l.placed_at_ms) / 1000)
-         from leases l join hosts h using (host_id), lateral (select coalesce(l.started_at_ms, l.stop_at_ms, now_ms()) as began_ms) t
-         where l.lease_id = $1 and began_ms - l.placed_at_ms > $2
+         from leases l join hosts h using (host_id), event_rule('start_promise_ms', $2) as promise_ms,
+            lateral (select coalesce(l.started_at_ms, l.stop_at_ms, now_ms()) as began_ms) t
+         where l.lease_id = $1 and began_ms - l.placed_at_ms > promise_ms
            and not exists (select from machines m where m.host_id = l.host_id)
          on conflict (key) do nothing",
         lease.0,
@@ -140,11 +115,11 @@ pub(crate) async fn lost(tx: &mut PgConnection, lease: LeaseId, told: bool) -> R
             greatest(since_ms, l.placed_at_ms, until_ms), $3,
             case when $3 then 'the host has lost the lease' when silent_ms is null then 'the lease did not come to its end'
                 else format('the host was silent for %s s', silent_ms / 1000) end
-         from leases l join hosts h using (host_id),
-            lateral (select coalesce(h.heard_at_ms > now_ms() - $2, false) as is_heard,
+         from leases l join hosts h using (host_id), event_rule('gap_ms', $2) as gap_ms,
+            lateral (select coalesce(h.heard_at_ms > now_ms() - gap_ms, false) as is_heard,
                 case when $3 then now_ms() else coalesce(l.ended_at_ms, now_ms()) end as end_ms) known,
             lateral (select max(s.from_ms) as from_ms, max(s.until_ms) as back_ms from silences s
-                where s.host_id = l.host_id and is_heard and not $3 and s.until_ms > greatest(l.placed_at_ms, end_ms - $2)) silence,
+                where s.host_id = l.host_id and is_heard and not $3 and s.until_ms > greatest(l.placed_at_ms, end_ms - gap_ms)) silence,
             lateral (select case when is_heard then coalesce(from_ms, l.metered_at_ms, l.placed_at_ms)
                     else coalesce(h.heard_at_ms, l.placed_at_ms) end as since_ms,
                 case when is_heard then end_ms else now_ms() end as until_ms,
@@ -158,17 +133,18 @@ pub(crate) async fn lost(tx: &mut PgConnection, lease: LeaseId, told: bool) -> R
     )
     .execute(&mut *tx)
     .await?;
-    // It is back already, and nobody but itself was away.
-    sqlx::query!(
-        "update hosts h set retest_up_ms = least(retest_up_ms, control_ms())
+    // It is back already, and nobody but itself was away: it gets nothing before it has shown what it is.
+    let tested = sqlx::query!(
+        "update hosts h set state = case when state = 'ready' then 'verifying' else state end, suite_cause = coalesce(suite_cause, 'random'),
+            suite_at_ms = now_ms()
          from events e join silences s on s.host_id = e.host_id and s.from_ms = e.since_ms
-         where e.lease_id = $1 and e.kind = 'host_lost' and not e.is_told and h.host_id = e.host_id
+         where e.lease_id = $1 and e.kind = 'host_lost' and not e.is_told and h.host_id = e.host_id and h.state in ('ready', 'suspect')
            and not exists (select from pauses p where p.until_ms > s.from_ms)",
         lease.0
     )
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    Ok(())
+    if tested.rows_affected() > 0 { announce(tx, Changes::Challenges).await } else { Ok(()) }
 }
 
 /// A challenge has its verdict; its host, which stood at `from`, is locked. Who was ready once and failed has let down
@@ -216,28 +192,6 @@ pub(crate) async fn reclaimed(tx: &mut PgConnection, host: HostId) -> Result<()>
          where l.host_id = $1 and l.state <> 'closed' and l.term = 'on_demand'
            and not exists (select from machines m where m.host_id = l.host_id)
          on conflict (key) do nothing",
-        host.0
-    )
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// A host, which is locked, is heard again after a silence. If it lost leases in it, it shows soon whether it is what it was.
-pub(crate) async fn came_back(tx: &mut PgConnection, host: HostId, resumed: Resumed) -> Result<()> {
-    sqlx::query!(
-        "insert into silences (host_id, from_ms, until_ms, resumed)
-         select host_id, heard_at_ms, now_ms(), $2 from hosts where host_id = $1 and heard_at_ms < now_ms()
-         on conflict do nothing",
-        host.0,
-        resumed.as_str()
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        "update hosts set retest_up_ms = least(retest_up_ms, control_ms())
-         where host_id = $1 and exists (
-            select from events e where e.host_id = $1 and e.kind = 'host_lost' and e.decided_at_ms is null)",
         host.0
     )
     .execute(tx)
@@ -313,23 +267,30 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<PendingEvent>> {
         let (at, event) = after.map_or((i64::MIN, Uuid::nil()), |(at, event)| (at.0, event.0));
-        let rows = sqlx::query!(
+        let rows = sqlx::query_as!(
+            RawPending,
             r#"select e.event_id, e.at_ms, e.kind, e.host_id, e.hotkey, e.lease_id, e.xid, e.since_ms, e.from_ms, e.until_ms, e.is_told,
                     e.is_doubtful, e.detail, greatest(0, control_ms() - e.at_up_ms) as "age!",
                     coalesce(h.state = 'banned' and h.reason_at_ms <= e.at_ms, false) as "is_sent_away!", l.share_milli is not null as "is_share!",
                     coalesce(h.state = 'gone' and h.reason_at_ms <= e.at_ms, false) as "has_left!", coalesce(l.term = 'spot', false) as "is_spot!",
                     e.kind = 'start_late' and exists (select from leases o join jobs p using (job_id)
                         where o.lease_id <> e.lease_id and o.started_at_ms between e.at_ms - 86400000 and e.at_ms
-                          and o.started_at_ms - o.placed_at_ms <= $4 and p.request ->> 'image' = j.request ->> 'image') as "is_usual!",
+                          and o.started_at_ms - o.placed_at_ms <= (select event_rule('start_promise_ms', $4)) and p.request ->> 'image' = j.request ->> 'image') as "is_usual!",
                     coalesce(c.code = 'too_late', false) as "is_late!", c.appealed_at_ms is not null as "is_appealed!",
                     c.appeal is not null as "is_again!", coalesce(not c.appeal ? 'failed', false) as "is_overturned!",
                     coalesce(h.state = 'ready' and exists (select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
                           and t.lease_id is null and t.kind <> 'transfer' and t.code = 'passed'), false) as "has_passed!",
-                    exists (select from challenges t where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow
-                          and t.lease_id is null and t.kind <> 'transfer' and t.code not in ('passed', 'void')) as "has_failed!"
+                    f.age as "failed_age?", coalesce(f.is_appealed, false) as "failed_is_appealed!", coalesce(f.is_again, false) as "failed_is_again!"
                from events e join hosts h using (host_id)
                     left join leases l on l.lease_id = e.lease_id left join jobs j using (job_id)
                     left join challenges c using (challenge_id) left join silences s on e.kind = 'host_lost' and s.host_id = e.host_id and s.from_ms = e.since_ms
+                    left join lateral (
+                        select t.appealed_at_ms is not null as is_appealed, t.appeal is not null as is_again,
+                            coalesce(control_ms() - v.at_up_ms, now_ms() - t.decided_at_ms) as age
+                        from challenges t left join events v on v.host_id = t.host_id and v.challenge_id = t.challenge_id
+                        where t.host_id = e.host_id and t.drawn_at_ms >= s.until_ms and not t.shadow and t.lease_id is null
+                          and t.kind <> 'transfer' and t.code not in ('passed', 'void') and coalesce(t.appeal ? 'failed', true)
+                        order by t.decided_at_ms limit 1) f on true
                where e.decided_at_ms is null and (e.at_ms, e.event_id) > ($1, $2)
                order by e.at_ms, e.event_id limit $3"#,
             at,
@@ -339,101 +300,7 @@ impl Store {
         )
         .fetch_all(&self.pool)
         .await?;
-        let rows = rows.into_iter().map(|row| {
-            let kind = error::read_name("a kind of event", row.kind)?;
-            let xid = row.xid.and_then(|xid| u32::try_from(xid).ok()).unwrap_or_default();
-            let happened = match kind {
-                EventKind::StartLate => Happened::StartLate { is_usual: row.is_usual },
-                EventKind::HeartbeatGap => Happened::HeartbeatGap,
-                EventKind::Xid => Happened::Xid(xid),
-                EventKind::FailedRetest | EventKind::BelowBand | EventKind::Unreachable => Happened::Failed {
-                    appealed: appealed(row.is_appealed, row.is_again, row.is_overturned),
-                    is_late: row.is_late,
-                    is_doubtful: row.is_doubtful,
-                },
-                EventKind::EarlyReclaim => Happened::EarlyReclaim,
-                EventKind::HostLost => Happened::HostLost(Loss {
-                    is_told: row.is_told,
-                    is_share: row.is_share,
-                    is_spot: row.is_spot,
-                    is_sent_away: row.is_sent_away,
-                    has_left: row.has_left,
-                    has_failed: row.has_failed,
-                    has_passed: row.has_passed,
-                }),
-            };
-            Ok(PendingEvent {
-                row: EventRow {
-                    event: EventId(row.event_id),
-                    at: Timestamp(row.at_ms),
-                    kind,
-                    host: row.host_id.into(),
-                    hotkey: row.hotkey,
-                    lease: row.lease_id.map(LeaseId),
-                    lost: Stretch { from: Timestamp(row.from_ms), until: Timestamp(row.until_ms) },
-                    detail: row.detail,
-                    decided: None,
-                },
-                happened,
-                since: Timestamp(row.since_ms),
-                age: Millis(row.age),
-            })
-        });
-        Ok(rows.filter_map(error::readable).collect())
-    }
-
-    /// When hosts were in contact, and the control clock stood still, from `since` on; `gap` is silence that is none yet.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn outages(&self, since: Timestamp, gap: Millis) -> Result<Outages> {
-        let hosts = sqlx::query!(
-            r#"select host_id, enrolled_at_ms, heard_at_ms as "heard_at_ms!", now_ms() as "now_ms!",
-                    state not in ('gone', 'banned') as "is_member!"
-               from hosts where heard_at_ms >= $1"#,
-            since.0 - gap.0
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let silences = sqlx::query!(
-            "select host_id, from_ms, until_ms, resumed from silences where until_ms >= $1 order by host_id, from_ms",
-            since.0 - gap.0
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let pauses = sqlx::query!(
-            "select from_ms, until_ms from pauses where until_ms >= $1 order by from_ms",
-            since.0
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let mut contacts: BTreeMap<HostId, Contact> = BTreeMap::new();
-        let mut lasting = Vec::new();
-        for row in hosts {
-            let (host, heard) = (row.host_id.into(), Timestamp(row.heard_at_ms));
-            let (joined, is_member) = (Timestamp(row.enrolled_at_ms), row.is_member);
-            contacts.insert(host, Contact { joined, heard, is_member, silences: Vec::new() });
-            if row.now_ms - row.heard_at_ms > gap.0 {
-                let stretch = Stretch { from: heard, until: Timestamp(row.now_ms) };
-                lasting.push((host, Silence { stretch, resumed: None }));
-            }
-        }
-        let over = silences.into_iter().map(|row| {
-            let stretch = stretch(row.from_ms, row.until_ms);
-            let resumed = Some(error::read_name("what came of a silence", row.resumed)?);
-            Ok((HostId(row.host_id), Silence { stretch, resumed }))
-        });
-        let over: Vec<(HostId, Silence)> = over.collect::<Result<_>>()?;
-        for (host, silence) in over.into_iter().chain(lasting) {
-            if let Some(contact) = contacts.get_mut(&host) {
-                // Both were read one after the other.
-                if contact.silences.iter().all(|known| known.stretch.from != silence.stretch.from) {
-                    contact.silences.push(silence);
-                }
-            }
-        }
-        let pauses = pauses.into_iter().map(|row| stretch(row.from_ms, row.until_ms)).collect();
-        Ok(Outages { contacts, pauses })
+        Ok(rows.into_iter().map(RawPending::read).filter_map(error::readable).collect())
     }
 
     /// Decides an event for good; what was decided stands.
@@ -462,20 +329,6 @@ impl Store {
         .execute(&self.pool)
         .await?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale("event")) }
-    }
-
-    /// Forgets what explains events, once it is so old that none is undecided that needs it.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn outages_forget(&self) -> Result<()> {
-        sqlx::query!("delete from silences where until_ms < now_ms() - $1::bigint", KEPT_MS)
-            .execute(&self.pool)
-            .await?;
-        sqlx::query!("delete from pauses where until_ms < now_ms() - $1::bigint", KEPT_MS)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
     }
 
     /// The events of a miner's host, the newest first: those before `before`, `limit` at most.
@@ -548,8 +401,84 @@ fn appealed(is_appealed: bool, is_again: bool, is_overturned: bool) -> Appealed 
     }
 }
 
-fn stretch(from_ms: i64, until_ms: i64) -> Stretch {
-    Stretch { from: Timestamp(from_ms), until: Timestamp(until_ms) }
+struct RawPending {
+    event_id: Uuid,
+    at_ms: i64,
+    kind: String,
+    host_id: Uuid,
+    hotkey: String,
+    lease_id: Option<Uuid>,
+    xid: Option<i64>,
+    since_ms: i64,
+    from_ms: i64,
+    until_ms: i64,
+    is_told: bool,
+    is_doubtful: bool,
+    detail: String,
+    age: i64,
+    is_sent_away: bool,
+    is_share: bool,
+    has_left: bool,
+    is_spot: bool,
+    is_usual: bool,
+    is_late: bool,
+    is_appealed: bool,
+    is_again: bool,
+    is_overturned: bool,
+    has_passed: bool,
+    failed_age: Option<i64>,
+    failed_is_appealed: bool,
+    failed_is_again: bool,
+}
+
+impl RawPending {
+    fn happened(&self, kind: EventKind) -> Happened {
+        match kind {
+            EventKind::StartLate => Happened::StartLate { is_usual: self.is_usual },
+            EventKind::HeartbeatGap => Happened::HeartbeatGap,
+            EventKind::Xid => {
+                Happened::Xid(self.xid.and_then(|xid| u32::try_from(xid).ok()).unwrap_or_default())
+            }
+            EventKind::FailedRetest | EventKind::BelowBand | EventKind::Unreachable => Happened::Failed {
+                appealed: appealed(self.is_appealed, self.is_again, self.is_overturned),
+                is_late: self.is_late,
+                is_doubtful: self.is_doubtful,
+            },
+            EventKind::EarlyReclaim => Happened::EarlyReclaim,
+            EventKind::HostLost => Happened::HostLost(Loss {
+                is_told: self.is_told,
+                is_share: self.is_share,
+                is_spot: self.is_spot,
+                is_sent_away: self.is_sent_away,
+                has_left: self.has_left,
+                failed: self.failed_age.map(|age| Failure {
+                    appealed: appealed(self.failed_is_appealed, self.failed_is_again, false),
+                    age: Millis(age),
+                }),
+                has_passed: self.has_passed,
+            }),
+        }
+    }
+
+    fn read(self) -> Result<PendingEvent> {
+        let kind = error::read_name("a kind of event", self.kind.clone())?;
+        Ok(PendingEvent {
+            happened: self.happened(kind),
+            row: EventRow {
+                event: EventId(self.event_id),
+                at: Timestamp(self.at_ms),
+                kind,
+                host: self.host_id.into(),
+                hotkey: self.hotkey,
+                lease: self.lease_id.map(LeaseId),
+                lost: Stretch { from: Timestamp(self.from_ms), until: Timestamp(self.until_ms) },
+                detail: self.detail,
+                decided: None,
+            },
+            since: Timestamp(self.since_ms),
+            age: Millis(self.age),
+        })
+    }
 }
 
 struct RawEvent {
@@ -586,7 +515,7 @@ impl RawEvent {
             host: self.host_id.into(),
             hotkey: self.hotkey,
             lease: self.lease_id.map(LeaseId),
-            lost: stretch(self.from_ms, self.until_ms),
+            lost: Stretch { from: Timestamp(self.from_ms), until: Timestamp(self.until_ms) },
             detail: self.detail,
             decided,
         })

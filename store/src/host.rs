@@ -268,7 +268,7 @@ impl Store {
         let row = sqlx::query!(
             r#"select state, session, sequence, generation, inventory, proven, suite_cause, boot,
                     coalesce(now_ms() - inventory_at_ms between 0 and $2::bigint - 1, false) as "settling!",
-                    coalesce(now_ms() - heard_at_ms > $3, false) as "was_silent!"
+                    coalesce(now_ms() - heard_at_ms > event_rule('gap_ms', $3), false) as "was_silent!"
                from hosts where host_id = $1 for update"#,
             id.0,
             INVENTORY_MS_MIN,
@@ -282,10 +282,9 @@ impl Store {
         if last.is_some_and(|last| (session, sequence) <= last) {
             return Ok((generation, false));
         }
-        if row.was_silent {
-            let is_another = last.is_some_and(|(known, _)| known != session);
-            event::came_back(&mut tx, id, resumed(row.boot.as_deref().zip(boot), is_another)).await?;
-        }
+        let is_another = last.is_some_and(|(known, _)| known != session);
+        let resumed = resumed(row.boot.as_deref().zip(boot), is_another);
+        let has_lost = row.was_silent && event::came_back(&mut tx, id, resumed).await?;
         let from: HostState = error::read_name("a host's state", row.state)?;
         let fresh = error::write_json(inventory)?;
         let another = row.inventory.as_ref() != Some(&fresh) && !row.settling;
@@ -296,10 +295,10 @@ impl Store {
             Some(kept) if !another => error::read_json("an inventory", kept)?,
             Some(_) | None => inventory.clone(),
         };
-        let event = match &proven {
-            Some(proven) if row.suite_cause.is_none() && proven.covers(&claims) => HostEvent::Heard,
-            Some(_) | None => HostEvent::Claimed,
-        };
+        // Who has lost leases is what it was only once it has shown that.
+        let is_due = has_lost || row.suite_cause.is_some();
+        let covers = proven.as_ref().is_some_and(|proven| proven.covers(&claims));
+        let event = if covers && !is_due { HostEvent::Heard } else { HostEvent::Claimed };
         // One that fell silent while it was tested goes on where it was.
         let was_tested = from == HostState::Suspect && (row.suite_cause.is_some() || proven.is_none());
         let to = host::next(from, event).ok_or(StoreError::Stale("host"))?;
@@ -315,6 +314,7 @@ impl Store {
                 -- Who corrects its claims need not wait as long as one who repeats them.
                 retry_up_ms = case when $10 then least(retry_up_ms, control_ms() + $9) else retry_up_ms end,
                 suite_at_ms = case when $11 then now_ms() else suite_at_ms end, boot = coalesce($12, boot),
+                suite_cause = case when $13 then coalesce(suite_cause, 'random') else suite_cause end,
                 generation = $7, heard_at_ms = now_ms(), heard_up_ms = (select up_ms from control_clock)
              where host_id = $1",
             id.0,
@@ -328,7 +328,8 @@ impl Store {
             CORRECTED_MS,
             corrected,
             begins,
-            boot
+            boot,
+            has_lost && to == HostState::Verifying
         )
         .execute(&mut *tx)
         .await?;

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use nave_crash_point::crash_point;
 use nave_domain::{
     Bytes, HostId, JobId, LeaseId, MicroUsd, MilliCpu, MilliGpu, Millis,
-    event::EventRules,
     job::{self, JobEvent, Limits},
     lease::{self, LeaseEvent, LeaseState, Outcome, StopReason},
     ledger::Posting,
@@ -21,8 +20,9 @@ use crate::{
     notify::{Changes, announce},
 };
 
-/// Longest gap between two reports that is charged; what is longer was an outage.
-const METERED_GAP_MS_MAX: i64 = 10_000;
+mod meter;
+
+use meter::{meter, meter_all};
 
 /// An open lease, as the scheduler watches it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,51 +152,6 @@ async fn set_state(tx: &mut PgConnection, lease: &mut LockedLease, event: LeaseE
     .await?;
     lease.state = to;
     Ok(true)
-}
-
-/// Adds up use since the last reading: never more than a tolerated gap, never after the
-/// control plane decided to stop it, never beyond the longest run. Where `counts`, a long gap is written down.
-async fn meter(tx: &mut PgConnection, lease: &mut LockedLease, counts: bool) -> Result<()> {
-    let gap = if counts { EventRules::default().gap } else { Millis(i64::MAX) };
-    if let Some((_, used)) = meter_all(tx, lease.host, &[lease.lease.0], gap).await?.pop() {
-        lease.used = used;
-    }
-    Ok(())
-}
-
-/// Meters those leases of a host that run, in the order of their ids, and says how long each was used. What exceeds `gap`
-/// is written down as an event.
-async fn meter_all(
-    connection: &mut PgConnection,
-    host: HostId,
-    leases: &[Uuid],
-    gap: Millis,
-) -> Result<Vec<(LeaseId, Millis)>> {
-    let metered = sqlx::query!(
-        "with heard as (
-            select lease_id, host_id, metered_at_ms, least(now_ms(), coalesce(stop_at_ms, now_ms())) as until_ms from leases
-            where host_id = $1 and lease_id = any($2) and metered_at_ms is not null and ended_at_ms is null
-            order by lease_id for update),
-         gaps as (
-            insert into events (kind, host_id, hotkey, lease_id, key, since_ms, from_ms, until_ms, detail)
-            select 'heartbeat_gap', g.host_id, h.hotkey, g.lease_id, concat_ws(' ', 'heartbeat_gap', g.lease_id, g.metered_at_ms),
-                g.metered_at_ms, g.metered_at_ms + $4, g.until_ms, format('not heard of for %s s', (g.until_ms - g.metered_at_ms) / 1000)
-            from heard g join hosts h using (host_id)
-            where g.until_ms - g.metered_at_ms > $4 and not exists (select from machines m where m.host_id = g.host_id)
-            on conflict (key) do nothing)
-         update leases l set
-            used_ms = metered_ms(used_ms, run_ms_max, l.metered_at_ms, stop_at_ms, $3),
-            metered_at_ms = now_ms()
-         from heard where l.lease_id = heard.lease_id
-         returning l.lease_id, l.used_ms",
-        host.0,
-        leases,
-        METERED_GAP_MS_MAX,
-        gap.0
-    )
-    .fetch_all(connection)
-    .await?;
-    Ok(metered.into_iter().map(|row| (row.lease_id.into(), Millis(row.used_ms))).collect())
 }
 
 /// Whether a host has not been heard for longer than `silent`; it is not heard before the
@@ -381,7 +336,7 @@ impl Store {
     pub async fn leases_heard(&self, host: HostId, leases: &[LeaseId]) -> Result<()> {
         let ids: Vec<Uuid> = leases.iter().map(|lease| lease.0).collect();
         let mut connection = self.pool.acquire().await?;
-        meter_all(&mut connection, host, &ids, EventRules::default().gap).await.map(drop)
+        meter_all(&mut connection, host, &ids, true).await.map(drop)
     }
 
     /// A host says that a lease's command runs; charging begins. Closed leases stay closed.
@@ -419,7 +374,8 @@ impl Store {
 
     /// A host has delivered all of a lease: it closes. A result counts when its bytes are here.
     ///
-    /// Without an outcome the host ended it: for the reason it was given, or because it had lost contact.
+    /// Without an outcome the host ended it: for the reason it was given, or because it had lost contact. That it was lost, the
+    /// host may say itself; not of what it was told to end.
     ///
     /// # Errors
     /// When the database does not answer.
@@ -435,9 +391,10 @@ impl Store {
         if lease.state == LeaseState::Closed {
             return Ok(());
         }
+        let told = outcome == Some(Outcome::HostLost);
         let outcome = match (outcome, lease.stop_reason) {
+            (None | Some(Outcome::HostLost), Some(reason)) => reason.outcome(),
             (Some(outcome), _) => outcome,
-            (None, Some(reason)) => reason.outcome(),
             (None, None) => Outcome::HostLost,
         };
         // Also when there is none: a result is that of the last attempt.
@@ -452,7 +409,7 @@ impl Store {
         )
         .execute(&mut *tx)
         .await?;
-        close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome, false).await?;
+        close(&mut tx, &mut job, &mut lease, LeaseEvent::Finished, &outcome, told).await?;
         crash_point!("store.lease_finished.before_commit");
         tx.commit().await?;
         crash_point!("store.lease_finished.after_commit");

@@ -56,12 +56,13 @@ pub fn of_silence(
     missing.map(|(id, _)| (*id, Effect::Lost)).collect()
 }
 
-/// Leases that a host does not hold any more, and of which it says that their containers are gone or were cut off.
+/// Leases that a host does not hold any more, and of which it says that it has lost them. That one was killed shows nothing:
+/// its command may have called its end so.
 #[must_use]
 pub fn gone(reported: &BTreeMap<LeaseId, LeaseReport>, held: &BTreeMap<LeaseId, HeldLease>) -> Vec<LeaseId> {
     let is_gone = |report: &LeaseReport| match report {
         LeaseReport::Exited { exit } | LeaseReport::Finished { exit, result: _ } => {
-            matches!(exit, Exit::Killed | Exit::Lost)
+            matches!(exit, Exit::Lost)
         }
         LeaseReport::Preparing | LeaseReport::Running | LeaseReport::Unseen => false,
     };
@@ -129,15 +130,16 @@ fn has_run(exit: &Exit, held: HeldLease) -> Vec<Effect> {
     if has_run && !held.started { vec![Effect::Started] } else { Vec::new() }
 }
 
-/// How an end is recorded. Ends that the control plane asked for, or that it caused by its
-/// silence, are for it to name.
+/// How an end is recorded: as a loss only where the host itself names one. Ends that the control plane asked for, or that
+/// it caused by its silence, are for it to name.
 fn outcome(exit: Exit) -> Option<Outcome> {
     match exit {
         Exit::Code { code } => Some(Outcome::Exited { code }),
         Exit::OutOfMemory => Some(Outcome::OutOfMemory),
         Exit::OutOfGpuMemory { asked, used } => Some(Outcome::OutOfGpuMemory { asked, used }),
         Exit::Killed => Some(Outcome::Killed),
-        Exit::Stopped | Exit::Fenced | Exit::Lost => None,
+        Exit::Lost => Some(Outcome::HostLost),
+        Exit::Stopped | Exit::Fenced => None,
         Exit::StartFailed { detail } => {
             Some(Outcome::StartFailed { detail: bounded(&detail, DETAIL_BYTES_MAX) })
         }
@@ -196,20 +198,27 @@ mod tests {
 
     #[test]
     fn an_end_that_the_control_plane_caused_is_for_it_to_name() {
-        assert_eq!([Exit::Stopped, Exit::Fenced, Exit::Lost].map(outcome), [None, None, None]);
+        assert_eq!([Exit::Stopped, Exit::Fenced].map(outcome), [None, None]);
+    }
+
+    #[test]
+    fn an_end_is_a_loss_where_the_host_names_one_and_not_where_its_command_may_have_called_it_so() {
+        assert_eq!(outcome(Exit::Lost), Some(Outcome::HostLost));
+        assert_eq!(outcome(Exit::Killed), Some(Outcome::Killed));
     }
 
     #[test]
     fn a_lease_that_was_given_up_is_gone_where_the_host_says_so() {
-        let [killed, fenced, held] = [1, 2, 3].map(|n| LeaseId(Uuid::from_u128(n)));
+        let [lost, fenced, killed, held] = [1, 2, 3, 4].map(|n| LeaseId(Uuid::from_u128(n)));
         let exited = |exit| LeaseReport::Exited { exit };
         let reported = BTreeMap::from([
-            (killed, exited(Exit::Killed)),
+            (lost, exited(Exit::Lost)),
             (fenced, exited(Exit::Fenced)),
-            (held, exited(Exit::Killed)),
+            (killed, exited(Exit::Killed)),
+            (held, exited(Exit::Lost)),
         ]);
         let holds = BTreeMap::from([(held, lease(LeaseState::Running, true))]);
-        assert_eq!(gone(&reported, &holds), [killed]);
+        assert_eq!(gone(&reported, &holds), [lost]);
     }
 
     #[test]

@@ -19,11 +19,16 @@ fn silence(from: i64, until: i64, resumed: Option<Resumed>) -> Silence {
     Silence { stretch: stretch(from, until), resumed }
 }
 
-/// A host that is heard just now.
-fn contact(silences: Vec<Silence>) -> Contact {
+/// A host of a miner that is heard just now.
+fn contact_of(hotkey: &str, silences: Vec<Silence>) -> Contact {
     let is_away = silences.iter().find(|one| one.resumed.is_none());
     let heard = is_away.map_or(Timestamp(NOW), |one| one.stretch.from);
-    Contact { joined: Timestamp(0), heard, is_member: true, silences }
+    Contact { hotkey: hotkey.into(), joined: Timestamp(0), heard, is_member: true, silences }
+}
+
+/// The hosts of as many miners, one each.
+fn each(silences: impl IntoIterator<Item = Vec<Silence>>) -> Vec<Contact> {
+    silences.into_iter().enumerate().map(|(n, one)| contact_of(&n.to_string(), one)).collect()
 }
 
 /// What happened to a lease that was last heard of at `since`, over at `until`.
@@ -42,7 +47,7 @@ const LOST: Happened = Happened::HostLost(Loss {
     is_spot: false,
     is_sent_away: false,
     has_left: false,
-    has_failed: false,
+    failed: None,
     has_passed: false,
 });
 const USUAL: Happened = Happened::StartLate { is_usual: true };
@@ -74,7 +79,11 @@ fn a_host_that_comes_back_as_it_was_is_judged_by_its_test() {
     let of = |happened| ruled(&case(happened, 0, 60_000, &back));
     assert_eq!(of(LOST), None, "it is not tested yet");
     assert_eq!(of(lost(|loss| loss.has_passed = true)), ON_RECORD);
-    assert_eq!(of(lost(|loss| loss.has_failed = true)), hosts(ConfirmedBy::Retest));
+    let failed = |appealed, age| of(lost(|loss| loss.failed = Some(Failure { appealed, age: Millis(age) })));
+    assert_eq!(failed(Appealed::No, RULES.confirm.0), None, "its owner may object");
+    assert_eq!(failed(Appealed::No, RULES.confirm.0 + 1), hosts(ConfirmedBy::Retest));
+    assert_eq!(failed(Appealed::Upheld, 0), hosts(ConfirmedBy::Retest));
+    assert_eq!(failed(Appealed::Open, RULES.confirm.0 * 2), None);
     assert_eq!(of(lost(|loss| loss.is_told = true)), hosts(ConfirmedBy::Report));
     let untested = Case { age: Millis(RULES.confirm.0 * 2 + 1), ..case(LOST, 0, 60_000, &back) };
     assert_eq!(ruled(&untested), ON_RECORD);
@@ -120,6 +129,13 @@ fn a_late_start_counts_beyond_the_promise_while_the_host_was_there() {
     assert_eq!(decide(&late(&silent), &RULES).map(|ruling| ruling.lost.length()), Some(Millis(60_000)));
     let silent = [silence(100_000, 390_000, Some(Resumed::Same))];
     assert_eq!(ruled(&late(&silent)), ON_RECORD);
+    let restarted = [silence(100_000, 390_000, Some(Resumed::Machine))];
+    let ruling = decide(&late(&restarted), &RULES).expect("a ruling");
+    assert_eq!((ruling.confirmed_by, ruling.lost.length()), (Some(ConfirmedBy::Report), Millis(100_000)));
+    // Nobody could be heard for the first half of its silence.
+    let (silent, pauses) = ([silence(20_000, 60_000, Some(Resumed::Same))], [stretch(20_000, 40_000)]);
+    let paused = Case { pauses: &pauses, ..late(&silent) };
+    assert_eq!(decide(&paused, &RULES).map(|ruling| ruling.lost.length()), Some(Millis(45_000)));
     let unusual = Case { happened: Happened::StartLate { is_usual: false }, ..late(&[]) };
     assert_eq!(ruled(&unusual), ON_RECORD, "nobody has begun this image in time");
 }
@@ -158,8 +174,10 @@ fn a_failed_test_counts_when_nobody_has_objected_in_time_or_the_verdict_stands()
 }
 
 fn happened() -> impl Strategy<Value = Happened> {
-    let loss = any::<[bool; 3]>().prop_map(|[is_told, has_failed, has_passed]| {
-        Happened::HostLost(Loss { is_told, has_failed, has_passed, ..Loss::default() })
+    let age = RULES.confirm.0 * 2 + 1;
+    let loss = any::<[bool; 3]>().prop_map(move |[is_told, has_failed, has_passed]| {
+        let failed = has_failed.then_some(Failure { appealed: Appealed::Open, age: Millis(age) });
+        Happened::HostLost(Loss { is_told, failed, has_passed, ..Loss::default() })
     });
     let late = any::<bool>().prop_map(|is_usual| Happened::StartLate { is_usual });
     prop_oneof![late, Just(Happened::HeartbeatGap), loss]
@@ -191,9 +209,20 @@ proptest! {
     fn a_lone_host_is_never_the_platform(
         others in 0_usize..50, from in 1_000_000_i64..2_000_000, took in 15_001_i64..1_000_000, how in resumed(),
     ) {
-        let mut all: Vec<Contact> = (0..others).map(|_| contact(Vec::new())).collect();
-        all.push(contact(vec![silence(from, from + took, how)]));
+        let all = each((0..others).map(|_| vec![]).chain([vec![silence(from, from + took, how)]]));
         prop_assert!(!is_outage(&all, Timestamp(from), &RULES));
+    }
+
+    #[test]
+    fn a_lone_miner_is_never_the_platform(own in 1_usize..50, others in 0_usize..50, by_chance in any::<bool>()) {
+        let away = || vec![silence(1_000_000, 1_060_000, Some(Resumed::Same))];
+        let mut all = each((0..others).map(|_| vec![]));
+        all.extend((0..own).map(|_| contact_of("own", away())));
+        if by_chance {
+            // One of the many that another one has.
+            all.extend([away(), vec![], vec![], vec![]].map(|silences| contact_of("another", silences)));
+        }
+        prop_assert!(!is_outage(&all, Timestamp(1_000_000), &RULES));
     }
 
     #[test]
@@ -201,13 +230,12 @@ proptest! {
         spread in proptest::collection::vec(-5_000_i64..5_000, 5..40), others in 0_usize..10,
     ) {
         let at = 1_000_000;
-        let away = |from: i64| contact(vec![silence(from, from + 60_000, Some(Resumed::Same))]);
-        let rest = (0..others).map(|_| contact(Vec::new()));
-        let all: Vec<Contact> = spread.iter().map(|by| away(at + by)).chain(rest.clone()).collect();
+        let away = |from: i64| vec![silence(from, from + 60_000, Some(Resumed::Same))];
+        let rest = (0..others).map(|_| vec![]);
+        let all = each(spread.iter().map(|by| away(at + by)).chain(rest.clone()));
         prop_assert!(is_outage(&all, Timestamp(at), &RULES));
         let apart = (0..spread.len()).map(|n| away(at + 100_000 * i64::try_from(n).expect("few")));
-        let apart: Vec<Contact> = apart.chain(rest).collect();
-        prop_assert!(!is_outage(&apart, Timestamp(at), &RULES));
+        prop_assert!(!is_outage(&each(apart.chain(rest)), Timestamp(at), &RULES));
     }
 
     #[test]

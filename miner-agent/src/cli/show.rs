@@ -219,7 +219,8 @@ fn exit_words(exit: &Exit) -> String {
         Exit::Killed => "something on this machine killed it".to_owned(),
         Exit::Stopped => "the market had it stopped".to_owned(),
         Exit::Fenced => "the market was not heard in time".to_owned(),
-        Exit::Lost => "the daemon of MPS that gave it its share of a GPU has ended".to_owned(),
+        Exit::Lost => "what it ran in ended: this machine, the engine, or the daemon of MPS that gave it its share of a GPU"
+            .to_owned(),
         Exit::StartFailed { detail } => format!("it did not start: {detail}"),
     }
 }

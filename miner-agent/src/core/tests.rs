@@ -242,7 +242,7 @@ fn what_the_agent_stopped_is_reported_as_stopped_whatever_its_exit_code() {
 }
 
 #[test]
-fn exit_137_is_the_memory_limit_or_a_killer_on_the_host() {
+fn exit_137_is_the_memory_limit_or_says_nothing_of_whose_fault_it_was() {
     let exit_of = |code, oom| match Case::listed().sees(Phase::Exited { code, oom }).decide().1 {
         Some(LeaseReport::Exited { exit }) => exit,
         other => panic!("{other:?}"),
@@ -262,7 +262,7 @@ fn an_end_that_the_engine_missed_is_the_hosts_fault_unless_the_agent_asked_for_i
         }
         other => panic!("{other:?}"),
     };
-    assert_eq!(exit_of(Case::listed()), Exit::Killed);
+    assert_eq!(exit_of(Case::listed()), Exit::Lost);
     assert_eq!(exit_of(Case::stopping().notes(ended(Ending::Stopped))), Exit::Stopped);
 }
 
@@ -325,9 +325,9 @@ fn without_a_spec_jobs_run_on_until_the_fence() {
 }
 
 #[test]
-fn a_container_that_vanished_is_killed_and_not_started_again() {
+fn a_container_that_vanished_is_lost_and_not_started_again() {
     let gone = Case::listed().notes(Note { started: true, ..Note::default() });
-    assert_eq!(gone.decide(), (None, report_of(Exit::Killed)));
+    assert_eq!(gone.decide(), (None, report_of(Exit::Lost)));
 }
 
 #[test]
@@ -349,10 +349,10 @@ fn a_detail_is_cut_between_characters() {
 }
 
 #[test]
-fn what_ran_when_the_machine_restarted_was_killed_by_it() {
+fn what_ran_when_the_machine_restarted_was_lost_by_it() {
     let mut case = Case::listed().sees(exited(255)).notes(Note { started: true, ..Note::default() });
     case.memory.machine_restarted();
-    assert_eq!(case.decide().0, Some(Action::Drain(Exit::Killed)));
+    assert_eq!(case.decide().0, Some(Action::Drain(Exit::Lost)));
 }
 
 fn any_phase() -> impl Strategy<Value = Option<Phase>> {

@@ -132,7 +132,10 @@ fn killing_any_one_process_does_not_change_the_outcome() {
         // may do so, and the command runs once more.
         let attempts = done["attempts"].as_array().expect("attempts").len();
         if attempts == 2 && ["dockerd", "containerd"].contains(&victim) {
-            assert_eq!(done["attempts"][0]["outcome"]["kind"], "killed", "after {victim} was killed: {done}");
+            assert_eq!(
+                done["attempts"][0]["outcome"]["kind"], "host_lost",
+                "after {victim} was killed: {done}"
+            );
             assert!(market.stdout(&job).ends_with(&ticks()), "after {victim} was killed: {done}");
         } else {
             assert_eq!(attempts, 1, "after {victim} was killed: {done}");
@@ -170,6 +173,8 @@ fn a_command_that_ends_while_the_engine_is_down_runs_again_since_its_output_may_
     let done = market.await_final(&job);
     assert_eq!(done["state"], "succeeded", "{done}");
     assert_eq!(done["attempts"].as_array().expect("attempts").len(), 2, "{done}");
+    assert_eq!(done["attempts"][0]["outcome"]["kind"], "host_lost", "{done}");
+    assert_eq!(done["attempts"][0]["charged"], 0, "{done}");
     assert!(market.stdout(&job).ends_with("begin\nend\n"), "{}", market.stdout(&job));
     market.audit();
 }

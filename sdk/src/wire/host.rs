@@ -247,13 +247,13 @@ pub enum Exit {
         /// What it was seen to use.
         used: Bytes,
     },
-    /// Something that was neither the agent nor the kernel's memory limit killed it.
+    /// It was killed, by neither the agent nor the kernel's memory limit, or exited with 137.
     Killed,
     /// The agent ended it because the spec said so.
     Stopped,
     /// The agent ended it because it had not heard from the control plane in time.
     Fenced,
-    /// What it computed with ended under it, on the host: what it did is worth nothing.
+    /// What it ran in or computed with ended under it, on the host: what it did is worth nothing.
     Lost,
     /// It never started.
     StartFailed {

@@ -4,6 +4,7 @@ use nave_domain::{
     ChallengeId, CustomerId, HostId, JobId, LeaseId, Millis,
     event::{Blame, ConfirmedBy, EventKind, EventRules, decide},
     job::JobRequest,
+    lease::{Outcome, StopReason},
     verdict::{Cause, Kind},
 };
 use nave_store::{Decision, Departure, Drawing, EventRow, Heard, StoreError, XidRow};
@@ -111,6 +112,17 @@ async fn test(
     };
     market.store.challenge_decide(challenge, &verdict, &Decision::Stays).await.expect("decide");
     challenge
+}
+
+/// Has a host take jobs again that is to be tested, and took none meanwhile.
+async fn tested(market: &Market, host: HostId) {
+    let offered = market.store.snapshot().await.expect("snapshot").hosts;
+    assert!(!offered.contains_key(&host), "it takes nothing before it is tested");
+    let begun = sqlx::query(
+        "update hosts set state = 'ready', suite_cause = null
+         where host_id = $1 and state = 'verifying' and suite_cause = 'random'",
+    );
+    assert_eq!(begun.bind(host.0).execute(&market.sql).await.expect("tested").rows_affected(), 1);
 }
 
 #[tokio::test]
@@ -254,15 +266,11 @@ async fn a_lost_host_that_comes_back_is_tested_and_its_test_decides() {
                 all.into_iter().find(|event| event.lease == Some(lease)).expect("lost")
             };
             assert_eq!(fault(&find(60_000).await), None, "it is to be tested first");
-            let due: bool =
-                sqlx::query_scalar("select retest_up_ms <= control_ms() from hosts where host_id = $1")
-                    .bind(host.0)
-                    .fetch_one(&market.sql)
-                    .await
-                    .expect("due");
-            assert!(due, "and is, as soon as it is free");
+            tested(market, host).await;
             test(market, host, Cause::Random, None, code).await;
-            assert_eq!(fault(&find(1_000).await), expected, "{name}");
+            let decided = fault(&find(1_000).await);
+            assert_eq!(decided, expected.filter(|_| code.is_none()), "{name}: its owner may object");
+            assert_eq!(fault(&find(CONFIRM).await), expected, "{name}");
         }
     })
     .await;
@@ -294,6 +302,130 @@ async fn a_lost_host_whose_machine_restarted_or_that_says_the_lease_is_gone_is_c
         let all = settle(market, 15_000).await;
         let told = all.iter().find(|event| event.lease == Some(lease)).expect("lost");
         assert_eq!((told.kind, fault(told)), (EventKind::HostLost, hosts(ConfirmedBy::Report)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_verdict_that_is_taken_back_confirms_no_loss() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let (host, lease) = lose(market, "right", customer).await;
+        hear_again(market, host, 1, None).await;
+        let wrong = test(market, host, Cause::Random, None, Some("vram_missing")).await;
+        market.store.verdict_appeal("hotkey of right", wrong).await.expect("appeal");
+        let find = async |span| {
+            let all = settle(market, span).await;
+            all.into_iter().find(|event| event.lease == Some(lease)).expect("lost")
+        };
+        assert_eq!(fault(&find(CONFIRM + 1_000).await), None, "it is not judged again yet");
+        market.store.appeal_decide(wrong, &json!({ "passed": {} }), true).await.expect("right");
+        assert_eq!(fault(&find(CONFIRM).await), Some((Blame::Host, None)));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_comes_back_after_its_absence_counted_is_tested_too() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let (host, _) = lose(market, "late", customer).await;
+        assert_eq!(fault(&only(market, CONFIRM + 1_000).await), hosts(ConfirmedBy::Absence));
+        hear_again(market, host, 1, None).await;
+        tested(market, host).await;
+        let idle = market.host("idle").await;
+        quiet(market, idle, 60_000).await;
+        hear_again(market, idle, 1, None).await;
+        let offered = market.store.snapshot().await.expect("snapshot").hosts;
+        assert!(offered.contains_key(&idle), "it has lost nothing");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_away_for_too_long_keeps_its_obligations_anew() {
+    open(async |market| {
+        let host = market.host("away").await;
+        sqlx::query("update hosts set obliged_since_ms = 1").execute(&market.sql).await.expect("long since");
+        let since = async || {
+            let since = sqlx::query_scalar("select obliged_since_ms from hosts").fetch_one(&market.sql);
+            since.await.map(|since: i64| since).expect("obliged")
+        };
+        quiet(market, host, CONFIRM - 10_000).await;
+        hear_again(market, host, 1, None).await;
+        assert_eq!(since().await, 1, "it was back in time");
+        quiet(market, host, CONFIRM + 1_000).await;
+        hear_again(market, host, 2, None).await;
+        let heard: i64 =
+            sqlx::query_scalar("select heard_at_ms from hosts").fetch_one(&market.sql).await.expect("heard");
+        assert!((heard - 10_000..=heard).contains(&since().await), "since it is back");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_machine_that_restarts_under_a_lease_lets_it_down_and_a_command_that_is_killed_shows_nothing() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("restarts").await;
+        let (job, lease) = market.run(customer, host, &request()).await;
+        market.use_up(host, lease, 5_000).await;
+        market.finish(host, lease, Outcome::HostLost).await;
+        let lost = only(market, 15_000).await;
+        assert_eq!(
+            (lost.kind, lost.lease, fault(&lost)),
+            (EventKind::HostLost, Some(lease), hosts(ConfirmedBy::Report))
+        );
+        assert_eq!(market.job(customer, job).await.charged.0, 0, "nobody pays for it");
+        let (_, stopped) = market.run(customer, host, &request()).await;
+        market.store.lease_stop(host, stopped, StopReason::Cancelled).await.expect("stop");
+        market.finish(host, stopped, Outcome::HostLost).await;
+        let (job, killed) = market.run(customer, host, &request()).await;
+        market.use_up(host, killed, 5_000).await;
+        market.finish(host, killed, Outcome::Killed).await;
+        assert_eq!(only(market, CONFIRM).await.lease, Some(lease));
+        assert!(market.job(customer, job).await.charged.0 > 0, "its command may have ended itself");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn events_are_written_by_the_parameters_that_hold() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("slow").await;
+        let body = json!({ "version": 1, "effective_epoch": 0, "announced_ms": 0, "gap_ms": 90_000, "start_promise_ms": 450_000 });
+        sqlx::query("insert into parameters (body) values ($1)")
+            .bind(body)
+            .execute(&market.sql)
+            .await
+            .expect("announced");
+        let (_, late) = begin_late(market, customer, host, &request()).await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        market.use_up(host, lease, 80_000).await;
+        assert_eq!(events(market).await, [], "not late, and no gap: {late}");
+        market.use_up(host, lease, 100_000).await;
+        let gap = only(market, 0).await;
+        assert!((10_000..15_000).contains(&gap.lost.length().0), "{gap:?}");
+        market.finish(host, lease, EXITED).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_comes_and_goes_writes_few_gaps() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("flaps").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        for _ in 0..15 {
+            market.use_up(host, lease, 20_000).await;
+        }
+        assert_eq!(events(market).await.len(), 10);
+        sqlx::query("update events set at_ms = at_ms - 3600000").execute(&market.sql).await.expect("older");
+        market.use_up(host, lease, 20_000).await;
+        assert_eq!(events(market).await.len(), 11, "an hour later they count again");
+        market.finish(host, lease, EXITED).await;
     })
     .await;
 }
@@ -344,11 +476,9 @@ async fn a_lease_that_its_host_alone_fenced_is_judged_by_the_hosts_test() {
                 all.into_iter().find(lost).expect("lost")
             };
             assert_eq!(fault(&find(60_000).await), None, "it is to be tested first");
-            let begun =
-                sqlx::query("update hosts set state = 'ready' where host_id = $1 and state = 'verifying'");
-            assert_eq!(begun.bind(host.0).execute(&market.sql).await.expect("tested").rows_affected(), 1);
+            tested(market, host).await;
             test(market, host, Cause::Random, None, code).await;
-            assert_eq!(fault(&find(1_000).await), expected, "{name}");
+            assert_eq!(fault(&find(CONFIRM + 1_000).await), expected, "{name}");
         }
     })
     .await;
@@ -389,6 +519,27 @@ async fn a_share_that_is_gone_may_be_another_customers_doing() {
 
 #[tokio::test]
 async fn hosts_that_fall_silent_at_once_are_not_to_blame() {
+    fall_silent(11, "", Some((Blame::Platform, None))).await;
+}
+
+#[tokio::test]
+async fn hosts_that_were_never_ready_make_no_outage_and_hide_none() {
+    fall_silent(
+        20,
+        ", proven = case when name like 'silent%' then proven end",
+        Some((Blame::Platform, None)),
+    )
+    .await;
+    fall_silent(5, ", proven = case when name <> 'silent 0' then proven end", None).await;
+}
+
+#[tokio::test]
+async fn the_hosts_of_one_miner_make_no_outage() {
+    fall_silent(5, ", hotkey = case when name like 'silent%' then 'one' else hotkey end", None).await;
+}
+
+/// Five hosts fall silent at once and lose a lease each, and `heard` others do not, after all were changed: then that is decided.
+async fn fall_silent(heard: usize, change: &str, expected: Option<(Blame, Option<ConfirmedBy>)>) {
     open(async |market| {
         let customer = market.customer("ada").await;
         let mut silent = Vec::new();
@@ -396,11 +547,12 @@ async fn hosts_that_fall_silent_at_once_are_not_to_blame() {
             let host = market.host(&format!("silent {n}")).await;
             silent.push((host, market.run(customer, host, &request()).await.1));
         }
-        for n in 0..5 {
+        for n in 0..heard {
             market.host(&format!("heard {n}")).await;
         }
         // They have all been there for a while.
-        sqlx::query("update hosts set enrolled_at_ms = 0").execute(&market.sql).await.expect("older");
+        let change = format!("update hosts set enrolled_at_ms = 0 {change}");
+        sqlx::query(sqlx::AssertSqlSafe(change)).execute(&market.sql).await.expect("change");
         for (host, _) in &silent {
             quiet(market, *host, 60_000).await;
         }
@@ -408,10 +560,7 @@ async fn hosts_that_fall_silent_at_once_are_not_to_blame() {
             market.store.lease_lost_silent(*host, *lease, Millis(10_000)).await.expect("lost");
         }
         let all = settle(market, 15_000).await;
-        assert!(
-            all.len() == 5 && all.iter().all(|event| fault(event) == Some((Blame::Platform, None))),
-            "{all:?}"
-        );
+        assert!(all.len() == 5 && all.iter().all(|event| fault(event) == expected), "{all:?}");
     })
     .await;
 }
