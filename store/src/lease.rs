@@ -64,7 +64,7 @@ pub struct HeldLease {
 pub struct ResultRow {
     /// SHA-256 of the archive.
     pub sha256: [u8; 32],
-    /// Whether files were left out because the archive would exceed 32 MiB.
+    /// Whether files were left out because they were too much.
     pub truncated: bool,
 }
 
@@ -312,7 +312,7 @@ fn why(outcome: &Outcome) -> Option<Why> {
             "out_of_gpu_memory",
             format!("the command used {used} of the memory of its GPU, and had asked for {asked}"),
         ),
-        Outcome::Killed => ("killed", "something on the host killed the command".into()),
+        Outcome::Killed => ("killed", "the command was killed, or exited with code 137".into()),
         Outcome::StartFailed { detail } => ("start_failed", format!("the container did not start: {detail}")),
         Outcome::StartTimeout => {
             ("start_timeout", "the container did not start within its start limit".into())

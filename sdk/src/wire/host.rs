@@ -273,7 +273,7 @@ pub struct ResultRef {
     pub sha256: String,
     /// Its size in bytes.
     pub size: u64,
-    /// Set when files were left out because the archive would exceed [`BLOB_BYTES_MAX`].
+    /// Set when files were left out because the archive would exceed [`BLOB_BYTES_MAX`], or there were too many.
     pub truncated: bool,
 }
 
