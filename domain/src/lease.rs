@@ -188,7 +188,7 @@ pub enum Outcome {
         /// What it was seen to use.
         used: Bytes,
     },
-    /// Something outside the container killed the command.
+    /// The command was killed, by nothing that the market knows of, or exited with 137.
     Killed,
     /// The container could not be started.
     StartFailed {
@@ -205,7 +205,7 @@ pub enum Outcome {
     Cancelled,
     /// Its spot job yielded to another one; it runs again.
     Preempted,
-    /// The host fell silent, or lost what the command computed with; the customer is not charged for this attempt.
+    /// The host fell silent, or lost what the command ran in or computed with; the customer is not charged for this attempt.
     HostLost,
 }
 

@@ -119,7 +119,7 @@ pub fn outcome(outcome: &nave_domain::lease::Outcome) -> String {
         O::OutOfGpuMemory { asked, used } => {
             format!("ended for using {used} of the memory of its GPU: it had asked for {asked}")
         }
-        O::Killed => "killed from outside its container".to_owned(),
+        O::Killed => "killed, or exited with code 137".to_owned(),
         O::StartFailed { detail } => format!("could not be started: {}", clean(detail)),
         O::StartTimeout => "did not start within its start limit".to_owned(),
         O::RunTimeout => "ran into its run limit".to_owned(),
