@@ -235,10 +235,10 @@ impl Look<'_> {
         let now = self.market.now;
         let mut waiting: Vec<Waiting> = (0..).zip(units).map(|(id, unit)| unit.waiting(id, now)).collect();
         waiting.sort_by_key(|waiting| (waiting.since_ms, waiting.gang.id));
-        let (yielding, leases) = self.loaded.yielding(&self.market.hosts);
+        let (yielding, leases) = self.loaded.yielding(self.market.yielding());
         let mut planned = self.loaded.fleet.plan(&waiting, &yielding, now.0, PATIENCE.0);
         let placed: BTreeMap<u64, Places> = std::mem::take(&mut planned.placed).into_iter().collect();
-        self.market.kept = self.market.hosts.keys().copied().filter(|id| self.is_kept(*id, None)).collect();
+        self.market.kept = self.kept().into_keys().collect();
         let mut without = Vec::new();
         for id in waiting.iter().map(|waiting| waiting.gang.id) {
             let Some(unit) = usize::try_from(id).ok().and_then(|at| units.get(at)) else { continue };
@@ -263,11 +263,14 @@ impl Look<'_> {
                 self.plan.notices.extend(leases.iter().map(notice));
             }
         }
-        let kept_for = |host: &HostId| {
-            let id = self.loaded.fleet.kept_for(self.loaded.handle(*host)?)?;
-            Some((*host, units.get(usize::try_from(id).ok()?)?.jobs[0].job))
-        };
-        self.market.hosts.keys().filter_map(kept_for).collect()
+        let job = |id: u64| Some(units.get(usize::try_from(id).ok()?)?.jobs[0].job);
+        self.kept().into_iter().filter_map(|(host, id)| Some((host, job(id)?))).collect()
+    }
+
+    /// The hosts that are kept free, and for which unit each.
+    fn kept(&self) -> BTreeMap<HostId, u64> {
+        let kept = self.loaded.fleet.kept().into_iter();
+        kept.filter_map(|(handle, id)| Some((self.loaded.id(handle)?, id))).collect()
     }
 
     /// Places a job on a slice, which the fleet does not know, where one suffices and is free, and where that is what the job

@@ -139,6 +139,16 @@ impl Fleet {
         self.room(handle)?.kept_for
     }
 
+    /// The hosts that are kept free, and for whom each.
+    #[must_use]
+    pub fn kept(&self) -> Vec<(Handle, u64)> {
+        if self.keepers.is_empty() {
+            return Vec::new();
+        }
+        let rooms = (0..).zip(&self.rooms);
+        rooms.filter_map(|(at, room)| Some((Handle(at), room.as_ref()?.kept_for?))).collect()
+    }
+
     /// Keeps a host free for somebody, as it was in the look before.
     pub fn keep_host(&mut self, handle: Handle, whose: u64) {
         self.keep(handle.0 as usize, whose);

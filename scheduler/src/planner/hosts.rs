@@ -24,6 +24,8 @@ pub(super) struct Hosts {
     pub now: Supplies,
     /// The same without anybody on them.
     pub empty: Supplies,
+    /// Those that somebody yields on.
+    pub yielding: BTreeSet<HostId>,
     pub baselines: Baselines,
     pub orders: Orders,
     /// What jobs are told that no host takes.
@@ -55,6 +57,7 @@ impl Hosts {
                 moved.push(Moved { host: *id, before: Some(supply.host.rate), now: None });
             }
             before.extend(self.empty.remove(id).map(|supply| (*id, supply)));
+            self.yielding.remove(id);
         }
         let has_moved = self.baselines != snapshot.baselines;
         if has_moved {
@@ -65,6 +68,11 @@ impl Hosts {
             if known.is_some_and(|supply| supply.host == *host) {
                 continue;
             }
+            if host.yielding.is_empty() {
+                self.yielding.remove(id)
+            } else {
+                self.yielding.insert(*id)
+            };
             match known.filter(|supply| is_offered_alike(&supply.host, host)) {
                 Some(known) => {
                     let supply = known.used_as(host);

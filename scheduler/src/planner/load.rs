@@ -313,10 +313,13 @@ impl Loaded {
     }
 
     /// What ends soon or yields: leases, and all those together that have shares of one device; with the leases of each.
-    pub fn yielding(&self, hosts: &Supplies) -> (Vec<SpotLease>, Vec<(HostId, Vec<LeaseId>)>) {
+    pub fn yielding<'s>(
+        &self,
+        hosts: impl Iterator<Item = (HostId, &'s Supply)>,
+    ) -> (Vec<SpotLease>, Vec<(HostId, Vec<LeaseId>)>) {
         let (mut leases, mut ids) = (Vec::new(), Vec::new());
         for (host, supply) in hosts {
-            let Some(handle) = self.handle(*host) else { continue };
+            let Some(handle) = self.handle(host) else { continue };
             for some in together(supply) {
                 let (request, devices) = leased(supply, &some);
                 let tenant = |of: &Occupied| Some((*self.owners.get(&of.customer)?, of.alone));
@@ -330,7 +333,7 @@ impl Loaded {
                     order_bytes: count(order_bytes),
                     noticed: some.iter().all(|lease| lease.is_ending),
                 });
-                ids.push((*host, some.iter().map(|lease| lease.lease).collect()));
+                ids.push((host, some.iter().map(|lease| lease.lease).collect()));
             }
         }
         (leases, ids)

@@ -60,6 +60,7 @@ pub(super) struct Market<'a> {
     odd: Vec<HostId>,
     /// Hosts that are kept for somebody.
     pub kept: Vec<HostId>,
+    yielding: &'a BTreeSet<HostId>,
     differences: Differences,
     answers: &'a Answers,
     orders: &'a Orders,
@@ -69,7 +70,7 @@ pub(super) struct Market<'a> {
 
 impl<'a> Market<'a> {
     pub fn new(snapshot: &'a Snapshot, hosts: &'a Hosts) -> Self {
-        let Hosts { names, now, empty, orders, answers, dearest, .. } = hosts;
+        let Hosts { names, now, empty, yielding, orders, answers, dearest, .. } = hosts;
         let is_odd = |supply: &Supply| !supply.slices.is_empty() || supply.devices.len() > DEVICES_MAX;
         let all = || now.values().map(|supply| &supply.host);
         let differences = Differences {
@@ -81,6 +82,7 @@ impl<'a> Market<'a> {
             now: snapshot.now,
             odd: now.iter().filter(|(_, supply)| is_odd(supply)).map(|(id, _)| *id).collect(),
             kept: Vec::new(),
+            yielding,
             differences,
             answers,
             orders,
@@ -91,6 +93,11 @@ impl<'a> Market<'a> {
             given: BTreeMap::new(),
             baselines: &snapshot.baselines,
         }
+    }
+
+    /// The hosts that somebody yields on.
+    pub fn yielding(&self) -> impl Iterator<Item = (HostId, &Supply)> {
+        self.yielding.iter().filter_map(|id| Some((*id, self.hosts.get(id)?.as_ref())))
     }
 
     /// What becomes of a job that no host is looked for now.
