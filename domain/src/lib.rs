@@ -4,6 +4,7 @@
 //! and snapshots in and get decisions back, so the same inputs give the same
 //! bytes everywhere.
 
+pub mod class_use;
 pub mod dispute;
 pub mod epoch;
 pub mod event;
@@ -16,7 +17,6 @@ pub mod ledger;
 pub mod mesh;
 pub mod rate;
 pub mod region;
-pub mod standby;
 pub mod units;
 pub mod verdict;
 pub mod wish;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::{host::Trust, standby::ClassUse};
+use nave_domain::{host::Trust, class_use::ClassUse};
 use nave_store::{Snapshot, SupplyHost};
 
 /// What a look sees of each class: of the hosts that take jobs, without rented machines.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use nave_domain::standby::ClassUse;
+use nave_domain::class_use::ClassUse;
 
 use crate::{Result, Store};
 

@@ -1,8 +1,7 @@
-//! What miners earned, line by line, and what customers got back.
+//! What miners earned, line by line.
 
-use nave_domain::{CustomerId, HostId, JobId, LeaseId, MicroUsd, Millis, Timestamp, host::Term};
+use nave_domain::{HostId, LeaseId, MicroUsd, Millis, Timestamp, host::Term};
 use serde_json::Value;
-use uuid::Uuid;
 
 use crate::{Result, Store, error};
 
@@ -44,25 +43,6 @@ pub struct LeaseEarned {
     pub penalty: MicroUsd,
     /// Why it earned nothing whatever happened: customer and miner count as one.
     pub related: Option<String>,
-    /// What went wrong, and whose fault it was.
-    pub events: Vec<Value>,
-}
-
-/// What a customer got back for a lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CreditRow {
-    /// Which lease.
-    pub lease: LeaseId,
-    /// Of which job.
-    pub job: JobId,
-    /// In which epoch.
-    pub epoch: i64,
-    /// What it had cost.
-    pub charged: MicroUsd,
-    /// What came back.
-    pub credit: MicroUsd,
-    /// The part of what was promised that was kept, in millionths.
-    pub adherence_ppm: i32,
     /// What went wrong, and whose fault it was.
     pub events: Vec<Value>,
 }
@@ -143,36 +123,6 @@ impl Store {
             credit: MicroUsd(row.credit),
             penalty: MicroUsd(row.penalty),
             related: row.related,
-            events: row.events,
-        });
-        Ok(rows.collect())
-    }
-
-    /// What a customer got back for leases of these jobs, and why.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn credits_of_jobs(&self, customer: CustomerId, jobs: &[JobId]) -> Result<Vec<CreditRow>> {
-        let jobs: Vec<Uuid> = jobs.iter().map(|job| job.0).collect();
-        let rows = sqlx::query!(
-            r#"select p.lease_id, l.job_id, p.epoch, l.charged, credit, adherence,
-                array(select jsonb_build_object('event', event_id, 'kind', kind, 'blame', blame, 'confirmed_by', confirmed_by,
-                        'from_ms', from_ms, 'until_ms', until_ms, 'detail', detail)
-                      from events v where v.lease_id = p.lease_id and v.epoch = p.epoch order by from_ms, event_id) as "events!"
-               from lease_pay p join leases l using (lease_id) join jobs j using (job_id)
-               where j.customer_id = $1 and j.job_id = any($2) and credit > 0 order by p.lease_id"#,
-            customer.0,
-            &jobs
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let rows = rows.into_iter().map(|row| CreditRow {
-            lease: row.lease_id.into(),
-            job: row.job_id.into(),
-            epoch: row.epoch,
-            charged: MicroUsd(row.charged),
-            credit: MicroUsd(row.credit),
-            adherence_ppm: row.adherence,
             events: row.events,
         });
         Ok(rows.collect())

@@ -77,7 +77,7 @@ pub use collateral::{CallRow, CollateralRow};
 pub use device::Holder;
 pub use dispute::{DisputeRow, Disputed, Disputing, JobDisputes};
 pub use drawing::Drawing;
-pub use earnings::{CreditRow, EarningsRow, LeaseEarned, OfferRow};
+pub use earnings::{EarningsRow, LeaseEarned, OfferRow};
 pub use enrol::{Joined, Joining};
 pub use epoch::{DeliveredRow, EpochRow, SettledRow};
 pub use error::StoreError;

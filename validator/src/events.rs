@@ -6,12 +6,9 @@ use anyhow::Context as _;
 use nave_crash_point::crash_point;
 use nave_domain::{
     Millis,
-    event::{Blame, ConfirmedBy, EventKind, EventRules, EventRuling, decide},
+    event::{ConfirmedBy, EventRules, EventRuling, decide},
 };
-use nave_settlement::{
-    evidence::{self, Confirmation, Kind},
-    params::Params,
-};
+use nave_settlement::{evidence, params::Params};
 use nave_store::{EventRow, PendingEvent, Store, StoreError};
 
 use crate::key::MarketKey;
@@ -115,31 +112,14 @@ async fn write(
 pub fn evidence(row: &EventRow, ruling: &EventRuling, detail: &str) -> evidence::Event {
     evidence::Event {
         at_ms: row.at.0,
-        blame: match ruling.blame {
-            Blame::Host => evidence::Blame::Host,
-            Blame::Platform => evidence::Blame::Platform,
-            Blame::Customer => evidence::Blame::Customer,
-        },
-        confirmed_by: ruling.confirmed_by.map(|by| match by {
-            ConfirmedBy::Report => Confirmation::Report,
-            ConfirmedBy::Retest => Confirmation::Retest,
-            ConfirmedBy::Absence => Confirmation::Absence,
-        }),
+        blame: ruling.blame,
+        confirmed_by: ruling.confirmed_by,
         detail: detail.to_owned(),
         event: row.event.to_string(),
         from_ms: ruling.lost.from.0,
         host: row.host.to_string(),
         hotkey: row.hotkey.clone(),
-        kind: match row.kind {
-            EventKind::StartLate => Kind::StartLate,
-            EventKind::HeartbeatGap => Kind::HeartbeatGap,
-            EventKind::Xid => Kind::Xid,
-            EventKind::FailedRetest => Kind::FailedRetest,
-            EventKind::EarlyReclaim => Kind::EarlyReclaim,
-            EventKind::BelowBand => Kind::BelowBand,
-            EventKind::Unreachable => Kind::Unreachable,
-            EventKind::HostLost => Kind::HostLost,
-        },
+        kind: row.kind,
         lease: row.lease.map(|lease| lease.to_string()),
         signature: String::new(),
         until_ms: ruling.lost.until.0,

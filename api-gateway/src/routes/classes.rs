@@ -30,13 +30,11 @@ pub(crate) async fn list(
     }
     let class = |(class, mut rows): (String, Vec<BaselineRow>)| {
         rows.sort_by_key(|row| row.area);
-        let anywhere = rows.iter().find(|row| row.area.is_none()).map(|row| row.gpu_hour);
         let used = seen.get(&class).copied().unwrap_or_default();
         DeviceClass {
             class,
             baselines: rows.into_iter().map(baseline).collect(),
             utilisation: used.utilisation(),
-            standby: used.standby(anywhere.unwrap_or_default()),
         }
     };
     Ok(Json(rows.into_iter().map(class).collect()))

@@ -12,7 +12,7 @@ use crate::{
     view,
 };
 
-/// What a job cost and why. Receipts of final jobs no longer change.
+/// What a job cost and why. To receipts of final jobs, lines are added only for what comes back.
 #[utoipa::path(get, path = "/v1/jobs/{job}/receipt", tag = "jobs", operation_id = "jobs_receipt",
     params(("job" = String, Path, description = "The job's id")), security(("key" = ["jobs:read"])),
     responses((status = 200, description = "The receipt", body = Receipt)))]
@@ -22,7 +22,7 @@ pub(crate) async fn show(
     Path(job): Path<JobId>,
     Query(Nothing {}): Query<Nothing>,
 ) -> Result<Json<Receipt>, ApiError> {
-    // The job first: when it is final here, what is read after it no longer changes.
+    // The job first: when it is final here, nothing that is read after it is charged later.
     let row = app.store.job_get(caller.customer, job).await?;
     let attempts = app.store.attempt_list(&[job]).await?;
     let lines: Vec<LedgerLine> =

@@ -194,7 +194,7 @@ async fn classes_are_shown_with_what_clouds_ask_where_who_says_so_and_how_much_i
     ];
     market.store.baselines_set(&rows).await.expect("baselines");
     market.store.epoch_open("test").await.expect("an epoch");
-    let seen = nave_domain::standby::ClassUse { devices: 4, leased_milli: 3_400 };
+    let seen = nave_domain::class_use::ClassUse { devices: 4, leased_milli: 3_400 };
     market.store.class_use_add(&[("h200".to_owned(), seen)].into()).await.expect("seen");
     let classes: serde_json::Value = market.fetch("/v1/classes").await;
     let at = "1970-01-01T00:00:00.001Z";
@@ -205,7 +205,6 @@ async fn classes_are_shown_with_what_clouds_ask_where_who_says_so_and_how_much_i
             { "region": "europe", "gpu_hour": 3_100_000, "listed": false, "source": "lambda, verda", "fetched_at": at },
         ],
         "utilisation": 850,
-        "standby": 600_000,
     });
     assert_eq!(classes, json!([h200]));
 }

@@ -4,7 +4,7 @@ use nave_domain::{
     MilliGpu,
     fraction::{Fraction, Shared},
     host::Trust,
-    standby::ClassUse,
+    class_use::ClassUse,
 };
 use nave_scheduler::class_use;
 

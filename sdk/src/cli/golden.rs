@@ -224,14 +224,14 @@ pub fn offers() -> Vec<Offer> {
 pub fn classes() -> Vec<DeviceClass> {
     let baseline = |region: Value, gpu_hour: i64, listed: bool, source: &str| json!({ "region": region, "gpu_hour": gpu_hour, "listed": listed, "source": source, "fetched_at": "2026-09-21T14:12:20Z" });
     sample(json!([
-        { "class": "h100-sxm", "utilisation": 850, "standby": 580_000, "baselines": [
+        { "class": "h100-sxm", "utilisation": 850, "baselines": [
             baseline(Value::Null, 2_900_000, true, "a price page; unverified"),
             baseline(json!("europe"), 2_912_000, false, "hyperstack, lambda, verda"),
         ] },
-        { "class": "l40s", "utilisation": 0, "standby": 0, "baselines": [
+        { "class": "l40s", "utilisation": 0, "baselines": [
             baseline(Value::Null, 790_000, false, "massed"),
         ] },
-        { "class": "v100-16", "utilisation": null, "standby": 0, "baselines": [] },
+        { "class": "v100-16", "utilisation": null, "baselines": [] },
     ]))
 }
 

@@ -106,7 +106,7 @@ pub fn models<'a>(counts: impl Iterator<Item = (&'a str, u32)>) -> String {
 /// Classes of devices, one line for each part of the world with a baseline of its own.
 #[must_use]
 pub fn classes(classes: &[DeviceClass]) -> String {
-    let head = ["CLASS", "REGION", "CLOUDS/H>", "FROM", "AS OF", "LEASED>", "STANDBY/H>"];
+    let head = ["CLASS", "REGION", "CLOUDS/H>", "FROM", "AS OF", "LEASED>"];
     let rows: Vec<Vec<String>> = classes.iter().flat_map(class_rows).collect();
     let is_listed = classes.iter().flat_map(|class| &class.baselines).any(|baseline| baseline.listed);
     let warning =
@@ -116,7 +116,7 @@ pub fn classes(classes: &[DeviceClass]) -> String {
 
 fn class_rows(class: &DeviceClass) -> Vec<Vec<String>> {
     let utilisation = class.utilisation.map(|milli| format!("{}.{} %", milli / 10, milli % 10));
-    let own = [utilisation.unwrap_or_else(|| "-".to_owned()), class.standby.to_string()];
+    let leased = utilisation.unwrap_or_else(|| "-".to_owned());
     let cost = |baseline: &Baseline| {
         [
             baseline.region.clone().unwrap_or_else(|| "anywhere".to_owned()),
@@ -129,7 +129,7 @@ fn class_rows(class: &DeviceClass) -> Vec<Vec<String>> {
     if costs.is_empty() {
         costs.push(["-"; 4].map(str::to_owned));
     }
-    let row = |cost: [String; 4]| [&[class.class.clone()][..], &cost[..], &own[..]].concat();
+    let row = |cost: [String; 4]| [&[class.class.clone()][..], &cost[..], &[leased.clone()][..]].concat();
     costs.into_iter().map(row).collect()
 }
 

@@ -179,7 +179,7 @@ pub struct Receipt {
     pub job: JobId,
     /// Who pays.
     pub customer: CustomerId,
-    /// Where it stands; final receipts no longer change.
+    /// Where it stands; once that is final, lines can only be added for what comes back.
     pub state: JobState,
     /// The image that ran, with its digest.
     pub image: String,
@@ -187,7 +187,7 @@ pub struct Receipt {
     pub attempts: Vec<Metered>,
     /// Every ledger posting for this job, in order.
     pub lines: Vec<LedgerLine>,
-    /// Charges less refunds.
+    /// Charges less refunds. What came back because a host broke a promise is in the lines.
     pub total: MicroUsd,
     /// What is still set aside.
     pub held: MicroUsd,
@@ -248,8 +248,6 @@ pub struct DeviceClass {
     /// Thousandths of miners' devices that were leased in the epoch that ended last, or else in this one; absent
     /// where there are none.
     pub utilisation: Option<i64>,
-    /// What an hour of an idle one is worth at that: nothing up to a half, a fifth of the baseline from 85 % on.
-    pub standby: MicroUsd,
 }
 
 /// What clouds ask for an hour of one device of a class, the machine around it included.

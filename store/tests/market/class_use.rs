@@ -1,6 +1,6 @@
 //! How much of each class is leased: summed over an epoch, and shown once that has ended.
 
-use nave_domain::standby::ClassUse;
+use nave_domain::class_use::ClassUse;
 
 use crate::market::open;
 
