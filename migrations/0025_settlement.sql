@@ -87,6 +87,12 @@ drop index leases_unsettled;
 alter table leases drop column settled_ms;
 -- A clock that was set back while a lease ran is no reason to settle nothing.
 update leases set closed_at_ms = placed_at_ms where closed_at_ms < placed_at_ms;
+-- Nor is one that was set back while an epoch was open.
+update epochs e set opened_at_ms = before.ended_ms
+    from (select epoch, max(greatest(opened_at_ms, closed_at_ms)) over (order by epoch rows between unbounded preceding and 1 preceding)
+            as ended_ms from epochs) before
+    where before.epoch = e.epoch and e.state in ('open', 'closed') and e.opened_at_ms < before.ended_ms;
+update epochs set closed_at_ms = opened_at_ms where state = 'closed' and closed_at_ms < opened_at_ms;
 
 alter table leases
     add term  text not null default 'on_demand' constraint leases_term check (term in ('on_demand', 'spot')),
@@ -169,7 +175,7 @@ comment on column idle_times.epoch is 'In which epoch';
 comment on column idle_times.host_id is 'Of which host';
 comment on column idle_times.class is 'Of which class';
 comment on column idle_times.device_ms is 'Time, added up over devices';
-comment on column idle_times.gpu_hour is 'The highest price that was asked for one of them meanwhile, in micro-USD an hour';
+comment on column idle_times.gpu_hour is 'The highest price that was asked meanwhile for one device of the host with its part of the cores and memory, in micro-USD an hour';
 comment on column idle_times.obliged_since_ms is 'Since when the host kept its obligations when the epoch closed; none while it is open';
 
 create table idle_look (
@@ -322,6 +328,12 @@ comment on column ledger_accounts.account is 'funding, treasury, clouds, availab
 comment on column ledger_accounts.hotkey is 'Whose, if a miner''s';
 comment on column ledger_accounts.balance is 'Sum of its entries; never negative for customers and miners';
 
+-- What an hour of all that a host claims costs, in micro-USD; none where it was not heard yet.
+create function host_hourly(h hosts) returns numeric language sql immutable
+    return h.gpu_hour::numeric * jsonb_array_length(h.inventory -> 'devices')
+        + h.vcpu_hour::numeric * (h.inventory ->> 'milli_cpu')::bigint / 1000
+        + h.gib_hour::numeric * (h.inventory ->> 'memory')::bigint / 1073741824;
+
 -- What miners' hosts are sold as: not for longer than their owner offers, and as spot while the miner is new or demoted, or as far as
 -- collateral does not cover what their offers cost for the time that it must.
 create view offers as
@@ -333,10 +345,7 @@ create view offers as
     offered as (
         select h.host_id, h.hotkey, h.term, h.enrolled_at_ms,
             exists (select from machines m where m.host_id = h.host_id) as is_rented,
-            case when h.term = 'on_demand' and h.state in ('ready', 'suspect', 'verifying') then
-                h.gpu_hour::numeric * jsonb_array_length(h.inventory -> 'devices')
-                + h.vcpu_hour::numeric * (h.inventory ->> 'milli_cpu')::bigint / 1000
-                + h.gib_hour::numeric * (h.inventory ->> 'memory')::bigint / 1073741824 end as hourly
+            case when h.term = 'on_demand' and h.state in ('ready', 'suspect', 'verifying') then host_hourly(h) end as hourly
         from hosts h),
     backed as (
         select o.*, min(enrolled_at_ms) over (partition by hotkey) as since_ms,

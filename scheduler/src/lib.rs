@@ -3,7 +3,6 @@
 //! [`plan`](planner::plan) and [`watch`](watch::watch) are pure: a snapshot and the
 //! time in, decisions out. [`role`] loads, calls and carries out.
 
-mod class_use;
 pub mod cloud;
 pub mod demand;
 mod fit;
@@ -14,5 +13,4 @@ pub mod role;
 mod wait;
 pub mod watch;
 
-pub use class_use::class_use;
 pub use role::run;

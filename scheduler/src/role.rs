@@ -12,7 +12,6 @@ use tokio::{
 };
 
 use crate::{
-    class_use::class_use,
     planner::{Plan, Planner, Quoted, Reason},
     watch::{Decision, Patience, watch},
 };
@@ -70,7 +69,7 @@ async fn supply_changed(changes: &mut broadcast::Receiver<Changes>) {
 async fn place(store: &Store, planner: &mut Planner, counted: &mut Option<Instant>) -> anyhow::Result<()> {
     let snapshot = store.snapshot().await?;
     if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
-        store.class_use_add(&class_use(&snapshot)).await?;
+        store.class_use_add(&store.class_use_now().await?).await?;
         *counted = Some(Instant::now());
     }
     let mut own = std::mem::take(planner);

@@ -7,6 +7,29 @@ use nave_domain::class_use::ClassUse;
 use crate::{Result, Store};
 
 impl Store {
+    /// What there is now of each class on miners' hosts that take jobs, and how much of it is leased. What quotes or tests hold is
+    /// not: nobody pays for it.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn class_use_now(&self) -> Result<BTreeMap<String, ClassUse>> {
+        let rows = sqlx::query!(
+            r#"with leased as (
+                select host_id, device, least(sum(coalesce(share_milli, 1000)), 1000)::bigint as milli
+                from leases cross join unnest(devices) device where state <> 'closed' group by host_id, device)
+               select d.value ->> 'class' as "class!", count(*) as "devices!", coalesce(sum(milli), 0)::bigint as "leased_milli!"
+               from hosts h cross join jsonb_each(h.proven -> 'devices') d
+                    left join leased on leased.host_id = h.host_id and leased.device = d.key
+               where h.state = 'ready' and not h.paused and d.value ->> 'class' is not null
+                 and not exists (select from machines m where m.host_id = h.host_id)
+               group by d.value ->> 'class'"#
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let used = |devices, leased_milli| ClassUse { devices, leased_milli };
+        Ok(rows.into_iter().map(|row| (row.class, used(row.devices, row.leased_milli))).collect())
+    }
+
     /// Adds what a look has seen of each class to the open epoch; nothing where there is none.
     ///
     /// # Errors

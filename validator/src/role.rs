@@ -69,25 +69,21 @@ pub async fn run(config: Config, store: Store, shutdown: impl Future<Output = ()
 
 async fn chores_for_ever(store: Store) {
     loop {
-        if let Err(error) = chores(&store).await {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "could not keep the accounts of miners; trying again"
-            );
-        }
+        chores(&store).await;
         tokio::time::sleep(CHORES).await;
     }
 }
 
-/// Looks at idle devices, pays collateral back and forgets old bundles.
-///
-/// # Errors
-/// When the database does not answer.
-pub async fn chores(store: &Store) -> anyhow::Result<()> {
-    store.idle_look(IDLE_STEP).await.context("look at idle devices")?;
-    store.collateral_pay().await.context("pay collateral back")?;
-    store.bundles_sweep().await.context("forget old bundles")?;
-    Ok(())
+/// Looks at idle devices, pays collateral back and forgets old bundles: each whether or not the others can be done.
+pub async fn chores(store: &Store) {
+    let done = [
+        store.idle_look(IDLE_STEP).await.context("look at idle devices"),
+        store.collateral_pay().await.map(drop).context("pay collateral back"),
+        store.bundles_sweep().await.map(drop).context("forget old bundles"),
+    ];
+    for error in done.into_iter().filter_map(Result::err) {
+        tracing::warn!(error = format!("{error:#}"), "could not keep the accounts of miners; trying again");
+    }
 }
 
 /// Closes the open epoch if its time is over and moves every other one on as far as it goes.

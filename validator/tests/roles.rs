@@ -9,6 +9,7 @@ use std::{
 use nave_domain::{
     CustomerId, HostId, JobId, LeaseId, MicroUsd, Millis,
     epoch::{EpochState, WEIGHT_TOTAL},
+    host::{Device, Inventory, Proven, ProvenDevice},
     lease::Outcome,
     rate::Rate,
 };
@@ -20,7 +21,7 @@ use nave_validator::{
     chain::{Chain, Commitment, LocalChain},
     key::MarketKey,
     params::{self, Params},
-    role::{Config, step},
+    role::{Config, chores, step},
     treasury,
 };
 
@@ -209,6 +210,32 @@ async fn a_chain_that_cannot_be_written_is_tried_again() {
     fs::remove_file(market.chain()).expect("out of the way");
     market.step().await.expect("step");
     assert_eq!(market.epoch(1).await.state, EpochState::Confirmed);
+}
+
+#[tokio::test]
+async fn a_chore_that_fails_holds_up_no_other_one() {
+    let market = Market::open().await;
+    market.step().await.expect("an epoch is confirmed");
+    market.store.evidence_days_set(0).await.expect("nothing is kept");
+    let host = host_of("miner");
+    let rate = Rate { gpu_hour: MicroUsd(i64::MAX), vcpu_hour: MicroUsd(i64::MAX), ..RATE };
+    market.store.host_enrol(&NewHost { host, name: "miner", hotkey: "miner", rate }).await.expect("enrol");
+    let device: Device = serde_json::from_str(
+        r#"{"uuid": "SIM-1", "model": "test", "vram": 85899345920, "driver": "1", "simulated": true}"#,
+    )
+    .expect("a device");
+    let mut claims: Inventory = serde_json::from_str(INVENTORY).expect("an inventory");
+    let shown = ProvenDevice::of(&device, Some("h100".into()));
+    let mut proven = Proven::of(&claims);
+    proven.devices = Some([(device.uuid.clone(), shown)].into());
+    claims.devices = vec![device];
+    market.store.host_hear(host, 1, 1, 0, &claims).await.expect("hear");
+    let seen = market.store.host_generation(host).await.expect("generation");
+    market.store.host_prove(host, seen, &proven).await.expect("proven");
+    assert!(market.store.idle_look(Millis(1)).await.is_err(), "there is no number for its price");
+    assert!(market.store.bundle_open(1).await.is_ok());
+    chores(&market.store).await;
+    assert!(market.store.bundle_open(1).await.is_err(), "old bundles are forgotten all the same");
 }
 
 #[tokio::test]

@@ -1,6 +1,5 @@
 //! Scheduling: the planner and the watch as pure functions, and the role on a real Postgres.
 
-mod class_use;
 mod fractions;
 mod looks;
 mod planner;

@@ -64,3 +64,20 @@ async fn what_epochs_had_counted_before_they_were_settled_is_settled_once_and_th
     let mut next = store.settlement_begin(4).await.expect("begin");
     assert_eq!(leases(&mut next).await, [(5, 3_000, 3_000)]);
 }
+
+#[tokio::test]
+async fn epochs_during_which_the_clock_was_set_back_follow_one_another() {
+    let (mut old, url) = testing::database_at(22).await;
+    let epochs = "insert into epochs (epoch, state, chain, opened_at_ms, closed_at_ms) values
+        (1, 'confirmed', 'local', 100, 200), (2, 'closed', 'local', 200, 150), (3, 'closed', 'local', 150, 180),
+        (4, 'closed', 'local', 180, 300), (5, 'open', 'local', 250, null)";
+    sqlx::query(epochs).execute(&mut old).await.expect("an old market");
+    let store = Store::connect(&url).await.expect("connect");
+    store.migrate().await.expect("migrated");
+    let times = sqlx::query_as("select opened_at_ms, closed_at_ms from epochs order by epoch");
+    // The session of an older program has ended.
+    let sql = PgPool::connect(&url).await.expect("connect");
+    let times: Vec<(i64, Option<i64>)> = times.fetch_all(&sql).await.expect("epochs");
+    let closed = [(100, Some(200)), (200, Some(200)), (200, Some(200)), (200, Some(300))];
+    assert_eq!(times, [&closed[..], &[(300, None)]].concat());
+}

@@ -1,9 +1,11 @@
 //! Which devices count as idle, and which hosts keep their obligations.
 
 use nave_domain::{
-    HostId, LeaseId, Millis,
+    Bytes, HostId, LeaseId, MicroUsd, MilliCpu, Millis,
     event::{Blame, ConfirmedBy},
-    host::{Proven, ProvenDevice},
+    host::{Inventory, Proven, ProvenDevice},
+    job::Egress,
+    rate::Rate,
 };
 use nave_store::HostPatch;
 use serde_json::json;
@@ -14,7 +16,7 @@ use crate::{
 };
 
 /// A host that has proven two GPUs.
-async fn gpus(market: &Market, name: &str) -> HostId {
+pub async fn gpus(market: &Market, name: &str) -> HostId {
     let mut claims = inventory();
     claims.devices = vec![device("GPU-1"), device("GPU-2")];
     let host = market.host_with(name, RATE, &claims).await;
@@ -70,19 +72,81 @@ async fn devices_that_take_jobs_and_have_none_are_idle_and_an_outage_adds_nothin
 }
 
 #[tokio::test]
-async fn what_a_quote_holds_is_not_idle() {
+async fn what_a_quote_holds_stands_by_all_the_same() {
     open(async |market| {
         begin(market, json!({})).await;
         let customer = market.customer("ada").await;
         let host = gpus(market, "alpha").await;
-        let quote = crate::quote::held(market, customer, host).await;
+        crate::quote::held(market, customer, host).await;
         sqlx::query("update quotes set answer = jsonb_set(answer, '{answer,place,devices}', '[\"GPU-1\"]')")
             .execute(&market.sql)
             .await
             .expect("it holds a GPU");
-        assert_eq!(look(market, 86_400_000).await, 10_000, "one of two devices");
-        market.store.quote_release(customer, quote).await.expect("released");
-        assert_eq!(look(market, 86_400_000).await, 30_000, "and both");
+        assert_eq!(look(market, 86_400_000).await, 20_000, "its miner could not refuse");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn cores_and_memory_that_are_dear_make_idle_devices_dear() {
+    open(async |market| {
+        begin(market, json!({})).await;
+        let host = gpus(market, "alpha").await;
+        let rate = Rate { gpu_hour: MicroUsd(1_000_000), vcpu_hour: MicroUsd(1_000), gib_hour: MicroUsd(3) };
+        sqlx::query(
+            "update hosts set inventory = jsonb_set(inventory, '{memory}', to_jsonb(33::bigint << 30))",
+        )
+        .execute(&market.sql)
+        .await
+        .expect("33 GiB");
+        let patch = HostPatch { rate: Some(rate), ..HostPatch::default() };
+        market.store.host_patch("hotkey of alpha", host, patch).await.expect("the host");
+        look(market, 5_000).await;
+        let shown =
+            sqlx::query_scalar::<_, i64>("select gpu_hour from idle_times").fetch_one(&market.sql).await;
+        assert_eq!(
+            shown.expect("idle"),
+            1_000_000 + 4 * 1_000 + 50,
+            "half of 8 cores and of 33 GiB, rounded up"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn devices_beside_which_no_job_fits_are_not_idle() {
+    open(async |market| {
+        begin(market, json!({})).await;
+        let host = gpus(market, "alpha").await;
+        let mut claims = inventory();
+        claims.devices = vec![device("GPU-1"), device("GPU-2")];
+        let tight = Inventory {
+            milli_cpu: MilliCpu(2_000),
+            memory: Bytes(Bytes::GIB),
+            disk: Bytes(2 * Bytes::GIB),
+            ..claims
+        };
+        let too_little = [
+            Inventory { milli_cpu: MilliCpu(1_999), ..tight.clone() },
+            Inventory { memory: Bytes(Bytes::GIB - 1), ..tight.clone() },
+            Inventory { disk: Bytes(2 * Bytes::GIB - 1), ..tight.clone() },
+            Inventory { egress: vec![Egress::None], ..tight.clone() },
+        ];
+        let mut sequence = 100;
+        let mut says = async |claims: &Inventory| {
+            sequence += 1;
+            sqlx::query("update hosts set inventory_at_ms = 0")
+                .execute(&market.sql)
+                .await
+                .expect("long since");
+            market.store.host_hear(host, 1, sequence, 0, claims).await.expect("heard");
+            look(market, 86_400_000).await
+        };
+        assert_eq!(says(&tight).await, 20_000, "a job that asks for nothing special fits beside each");
+        for claims in &too_little {
+            assert_eq!(says(claims).await, 20_000, "{claims:?}");
+        }
+        assert_eq!(says(&tight).await, 40_000, "it was ready all the time");
     })
     .await;
 }
