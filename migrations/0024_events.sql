@@ -97,3 +97,22 @@ create function event_rule(name text, otherwise bigint) returns bigint language 
 begin
     return coalesce((parameters_of(coalesce((select max(epoch) from epochs), 0)) ->> name)::bigint, otherwise);
 end $$;
+
+-- Whether so many hosts fell silent at `at`, give or take a gap, that it was not their fault: as `is_outage` in `domain/`.
+create function was_outage(at bigint, gap bigint, least_ppm bigint, least_hosts bigint) returns boolean language sql stable as $$
+    with fell as (
+        select hotkey, falls from hosts h cross join lateral (
+            select (heard_at_ms <= at + gap and now_ms() - heard_at_ms > gap) or exists (
+                select from silences s where s.host_id = h.host_id and s.from_ms between at - gap and at + gap) as falls) f
+        where proven is not null and state in ('ready', 'verifying', 'suspect', 'draining')
+          and enrolled_at_ms <= at and heard_at_ms >= at - gap
+          and (falls or not exists (
+            select from silences s where s.host_id = h.host_id and s.from_ms < at - gap and s.until_ms > at + gap))),
+    miners as (
+        select count(*) as hosts, count(*) filter (where falls) as fallen,
+            bool_or(falls) and count(*) filter (where falls) * 1000000 >= count(*) * least_ppm as falls
+        from fell group by hotkey)
+    select coalesce(sum(fallen) >= least_hosts and sum(fallen) * 1000000 >= sum(hosts) * least_ppm
+        and count(*) filter (where falls) >= 2 and count(*) filter (where falls) * 1000000 >= count(*) * least_ppm, false)
+    from miners
+$$;

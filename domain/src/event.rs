@@ -177,7 +177,7 @@ pub struct Loss {
     pub is_spot: bool,
     /// The operator had sent the host away before.
     pub is_sent_away: bool,
-    /// Its owner had taken it out before.
+    /// Its owner had taken it out before; not who had it drained.
     pub has_left: bool,
     /// The first test that it has failed since it came back, but for verdicts that were taken back.
     pub failed: Option<Failure>,

@@ -6,7 +6,7 @@ use nave_crash_point::crash_point;
 use nave_domain::{MicroUsd, Millis, Timestamp, epoch::EpochState};
 use serde_json::Value;
 
-use crate::{Result, Store, StoreError, error, freeze};
+use crate::{Result, Store, StoreError, error, event, freeze};
 
 /// An epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,9 +152,10 @@ impl Store {
         freeze::events(&mut tx, epoch).await?;
         freeze::verdicts(&mut tx, epoch).await?;
         freeze::classes(&mut tx, epoch).await?;
-        freeze::miners(&mut tx, epoch).await?;
+        let excused = event::excused(&mut tx).await?;
+        freeze::miners(&mut tx, epoch, &excused).await?;
         // Last, since hosts are locked by it.
-        freeze::idle(&mut tx, epoch).await?;
+        freeze::idle(&mut tx, epoch, &excused).await?;
         // It begins where this one ends, wherever the clock has gone meanwhile.
         sqlx::query!(
             "insert into epochs (epoch, chain, opened_at_ms) select $1, $2, closed_at_ms from epochs where epoch = $3",

@@ -26,7 +26,7 @@ use crate::{
 mod outages;
 
 pub use outages::Outages;
-pub(crate) use outages::came_back;
+pub(crate) use outages::{came_back, excused};
 
 /// An error that the driver of a host's GPU reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -272,7 +272,7 @@ impl Store {
             r#"select e.event_id, e.at_ms, e.kind, e.host_id, e.hotkey, e.lease_id, e.xid, e.since_ms, e.from_ms, e.until_ms, e.is_told,
                     e.is_doubtful, e.detail, greatest(0, control_ms() - e.at_up_ms) as "age!",
                     coalesce(h.state = 'banned' and h.reason_at_ms <= e.at_ms, false) as "is_sent_away!", l.share_milli is not null as "is_share!",
-                    coalesce(h.state = 'gone' and h.reason_at_ms <= e.at_ms, false) as "has_left!", coalesce(l.term = 'spot', false) as "is_spot!",
+                    coalesce(h.state = 'gone' and h.reason_code = 'left' and h.reason_at_ms <= e.at_ms, false) as "has_left!", coalesce(l.term = 'spot', false) as "is_spot!",
                     e.kind = 'start_late' and exists (select from leases o join jobs p using (job_id)
                         where o.lease_id <> e.lease_id and o.started_at_ms between e.at_ms - 86400000 and e.at_ms
                           and o.started_at_ms - o.placed_at_ms <= (select event_rule('start_promise_ms', $4)) and p.request ->> 'image' = j.request ->> 'image') as "is_usual!",

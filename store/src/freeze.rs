@@ -2,6 +2,7 @@
 
 use nave_domain::event::EventRules;
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use crate::Result;
 
@@ -57,8 +58,9 @@ pub(crate) async fn verdicts(tx: &mut PgConnection, epoch: i64) -> Result<()> {
 }
 
 /// Since when hosts with idle devices keep their obligations: what was confirmed against a host ended them, also where its lease
-/// is still open, and a host that has been silent for so long that it counts as lost keeps none.
-pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64) -> Result<()> {
+/// is still open, and a host that has been silent for so long that it counts as lost keeps none, but for those `excused`. Of an epoch
+/// in which something is undecided that may do so, it keeps none either.
+pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64, excused: &[Uuid]) -> Result<()> {
     sqlx::query!(
         "with broke as (
             select host_id, max(at_ms) as at_ms from events
@@ -75,10 +77,15 @@ pub(crate) async fn idle(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     sqlx::query!(
         "with known as (select control_ms() - coalesce((parameters_of($1) ->> 'confirm_ms')::bigint, $2) as lost_up_ms)
          update idle_times i set
-            obliged_since_ms = coalesce(case when coalesce(heard_up_ms, 0) >= lost_up_ms then h.obliged_since_ms end, now_ms())
+            obliged_since_ms = coalesce(case
+                when coalesce(heard_up_ms, 0) < lost_up_ms and h.host_id not in (select unnest($3::uuid[])) then null
+                when exists (select from events e where e.host_id = h.host_id and signature is null
+                    and kind not in ('start_late', 'heartbeat_gap')) then null
+                else h.obliged_since_ms end, now_ms())
          from hosts h cross join known where i.epoch = $1 and h.host_id = i.host_id",
         epoch,
-        EventRules::default().confirm.0
+        EventRules::default().confirm.0,
+        excused
     )
     .execute(tx)
     .await?;
@@ -108,8 +115,8 @@ pub(crate) async fn classes(tx: &mut PgConnection, epoch: i64) -> Result<()> {
     Ok(())
 }
 
-/// Miners who have a host, or of whom anything is settled.
-pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64) -> Result<()> {
+/// Miners who have a host, or of whom anything is settled. Hosts that are `excused` count as if they were heard.
+pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64, excused: &[Uuid]) -> Result<()> {
     sqlx::query!(
         "with opened as (
             select opened_at_ms, now_ms() - opened_at_ms as span_ms,
@@ -117,7 +124,8 @@ pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64) -> Result<()> {
             from epochs where epoch = $1),
          owned as (select * from hosts h where not exists (select from machines m where m.host_id = h.host_id)),
          verified as (
-            select hotkey, count(*) filter (where proven is not null and coalesce(heard_up_ms, 0) >= lost_up_ms) as hosts
+            select hotkey, count(*) filter (where proven is not null
+                and (coalesce(heard_up_ms, 0) >= lost_up_ms or host_id in (select unnest($3::uuid[])))) as hosts
             from owned cross join opened where state in ('ready', 'suspect', 'verifying') group by hotkey),
          leased as (
             select hotkey, sum(used_ms)::bigint as used_ms, sum(charged)::bigint as charged
@@ -138,7 +146,8 @@ pub(crate) async fn miners(tx: &mut PgConnection, epoch: i64) -> Result<()> {
             coalesce(l.used_ms, 0), coalesce(l.charged, 0)
          from named left join verified v using (hotkey) left join leased l using (hotkey) left join moved m using (hotkey)",
         epoch,
-        EventRules::default().confirm.0
+        EventRules::default().confirm.0,
+        excused
     )
     .execute(tx)
     .await?;

@@ -233,6 +233,16 @@ async fn add_charged(
     Ok(())
 }
 
+/// Locks the group of a job, and the hosts that its end is told, its own one with them. Says which others these are.
+async fn lock_hosts(tx: &mut PgConnection, job: &LockedJob, own: HostId) -> Result<Vec<HostId>> {
+    let others = group::lock(tx, job).await?;
+    let hosts: Vec<Uuid> = others.iter().chain([&own]).map(|host| host.0).collect();
+    sqlx::query!("select from hosts where host_id = any($1) order by host_id for update", &hosts)
+        .execute(tx)
+        .await?;
+    Ok(others)
+}
+
 /// Closes a lease for good: its outcome, its money, what it means for the job, and the
 /// host's spec, all in the caller's transaction. `told`: see [`event::lost`].
 async fn close(
@@ -247,7 +257,7 @@ async fn close(
         return Ok(());
     }
     // Before any write: a row that is written twice has its host checked, which locks that.
-    let others = group::lock(tx, job).await?;
+    let others = lock_hosts(tx, job, lease.host).await?;
     let is_lost = *outcome == Outcome::HostLost;
     match is_lost {
         true => event::lost(tx, lease.lease, told).await?,
@@ -445,8 +455,7 @@ impl Store {
         let mut tx = self.begin().await?;
         let Some((mut job, mut lease)) = lock_both(&mut tx, host, id).await? else { return Ok(()) };
         if let Some(silent) = silent {
-            // The group comes before the host.
-            group::lock(&mut tx, &job).await?;
+            lock_hosts(&mut tx, &job, host).await?;
             if !still_silent(&mut tx, host, silent).await? {
                 return Ok(());
             }

@@ -1,7 +1,7 @@
 //! The only SQL of Nave.
 //!
 //! One module per aggregate; functions are named `noun_verb`. Rows are locked in the
-//! order quote → job → lease → group → machine → host → ledger account, so that transactions never deadlock.
+//! order that ARCHITECTURE.md names, so that transactions never deadlock.
 //! Every change that somebody waits for is announced with `NOTIFY`; the announcement
 //! only shortens the wait, polling finds the same.
 

@@ -7,12 +7,14 @@ use nave_domain::{
     event::{Case, Contact, EventRules, Resumed, Silence, Stretch, is_outage},
 };
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::PendingEvent;
 use crate::{Result, Store, error};
 
 /// For how long it is known when hosts were silent and the control clock stood still.
-const KEPT_MS: i64 = 7 * 86_400_000;
+const KEPT_MS: i64 = 7 * DAY_MS;
+const DAY_MS: i64 = 86_400_000;
 
 /// What may explain events.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,8 +45,9 @@ impl Outages {
 }
 
 /// A host, which is locked, is heard again after a silence: says whether it lost leases in it. Where it was away for too long, it
-/// keeps its obligations anew.
+/// keeps its obligations anew: in one silence or in several of a day, other than while nobody could be heard.
 pub(crate) async fn came_back(tx: &mut PgConnection, host: HostId, resumed: Resumed) -> Result<bool> {
+    let rules = EventRules::default();
     sqlx::query!(
         "insert into silences (host_id, from_ms, until_ms, resumed)
          select host_id, heard_at_ms, now_ms(), $2 from hosts where host_id = $1 and heard_at_ms < now_ms()
@@ -55,10 +58,24 @@ pub(crate) async fn came_back(tx: &mut PgConnection, host: HostId, resumed: Resu
     .execute(&mut *tx)
     .await?;
     sqlx::query!(
-        "update hosts set obliged_since_ms = now_ms()
-         where host_id = $1 and obliged_since_ms is not null and control_ms() - heard_up_ms > event_rule('confirm_ms', $2)",
+        "with away as (
+            select s.from_ms, s.until_ms - s.from_ms - (
+                select coalesce(sum(least(p.until_ms, s.until_ms) - greatest(p.from_ms, s.from_ms)), 0)
+                from pauses p where p.until_ms > s.from_ms and p.from_ms < s.until_ms) as span_ms
+            from silences s join hosts h using (host_id)
+            where host_id = $1 and s.until_ms > greatest(now_ms() - $2::bigint, obliged_since_ms))
+         update hosts set obliged_since_ms = now_ms()
+         where host_id = $1 and obliged_since_ms is not null
+           and (select sum(span_ms) from away) > event_rule('confirm_ms', $3)
+           -- That is looked at only where it matters.
+           and (select sum(span_ms) from away where not was_outage(from_ms, event_rule('gap_ms', $4),
+                event_rule('outage_ppm', $5), event_rule('outage_hosts', $6))) > event_rule('confirm_ms', $3)",
         host.0,
-        EventRules::default().confirm.0
+        DAY_MS,
+        rules.confirm.0,
+        rules.gap.0,
+        rules.outage_ppm,
+        rules.outage_hosts
     )
     .execute(&mut *tx)
     .await?;
@@ -68,6 +85,29 @@ pub(crate) async fn came_back(tx: &mut PgConnection, host: HostId, resumed: Resu
         host.0
     );
     Ok(has_lost.fetch_one(tx).await?)
+}
+
+/// Hosts that have been silent for longer than `confirm_ms` and fell silent with so many others that it was not their fault.
+/// Together means within a gap's time, which is looked at only once.
+pub(crate) async fn excused(tx: &mut PgConnection) -> Result<Vec<Uuid>> {
+    let rules = EventRules::default();
+    let hosts = sqlx::query_scalar!(
+        r#"with silent as (
+            select host_id, heard_at_ms / gap_ms * gap_ms + gap_ms / 2 as at_ms, gap_ms
+            from hosts cross join (select greatest(1, event_rule('gap_ms', $2)) as gap_ms) rules
+            where state in ('ready', 'suspect', 'verifying') and heard_at_ms > now_ms() - $5::bigint
+              and heard_up_ms < control_ms() - event_rule('confirm_ms', $1)),
+         outages as (
+            select at_ms from (select distinct at_ms, gap_ms from silent) fell
+            where was_outage(at_ms, gap_ms, event_rule('outage_ppm', $3), event_rule('outage_hosts', $4)))
+         select host_id from silent join outages using (at_ms)"#,
+        rules.confirm.0,
+        rules.gap.0,
+        rules.outage_ppm,
+        rules.outage_hosts,
+        KEPT_MS
+    );
+    Ok(hosts.fetch_all(tx).await?)
 }
 
 impl Store {

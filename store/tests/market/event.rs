@@ -1,8 +1,8 @@
 //! What is written down when something goes wrong with a lease, and whose fault it turns out to be.
 
 use nave_domain::{
-    ChallengeId, CustomerId, HostId, JobId, LeaseId, Millis,
-    event::{Blame, ConfirmedBy, EventKind, EventRules, decide},
+    ChallengeId, CustomerId, HostId, JobId, LeaseId, Millis, Timestamp,
+    event::{Blame, ConfirmedBy, EventKind, EventRules, decide, is_outage},
     job::JobRequest,
     lease::{Outcome, StopReason},
     verdict::{Cause, Kind},
@@ -346,11 +346,8 @@ async fn a_host_that_comes_back_after_its_absence_counted_is_tested_too() {
 async fn a_host_that_was_away_for_too_long_keeps_its_obligations_anew() {
     open(async |market| {
         let host = market.host("away").await;
-        sqlx::query("update hosts set obliged_since_ms = 1").execute(&market.sql).await.expect("long since");
-        let since = async || {
-            let since = sqlx::query_scalar("select obliged_since_ms from hosts").fetch_one(&market.sql);
-            since.await.map(|since: i64| since).expect("obliged")
-        };
+        oblige(market).await;
+        let since = async || obliged(market, host).await;
         quiet(market, host, CONFIRM - 10_000).await;
         hear_again(market, host, 1, None).await;
         assert_eq!(since().await, 1, "it was back in time");
@@ -361,6 +358,70 @@ async fn a_host_that_was_away_for_too_long_keeps_its_obligations_anew() {
         assert!((heard - 10_000..=heard).contains(&since().await), "since it is back");
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_host_that_comes_and_goes_keeps_its_obligations_anew() {
+    open(async |market| {
+        let host = market.host("flaps").await;
+        oblige(market).await;
+        for session in 1..=7 {
+            quiet(market, host, 500_000).await;
+            hear_again(market, host, session, None).await;
+        }
+        assert_eq!(obliged(market, host).await, 1, "it was there for most of the time");
+        quiet(market, host, 500_000).await;
+        hear_again(market, host, 8, None).await;
+        let since = obliged(market, host).await;
+        assert!(since > 1, "in a day it was away for too long");
+        quiet(market, host, 500_000).await;
+        hear_again(market, host, 9, None).await;
+        assert_eq!(obliged(market, host).await, since, "what was counted counts no more");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_outage_costs_nobody_their_obligations() {
+    for (silent, changed, is_everyones) in [
+        (5, "", true),
+        (4, "", false),
+        (5, ", hotkey = 'one'", false),
+        (5, ", proven = case when name <> 'silent 1' then proven end", false),
+    ] {
+        open(async |market| {
+            let host = market.host("silent").await;
+            let mut away = vec![host];
+            for n in 1..silent {
+                away.push(market.host(&format!("silent {n}")).await);
+            }
+            market.host("heard").await;
+            oblige(market).await;
+            let change = format!("update hosts set enrolled_at_ms = 0 {changed} where name <> 'heard'");
+            sqlx::query(sqlx::AssertSqlSafe(change)).execute(&market.sql).await.expect("change");
+            for host in &away {
+                quiet(market, *host, CONFIRM + 60_000).await;
+            }
+            let rules = EventRules::default();
+            let outages = market.store.outages(Timestamp(0), rules.gap).await.expect("outages");
+            let fell = outages.contacts[&host].heard;
+            assert_eq!(is_outage(outages.contacts.values(), fell, &rules), is_everyones);
+            hear_again(market, away[1], 1, None).await;
+            hear_again(market, host, 1, None).await;
+            assert_eq!(obliged(market, host).await == 1, is_everyones, "of {silent}{changed}");
+        })
+        .await;
+    }
+}
+
+/// Has all hosts keep their obligations since long ago.
+async fn oblige(market: &Market) {
+    sqlx::query("update hosts set obliged_since_ms = 1").execute(&market.sql).await.expect("long since");
+}
+
+async fn obliged(market: &Market, host: HostId) -> i64 {
+    let since = sqlx::query_scalar("select obliged_since_ms from hosts where host_id = $1").bind(host.0);
+    since.fetch_one(&market.sql).await.expect("obliged")
 }
 
 #[tokio::test]
@@ -715,6 +776,23 @@ async fn an_owner_may_take_a_host_back_from_spot_leases_and_nobody_is_excused_af
             assert_eq!(fault(&lost(settle(market, 60_000).await)), None, "{name} too late");
             assert_eq!(fault(&lost(settle(market, CONFIRM).await)), hosts(ConfirmedBy::Absence));
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_owner_who_drains_a_host_has_not_taken_it_out() {
+    open(async |market| {
+        let customer = market.customer("ada").await;
+        let host = market.host("drains").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        market.store.host_depart(Some("hotkey of drains"), host, Departure::Drain).await.expect("drains");
+        quiet(market, host, 60_000).await;
+        market.store.lease_lost_silent(host, lease, Millis(10_000)).await.expect("lost");
+        let left = market.store.host_depart(Some("hotkey of drains"), host, Departure::Leave).await;
+        assert!(matches!(left, Err(StoreError::Stale("host"))), "that was its last lease: it is gone");
+        assert_eq!(fault(&only(market, 60_000).await), None, "silence alone shows nothing");
+        assert_eq!(fault(&only(market, CONFIRM).await), hosts(ConfirmedBy::Absence));
     })
     .await;
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use nave_domain::{
-    CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu,
+    CustomerId, HostId, JobId, LeaseId, MicroUsd, MilliCpu, Millis,
     job::{GROUP_LEASES_MAX, JobRequest},
 };
 use nave_store::{Departure, MeshRoute, StoreError};
@@ -179,6 +179,34 @@ async fn leases_that_open_at_the_same_moment_know_one_another() {
                 assert_eq!(market.peers(host, lease).await.len(), 3);
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lease_that_is_given_up_takes_the_hosts_of_its_group_in_order() {
+    open(async |market| {
+        let ada = market.customer("ada").await;
+        let mut hosts = [market.host("alpha").await, market.host("beta").await];
+        hosts.sort();
+        let [first, second] = hosts;
+        market.join(ada, "g", first).await;
+        let (_, lease) = market.join(ada, "g", second).await;
+        sqlx::query("update hosts set heard_up_ms = heard_up_ms - 60000")
+            .execute(&market.sql)
+            .await
+            .expect("silent");
+        let mut another = market.sql.begin().await.expect("begin");
+        let lock = sqlx::query("select from hosts where host_id = $1 for update");
+        lock.bind(first.0).execute(&mut *another).await.expect("the first");
+        let store = market.store.clone();
+        let losing =
+            tokio::spawn(async move { store.lease_lost_silent(second, lease, Millis(10_000)).await });
+        market.blocked().await;
+        let lock = sqlx::query("select from hosts where host_id = $1 for update nowait");
+        lock.bind(second.0).execute(&mut *another).await.expect("who waits for the first has not the second");
+        another.commit().await.expect("commit");
+        losing.await.expect("it ends").expect("lost");
     })
     .await;
 }

@@ -198,9 +198,36 @@ async fn a_host_that_is_unplugged_is_not_verified_and_keeps_no_obligations() {
     .await;
 }
 
-/// A breach that was decided, of a lease.
-async fn breach(market: &Market, host: HostId, lease: LeaseId) -> i64 {
-    let at = sqlx::query_scalar(
+#[tokio::test]
+async fn hosts_that_fell_silent_at_once_are_verified_and_keep_their_obligations() {
+    for (hosts, verified) in [(5, 1), (4, 0)] {
+        open(async |market| {
+            begin(market, json!({"confirm_ms": 600_000})).await;
+            for n in 0..hosts {
+                gpus(market, &format!("silent {n}")).await;
+            }
+            look(market, 5_000).await;
+            sqlx::query(
+                "update hosts set enrolled_at_ms = 0, heard_at_ms = heard_at_ms - 700000, heard_up_ms = heard_up_ms - 700000",
+            )
+            .execute(&market.sql)
+            .await
+            .expect("silent");
+            let mut settlement = close(market).await;
+            let miners = settlement.miners().await.expect("miners");
+            let counted: Vec<i64> = miners.iter().map(|miner| miner.verified_hosts).collect();
+            assert_eq!(counted, vec![verified; hosts]);
+            let closed = settlement.frame.closed_at;
+            let idle = settlement.idle(None).await.expect("idle");
+            assert!(idle.iter().all(|line| (line.obliged_since < closed) == (verified == 1)), "{idle:?}");
+        })
+        .await;
+    }
+}
+
+/// What may be a breach of a lease, and is not decided.
+async fn happened(market: &Market, host: HostId, lease: LeaseId) -> i64 {
+    sqlx::query_scalar(
         "insert into events (kind, host_id, hotkey, lease_id, xid, key, since_ms, from_ms, until_ms, detail)
          values ('xid', $1, 'hotkey of alpha', $2, 79, 'one', 0, 0, 0, 'fell off') returning at_ms",
     )
@@ -208,9 +235,7 @@ async fn breach(market: &Market, host: HostId, lease: LeaseId) -> i64 {
     .bind(lease.0)
     .fetch_one(&market.sql)
     .await
-    .expect("an event");
-    decide_all(market, Blame::Host, Some(ConfirmedBy::Report)).await;
-    at
+    .expect("an event")
 }
 
 #[tokio::test]
@@ -221,11 +246,30 @@ async fn a_breach_in_a_lease_that_goes_on_ends_obligations_at_once() {
         let host = gpus(market, "alpha").await;
         let (_, lease) = market.run(customer, host, &request()).await;
         look(market, 5_000).await;
-        let at = breach(market, host, lease).await;
+        let at = happened(market, host, lease).await;
+        decide_all(market, Blame::Host, Some(ConfirmedBy::Report)).await;
         let mut settlement = close(market).await;
         assert_eq!(settlement.leases(None).await.expect("leases"), [], "it goes on");
         assert_eq!(settlement.events(None).await.expect("events"), [], "they come with their lease");
         assert_eq!(settlement.idle(None).await.expect("idle")[0].obliged_since.0, at);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_breach_that_may_still_be_confirmed_costs_the_epoch_and_no_more() {
+    open(async |market| {
+        begin(market, json!({})).await;
+        let customer = market.customer("ada").await;
+        let host = gpus(market, "alpha").await;
+        let (_, lease) = market.run(customer, host, &request()).await;
+        look(market, 5_000).await;
+        let at = happened(market, host, lease).await;
+        let mut settlement = close(market).await;
+        let line = settlement.idle(None).await.expect("idle").remove(0);
+        assert!(line.obliged_since >= settlement.frame.closed_at);
+        let since = sqlx::query_scalar("select obliged_since_ms from hosts").fetch_one(&market.sql);
+        assert!(since.await.map(|since: i64| since).expect("obliged") <= at, "it keeps them");
     })
     .await;
 }
