@@ -261,7 +261,7 @@ class Epoch:
         elif kind == "miner":
             self.miners[body["hotkey"]] = SimpleNamespace(
                 state=body, gone=body["banned"] or body["verified_hosts"] == 0,
-                used=0, bids=0, penalty=0, standby=0, device_ms=0, breaches=0)
+                used=0, bids=0, penalty=0, standby=0, device_ms=0, broken=defaultdict(int))
         elif kind != "verdict":
             if body["hotkey"] not in self.miners:
                 raise Unsettled(f"there is no miner {body['hotkey']}")
@@ -270,12 +270,11 @@ class Epoch:
     def take_event(self, event, miner):
         counts, breach = "confirmed_by" in event and event["blame"] == "host", event["kind"] in BREACHES
         if counts and breach:
-            miner.breaches += 1
+            miner.broken[event["host"]] += PPM * ("lease" not in event)
             self.broken_ms[event["host"]] = max(self.broken_ms[event["host"]], event["at_ms"])
         if "lease" in event:
-            faults = self.faults_of(event)
-            if counts:
-                faults[2:] = fit(faults[2] + event["until_ms"] - event["from_ms"]), faults[3] + breach
+            faults, lost = self.faults_of(event), event["until_ms"] - event["from_ms"]
+            faults[2:] = fit(faults[2] + counts * lost), faults[3] + (counts and breach)
 
     def faults_of(self, body):
         """The host and hotkey of a lease, the time that it lost so far, and the breaches."""
@@ -296,9 +295,9 @@ class Epoch:
         del self.faults[lease["lease"]]
         adherence = used_ms * PPM // (used_ms + lost) if used_ms + lost else PPM
         adherence = max(0, adherence - breaches * params[f"breach_{lease['term']}_ppm"])
-        worth = self.worth(lease, used_ms)
-        if breaches:
-            miner.penalty += fit(breaches * self.worth(lease, params["penalty_ms"]))
+        worth, (size, device) = self.worth(lease, used_ms), (gpu, 1000) if gpu else (lease["milli_cpu"], 16000)
+        miner.penalty += fit(breaches and breaches * self.worth(lease, params["penalty_ms"]))
+        miner.broken[lease["host"]] += breaches * (min(size, device) * PPM // device)
         if "related" in lease:
             return
         kept, keep = charged * adherence // PPM, PPM - params["margin_ppm"]
@@ -306,7 +305,7 @@ class Epoch:
         used = earned * keep // PPM
         miner.used += used
         miner.bids += (kept - earned) * keep // PPM
-        miner.device_ms += fit(used_ms * gpu // 1000 if gpu else used_ms * lease["milli_cpu"] // 16000)
+        miner.device_ms += fit(used_ms * size // device)
         self.credits += charged - kept
         if lease.get("class") in self.classes:
             self.delivered[lease["class"]] += fit(used_ms * gpu // 1000)
@@ -397,15 +396,16 @@ class Epoch:
         """Its days and breaches, and what they show."""
         params, today = self.params, self.head["closed_ms"] // DAY_MS
         days = {day: (ms, breaches) for day, ms, breaches in miner.state["days"] if day > today - params["window_days"]}
-        if miner.device_ms or miner.breaches:
-            ms, breaches = days.get(today, (0, 0))
-            days[today] = fit(ms + miner.device_ms), fit(breaches + miner.breaches)
+        breaches = fit(sum(-(-parts // PPM) for parts in miner.broken.values()))
+        if miner.device_ms or breaches:
+            ms, before = days.get(today, (0, 0))
+            days[today] = fit(ms + miner.device_ms), fit(before + breaches)
         k, h = sum(of_day[1] for of_day in days.values()) + 1, sum(of_day[0] for of_day in days.values())
         low = max(0, k * PPM + 568_700 - isqrt(k * 2_706_025_000_000))
         bound, until = fit(low * HOUR_MS // (h + params["prior_device_ms"])), miner.state["demoted_until_ms"]
         if bound > params["demotion_ppm"]:
             until = max(until, fit(self.head["closed_ms"] + params["demotion_ms"]))
-        return {"days": [[day, *days[day]] for day in sorted(days)], "breaches": miner.breaches, "bound_ppm": bound,
+        return {"days": [[day, *days[day]] for day in sorted(days)], "breaches": breaches, "bound_ppm": bound,
                 "demoted_until_ms": until}
 
 def shares(values, total, sink):

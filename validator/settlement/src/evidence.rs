@@ -248,7 +248,7 @@ pub struct Pay {
     pub bids: i64,
     /// Lower bound of its rate of breaches per device-hour, in ppm.
     pub bound_ppm: i64,
-    /// Confirmed breaches of this epoch.
+    /// Its breaches of this epoch, as they count for demotion.
     pub breaches: i64,
     /// What it is owed from now on, or owes where it is negative.
     pub carry: i64,

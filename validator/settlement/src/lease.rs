@@ -119,6 +119,14 @@ pub(crate) fn device_ms(lease: &Lease) -> Result<i64, Error> {
     }
 }
 
+/// The part of a device that a breach of it counts for, in ppm: one device at most.
+pub(crate) fn device_part(lease: &Lease) -> i64 {
+    match lease.milli_gpu {
+        0 => lease.milli_cpu.min(MILLI_CPU_OF_DEVICE) * MILLION / MILLI_CPU_OF_DEVICE,
+        milli_gpu => milli_gpu.min(1_000) * 1_000,
+    }
+}
+
 /// What so much time of a lease is worth: what it costs, but no more than the baseline.
 ///
 /// # Errors

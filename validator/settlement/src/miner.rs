@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::{
     Error,
     evidence::{Header, Miner, Pay},
-    exact::{fit, ratio},
+    exact::{MILLION, fit, ratio},
     params::Params,
 };
 
@@ -18,13 +18,25 @@ pub(crate) struct Book {
     pub penalty: i128,
     pub standby: i64,
     pub device_ms: i128,
-    pub breaches: i64,
+    /// What breaches of each host come to, in millionths of a device.
+    pub broken: BTreeMap<String, i128>,
 }
 
 impl Book {
     /// Whether it gets no standby, and loses what has not vested.
     pub fn forfeits(&self) -> bool {
         self.miner.banned || self.miner.verified_hosts == 0
+    }
+
+    /// Adds breaches of a host that come to so many millionths of a device.
+    pub fn breaks(&mut self, host: &str, devices_ppm: i64) {
+        *self.broken.entry(host.to_owned()).or_default() += i128::from(devices_ppm);
+    }
+
+    /// What breaches of each host come to in devices, rounded up: a crash is no more breaches for being cut into many
+    /// leases.
+    fn breaches(&self) -> Result<i64, Error> {
+        fit(self.broken.values().map(|ppm| (ppm + i128::from(MILLION) - 1) / i128::from(MILLION)).sum())
     }
 
     /// Its pay as far as it does not depend on others: `granted`, `cash` and `weight` come later, and `carry` is
@@ -34,7 +46,8 @@ impl Book {
     /// [`Error::Overflow`].
     pub fn pay(&self, header: &Header, params: &Params) -> Result<Pay, Error> {
         let miner = &self.miner;
-        let days = self.days(header, params)?;
+        let breaches = self.breaches()?;
+        let days = self.days(breaches, header, params)?;
         let bound_ppm = bound(&days, params)?;
         let demoted_until_ms = match bound_ppm > params.demotion_ppm {
             true => miner
@@ -59,7 +72,7 @@ impl Book {
         Ok(Pay {
             bids: fit(self.bids)?,
             bound_ppm,
-            breaches: self.breaches,
+            breaches,
             carry: fit(balance)?,
             collateral: miner.collateral - penalty_collateral,
             days,
@@ -79,15 +92,15 @@ impl Book {
     }
 
     /// The days of the window, with this epoch's.
-    fn days(&self, header: &Header, params: &Params) -> Result<Vec<[i64; 3]>, Error> {
+    fn days(&self, breaches: i64, header: &Header, params: &Params) -> Result<Vec<[i64; 3]>, Error> {
         let today = header.closed_ms / 86_400_000;
         let old = today.saturating_sub(params.window_days);
         let kept = self.miner.days.iter().filter(|day| day[0] > old);
         let mut days: BTreeMap<i64, [i64; 3]> = kept.map(|day| (day[0], *day)).collect();
-        if self.device_ms > 0 || self.breaches > 0 {
+        if self.device_ms > 0 || breaches > 0 {
             let day = days.entry(today).or_insert([today, 0, 0]);
             day[1] = fit(i128::from(day[1]) + self.device_ms)?;
-            day[2] = fit(i128::from(day[2]) + i128::from(self.breaches))?;
+            day[2] = fit(i128::from(day[2]) + i128::from(breaches))?;
         }
         Ok(days.into_values().collect())
     }

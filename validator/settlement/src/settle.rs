@@ -7,7 +7,7 @@ use nave_domain::{MicroUsd, epoch};
 use crate::{
     Error,
     evidence::{Class, Event, Header, Idle, Lease, Miner, Pay, Totals},
-    exact::{fit, ratio},
+    exact::{MILLION, fit, ratio},
     lease::{self, Faults, LeasePay},
     miner::Book,
     params::Params,
@@ -112,7 +112,9 @@ impl Settling {
         event.check()?;
         let book = book(&mut self.books, &event.hotkey)?;
         if event.counts() && event.is_breach() {
-            book.breaches += 1;
+            if event.lease.is_none() {
+                book.breaks(&event.host, MILLION);
+            }
             let broken = self.broken_ms.entry(event.host.clone()).or_default();
             *broken = event.at_ms.max(*broken);
         }
@@ -142,6 +144,9 @@ impl Settling {
         };
         let pay = lease::settle(lease, &faults, &self.params)?;
         book.penalty += i128::from(pay.penalty);
+        if pay.breaches > 0 {
+            book.breaks(&lease.host, pay.breaches * lease::device_part(lease));
+        }
         if lease.related.is_some() {
             return Ok(pay);
         }

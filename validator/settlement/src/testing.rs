@@ -329,6 +329,8 @@ impl Draw {
         let (milli_gpu, milli_cpu) = (self.of(&[250, 500, 1_000, 8_000]), self.of(&[250, 4_000, 64_000]));
         let cost = i128::from(used_ms) * i128::from(gpu_hour) * i128::from(milli_gpu) / 3_600_000_000;
         let cost = i64::try_from(cost).unwrap_or(0);
+        let hotkey = self.hotkey(epoch);
+        let host = if self.one_in(2) { format!("host-of-{hotkey}") } else { self.id() };
         Lease {
             baseline,
             charged: if self.one_in(8) { 0 } else { cost + self.below(DOLLAR) },
@@ -337,8 +339,8 @@ impl Draw {
             customer: self.id(),
             gib_hour: self.below(10_000),
             gpu_hour,
-            host: self.id(),
-            hotkey: self.hotkey(epoch),
+            host,
+            hotkey,
             job: self.id(),
             lease: self.id(),
             memory: self.below(64) << 30,

@@ -267,3 +267,54 @@ fn many_small_leases_at_no_price_do_not_hide_breaches() {
     let settled = epoch.settle().expect("settled");
     assert_eq!(settled.pays["alice"].days[0][1], HOUR, "16 vCPUs for an hour");
 }
+
+/// An epoch in which Alice's host crashes under leases of so much, `(milli_gpu, milli_cpu)`.
+fn crash(sizes: &[(i64, i64)]) -> Epoch {
+    let mut epoch = market();
+    for (number, &(milli_gpu, milli_cpu)) in sizes.iter().enumerate() {
+        let whole = lease(&epoch, "alice", 2_000_000);
+        let lease =
+            Lease { lease: format!("lease-{number:03}"), milli_gpu, milli_cpu, vcpu_hour: 40_000, ..whole };
+        epoch.events.push(Event { event: format!("event-{number:03}"), ..lost(&lease) });
+        epoch.leases.push(lease);
+    }
+    epoch
+}
+
+#[test]
+fn one_crash_under_five_hundred_thin_leases_is_one_breach() {
+    let alice = crash(&[(0, 10); 500]).settle().expect("settled").pays["alice"].clone();
+    assert_eq!((alice.breaches, alice.demoted_until_ms), (1, 0));
+    assert_eq!(alice.penalty, 500 * 6_400, "each customer was let down");
+}
+
+#[test]
+fn breaches_of_a_host_are_as_many_as_the_devices_that_failed() {
+    // 1/1600 + 1/2 + 1/2 of a device, and one promise, however large.
+    let mut epoch = crash(&[(0, 10), (0, 8_000), (500, 4_000), (8_000, 64_000)]);
+    let (settled, _) = golden("thin", &epoch, NO_HEAD);
+    assert_eq!(settled.pays["alice"].breaches, 3);
+    epoch.events[3].lease = None;
+    let breaches = |epoch: &Epoch| epoch.settle().expect("settled").pays["alice"].breaches;
+    assert_eq!(breaches(&epoch), 3, "without a lease it counts whole");
+    for (at, host) in ["second", "third"].into_iter().enumerate() {
+        epoch.leases[at].host = host.into();
+        epoch.events[at].host = host.into();
+    }
+    assert_eq!(breaches(&epoch), 4, "two of the first host, and one of each other");
+}
+
+#[test]
+fn hosts_that_fail_their_thin_leases_again_and_again_are_demoted() {
+    let mut epoch = market();
+    let mut epochs = 0;
+    while epoch.miners[0].demoted_until_ms == 0 {
+        let thin = Lease { milli_gpu: 0, milli_cpu: 10, ..lease(&epoch, "alice", 0) };
+        epoch.events = vec![lost(&thin)];
+        epoch.leases = vec![thin];
+        let settled = epoch.settle().expect("settled");
+        epoch.miners[0] = Miner { verified_hosts: 1, ..after(&settled.pays["alice"]) };
+        epochs += 1;
+    }
+    assert_eq!(epochs, 5);
+}

@@ -1,6 +1,6 @@
 //! What holds whatever happened in an epoch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nave_settlement::{
     Settlement,
@@ -196,11 +196,16 @@ proptest! {
         lease.used_ms += more;
         let hotkey = lease.hotkey.clone();
         let (first, second) = (epoch.settle().expect("settled"), better.settle().expect("settled"));
-        let kept = |settled: &Settlement| settled.pays[&hotkey].carry + settled.pays[&hotkey].cash;
+        // What was a bid may become pay for use, which settles what collateral and standby had to settle.
+        let kept = |settled: &Settlement| {
+            let pay = &settled.pays[&hotkey];
+            balance(pay) + pay.bids + pay.vested + pay.collateral
+        };
         prop_assert!(kept(&first) <= kept(&second) + 2, "but for what is rounded away");
         if hotkey != epoch.header.sink {
             prop_assert!(values(&epoch, &first)[&hotkey] <= values(&better, &second)[&hotkey]);
-            prop_assert!(first.pays[&hotkey].weight <= second.pays[&hotkey].weight);
+            let weight = |settled: &Settlement| i64::from(settled.pays[&hotkey].weight);
+            prop_assert!(weight(&first) <= weight(&second) + 1, "but for who gets the largest remainders");
         }
     }
 
@@ -213,10 +218,12 @@ proptest! {
         let mut split = epoch.clone();
         let second = format!("{hotkey}-too");
         split.miners.push(Miner { hotkey: second.clone(), ..split.miners[0].clone() });
-        let own = split.leases.iter_mut().filter(|lease| lease.hotkey == hotkey).step_by(2);
-        for lease in own {
-            lease.hotkey.clone_from(&second);
-            let events = split.events.iter_mut().filter(|event| event.host == lease.host);
+        let own = epoch.leases.iter().filter(|lease| lease.hotkey == hotkey);
+        let hosts: BTreeSet<&String> = own.map(|lease| &lease.host).collect();
+        for host in hosts.into_iter().step_by(2) {
+            let leases = split.leases.iter_mut().filter(|lease| lease.host == *host);
+            leases.for_each(|lease| lease.hotkey.clone_from(&second));
+            let events = split.events.iter_mut().filter(|event| event.host == *host);
             events.for_each(|event| event.hotkey.clone_from(&second));
         }
         let (one, two) = (epoch.settle().expect("settled"), split.settle().expect("settled"));
