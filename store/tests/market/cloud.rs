@@ -1,5 +1,7 @@
 //! Machines of clouds: they become hosts by their tickets, and no machine goes back while it works.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use nave_domain::{
     HostId, MicroUsd, Millis, Timestamp,
     host::{HostState, Trust},
@@ -36,8 +38,10 @@ pub async fn want(market: &Market, machine: Uuid) -> Result<(), StoreError> {
 
 /// The host that a wanted machine becomes.
 async fn enrol(market: &Market, machine: Uuid, hotkey: &str) -> Result<Joined, StoreError> {
+    // No two have the same keys and address, nor those of others that are enrolled here.
+    static NUMBER: AtomicU16 = AtomicU16::new(0x1000);
     let ticket = machine.simple().to_string();
-    let number = u16::from_be_bytes([hotkey.as_bytes()[0], machine.as_bytes()[15]]);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let joining = Joining { ticket: &ticket, hotkey, ..wish(number) };
     market.store.host_join(&joining).await
 }
