@@ -70,6 +70,14 @@ async fn only(market: &Market, span: i64) -> EventRow {
     all.remove(0)
 }
 
+/// The first event of a lease, which is its loss, after some time.
+async fn lost_after(market: &Market, lease: LeaseId, span: i64) -> EventRow {
+    let all = settle(market, span).await;
+    let lost = all.into_iter().find(|event| event.lease == Some(lease)).expect("lost");
+    assert_eq!(lost.kind, EventKind::HostLost);
+    lost
+}
+
 async fn hear_again(market: &Market, host: HostId, session: u64, boot: Option<&str>) {
     let heard = Heard { session, sequence: 1_000, seen_generation: 0, boot };
     market.store.host_report(host, heard, &inventory()).await.expect("heard");
@@ -261,16 +269,12 @@ async fn a_lost_host_that_comes_back_is_tested_and_its_test_decides() {
         ] {
             let (host, lease) = lose(market, name, customer).await;
             hear_again(market, host, 1, None).await;
-            let find = async |span| {
-                let all = settle(market, span).await;
-                all.into_iter().find(|event| event.lease == Some(lease)).expect("lost")
-            };
-            assert_eq!(fault(&find(60_000).await), None, "it is to be tested first");
+            assert_eq!(fault(&lost_after(market, lease, 60_000).await), None, "it is to be tested first");
             tested(market, host).await;
             test(market, host, Cause::Random, None, code).await;
-            let decided = fault(&find(1_000).await);
+            let decided = fault(&lost_after(market, lease, 1_000).await);
             assert_eq!(decided, expected.filter(|_| code.is_none()), "{name}: its owner may object");
-            assert_eq!(fault(&find(CONFIRM).await), expected, "{name}");
+            assert_eq!(fault(&lost_after(market, lease, CONFIRM).await), expected, "{name}");
         }
     })
     .await;
@@ -290,18 +294,14 @@ async fn a_lost_host_whose_machine_restarted_or_that_says_the_lease_is_gone_is_c
         let (forgets, gone) = lose(market, "forgets", customer).await;
         hear_again(market, forgets, 1, None).await;
         market.store.leases_gone(host, &[gone]).await.expect("told");
-        let find =
-            |all: Vec<EventRow>| all.into_iter().find(|event| event.lease == Some(gone)).expect("lost");
-        assert_eq!(fault(&find(settle(market, 15_000).await)), None, "another host says so");
+        assert_eq!(fault(&lost_after(market, gone, 15_000).await), None, "another host says so");
         market.store.leases_gone(forgets, &[gone]).await.expect("told");
-        assert_eq!(fault(&find(settle(market, 15_000).await)), hosts(ConfirmedBy::Report));
+        assert_eq!(fault(&lost_after(market, gone, 15_000).await), hosts(ConfirmedBy::Report));
         // One that says so at once.
         let tells = market.host("tells").await;
         let (_, lease) = market.run(customer, tells, &request()).await;
         market.store.lease_lost_told(tells, lease).await.expect("told");
-        let all = settle(market, 15_000).await;
-        let told = all.iter().find(|event| event.lease == Some(lease)).expect("lost");
-        assert_eq!((told.kind, fault(told)), (EventKind::HostLost, hosts(ConfirmedBy::Report)));
+        assert_eq!(fault(&lost_after(market, lease, 15_000).await), hosts(ConfirmedBy::Report));
     })
     .await;
 }
@@ -314,13 +314,13 @@ async fn a_verdict_that_is_taken_back_confirms_no_loss() {
         hear_again(market, host, 1, None).await;
         let wrong = test(market, host, Cause::Random, None, Some("vram_missing")).await;
         market.store.verdict_appeal("hotkey of right", wrong).await.expect("appeal");
-        let find = async |span| {
-            let all = settle(market, span).await;
-            all.into_iter().find(|event| event.lease == Some(lease)).expect("lost")
-        };
-        assert_eq!(fault(&find(CONFIRM + 1_000).await), None, "it is not judged again yet");
+        assert_eq!(
+            fault(&lost_after(market, lease, CONFIRM + 1_000).await),
+            None,
+            "it is not judged again yet"
+        );
         market.store.appeal_decide(wrong, &json!({ "passed": {} }), true).await.expect("right");
-        assert_eq!(fault(&find(CONFIRM).await), Some((Blame::Host, None)));
+        assert_eq!(fault(&lost_after(market, lease, CONFIRM).await), Some((Blame::Host, None)));
     })
     .await;
 }
@@ -771,10 +771,8 @@ async fn an_owner_may_take_a_host_back_from_spot_leases_and_nobody_is_excused_af
         for (name, departure) in [("banned", Departure::Ban), ("leaves", Departure::Leave)] {
             let (host, lease) = lose(market, name, customer).await;
             market.store.host_depart(None, host, departure).await.expect("departed");
-            let lost =
-                |all: Vec<EventRow>| all.into_iter().find(|event| event.lease == Some(lease)).expect("lost");
-            assert_eq!(fault(&lost(settle(market, 60_000).await)), None, "{name} too late");
-            assert_eq!(fault(&lost(settle(market, CONFIRM).await)), hosts(ConfirmedBy::Absence));
+            assert_eq!(fault(&lost_after(market, lease, 60_000).await), None, "{name} too late");
+            assert_eq!(fault(&lost_after(market, lease, CONFIRM).await), hosts(ConfirmedBy::Absence));
         }
     })
     .await;

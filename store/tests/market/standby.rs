@@ -1,7 +1,7 @@
 //! Which devices count as idle, and which hosts keep their obligations.
 
 use nave_domain::{
-    Bytes, HostId, LeaseId, MicroUsd, MilliCpu, Millis,
+    Bytes, HostId, MicroUsd, MilliCpu, Millis,
     event::{Blame, ConfirmedBy},
     host::{Inventory, Proven, ProvenDevice},
     job::Egress,
@@ -225,8 +225,12 @@ async fn hosts_that_fell_silent_at_once_are_verified_and_keep_their_obligations(
     }
 }
 
-/// What may be a breach of a lease, and is not decided.
-async fn happened(market: &Market, host: HostId, lease: LeaseId) -> i64 {
+/// What may be a breach of a lease that goes on, on a host that stands by, and is not decided.
+async fn happened(market: &Market) -> i64 {
+    let customer = market.customer("ada").await;
+    let host = gpus(market, "alpha").await;
+    let (_, lease) = market.run(customer, host, &request()).await;
+    look(market, 5_000).await;
     sqlx::query_scalar(
         "insert into events (kind, host_id, hotkey, lease_id, xid, key, since_ms, from_ms, until_ms, detail)
          values ('xid', $1, 'hotkey of alpha', $2, 79, 'one', 0, 0, 0, 'fell off') returning at_ms",
@@ -242,11 +246,7 @@ async fn happened(market: &Market, host: HostId, lease: LeaseId) -> i64 {
 async fn a_breach_in_a_lease_that_goes_on_ends_obligations_at_once() {
     open(async |market| {
         begin(market, json!({})).await;
-        let customer = market.customer("ada").await;
-        let host = gpus(market, "alpha").await;
-        let (_, lease) = market.run(customer, host, &request()).await;
-        look(market, 5_000).await;
-        let at = happened(market, host, lease).await;
+        let at = happened(market).await;
         decide_all(market, Blame::Host, Some(ConfirmedBy::Report)).await;
         let mut settlement = close(market).await;
         assert_eq!(settlement.leases(None).await.expect("leases"), [], "it goes on");
@@ -260,11 +260,7 @@ async fn a_breach_in_a_lease_that_goes_on_ends_obligations_at_once() {
 async fn a_breach_that_may_still_be_confirmed_costs_the_epoch_and_no_more() {
     open(async |market| {
         begin(market, json!({})).await;
-        let customer = market.customer("ada").await;
-        let host = gpus(market, "alpha").await;
-        let (_, lease) = market.run(customer, host, &request()).await;
-        look(market, 5_000).await;
-        let at = happened(market, host, lease).await;
+        let at = happened(market).await;
         let mut settlement = close(market).await;
         let line = settlement.idle(None).await.expect("idle").remove(0);
         assert!(line.obliged_since >= settlement.frame.closed_at);
